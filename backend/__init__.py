@@ -1,0 +1,1 @@
+"""BROS for Triton: one engine that serves real-time and best-effort requests together."""

@@ -1,0 +1,136 @@
+"""The engine: one thread that plans, commits, executes and reports, step after step.
+
+Read `Engine.step` first; everything else feeds it or carries its results away. Other threads reach the engine through
+one bounded inbox; results leave through `emit`, which must not block.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from backend.clock import Clock
+from backend.errors import BrosError, ExecutorError, OverloadedError
+from backend.executors import Executor
+from backend.plan import FailedRequest, StepBatch, StepOutput, StepResult
+from backend.request import Request, RequestId
+from backend.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+Emit = Callable[[StepOutput], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Take `request` in."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End a request; an unknown or finished one is ignored."""
+
+    request_id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """Call `look(scheduler)` on the engine's thread, between two steps."""
+
+    look: Callable[[Scheduler], None]
+
+
+Command = Submit | Cancel | Inspect
+
+
+class Engine:
+    """Scheduler, executor and clock put together; owned by the thread that calls `run` (or `step`)."""
+
+    def __init__(
+        self, scheduler: Scheduler, executor: Executor, clock: Clock, emit: Emit, max_inbox: int = 65_536
+    ) -> None:
+        self.scheduler = scheduler
+        self.executor = executor
+        self.clock = clock
+        self.error: BaseException | None = None  # what ended `run`, if it was not `stop`
+        self._emit = emit
+        self._inbox: deque[Command] = deque()
+        self._max_inbox = max_inbox
+        self._wake = threading.Condition()
+        self._stopping = False
+
+    def step(self) -> bool:
+        """Run one step; return False when there was nothing to do."""
+        self._drain_inbox()
+        plan = self.scheduler.plan(self.clock.now_s())  # a decision: nothing has moved
+        if plan.is_empty:
+            return False
+        batch = self.scheduler.commit(plan)  # the only place blocks and queues move
+        result = self._execute(batch)  # the only place time passes
+        if result is not None:
+            self._emit(self.scheduler.complete(batch, result, self.clock.now_s()))
+        return True
+
+    def post(self, command: Command) -> None:
+        """Hand a command to the engine's thread. Raises OverloadedError when the inbox is full; never blocks."""
+        with self._wake:
+            if len(self._inbox) >= self._max_inbox and not isinstance(command, Cancel):
+                raise OverloadedError(f"engine inbox: {self._max_inbox} commands are waiting", retry_after_s=1.0)
+            self._inbox.append(command)
+            self._wake.notify()
+
+    def run(self) -> None:
+        """Step until `stop`; sleep while there is nothing to do. An unexpected error fails every request and ends it."""
+        try:
+            while not self._stopping:
+                if not self.step():
+                    self._wait_for_work()
+        except BaseException as error:
+            self.error = error
+            logger.exception("the engine stops: %s", error)
+            raise
+        finally:
+            reason = ExecutorError(f"the engine stopped: {self.error or 'shut down'}")
+            self._emit(self.scheduler.fail_all(reason, self.clock.now_s()))
+
+    def stop(self) -> None:
+        """Make `run` return after the current step; requests still in the engine fail."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+
+    def _execute(self, batch: StepBatch) -> StepResult | None:
+        try:
+            return self.executor.execute(batch)
+        except ExecutorError as error:
+            logger.error("a step of %d requests failed: %s", len(batch.sequences), error)
+            self._emit(self.scheduler.fail(batch, error, self.clock.now_s()))
+            return None
+
+    def _drain_inbox(self) -> None:
+        while self._inbox:
+            match self._inbox.popleft():
+                case Submit(request):
+                    self._submit(request)
+                case Cancel(request_id):
+                    self._emit(self.scheduler.cancel(request_id, self.clock.now_s()))
+                case Inspect(look):
+                    look(self.scheduler)
+
+    def _submit(self, request: Request) -> None:
+        try:
+            self.scheduler.add(request, self.clock.now_s())
+        except BrosError as error:
+            self._emit(StepOutput(failed=(FailedRequest(request, error),)))
+
+    def _wait_for_work(self) -> None:
+        """Sleep until a command arrives, or until the scheduler expects to have work of its own."""
+        due_s = self.scheduler.next_event_s()
+        timeout_s = None if due_s is None else max(0.0, due_s - self.clock.now_s())
+        with self._wake:
+            self._wake.wait_for(lambda: self._inbox or self._stopping, timeout_s)

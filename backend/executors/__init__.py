@@ -1,0 +1,39 @@
+"""Executors run steps: the simulator, the torch engine and TensorRT-LLM behind one protocol.
+
+Heavy imports stay inside each executor's own modules, which are loaded when the executor is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from backend.plan import StepBatch, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorCapacity:
+    """What an executor can hold and do in one step. Slots are token positions of KV, `num_blocks * block_size` in all."""
+
+    block_size: int
+    num_blocks: int
+    num_host_slots: int
+    max_seq_len: int
+    max_tokens_per_step: int
+    max_seqs_per_step: int
+    fills_from_right: bool = True  # False: blocks fill from the left only, so the KV manager works in whole blocks
+    host_copy_s_per_token: float = 0.0  # to the host pool or back; 0 where there is no pool
+
+
+class Executor(Protocol):
+    """Runs one step at a time; called from the engine's thread only."""
+
+    def capacity(self) -> ExecutorCapacity: ...
+
+    def execute(self, batch: StepBatch) -> StepResult:
+        """Compute one step, blocking. Raises ExecutorError; then the batch's requests are lost, the executor is not."""
+        ...
+
+    def close(self) -> None:
+        """Release everything; idempotent."""
+        ...

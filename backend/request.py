@@ -1,0 +1,124 @@
+"""A request: what the client asked for (frozen) and how far the engine has come with it (owned by the scheduler).
+
+"Computed tokens catch up with known tokens" is the whole life of a request: known tokens are the prompt plus what was
+sampled so far; computed tokens have their K and V in the cache. A step that computes the last known token samples the
+next one. Prefill, chunked prefill, decode and resumption after a preemption are this one rule.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import NewType
+
+RequestId = NewType("RequestId", str)
+
+
+class PriorityClass(enum.Enum):
+    """Class of service: somebody waits for the tokens (`rt`), or only throughput counts (`be`)."""
+
+    REAL_TIME = "rt"
+    BEST_EFFORT = "be"
+
+
+class RequestState(enum.Enum):
+    """Where a request stands in the scheduler.
+
+    WAITING holds no KV slots; RUNNING may be put in any step; PREEMPTED lost KV slots and has not caught up yet.
+    """
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+class FinishReason(enum.Enum):
+    """Why a request ended; the wire's `finish_reason`."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Latency objectives of a real-time request, in seconds; `itl_slo_s` bounds the gap between two tokens."""
+
+    ttft_slo_s: float
+    tpot_slo_s: float
+    itl_slo_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep the whole vocabulary."""
+
+    max_tokens: int = 16
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    wants_log_probs: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One generation request; mutated by the scheduler only.
+
+    `prompt_token_ids` is never empty. `slo` is given for REAL_TIME, `deadline_s` (absolute, finish by) may be given for
+    BEST_EFFORT. `arrival_index` is the total order of arrivals that ends every sort key.
+    """
+
+    request_id: RequestId
+    priority_class: PriorityClass
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    arrival_s: float
+    slo: Slo | None = None
+    deadline_s: float | None = None
+
+    arrival_index: int = -1
+    state: RequestState = RequestState.WAITING
+    finish_reason: FinishReason | None = None
+    token_ids: list[int] = field(default_factory=list)  # known tokens: prompt, then output
+    num_computed: int = 0  # leading known tokens whose K and V are in the cache
+    row: int | None = None  # row of the slot table while it holds slots
+    first_scheduled_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    num_preemptions: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.prompt_token_ids, f"request {self.request_id!r}: the prompt is empty"
+        self.token_ids = list(self.prompt_token_ids)
+
+    @property
+    def is_rt(self) -> bool:
+        return self.priority_class is PriorityClass.REAL_TIME
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.token_ids) - len(self.prompt_token_ids)
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Known tokens whose K and V are missing: 1 while decoding, more while (re)prefilling."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def max_total_tokens(self) -> int:
+        """The longest this request can become."""
+        return len(self.prompt_token_ids) + self.sampling.max_tokens

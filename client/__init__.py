@@ -1,0 +1,1 @@
+"""Client library and command line for a Triton server that serves the `bros` models."""

@@ -1,0 +1,72 @@
+"""Values of the KV cache: sides, layouts, configuration, copies and usage."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NewType
+
+import numpy as np
+from numpy.typing import NDArray
+
+Row = NewType("Row", int)  # a holder of slots: its index in the slot table
+
+
+class Side(enum.Enum):
+    """From which end of a block a holder fills: real-time from the head, best-effort from the tail."""
+
+    HEAD = "head"
+    TAIL = "tail"
+
+
+class Layout(enum.Enum):
+    """How blocks are given out.
+
+    TWO_ENDED: a head and a tail may share a block. UNSHARED: one holder per block (the ablation).
+    WHOLE_BLOCK: for engines that fill from the left only: whole blocks, heads from one end of the pool, tails from
+    the other, every holder filling left to right.
+    """
+
+    TWO_ENDED = "two_ended"
+    UNSHARED = "unshared"
+    WHOLE_BLOCK = "whole_block"
+
+
+@dataclass(frozen=True, slots=True)
+class KVConfig:
+    """Size and layout of the cache. `num_host_slots` bounds the host pool; 0 means that preemption recomputes."""
+
+    num_blocks: int
+    block_size: int = 16
+    max_seq_len: int = 8192
+    num_host_slots: int = 0
+    layout: Layout = Layout.TWO_ENDED
+
+    @property
+    def num_slots(self) -> int:
+        return self.num_blocks * self.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class SlotCopy:
+    """Pairs of slots to copy between the device pool and the host pool; both int32 [n], same length."""
+
+    device_slots: NDArray[np.int32]
+    host_slots: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.device_slots)
+
+
+@dataclass(frozen=True, slots=True)
+class KVUsage:
+    """A count of the pool: slots by state, blocks by sharing."""
+
+    num_free_slots: int
+    num_head_slots: int
+    num_tail_slots: int
+    num_free_blocks: int
+    num_head_blocks: int
+    num_tail_blocks: int
+    num_shared_blocks: int
+    num_host_slots_used: int

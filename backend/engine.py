@@ -15,13 +15,16 @@ from dataclasses import dataclass
 from backend.clock import Clock
 from backend.errors import BrosError, ExecutorError, OverloadedError
 from backend.executors import Executor
-from backend.plan import FailedRequest, StepBatch, StepOutput, StepResult
+from backend.plan import FailedRequest, StepBatch, StepOutput, StepPlan, StepResult
 from backend.request import Request, RequestId
 from backend.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
+MAX_INBOX = 65_536  # commands; far above any sum of queue limits, so that only a stuck engine reaches it
+
 Emit = Callable[[StepOutput], None]
+Record = Callable[[StepPlan, StepBatch, StepResult, StepOutput], None]  # called after each step, on the engine's thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +55,15 @@ class Engine:
     """Scheduler, executor and clock put together; owned by the thread that calls `run` (or `step`)."""
 
     def __init__(
-        self, scheduler: Scheduler, executor: Executor, clock: Clock, emit: Emit, max_inbox: int = 65_536
+        self, scheduler: Scheduler, executor: Executor, clock: Clock, emit: Emit, record: Record | None = None
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.clock = clock
         self.error: BaseException | None = None  # what ended `run`, if it was not `stop`
         self._emit = emit
+        self._record = record or (lambda *_: None)
         self._inbox: deque[Command] = deque()
-        self._max_inbox = max_inbox
         self._wake = threading.Condition()
         self._stopping = False
 
@@ -73,14 +76,16 @@ class Engine:
         batch = self.scheduler.commit(plan)  # the only place blocks and queues move
         result = self._execute(batch)  # the only place time passes
         if result is not None:
-            self._emit(self.scheduler.complete(batch, result, self.clock.now_s()))
+            output = self.scheduler.complete(batch, result, self.clock.now_s())
+            self._emit(output)
+            self._record(plan, batch, result, output)
         return True
 
     def post(self, command: Command) -> None:
         """Hand a command to the engine's thread. Raises OverloadedError when the inbox is full; never blocks."""
         with self._wake:
-            if len(self._inbox) >= self._max_inbox and not isinstance(command, Cancel):
-                raise OverloadedError(f"engine inbox: {self._max_inbox} commands are waiting", retry_after_s=1.0)
+            if len(self._inbox) >= MAX_INBOX and not isinstance(command, Cancel):
+                raise OverloadedError(f"engine inbox: {MAX_INBOX} commands are waiting", retry_after_s=1.0)
             self._inbox.append(command)
             self._wake.notify()
 

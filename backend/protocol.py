@@ -1,0 +1,229 @@
+"""Messages between the Triton stubs and the engine process, and their frames on a Unix socket.
+
+    stub ── Hello, Submit, Cancel, Snapshot ──► engine
+    stub ◄── EngineState, Chunks, Metrics, SnapshotReply ── engine
+
+A frame is four bytes of length (big-endian) and one message in msgpack. A message's type is its first element; a
+connection opens with `Hello` and is closed by the engine when the versions differ. `handle` numbers the requests of
+one connection; every handle ends in exactly one chunk that has an `end`.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import msgspec
+
+from backend.errors import EngineUnavailableError
+
+VERSION = 1
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+_LENGTH = struct.Struct(">I")
+
+
+class Stage(enum.Enum):
+    """Where the engine is between start and stop."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """Sampling as the client asked for it; None takes the engine's default. See `backend.request.SamplingParams`."""
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked request. Exactly one of `text`, `messages` (JSON) and `token_ids` is given. Times are in seconds.
+
+    `priority_class` is `rt` or `be`; a missing SLO takes the engine's default; `deadline_s` counts from arrival.
+    """
+
+    priority_class: str
+    text: str | None = None
+    messages: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    sampling: Sampling = Sampling()
+    stop_words: tuple[str, ...] = ()
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
+    itl_slo_s: float | None = None
+    deadline_s: float | None = None
+    timeout_s: float | None = None
+    is_streamed: bool = False
+    echoes_prompt: bool = False
+    wants_log_probs: bool = False
+    wants_metrics: bool = False
+    wants_num_input_tokens: bool = False
+    wants_num_output_tokens: bool = False
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """First message of a connection. `name` is the model's; `wants_metrics`: send `Metrics` on this connection."""
+
+    version: int
+    name: str
+    wants_metrics: bool = False
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Take a request in. `client_id` is the client's own id, for messages only; `arrival_s` is on the machine's clock."""
+
+    handle: int
+    client_id: str
+    arrival_s: float
+    generation: Generation
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """End a request; unknown and ended ones are ignored. `timed_out`: its own timeout ended it, so report an error."""
+
+    handle: int
+    timed_out: bool = False
+
+
+class Snapshot(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Ask for the engine's state as JSON; the answer is a chunk of text that ends at once."""
+
+    handle: int
+
+
+class Timings(msgspec.Struct, frozen=True, array_like=True):
+    """What happened to a request. Seconds; None where there was no such moment."""
+
+    queue_s: float | None
+    ttft_s: float | None
+    tpot_s: float | None
+    num_preemptions: int
+    num_input_tokens: int
+    num_output_tokens: int
+
+
+class End(msgspec.Struct, frozen=True, array_like=True):
+    """How a request ended: `finish_reason`, or an error as its code, Triton status and message."""
+
+    finish_reason: str | None = None
+    timings: Timings | None = None
+    error_code: str | None = None
+    error_status: str = "INTERNAL"
+    error_message: str = ""
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True):
+    """New output of one request; the last one carries `end`."""
+
+    handle: int
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    log_probs: tuple[float, ...] | None = None
+    end: End | None = None
+
+
+class Chunks(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """All output of one step for one connection."""
+
+    chunks: tuple[Chunk, ...]
+
+
+class EngineState(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Sent on connecting and at every change. `fraction` of loading, 0 to 1, where it is known."""
+
+    stage: Stage
+    detail: str = ""
+    fraction: float | None = None
+
+
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    """News of one time series: an increment (counter), a value (gauge) or observations (histogram)."""
+
+    name: str
+    labels: dict[str, str]
+    value: float = 0.0
+    observations: tuple[float, ...] = ()
+
+
+class Metrics(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """What changed since the last `Metrics` on this connection."""
+
+    samples: tuple[Sample, ...]
+
+
+ToEngine = Hello | Submit | Cancel | Snapshot
+ToStub = Chunks | EngineState | Metrics
+
+M = TypeVar("M")
+_encoder = msgspec.msgpack.Encoder()
+
+
+class ProtocolError(Exception):
+    """The peer sent what this version does not understand; the connection is closed."""
+
+
+def frame(message: ToEngine | ToStub) -> bytes:
+    """Return `message` as bytes to send."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Reader(Generic[M]):
+    """Yields the messages that arrive on a socket, until the peer closes it. Raises ProtocolError on garbage."""
+
+    def __init__(self, connection: socket.socket, message_type: type[M]) -> None:
+        self._stream = connection.makefile("rb")
+        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(message_type)
+
+    def __iter__(self) -> Iterator[M]:
+        while (message := self.read()) is not None:
+            yield message
+
+    def read(self) -> M | None:
+        """Return the next message; None once the peer has closed."""
+        head = self._stream.read(_LENGTH.size)
+        if len(head) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack(head)
+        if length > MAX_FRAME_BYTES:
+            raise ProtocolError(f"a frame of {length} bytes exceeds {MAX_FRAME_BYTES}")
+        body = self._stream.read(length)
+        if len(body) < length:
+            return None
+        try:
+            return self._decoder.decode(body)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(f"not a message of protocol version {VERSION}: {error}") from error
+
+
+def engine_reader(connection: socket.socket) -> Reader[ToEngine]:
+    """Return the engine's end: reads what stubs send."""
+    return Reader(connection, ToEngine)  # type: ignore[arg-type]  # a union is a type to msgspec, not to mypy
+
+
+def stub_reader(connection: socket.socket) -> Reader[ToStub]:
+    """Return the stub's end: reads what the engine sends."""
+    return Reader(connection, ToStub)  # type: ignore[arg-type]  # as above
+
+
+def send(connection: socket.socket, message: ToEngine | ToStub) -> None:
+    """Send `message`, blocking up to the socket's timeout. Raises EngineUnavailableError when that fails."""
+    try:
+        connection.sendall(frame(message))
+    except OSError as error:
+        raise EngineUnavailableError(f"the connection to the engine broke: {error}") from error

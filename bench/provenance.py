@@ -1,0 +1,55 @@
+"""Where a result comes from: commit, date, machine and versions, stored in every result file."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_CODE = ("backend", "kv", "bench", "client")
+_PACKAGES = ("numpy", "scipy", "torch", "nvidia-pytriton", "tritonclient")
+
+
+def provenance() -> dict[str, Any]:
+    """Return JSON-ready facts about this checkout and machine."""
+    return {
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "has_local_changes": bool(
+            _git("status", "--porcelain", "--untracked-files=no", "--", "backend", "kv", "bench")
+        ),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": {"cpu": _cpu_model(), "num_cores": os.cpu_count(), "memory_gib": _memory_gib()},
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).parent
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _memory_gib() -> float:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,99 @@
+"""`bros status`: is the server there, are the models ready, what does the engine do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+
+import httpx2
+import msgspec
+
+from client import wire
+from client.client import Client
+from client.commands.arguments import Subparsers, add_url
+from client.errors import ClientError
+from client.snapshot import Snapshot
+
+_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What the server says of itself and of each model."""
+
+    is_live: bool
+    is_ready: bool
+    ready_models: dict[str, bool]
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "status",
+        help="is it serving, and what",
+        description="Ask the server and its engine how they are; 0 when ready.",
+    )
+    add_url(parser)
+    parser.add_argument(
+        "--http-url",
+        default=wire.DEFAULT_HTTP_URL,
+        help="Triton's HTTP endpoint, for its health (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the status; 0 when server, models and engine are ready."""
+    readiness = ask_readiness(args.http_url)
+    snapshot, problem = _inspect(args.url) if readiness.is_live else (None, f"no server at {args.http_url}")
+    if args.json:
+        engine = msgspec.to_builtins(snapshot) if snapshot else None
+        print(json.dumps({**asdict(readiness), "engine": engine, "problem": problem}))
+    else:
+        print(describe(readiness, snapshot))
+        if problem:
+            print(f"bros: {problem}", file=sys.stderr)
+    return 0 if readiness.is_ready and all(readiness.ready_models.values()) else 1
+
+
+def ask_readiness(http_url: str) -> Readiness:
+    """Ask Triton's health endpoints; what does not answer is not ready."""
+
+    with httpx2.Client(base_url=http_url, timeout=_TIMEOUT_S) as http:
+
+        def is_ok(path: str) -> bool:
+            try:
+                return http.get(path).status_code == 200
+            except httpx2.HTTPError:
+                return False
+
+        is_live = is_ok("/v2/health/live")
+        models = {model: is_live and is_ok(f"/v2/models/{model}/ready") for model in wire.MODELS}
+        return Readiness(is_live, is_live and is_ok("/v2/health/ready"), models)
+
+
+def describe(readiness: Readiness, snapshot: Snapshot | None) -> str:
+    """Return the status in a few lines."""
+    words = {True: "ready", False: "not ready"}
+    lines = [f"server  {words[readiness.is_ready] if readiness.is_live else 'down'}"]
+    lines += [f"{model:<7} {words[is_ready]}" for model, is_ready in readiness.ready_models.items()]
+    if snapshot is not None:
+        num_slots = snapshot.kv.num_blocks * snapshot.kv.block_size
+        lines.append(f"policy  {snapshot.policy}")
+        lines += [
+            f"{name:<7} {now.num_running} running, {now.num_waiting} waiting, {now.num_preempted} preempted"
+            for name, now in snapshot.requests_by_class.items()
+        ]
+        lines.append(f"kv      rt {sum(snapshot.kv.head_fill)}, be {sum(snapshot.kv.tail_fill)} of {num_slots} slots")
+    return "\n".join(lines)
+
+
+def _inspect(url: str) -> tuple[Snapshot | None, str | None]:
+    try:
+        with Client(url) as client:
+            return client.inspect(), None
+    except ClientError as error:
+        return None, str(error)

@@ -1,0 +1,77 @@
+"""Transports carry a call to a server and bring its responses back, over gRPC, over HTTP, or to a fake.
+
+`connect` and `connect_async` choose one by URL. A transport has one method; closing the iterator it returned cancels
+the request, and everything it raises is a `client.errors.ClientError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from client.generation import Call, Outputs
+
+
+class Transport(Protocol):
+    """The way to a server, for threads. Safe to share between them."""
+
+    def stream(self, call: Call) -> Generator[Outputs, None, None]:
+        """Send `call` when the first response is asked for; yield responses as they arrive; `close()` cancels it."""
+        ...
+
+    def close(self) -> None:
+        """Give up the connections; idempotent."""
+        ...
+
+
+class AsyncTransport(Protocol):
+    """The way to a server, for one event loop: to be made and used inside it."""
+
+    def stream(self, call: Call) -> AsyncGenerator[Outputs, None]:
+        """As `Transport.stream`; `aclose()`, or cancelling the task, cancels the request."""
+        ...
+
+    async def close(self) -> None:
+        """Give up the connections; idempotent."""
+        ...
+
+
+def connect(url: str) -> Transport:
+    """Return the transport for `grpc[s]://host:port`, `http[s]://host:port` or `fake://`."""
+    scheme = urlsplit(url).scheme
+    if scheme in ("grpc", "grpcs"):
+        from client.transports.grpc import GrpcTransport
+
+        return GrpcTransport(url)
+    if scheme in ("http", "https"):
+        from client.transports.http import HttpTransport
+
+        return HttpTransport(url)
+    if scheme == "fake":
+        from client.transports.fake import FakeServer, FakeTransport
+
+        return FakeTransport(FakeServer.from_url(url))
+    raise ValueError(_unknown(url))
+
+
+def connect_async(url: str) -> AsyncTransport:
+    """As `connect`, for the running event loop."""
+    scheme = urlsplit(url).scheme
+    if scheme in ("grpc", "grpcs"):
+        from client.transports.grpc import AsyncGrpcTransport
+
+        return AsyncGrpcTransport(url)
+    if scheme in ("http", "https"):
+        from client.transports.http import AsyncHttpTransport
+
+        return AsyncHttpTransport(url)
+    if scheme == "fake":
+        from client.transports.fake import AsyncFakeTransport, FakeServer
+
+        return AsyncFakeTransport(FakeServer.from_url(url))
+    raise ValueError(_unknown(url))
+
+
+def _unknown(url: str) -> str:
+    return f"url {url!r}: must begin with grpc://, grpcs://, http://, https:// or fake://"

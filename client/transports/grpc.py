@@ -1,0 +1,137 @@
+"""gRPC: one `ModelStreamInfer` call per request, all on one HTTP/2 connection.
+
+A call per request, rather than many requests on one call, so that a request can be cancelled alone: on Triton's
+stream the unit of cancellation is the call. With the header `triton_grpc_error` an error has its status code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+import grpc.aio
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from client import wire
+from client.errors import ClientError, InvalidRequestError, parse_error
+from client.generation import Call, Outputs, Scalar
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of our own: clients do not share one by accident
+)
+_METADATA = (("triton_grpc_error", "true"),)
+_FORMATS = {"BOOL": "?", "INT32": "i", "UINT32": "I", "INT64": "q", "UINT64": "Q", "FP32": "f", "FP64": "d"}
+_PARAMETER_FIELDS = {str: "string_param", bool: "bool_param", int: "int64_param", float: "double_param"}
+
+
+class GrpcTransport:
+    """Transport over gRPC, for threads."""
+
+    def __init__(self, url: str = wire.DEFAULT_GRPC_URL) -> None:
+        address = urlsplit(url)
+        self._channel = (
+            grpc.secure_channel(address.netloc, grpc.ssl_channel_credentials(), _CHANNEL_OPTIONS)
+            if address.scheme == "grpcs"
+            else grpc.insecure_channel(address.netloc, _CHANNEL_OPTIONS)
+        )
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def stream(self, call: Call) -> Generator[Outputs, None, None]:
+        responses = self._stub.ModelStreamInfer(
+            iter((encode_request(call),)), timeout=call.timeout_s, metadata=_METADATA
+        )
+        try:
+            for response in responses:
+                yield decode_response(response)
+        except grpc.RpcError as error:
+            raise _client_error(error) from error
+        finally:
+            responses.cancel()
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class AsyncGrpcTransport:
+    """Transport over gRPC, for one event loop."""
+
+    def __init__(self, url: str = wire.DEFAULT_GRPC_URL) -> None:
+        address = urlsplit(url)
+        self._channel = (
+            grpc.aio.secure_channel(address.netloc, grpc.ssl_channel_credentials(), _CHANNEL_OPTIONS)
+            if address.scheme == "grpcs"
+            else grpc.aio.insecure_channel(address.netloc, _CHANNEL_OPTIONS)
+        )
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    async def stream(self, call: Call) -> AsyncGenerator[Outputs, None]:
+        responses = self._stub.ModelStreamInfer(
+            iter((encode_request(call),)), timeout=call.timeout_s, metadata=_METADATA
+        )
+        try:
+            async for response in responses:
+                yield decode_response(response)
+        except grpc.RpcError as error:
+            raise _client_error(error) from error
+        finally:
+            responses.cancel()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+def encode_request(call: Call) -> service_pb2.ModelInferRequest:
+    """Return the protobuf message for a call."""
+    request = service_pb2.ModelInferRequest(model_name=call.model, id=call.request_id)
+    for name, value in call.inputs.items():
+        spec = wire.INPUTS[name]
+        elements: Sequence[Scalar] = [value] if isinstance(value, Scalar) else value
+        request.inputs.add(name=name, datatype=spec.datatype, shape=[len(elements)])
+        request.raw_input_contents.append(_pack(name, spec.datatype, elements))
+    for name, parameter in call.parameters.items():
+        setattr(request.parameters[name], _PARAMETER_FIELDS[type(parameter)], parameter)
+    return request
+
+
+def decode_response(response: service_pb2.ModelStreamInferResponse) -> Outputs:
+    """Return the outputs of one response; raise what it reports."""
+    if response.error_message:
+        raise parse_error(response.error_message)
+    infer = response.infer_response
+    contents = zip(infer.outputs, infer.raw_output_contents, strict=True)
+    return {tensor.name: _unpack(tensor.datatype, content) for tensor, content in contents}
+
+
+def _pack(name: str, datatype: str, elements: Sequence[Scalar]) -> bytes:
+    if datatype == "BYTES":
+        encoded = [str(element).encode() for element in elements]
+        return b"".join(struct.pack("<I", len(data)) + data for data in encoded)
+    try:
+        return struct.pack(f"<{len(elements)}{_FORMATS[datatype]}", *elements)
+    except (struct.error, OverflowError) as error:
+        raise InvalidRequestError(f"INVALID_REQUEST: {name}: {elements!r} does not fit {datatype}: {error}") from error
+
+
+def _unpack(datatype: str, content: bytes) -> list[Any]:
+    if datatype != "BYTES":
+        code = _FORMATS[datatype]
+        return list(struct.unpack(f"<{len(content) // struct.calcsize(code)}{code}", content))
+    elements, start = [], 0
+    while start < len(content):
+        (length,) = struct.unpack_from("<I", content, start)
+        start += 4 + length
+        elements.append(content[start - length : start].decode(errors="replace"))
+    return elements
+
+
+def _client_error(error: grpc.RpcError) -> ClientError:
+    details, status = "", "UNKNOWN"
+    with contextlib.suppress(AttributeError):  # an RpcError of a stream is a Call, but its type does not say so
+        details, status = error.details() or "", error.code().name
+    return parse_error(details, status)

@@ -1,0 +1,81 @@
+"""Names on the wire: models, input and output tensors, request parameters, and the ports of a server.
+
+The same names stand in `backend/wire.py` and `model_repository/*/config.pbtxt`, which ship separately; a contract test
+compares them. Milliseconds and whole words here; everywhere else in this package times are seconds.
+
+Introspection: a request to model `bros` with the parameter `inspect` = `engine` and no prompt gets one response whose
+`text_output` is a JSON object, `client.snapshot.Snapshot` on this side. It is refused where the server's configuration
+has it off, which is the default beyond loopback.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MODEL = "bros"  # the class is said per request
+MODEL_RT = "bros_rt"  # every request is real-time
+MODEL_BE = "bros_be"  # every request is best-effort
+MODELS = (MODEL, MODEL_RT, MODEL_BE)
+
+INSPECT = "inspect"  # request parameter
+INSPECT_ENGINE = "engine"  # its only value
+
+DEFAULT_GRPC_URL = "grpc://127.0.0.1:8001"
+DEFAULT_HTTP_URL = "http://127.0.0.1:8000"
+DEFAULT_METRICS_URL = "http://127.0.0.1:8002/metrics"
+
+Datatype = Literal["BYTES", "BOOL", "INT32", "UINT64", "FP32"]  # as Triton's protocol spells them
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Type and shape of a tensor: `dim` is 1 for a scalar and -1 for a list."""
+
+    datatype: Datatype
+    dim: Literal[1, -1] = 1
+
+
+INPUTS: dict[str, TensorSpec] = {
+    "text_input": TensorSpec("BYTES"),
+    "messages": TensorSpec("BYTES"),
+    "input_ids": TensorSpec("INT32", -1),
+    "priority_class": TensorSpec("BYTES"),
+    "ttft_slo_ms": TensorSpec("FP32"),
+    "tpot_slo_ms": TensorSpec("FP32"),
+    "itl_slo_ms": TensorSpec("FP32"),
+    "deadline_ms": TensorSpec("FP32"),
+    "max_tokens": TensorSpec("INT32"),
+    "min_tokens": TensorSpec("INT32"),
+    "stream": TensorSpec("BOOL"),
+    "temperature": TensorSpec("FP32"),
+    "top_k": TensorSpec("INT32"),
+    "top_p": TensorSpec("FP32"),
+    "min_p": TensorSpec("FP32"),
+    "repetition_penalty": TensorSpec("FP32"),
+    "presence_penalty": TensorSpec("FP32"),
+    "frequency_penalty": TensorSpec("FP32"),
+    "seed": TensorSpec("UINT64"),
+    "stop_words": TensorSpec("BYTES", -1),
+    "ignore_eos": TensorSpec("BOOL"),
+    "exclude_input_in_output": TensorSpec("BOOL"),
+    "return_log_probs": TensorSpec("BOOL"),
+    "return_metrics": TensorSpec("BOOL"),
+}
+"""What this client sends; the backend takes more names, for the sake of other clients."""
+
+OUTPUTS: dict[str, TensorSpec] = {
+    "text_output": TensorSpec("BYTES", -1),
+    "output_ids": TensorSpec("INT32", -1),
+    "finish_reason": TensorSpec("BYTES"),
+    "log_probs": TensorSpec("FP32", -1),
+    "ttft_ms": TensorSpec("FP32"),
+    "tpot_ms": TensorSpec("FP32"),
+    "queue_ms": TensorSpec("FP32"),
+    "num_preemptions": TensorSpec("INT32"),
+    "num_input_tokens": TensorSpec("INT32"),
+    "num_output_tokens": TensorSpec("INT32"),
+}
+
+ERROR_CODES = ("INVALID_REQUEST", "TOO_LARGE", "OVERLOADED", "CANCELLED", "ENGINE_DOWN", "EXECUTOR_FAILED", "INTERNAL")
+"""Codes that stand in front of an error's message (`OVERLOADED: be queue full; retry_after_ms=200`)."""

@@ -1,0 +1,45 @@
+"""Clients under test: on the fake, and (`-m triton`) on a real server over gRPC and HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from client import AsyncFakeTransport, Client, FakeServer, FakeTransport
+from client.transports import AsyncTransport, Transport, connect, connect_async
+
+TOKEN_S = 0.001  # of the fake, so that a timeout can be met
+TRANSPORTS = (
+    "fake",
+    pytest.param("grpc", marks=pytest.mark.triton),
+    pytest.param("http", marks=pytest.mark.triton),
+)
+
+
+class Endpoint:
+    """A server to test against: makes transports of both kinds to it."""
+
+    def __init__(self, url: str | None) -> None:
+        self._url = url
+        self.fake = FakeServer(token_s=TOKEN_S)
+
+    def transport(self) -> Transport:
+        return connect(self._url) if self._url else FakeTransport(self.fake)
+
+    def async_transport(self) -> AsyncTransport:
+        return connect_async(self._url) if self._url else AsyncFakeTransport(self.fake)
+
+
+@pytest.fixture(params=TRANSPORTS)
+def endpoint(request: pytest.FixtureRequest) -> Endpoint:
+    if request.param == "fake":
+        return Endpoint(None)
+    server = request.getfixturevalue("triton_server")
+    return Endpoint(server.grpc_url if request.param == "grpc" else server.http_url)
+
+
+@pytest.fixture
+def client(endpoint: Endpoint) -> Iterator[Client]:
+    with Client(endpoint.transport()) as client:
+        yield client

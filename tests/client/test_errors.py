@@ -1,0 +1,48 @@
+"""Messages of the server become typed errors."""
+
+from __future__ import annotations
+
+import pytest
+
+import client.errors as errors
+from client import wire
+from client.errors import OverloadedError, RequestError, parse_error
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "error_type"),
+    [
+        ("INVALID_REQUEST: max_tokens: 0 is below 1", "", errors.InvalidRequestError),
+        ("TOO_LARGE: request 'a7': prompt of 9000 tokens exceeds 8192", "", errors.TooLargeError),
+        ("CANCELLED: request 'a7': timed out", "", errors.CancelledError),
+        ("ENGINE_DOWN: there is no engine", "", errors.UnavailableError),
+        ("EXECUTOR_FAILED: a step failed", "", errors.ExecutionError),
+        ("in ensemble 'x', TOO_LARGE: wrapped by another model", "", errors.TooLargeError),
+        ("Request for unknown model: 'bros' is not found", "NOT_FOUND", errors.UnavailableError),
+        ("Deadline Exceeded", "DEADLINE_EXCEEDED", errors.CancelledError),
+        ("Expected JSON: it was not", "", errors.RequestError),
+    ],
+)
+def test_code_decides_the_type_and_status_stands_in(
+    message: str, status: str, error_type: type[errors.ClientError]
+) -> None:
+    error = parse_error(message, status)
+    assert type(error) is error_type
+    assert str(error) == message
+
+
+def test_retry_advice_is_read_from_the_message() -> None:
+    error = parse_error("OVERLOADED: be queue: 512 requests wait; retry_after_ms=250")
+    assert isinstance(error, OverloadedError)
+    assert error.retry_after_s == 0.25
+
+
+def test_overload_without_advice_gets_a_second() -> None:
+    error = parse_error("OVERLOADED: full")
+    assert isinstance(error, OverloadedError)
+    assert error.retry_after_s == 1.0
+
+
+@pytest.mark.parametrize("code", wire.ERROR_CODES)
+def test_every_code_has_a_type_of_its_own(code: str) -> None:
+    assert type(parse_error(f"{code}: words")) not in (errors.ClientError, RequestError)

@@ -46,6 +46,11 @@ def read_tokenizer(files: ModelFiles) -> TokenizerParts:
     return _from_gguf(read_gguf(files.path)) if files.is_gguf else _from_directory(files.path)
 
 
+def read_eos_ids(files: ModelFiles) -> frozenset[int]:
+    """Return every token id that ends a text, as the model's configuration (not its tokenizer) has it."""
+    return _gguf_eos_ids(read_gguf(files.path)) if files.is_gguf else _configured_eos_ids(files.path)
+
+
 def _from_directory(directory: Path) -> TokenizerParts:
     import tokenizers
 
@@ -58,7 +63,7 @@ def _from_directory(directory: Path) -> TokenizerParts:
     bos = special.get("bos_token")
     return TokenizerParts(
         backend=backend,
-        eos_token_ids=_directory_eos_ids(directory, backend, special.get("eos_token")),
+        eos_token_ids=_configured_eos_ids(directory) | _known_ids(backend, special.get("eos_token")),
         bos_token_id=backend.token_to_id(bos) if bos else None,
         adds_bos=False,
         chat_template=_directory_template(directory, config, special),
@@ -79,15 +84,18 @@ def _token_text(value: object) -> str:
     return str(value["content"]) if isinstance(value, dict) else str(value)
 
 
-def _directory_eos_ids(directory: Path, backend: tokenizers.Tokenizer, eos_token: str | None) -> frozenset[int]:
-    """Collect every id that ends a text: the generation config may name several."""
+def _configured_eos_ids(directory: Path) -> frozenset[int]:
+    """A generation config may name several ids."""
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         value = _read_json(directory / name).get("eos_token_id")
         ids.update([value] if isinstance(value, int) else value if isinstance(value, list) else [])
-    if eos_token is not None and (token_id := backend.token_to_id(eos_token)) is not None:
-        ids.add(token_id)
     return frozenset(ids)
+
+
+def _known_ids(backend: tokenizers.Tokenizer, token: str | None) -> frozenset[int]:
+    token_id = None if token is None else backend.token_to_id(token)
+    return frozenset() if token_id is None else frozenset({token_id})
 
 
 def _directory_template(
@@ -112,8 +120,7 @@ def _from_gguf(gguf: GGUFFile) -> TokenizerParts:
     tokens = gguf.strings("tokenizer.ggml.tokens")
     bos = gguf.fields.get("tokenizer.ggml.bos_token_id")
     bos_id = bos if isinstance(bos, int) else None
-    ends = (gguf.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
-    eos_ids = frozenset(end for end in ends if isinstance(end, int))
+    eos_ids = _gguf_eos_ids(gguf)
     special = {"bos_token": tokens[bos_id]} if bos_id is not None else {}
     if eos_ids:
         special["eos_token"] = tokens[min(eos_ids)]
@@ -125,6 +132,11 @@ def _from_gguf(gguf: GGUFFile) -> TokenizerParts:
         adds_bos=bool(gguf.fields.get("tokenizer.ggml.add_bos_token", False)),
         chat_template=ChatTemplate(str(template), special) if template else None,
     )
+
+
+def _gguf_eos_ids(gguf: GGUFFile) -> frozenset[int]:
+    ends = (gguf.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    return frozenset(end for end in ends if isinstance(end, int))
 
 
 def _byte_level_bpe(gguf: GGUFFile, tokens: list[str], pre: str) -> tokenizers.Tokenizer:

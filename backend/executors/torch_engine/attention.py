@@ -1,0 +1,83 @@
+"""Attention over slot tables: the interface, and the plain torch implementation that runs everywhere.
+
+N tokens, H query heads, G key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from backend.executors.torch_engine.inputs import Segment, StepInputs
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What differs between models and between a model's layers. `window` None: a token sees all before it."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+class SlotAttention(Protocol):
+    """Attends from the step's tokens to the K and V of their sequences."""
+
+    def attend(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, inputs: StepInputs, shape: AttentionShape
+    ) -> torch.Tensor:
+        """Return [N, H, D] for queries [N, H, D], over one layer's pools [S, G, D], the step's own tokens included."""
+        ...
+
+
+class TorchAttention:
+    """Gathers each sequence's K and V by slot and calls torch's attention: right everywhere, fast for long chunks."""
+
+    def attend(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, inputs: StepInputs, shape: AttentionShape
+    ) -> torch.Tensor:
+        out = torch.empty_like(queries)
+        for segment in inputs.segments:
+            span = slice(segment.offset, segment.offset + segment.num_new)
+            slots = torch.from_numpy(inputs.slot_table[segment.row, : segment.num_context]).to(keys.device)
+            out[span] = attend_segment(queries[span], keys[slots], values[slots], segment, shape)
+        return out
+
+
+def attend_segment(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, segment: Segment, shape: AttentionShape
+) -> torch.Tensor:
+    """Return [n, H, D] for the queries [n, H, D] of one sequence over its own K and V [context, G, D]."""
+    mask = causal_mask(segment, shape.window, queries.device)
+    q, k, v = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))
+    if shape.softcap is None:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=shape.scale, enable_gqa=True)
+    else:
+        out = _softcapped_attention(q, k, v, mask, shape)
+    return out[0].transpose(0, 1)
+
+
+def causal_mask(segment: Segment, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Return bool [n, context], True where a token may look; None where it may look everywhere."""
+    if segment.num_new == 1 and (window is None or segment.num_context <= window):
+        return None
+    queries = torch.arange(segment.start, segment.num_context, device=device)[:, None]
+    keys = torch.arange(segment.num_context, device=device)[None, :]
+    mask = keys <= queries
+    return mask if window is None else mask & (keys > queries - window)
+
+
+def _softcapped_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, shape: AttentionShape
+) -> torch.Tensor:
+    """Attention whose scores pass through `softcap * tanh(score / softcap)` first (Gemma 2)."""
+    assert shape.softcap is not None
+    num_groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(num_groups, 1), v.repeat_interleave(num_groups, 1)
+    scores = torch.tanh(q @ k.transpose(2, 3) * (shape.scale / shape.softcap)) * shape.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v

@@ -1,0 +1,182 @@
+"""Reads a model's tensors under their Hugging Face names, from a safetensors directory or a GGUF file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from backend.errors import ConfigError
+from backend.gguf_file import GGUFFile, TensorInfo
+
+_Q4_1, _F32, _F16 = 3, 0, 1  # gguf.GGMLQuantizationType
+_Q4_1_BLOCK, _Q4_1_BYTES = 32, 20
+
+_GGUF_LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_GGUF_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """A 4-bit matrix [rows, columns]: value = codes * scales + minima, the last two per 32 columns of a row.
+
+    codes: uint8 [rows, columns], 0 to 15; scales, minima: float32 [rows, columns / 32].
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    minima: torch.Tensor
+
+    def dense(self) -> torch.Tensor:
+        """Return the float32 matrix."""
+        groups = self.codes.view(*self.scales.shape, _Q4_1_BLOCK).float()
+        return groups.mul_(self.scales[..., None]).add_(self.minima[..., None]).view(self.codes.shape)
+
+    def packed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the codes as torch's CPU kernel wants them, and bf16 scales and zeros [columns / 32, rows, 2].
+
+        The kernel computes (code - 8) * scale + zero, so zero is the value of code 8.
+        """
+        codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(self.codes.int(), 1)
+        zeros = self.minima + 8 * self.scales
+        return codes, torch.stack([self.scales.T, zeros.T], -1).bfloat16().contiguous()
+
+
+def stack(parts: list[Quantised]) -> Quantised:
+    """Put matrices of equal width on top of each other."""
+    return Quantised(
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.scales for part in parts]),
+        torch.cat([part.minima for part in parts]),
+    )
+
+
+class TensorSource(Protocol):
+    """Tensors by Hugging Face name."""
+
+    def dense(self, name: str) -> torch.Tensor:
+        """Return a tensor in the dtype it is stored in, float32 where it is stored quantised. Raises ConfigError."""
+        ...
+
+    def quantised(self, name: str) -> Quantised | None:
+        """Return a 4-bit tensor as it is stored; None where it is stored otherwise."""
+        ...
+
+
+class GGUFSource:
+    """The tensors of a GGUF file. `num_heads` and `num_kv_heads` undo llama.cpp's interleaving of rotary pairs."""
+
+    def __init__(self, gguf: GGUFFile, num_heads: int, num_kv_heads: int) -> None:
+        self._gguf = gguf
+        self._heads = {"attn_q": num_heads, "attn_k": num_kv_heads}
+
+    def dense(self, name: str) -> torch.Tensor:
+        quantised = self.quantised(name)
+        if quantised is not None:
+            return quantised.dense()
+        info = self._info(name)
+        return self._in_library_order(info, _dequantise(self._gguf, info))
+
+    def quantised(self, name: str) -> Quantised | None:
+        info = self._info(name)
+        if info.type_id != _Q4_1:
+            return None
+        raw = read_q4_1(self._gguf, info)
+        return Quantised(*(self._in_library_order(info, part) for part in (raw.codes, raw.scales, raw.minima)))
+
+    def _info(self, name: str) -> TensorInfo:
+        stem, _, kind = name.rpartition(".")
+        if stem.startswith("model.layers."):
+            _, _, index, part = stem.split(".", 3)
+            key = f"blk.{index}.{_GGUF_LAYER_NAMES[part]}.{kind}"
+        else:
+            key = f"{_GGUF_NAMES[stem]}.{kind}"
+        if key not in self._gguf.tensors:
+            raise ConfigError(f"model {str(self._gguf.path)!r} has no tensor {key!r}")
+        return self._gguf.tensors[key]
+
+    def _in_library_order(self, info: TensorInfo, rows: torch.Tensor) -> torch.Tensor:
+        """llama.cpp stores the two halves of each q and k head interleaved; the library wants one after the other."""
+        num_heads = self._heads.get(info.name.split(".")[-2])
+        if num_heads is None:
+            return rows
+        return rows.view(num_heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+class DirectorySource:
+    """The tensors of a directory of safetensors files."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files = _safetensors_index(directory)
+
+    def dense(self, name: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        if name not in self._files:
+            raise ConfigError(f"model {str(self._directory)!r} has no tensor {name!r}")
+        with safe_open(self._directory / self._files[name], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
+
+    def quantised(self, name: str) -> Quantised | None:  # noqa: ARG002 - a directory's tensors are dense
+        return None
+
+
+def read_q4_1(gguf: GGUFFile, info: TensorInfo) -> Quantised:
+    """Read a Q4_1 tensor: blocks of 32 values, as scale and minimum (float16) and 16 bytes of two codes each."""
+    num_rows, num_columns = info.shape
+    num_groups = num_columns // _Q4_1_BLOCK
+    raw = torch.from_numpy(gguf.read_bytes(info, num_rows * num_groups * _Q4_1_BYTES).copy())
+    blocks = raw.view(num_rows, num_groups, _Q4_1_BYTES)
+    halves = blocks[..., :4].contiguous().view(torch.float16).float()
+    pairs = blocks[..., 4:]
+    codes = torch.cat([pairs & 0xF, pairs >> 4], -1).view(num_rows, num_columns)
+    return Quantised(codes, halves[..., 0].contiguous(), halves[..., 1].contiguous())
+
+
+def _dequantise(gguf: GGUFFile, info: TensorInfo) -> torch.Tensor:
+    """Read any other tensor as float32."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    kind = GGMLQuantizationType(info.type_id)
+    block_size, block_bytes = GGML_QUANT_SIZES[kind]
+    row_bytes = info.shape[-1] // block_size * block_bytes
+    num_rows = 1
+    for size in info.shape[:-1]:
+        num_rows *= size
+    raw = gguf.read_bytes(info, num_rows * row_bytes).reshape(num_rows, row_bytes)
+    if kind is GGMLQuantizationType.F32:
+        return torch.from_numpy(raw.copy()).view(torch.float32).view(info.shape)
+    try:
+        return torch.from_numpy(dequantize(raw, kind)).view(info.shape)
+    except NotImplementedError as error:
+        raise ConfigError(f"tensor {info.name!r}: GGUF type {kind.name} is not supported") from error
+
+
+def _safetensors_index(directory: Path) -> dict[str, str]:
+    """Map each tensor's name to the file that holds it."""
+    from safetensors import safe_open
+
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        return dict(json.loads(index.read_text())["weight_map"])
+    path = directory / "model.safetensors"
+    if not path.is_file():
+        raise ConfigError(f"model {str(directory)!r} has no model.safetensors")
+    with safe_open(path, framework="pt") as file:
+        return dict.fromkeys(file.keys(), path.name)

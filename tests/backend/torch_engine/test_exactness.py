@@ -1,0 +1,64 @@
+"""In float32 every schedule yields the tokens of the library's own `generate`, on a tiny random model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from backend.executors import Executor
+from backend.executors.torch_engine import load
+from backend.executors.torch_engine.settings import Dtype, TorchSettings
+from tests.backend.torch_engine.models import VOCAB_SIZE, reference_tokens, save_tiny_model
+from tests.backend.torch_engine.schedules import Runner, Schedule, make_request, random_prompts
+
+NUM_TOKENS = 12
+PROMPTS = list(random_prompts(16, 150, VOCAB_SIZE))
+
+SCHEDULES = {
+    "alone": Schedule(),
+    "all at once": Schedule(batch=16),
+    "chunks of 1": Schedule(chunk=1, batch=16),
+    "chunks of 7": Schedule(chunk=7, batch=5),
+    "chunks of 64": Schedule(chunk=64, batch=16),
+    "preempted, copied back": Schedule(chunk=64, batch=16, preempt_every=3, copies_back=True),
+    "preempted, recomputed": Schedule(chunk=64, batch=16, preempt_every=3),
+    **{f"fuzz {seed}": Schedule(batch=16, is_random=True, seed=seed) for seed in range(3)},
+    **{
+        f"fuzz {seed}, preempted": Schedule(
+            batch=16, preempt_every=2, copies_back=seed % 2 == 0, is_random=True, seed=seed
+        )
+        for seed in range(3, 7)
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def expected(model_directory: Path) -> list[list[int]]:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    return [reference_tokens(model, prompt, NUM_TOKENS) for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def executor(model_directory: Path) -> Executor:
+    settings = TorchSettings(model_path=str(model_directory), dtype=Dtype.FLOAT32, num_kv_tokens=8192, host_kv_gib=0.02)
+    return load(settings, lambda _stage, _fraction: None)
+
+
+def test_reference_tokens_vary(expected: list[list[int]]) -> None:
+    assert len({tuple(tokens) for tokens in expected}) == len(expected)
+    assert all(len(set(tokens)) > 3 for tokens in expected)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+def test_tokens_equal_the_library_under(schedule: Schedule, executor: Executor, expected: list[list[int]]) -> None:
+    requests = [make_request(f"r{i}", prompt, max_tokens=NUM_TOKENS) for i, prompt in enumerate(PROMPTS)]
+    assert Runner(executor, schedule).run(requests) == expected

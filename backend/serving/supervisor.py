@@ -1,0 +1,166 @@
+"""Keeps engine and server alive from start to drain, in one event loop.
+
+    start ──► engine loads ‖ server starts ──► canary ──► ready ──► … stop ──► server drains ──► engine ends
+
+What ends unasked is started again after a pause that doubles; a process that keeps failing ends the launch. A server
+never restarts a dead stub itself (2.51), so its models are watched stub by stub and loaded again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from backend.errors import BrosError
+from backend.protocol import Stage
+from backend.serving.child import Child, first_exit, stubs_of
+from backend.serving.engine_states import engine_states
+from backend.serving.launch import EXTRA_EXIT_S, Launch
+from backend.serving.probe import answers_canary, is_ready, reload_model
+
+MAX_FAILURES = 5  # in a row, each within STABLE_S of its start
+STABLE_S = 60.0
+FIRST_PAUSE_S = 0.5
+PROBE_PERIOD_S = 0.1
+
+
+class ServeError(BrosError):
+    """The launch cannot go on; the message says which process failed and what it last wrote."""
+
+
+class Report(Protocol):
+    """Where news of a launch goes."""
+
+    def progress(self, what: str) -> None:
+        """Say what is being waited for; may be called often with the same words."""
+        ...
+
+    def ready(self, seconds: float) -> None:
+        """Say that a canary request came back, this long after the start."""
+        ...
+
+    def news(self, what: str) -> None:
+        """Say what went wrong, or that it is well again."""
+        ...
+
+
+class Supervisor:
+    """Runs one launch; `run` in an event loop, `stop` from that loop's thread."""
+
+    def __init__(self, launch: Launch, report: Report) -> None:
+        self._launch = launch
+        self._report = report
+        self._engine = Child(launch.engine())
+        self._server = Child(launch.server())
+        self._is_ready = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._loading = "engine: starting"
+
+    def stop(self) -> None:
+        """Begin to drain; called again, stop waiting for it."""
+        if self._stopping.is_set():
+            raise KeyboardInterrupt
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Start, announce readiness, supervise, and drain after `stop`. Raises ServeError."""
+        duties = (self._keep(self._engine), self._keep(self._server), self._become_ready(), self._keep_stubs())
+        tasks = [asyncio.create_task(duty) for duty in duties]
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await _first_failure(tasks, stopping)
+        finally:
+            for task in (*tasks, stopping):
+                task.cancel()
+            await asyncio.gather(*tasks, stopping, return_exceptions=True)
+        await self._drain()
+
+    async def _drain(self) -> None:
+        self._report.news("draining: open requests may finish; press Ctrl-C again to stop at once")
+        if not await self._server.stop(self._launch.drain_timeout_s + EXTRA_EXIT_S):
+            self._report.news("requests were still open after the drain timeout")
+        await self._engine.stop(EXTRA_EXIT_S)
+
+    async def _keep(self, child: Child) -> None:
+        """Start `child`, and again whenever it ends."""
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            started_s = loop.time()
+            await child.start()
+            code = await child.exited()
+            failures = 1 if loop.time() - started_s > STABLE_S else failures + 1
+            ending = f"{child.command.name} ended with code {code}"
+            if not self._is_ready.is_set() or failures == MAX_FAILURES:
+                raise ServeError(f"{ending}; it last wrote:\n{child.log_tail()}")
+            pause_s = FIRST_PAUSE_S * 2 ** (failures - 1)
+            self._report.news(f"{ending}; starting it again in {pause_s:g} s ({failures} of {MAX_FAILURES - 1})")
+            await asyncio.sleep(pause_s)
+
+    async def _become_ready(self) -> None:
+        """Follow the engine's loading and the server's start until a real request comes back."""
+        started_s = asyncio.get_running_loop().time()
+        loading = asyncio.create_task(self._follow_loading())
+        try:
+            async with asyncio.timeout(self._launch.start_timeout_s):
+                await self._until(lambda: is_ready(self._launch), "Triton: starting")
+                await loading
+                await self._until(lambda: answers_canary(self._launch), "first request")
+        except TimeoutError:
+            raise ServeError(f"not ready after {self._launch.start_timeout_s:g} s: {self._loading}") from None
+        finally:
+            loading.cancel()
+        self._is_ready.set()
+        self._report.ready(asyncio.get_running_loop().time() - started_s)
+
+    async def _follow_loading(self) -> None:
+        async for state in engine_states(self._launch.socket_path):
+            share = "" if state.fraction is None else f" {state.fraction:.0%}"
+            self._loading = f"engine: {state.detail or state.stage.value}{share}"
+            self._report.progress(self._loading)
+            if state.stage is Stage.READY:
+                return
+            if state.stage is Stage.FAILED:
+                raise ServeError(f"the engine could not start: {state.detail}")
+
+    async def _until(self, holds: Callable[[], Awaitable[bool]], what: str) -> None:
+        while not await holds():
+            self._report.progress(f"{self._loading} · {what}")
+            await asyncio.sleep(PROBE_PERIOD_S)
+
+    async def _keep_stubs(self) -> None:
+        """Load a model again when one of its stubs has died while the server lives."""
+        await self._is_ready.wait()
+        replaced: set[int] = set()
+        while True:
+            stubs = {pid: model for pid, model in stubs_of(self._server.pid).items() if pid not in replaced}
+            if not stubs:  # the server is between two lives
+                await asyncio.sleep(PROBE_PERIOD_S)
+                continue
+            model = stubs[await first_exit(set(stubs))]
+            replaced |= {pid for pid in stubs if stubs[pid] == model}
+            if self._server.is_running:
+                await self._reload(model)
+
+    async def _reload(self, model: str) -> None:
+        self._report.news(f"a stub of model {model!r} died; loading the model again")
+        for attempt in range(MAX_FAILURES):
+            if not self._server.is_running:  # all stubs died with it; its next life loads every model
+                return
+            if await reload_model(self._launch, model):
+                self._report.news(f"model {model!r} is loaded again")
+                return
+            await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
+        raise ServeError(f"model {model!r} does not load again; Triton last wrote:\n{self._server.log_tail()}")
+
+
+async def _first_failure(tasks: list[asyncio.Task[None]], stopping: asyncio.Task[bool]) -> None:
+    """Return when `stopping` is done; raise what a task raises before. A task that returns has done its duty."""
+    pending: set[asyncio.Task[None] | asyncio.Task[bool]] = {*tasks, stopping}
+    while not stopping.done():
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task

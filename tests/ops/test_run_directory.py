@@ -1,0 +1,130 @@
+"""Nothing of a launch outlives it: not after its end, not after `kill -9`, not after a crash of its reaper too."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from backend.serving import reaper
+from backend.serving.run_directory import run_directory
+
+LAUNCHER = """
+import os, subprocess, sys, time
+from pathlib import Path
+from backend.serving.reaper import RUN_VARIABLE, shared_memory_prefix
+from backend.serving.run_directory import run_directory
+
+with run_directory() as path:
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    child = subprocess.Popen(command, env=os.environ | {RUN_VARIABLE: str(path)}, start_new_session=True)
+    region = Path("/dev/shm") / f"{shared_memory_prefix(path)}region"
+    region.write_bytes(b"x")
+    print(path, child.pid, region, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def temporary_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+def start_launcher() -> tuple[subprocess.Popen[str], Path, int, Path]:
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert launcher.stdout is not None
+    path, pid, region = launcher.stdout.readline().split()
+    return launcher, Path(path), int(pid), Path(region)
+
+
+def reapers_of(path: Path) -> list[int]:
+    arguments = {pid: Path(f"/proc/{pid}/cmdline") for pid in os.listdir("/proc") if pid.isdigit()}
+    return [int(pid) for pid, file in arguments.items() if file.exists() and str(path).encode() in file.read_bytes()]
+
+
+def is_running(pid: int) -> bool:
+    """A zombie that nobody collects has ended."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def wait_for_end(pid: int) -> None:
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        assert poll.poll(10_000), f"process {pid} is still running"
+    finally:
+        os.close(process)
+
+
+def close(launcher: subprocess.Popen[str]) -> None:
+    assert launcher.stdin is not None
+    assert launcher.stdout is not None
+    launcher.stdin.close()
+    launcher.stdout.close()
+    launcher.wait()
+
+
+def test_an_ordinary_end_leaves_nothing() -> None:
+    launcher, path, pid, region = start_launcher()
+    close(launcher)
+    assert not path.exists()
+    assert not region.exists()
+    assert not is_running(pid)
+
+
+def test_kill_9_of_the_launcher_leaves_nothing() -> None:
+    launcher, path, pid, region = start_launcher()
+    (waiting,) = reapers_of(path)
+    launcher.kill()
+    wait_for_end(waiting)
+    close(launcher)
+    assert not path.exists()
+    assert not region.exists()
+    assert not is_running(pid)
+
+
+def test_the_next_launch_sweeps_what_a_dead_reaper_left() -> None:
+    launcher, path, pid, region = start_launcher()
+    for waiting in reapers_of(path):
+        os.kill(waiting, signal.SIGKILL)
+        wait_for_end(waiting)
+    launcher.kill()
+    close(launcher)
+    assert region.exists()
+    with run_directory():
+        assert not path.exists()
+        assert not region.exists()
+    wait_for_end(pid)
+
+
+def test_a_launch_leaves_a_living_one_alone() -> None:
+    launcher, path, _, region = start_launcher()
+    with run_directory() as other:
+        assert path.exists()
+        assert region.exists()
+        assert other != path
+    close(launcher)
+
+
+def test_a_sweep_spares_processes_of_other_launches(tmp_path: Path) -> None:
+    environment = {reaper.RUN_VARIABLE: str(tmp_path / secrets.token_hex(4))}
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=-1, env=environment) as other:
+        reaper.sweep(tmp_path)
+        assert other.poll() is None
+        assert other.stdin is not None
+        other.stdin.close()
+        assert other.wait() == 0

@@ -37,6 +37,16 @@ MAY_IMPORT = {
         "backend.request",
         "backend.executors",
     },
+    "backend.executors.torch_engine": {
+        "kv",
+        "backend.errors",
+        "backend.executors",
+        "backend.gguf_file",
+        "backend.model_files",
+        "backend.plan",
+        "backend.request",
+        "backend.tokenizer_files",
+    },
     "backend.executors.trtllm": {"kv", "backend"},  # drives the policy from inside TensorRT-LLM's own loop
     "backend.engine": {"backend"},
     "backend": {"kv", "backend"},

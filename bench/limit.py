@@ -1,8 +1,8 @@
 """What no scheduler can exceed: an upper bound on best-effort tokens, a lower bound on missed first tokens.
 
 The upper bound is a linear program over a whole run of `horizon_s` seconds in which every real-time request that
-arrives is also finished, each within its SLOs. It maximises best-effort tokens processed: prompt tokens computed once, plus
-output tokens. Any schedule maps to a feasible point, because each constraint adds up something true of every step:
+arrives is also finished, each within its SLOs. It maximises best-effort tokens processed: prompt tokens computed
+once, plus output tokens. Any schedule maps to a feasible point, because each constraint adds up something true of every step:
 
     GPU time   a step of N new tokens takes at least α + β·N for every line (α, β) below the model's curve (its lower
                convex hull), plus its attention terms; steps do not overlap, so their sum is at most the horizon

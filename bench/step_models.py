@@ -90,11 +90,16 @@ class Pair:
     def token_ms(self, num_new_tokens: float) -> float:
         """Return the part of the step time that depends on the number of new tokens alone, in ms."""
         c = self.coefficients
-        width = c.smooth * c.knee_tokens
-        beyond = (num_new_tokens - c.knee_tokens) / width
-        softplus = beyond if beyond > 30.0 else math.log1p(math.exp(beyond))
-        below = c.below_knee_ms_per_token * min(num_new_tokens, c.knee_tokens)
-        return c.base_ms + below + c.above_knee_ms_per_token * width * softplus
+        below, above = token_basis(num_new_tokens, c.knee_tokens, c.smooth)
+        return c.base_ms + c.below_knee_ms_per_token * below + c.above_knee_ms_per_token * above
+
+
+def token_basis(num_new_tokens: float, knee_tokens: float, smooth: float) -> tuple[float, float]:
+    """Return the tokens below the knee and, smoothed, those above it."""
+    width = smooth * knee_tokens
+    beyond = (num_new_tokens - knee_tokens) / width
+    softplus = beyond if beyond > 30.0 else math.log1p(math.exp(beyond))
+    return min(num_new_tokens, knee_tokens), width * softplus
 
 
 @cache

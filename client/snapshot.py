@@ -64,15 +64,17 @@ class RequestView(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PreemptionView(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One loss of KV slots: who lost how many tokens in which step, and whether they were copied to the host.
+    """One loss of KV slots: in that step the victim kept those of `num_kept` of its `num_known` tokens.
 
-    `in_favour_of` is the real-time request that grew most in that step; None where there was none but the victim.
+    `is_checkpointed`: the rest was copied to the host pool first. `in_favour_of` is the real-time request that grew
+    most in the step; None where there was none but the victim.
     """
 
     step_index: int
     request_id: str
     priority_class: Literal["rt", "be"]
-    num_lost: int
+    num_kept: int
+    num_known: int
     is_checkpointed: bool
     in_favour_of: str | None
 

@@ -41,7 +41,7 @@ FAKE_SNAPSHOT = Snapshot(
         RequestView("fake-1", "rt", "running", 0.8, 0.12, 40, 8, 40, 0, 0),
         RequestView("fake-2", "be", "preempted", 4.0, None, 53, 3, 41, 12, 1),
     ],
-    preemptions=[PreemptionView(6, "fake-2", "be", 12, is_checkpointed=True, in_favour_of="fake-1")],
+    preemptions=[PreemptionView(6, "fake-2", "be", 41, 53, is_checkpointed=True, in_favour_of="fake-1")],
 )
 
 

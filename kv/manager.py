@@ -1,48 +1,175 @@
-"""KVCacheManager: who holds which slots. SKELETON of the agreed seam; the kv owner fills it in."""
+"""KVCacheManager: who holds which slots, on the device and in the host pool.
+
+    open ──► grow … grow ──► shrink ──► restore, grow … ──► close
+                               │           ▲
+                               └─ host pool ┘
+
+Growth and giving up are the pool's (kv/pool.py), positions to slots the table's (kv/table.py), copies the host pool's
+(kv/checkpoint.py); this module puts them together.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kv.block import HEAD, INDEX_OF_SIDE, TAIL
+from kv.budget import KVBudget
+from kv.checkpoint import HostPool
+from kv.invariants import check_invariants
+from kv.pool import Pool
+from kv.table import SlotTable
 from kv.types import KVConfig, KVUsage, Row, Side, SlotCopy
 
 
-class KVBudget:
-    """Arithmetic twin of the manager for one plan: `try_grow` here succeeds exactly when `grow` in the same order will."""
-
-    def try_grow(self, row: Row | None, side: Side, num_slots: int) -> bool: ...
-    def max_growth(self, row: Row | None, side: Side) -> int: ...
-    def shrink(self, row: Row, num_kept: int) -> None: ...
-    def tail_boundaries(self, row: Row) -> list[tuple[int, int]]:
-        """For a TAIL holder, from its end backwards: (num_kept after giving up this tail, slots a NEW head could use then,
-        counted cumulatively)."""
-        ...
-
-
 class KVCacheManager:
-    slot_table: NDArray[np.int32]  # [num_rows, max_seq_len]; replaced when rows are added, so read it anew each step
+    """The cache's bookkeeping; owned by the engine's thread. Same calls, same slots: nothing here depends on a hash.
 
-    def __init__(self, config: KVConfig) -> None: ...
-    def open(self, side: Side) -> Row: ...
-    def close(self, row: Row) -> None: ...
-    def num_held(self, row: Row) -> int: ...
+    A step is: `begin_step`, then changes, whose copies the executor makes in the order copies out (of `shrink`), copies
+    in (of `restore`), compute. Shrink before you restore: what a step restores is not copied out again in that step.
+    """
+
+    def __init__(self, config: KVConfig) -> None:
+        """Raises KVConfigError (from `config`) where the cache cannot work."""
+        self.config = config
+        self._pool = Pool(config)
+        self._table = SlotTable(config.max_seq_len)
+        self._host = HostPool(config.num_host_slots)
+
+    @property
+    def slot_table(self) -> NDArray[np.int32]:
+        """int32 [num_rows, max_seq_len]; replaced when rows are added, so read it anew each step."""
+        return self._table.slots
+
+    def begin_step(self) -> None:
+        """Take as done what earlier calls asked for: copies are made, positions held are computed.
+
+        Call it once before a step's changes. Until then host slots of copied-back or dropped checkpoints are not used
+        again, and positions grown since are not worth a copy.
+        """
+        self._host.begin_step()
+        self._pool.mark_written()
+
+    def open(self, side: Side) -> Row:
+        """Return a new row, which holds nothing."""
+        row = self._pool.open_row(INDEX_OF_SIDE[side])
+        if self._pool.num_rows > len(self.slot_table):
+            self._table.add_rows(self._pool.num_rows, int(self._pool.held.max()))
+        return Row(row)
+
+    def close(self, row: Row) -> None:
+        """Free the row, all its slots and its copies on the host."""
+        self._check_open(row)
+        self._pool.close_row(row)
+        self._host.drop(row)
+
+    def num_held(self, row: Row) -> int:
+        """Return the number of positions of `row` that have a slot."""
+        return int(self._pool.held[row])
+
     def grow(self, row: Row, num_slots: int) -> bool:
-        """Append slots for `num_slots` more positions, all or nothing; False = no room."""
-        ...
-    def grow_each_by_one(self, rows: NDArray[np.int32]) -> bool:
-        """The decode path: equal to `grow(row, 1)` for every row in order, vectorised."""
-        ...
+        """Append slots for `num_slots` more positions, all or nothing; False = no room.
+
+        Copies that the host pool has of these positions are freed: they are computed again.
+        """
+        if not self._append(row, num_slots):
+            return False
+        self._host.forget(row, num_slots)
+        return True
+
+    def grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32]) -> bool:
+        """The decode path: `grow(row, 1)` for every one of `rows` (distinct) in order, vectorised; all or nothing."""
+        indices = np.asarray(rows, np.intp)
+        pool = self._pool
+        is_sure = pool.num_free_blocks >= len(indices)
+        before = pool if is_sure else pool.copy()
+        if pool.grow_each_by_one(indices) < len(indices):
+            self._pool = before
+            return False
+        self._table.write_last(pool, indices)
+        if self._host.num_used:
+            for row in indices.tolist():
+                self._host.forget(row, 1)
+        return True
+
     def shrink(self, row: Row, num_kept: int, checkpoint: bool) -> SlotCopy:
-        """Give up positions [num_kept, held); with `checkpoint`, as many of them as the host pool takes are kept there
-        (a run that starts at num_kept). Returns the device-to-host copies to make before anything is overwritten."""
-        ...
+        """Give up positions [num_kept, held). With `checkpoint`, as many of them as the host pool takes are kept there:
+        a run that starts at num_kept.
+
+        Returns the device-to-host copies to make before anything is overwritten.
+        """
+        self._check_open(row)
+        num_held, num_written = int(self._pool.held[row]), int(self._pool.written[row])
+        self._pool.shrink(row, num_kept)
+        if num_kept == num_held:
+            return _no_copies()
+        if not checkpoint or num_written < num_held:  # what the host has lies beyond a gap now
+            self._host.drop(row)
+        if not checkpoint or num_written <= num_kept:
+            return _no_copies()
+        host_slots = self._host.save(row, num_written - num_kept)
+        return SlotCopy(self.slot_table[row, num_kept : num_kept + len(host_slots)].copy(), host_slots)
+
     def num_restorable(self, row: Row) -> int:
-        """Positions directly after the held ones that the host pool has."""
-        ...
+        """Return the number of positions directly after the held ones that the host pool has.
+
+        It falls when another row's checkpoint needs the room: read it after the step's shrinks.
+        """
+        return self._host.num_copies(row)
+
     def restore(self, row: Row, num_slots: int) -> SlotCopy:
         """Grow by `num_slots` restorable positions and return the host-to-device copies; asserts that there is room."""
-        ...
-    def budget(self) -> KVBudget: ...
-    def usage(self) -> KVUsage: ...
-    def check_invariants(self) -> None: ...
+        assert 0 < num_slots <= self.num_restorable(row), (
+            f"row {row}: {num_slots} positions to restore, {self.num_restorable(row)} on the host"
+        )
+        num_held = self.num_held(row)
+        has_room = self._append(row, num_slots)
+        assert has_room, f"row {row}: no room to restore {num_slots} positions"
+        device_slots = self.slot_table[row, num_held : num_held + num_slots].copy()
+        return SlotCopy(device_slots, self._host.take(row, num_slots))
+
+    def budget(self) -> KVBudget:
+        """Return a fresh budget in the manager's present state."""
+        return KVBudget(self._pool.copy())
+
+    def usage(self) -> KVUsage:
+        """Count slots and blocks by state."""
+        pool, config = self._pool, self.config
+        num_held_blocks = config.num_blocks - pool.num_free_blocks
+        num_head_slots = int(pool.held[pool.across > 0].sum())
+        num_tail_slots = int(pool.held[pool.across < 0].sum())
+        return KVUsage(
+            num_free_slots=config.num_slots - num_head_slots - num_tail_slots,
+            num_head_slots=num_head_slots,
+            num_tail_slots=num_tail_slots,
+            num_free_blocks=pool.num_free_blocks,
+            num_head_blocks=pool.num_runs[HEAD],
+            num_tail_blocks=pool.num_runs[TAIL],
+            num_shared_blocks=pool.num_runs[HEAD] + pool.num_runs[TAIL] - num_held_blocks,
+            num_host_slots_used=self._host.num_used,
+        )
+
+    def check_invariants(self) -> None:
+        """Assert all that must hold between any two calls (see kv/invariants.py); O(slots)."""
+        check_invariants(self._pool, self._table, self._host)
+
+    def _append(self, row: Row, num_slots: int) -> bool:
+        self._check_open(row)
+        start = self.num_held(row)
+        assert 0 <= num_slots <= self.config.max_seq_len - start, (
+            f"row {row}: {start} + {num_slots} positions exceed max_seq_len {self.config.max_seq_len}"
+        )
+        if not self._pool.grow(row, num_slots):
+            return False
+        if num_slots:
+            self._table.write_from(self._pool, row, start)
+        return True
+
+    def _check_open(self, row: Row) -> None:
+        assert self._pool.is_open(row), f"row {row} is not open"
+
+
+def _no_copies() -> SlotCopy:
+    return SlotCopy(np.empty(0, np.int32), np.empty(0, np.int32))

@@ -9,6 +9,11 @@ from typing import NewType
 import numpy as np
 from numpy.typing import NDArray
 
+from kv.errors import KVConfigError
+
+MAX_BLOCK_SIZE = 4096  # slots of a block are counted in int16, with a bit to spare
+MAX_SLOTS = 2**31 - 1  # slots are int32
+
 Row = NewType("Row", int)  # a holder of slots: its index in the slot table
 
 
@@ -42,6 +47,14 @@ class KVConfig:
     num_host_slots: int = 0
     layout: Layout = Layout.TWO_ENDED
 
+    def __post_init__(self) -> None:
+        """Raise KVConfigError where a size is out of range."""
+        _check_range("num_blocks", self.num_blocks, 1, MAX_SLOTS)
+        _check_range("block_size", self.block_size, 1, MAX_BLOCK_SIZE)
+        _check_range("num_slots", self.num_slots, 1, MAX_SLOTS)
+        _check_range("max_seq_len", self.max_seq_len, 1, MAX_SLOTS)
+        _check_range("num_host_slots", self.num_host_slots, 0, MAX_SLOTS)
+
     @property
     def num_slots(self) -> int:
         return self.num_blocks * self.block_size
@@ -70,3 +83,8 @@ class KVUsage:
     num_tail_blocks: int
     num_shared_blocks: int
     num_host_slots_used: int
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise KVConfigError(f"{name}: {value} is not in [{low}, {high}]")

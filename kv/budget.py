@@ -1,0 +1,61 @@
+"""The budget of a plan: growth and reclaim tried on a copy of the pool, so that nothing moves in the manager."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kv.block import INDEX_OF_SIDE
+from kv.pool import Pool
+from kv.types import Row, Side
+
+
+class KVBudget:
+    """Arithmetic twin of the manager for one plan: `try_grow` here succeeds exactly when `grow` in the same order will.
+
+    Owned by the plan that asked for it; costs a few memcpys of 9 bytes a block.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def try_grow(self, row: Row | None, side: Side, num_slots: int) -> bool:
+        """Count `num_slots` more positions of `row` in; return False, with nothing counted, when there is no room.
+
+        `row=None` is a request that has no row yet: each such call stands for another request, opened on `side`.
+        """
+        if row is not None:
+            return self._pool.grow(row, num_slots)
+        new_row = self._pool.open_row(INDEX_OF_SIDE[side])
+        if self._pool.grow(new_row, num_slots):
+            return True
+        self._pool.close_row(new_row)
+        return False
+
+    def try_grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32]) -> int:
+        """Do `try_grow` by one slot for each of `rows` (distinct) in order, until one finds no room; return how many
+        grew. A fraction of the time of single calls."""
+        return self._pool.grow_each_by_one(np.asarray(rows, np.intp))
+
+    def max_growth(self, row: Row | None, side: Side) -> int:
+        """Return the largest `num_slots` for which `try_grow` would succeed now."""
+        return self._pool.newcomer_room(INDEX_OF_SIDE[side]) if row is None else self._pool.max_growth(row)
+
+    def shrink(self, row: Row, num_kept: int) -> None:
+        """Count positions [num_kept, held) of `row` out; 0 is all that closing it gives back, too."""
+        self._pool.shrink(row, num_kept)
+
+    def num_held(self, row: Row) -> int:
+        """Return the positions of `row` that have a slot, with what this budget counted."""
+        return int(self._pool.held[row])
+
+    def tail_boundaries(self, row: Row) -> list[tuple[int, int]]:
+        """Return where `row` can be cut, from its end backwards, block by block: (num_kept after giving up this tail,
+        slots a NEW head gains by then, cumulatively).
+
+        A gain is a rise of `max_growth(None, Side.HEAD)`: slots beside another head are none, nor is the middle that a
+        new head could have entered anyway. Defined for a head's row alike, for real-time preempting real-time.
+        """
+        return self._pool.boundaries(row)

@@ -1,0 +1,138 @@
+"""The host pool: copies of what preempted rows gave up, so that it can come back without being computed again.
+
+    positions of a row      0 ............ held ................. held + n
+                            in device slots │ copies in host slots │ lost: recompute
+
+A row's copies are one run that starts at its held length: shrinking extends it downwards, restoring takes it from its
+start, a full pool shortens it from its far end. A host slot that a copy of the current step reads or writes is not
+given out again before the next step.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+HostSlots = NDArray[np.int32]
+
+_NO_SLOTS: HostSlots = np.empty(0, np.int32)
+
+
+class _Checkpoint(NamedTuple):
+    """Host slots by position, from the row's held length on, and the step that last copied into them."""
+
+    slots: HostSlots
+    step_index: int
+
+
+class HostPool:
+    """Host slots: free, in a row's checkpoint, or resting until the copies of this step have been made."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._free = np.arange(num_slots, dtype=np.int32)[::-1].copy()  # a stack: the first `_num_free` entries
+        self._num_free = num_slots
+        self._resting: list[HostSlots] = []
+        self._checkpoints: dict[int, _Checkpoint] = {}  # by row, in the order of their last copy
+        self._step_index = 0
+
+    @property
+    def num_used(self) -> int:
+        """Slots that are not free."""
+        return self.num_slots - self._num_free
+
+    def num_copies(self, row: int) -> int:
+        """Return the length of the row's checkpoint."""
+        return len(self._slots_of(row))
+
+    def begin_step(self) -> None:
+        """Take all copies handed out so far as made."""
+        self._step_index += 1
+        for slots in self._resting:
+            self._push(slots)
+        self._resting.clear()
+
+    def save(self, row: int, num_positions: int) -> HostSlots:
+        """Extend the row's checkpoint downwards by `num_positions`; return the host slots, in the order of positions.
+
+        A full pool drops the oldest checkpoints first, from their far ends. Where even that is not enough, the returned
+        run is shorter and is all the row keeps.
+        """
+        self._drop_oldest(num_positions - self._num_free)
+        slots = self._pop(min(num_positions, self._num_free))
+        if len(slots) < num_positions:
+            self.drop(row)
+        if len(slots):
+            self._checkpoints[row] = _Checkpoint(np.concatenate((slots, self._detach(row))), self._step_index)
+        return slots
+
+    def take(self, row: int, num_positions: int) -> HostSlots:
+        """Remove the first `num_positions` of the row's checkpoint, which are about to be copied back."""
+        slots = self._cut(row, slice(None, num_positions), slice(num_positions, None))
+        self._resting.append(slots)
+        return slots
+
+    def forget(self, row: int, num_positions: int) -> None:
+        """Remove up to `num_positions` from the start of the row's checkpoint: they are computed again."""
+        if row in self._checkpoints:
+            is_copying = self._is_copying(row)
+            self._release(self._cut(row, slice(None, num_positions), slice(num_positions, None)), is_copying)
+
+    def drop(self, row: int) -> None:
+        """Remove the row's checkpoint."""
+        is_copying = self._is_copying(row)
+        self._release(self._detach(row), is_copying)
+
+    def check_invariants(self) -> None:
+        """Assert that every slot is in exactly one place."""
+        places = [self._free[: self._num_free], *self._resting, *(copy.slots for copy in self._checkpoints.values())]
+        slots = np.sort(np.concatenate(places))
+        assert np.array_equal(slots, np.arange(self.num_slots)), "a host slot is lost or in two places"
+        assert all(len(checkpoint.slots) for checkpoint in self._checkpoints.values()), "an empty checkpoint is kept"
+
+    def _slots_of(self, row: int) -> HostSlots:
+        checkpoint = self._checkpoints.get(row)
+        return _NO_SLOTS if checkpoint is None else checkpoint.slots
+
+    def _is_copying(self, row: int) -> bool:
+        checkpoint = self._checkpoints.get(row)
+        return checkpoint is not None and checkpoint.step_index == self._step_index
+
+    def _detach(self, row: int) -> HostSlots:
+        checkpoint = self._checkpoints.pop(row, None)
+        return _NO_SLOTS if checkpoint is None else checkpoint.slots
+
+    def _cut(self, row: int, removed: slice, kept: slice) -> HostSlots:
+        """Split the row's checkpoint; return the removed part. Its place among the others stays."""
+        slots, step_index = self._checkpoints[row]
+        if len(slots[kept]):
+            self._checkpoints[row] = _Checkpoint(slots[kept], step_index)
+        else:
+            del self._checkpoints[row]
+        return slots[removed]
+
+    def _drop_oldest(self, num_slots: int) -> None:
+        """Shorten the oldest checkpoints by `num_slots` in all, or by what is there; none that this step copies to."""
+        for row in list(self._checkpoints):
+            if num_slots <= 0 or self._is_copying(row):
+                return
+            num_left = max(self.num_copies(row) - num_slots, 0)
+            dropped = self._cut(row, slice(num_left, None), slice(None, num_left))
+            self._push(dropped)
+            num_slots -= len(dropped)
+
+    def _release(self, slots: HostSlots, is_copying: bool) -> None:
+        if is_copying:
+            self._resting.append(slots)
+        else:
+            self._push(slots)
+
+    def _push(self, slots: HostSlots) -> None:
+        self._free[self._num_free : self._num_free + len(slots)] = slots
+        self._num_free += len(slots)
+
+    def _pop(self, num_slots: int) -> HostSlots:
+        self._num_free -= num_slots
+        return self._free[self._num_free : self._num_free + num_slots].copy()

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 from backend.errors import BrosError
 from backend.protocol import Stage
 from backend.serving.child import Child, first_exit, stubs_of
 from backend.serving.engine_states import engine_states
-from backend.serving.launch import EXTRA_EXIT_S, Launch
-from backend.serving.probe import answers_canary, is_ready, reload_model
+from backend.serving.launch import ADMIN_HEADER, EXTRA_EXIT_S, Launch
+from backend.serving.probe import answers_canary, is_ready, load_model
 
 MAX_FAILURES = 5  # in a row, each within STABLE_S of its start
 STABLE_S = 60.0
@@ -105,9 +105,9 @@ class Supervisor:
         loading = asyncio.create_task(self._follow_loading())
         try:
             async with asyncio.timeout(self._launch.start_timeout_s):
-                await self._until(lambda: is_ready(self._launch), "Triton: starting")
+                await self._until(is_ready, "Triton: starting")
                 await loading
-                await self._until(lambda: answers_canary(self._launch), "first request")
+                await self._until(answers_canary, "first request")
         except TimeoutError:
             raise ServeError(f"not ready after {self._launch.start_timeout_s:g} s: {self._loading}") from None
         finally:
@@ -125,8 +125,8 @@ class Supervisor:
             if state.stage is Stage.FAILED:
                 raise ServeError(f"the engine could not start: {state.detail}")
 
-    async def _until(self, holds: Callable[[], Awaitable[bool]], what: str) -> None:
-        while not await holds():
+    async def _until(self, holds: Callable[[str], bool], what: str) -> None:
+        while not await asyncio.to_thread(holds, self._launch.endpoints.http_url):
             self._report.progress(f"{self._loading} · {what}")
             await asyncio.sleep(PROBE_PERIOD_S)
 
@@ -149,11 +149,17 @@ class Supervisor:
         for attempt in range(MAX_FAILURES):
             if not self._server.is_running:  # all stubs died with it; its next life loads every model
                 return
-            if await reload_model(self._launch, model):
+            if await asyncio.to_thread(self._load_again, model):
                 self._report.news(f"model {model!r} is loaded again")
                 return
             await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
         raise ServeError(f"model {model!r} does not load again; Triton last wrote:\n{self._server.log_tail()}")
+
+    def _load_again(self, model: str) -> bool:
+        """Load `model` with a new stub; Triton loads an unchanged model only when its files look changed."""
+        for source in (self._launch.models / model).glob("*/model.py"):
+            source.touch()
+        return load_model(self._launch.endpoints.http_url, model, {ADMIN_HEADER: self._launch.admin_key})
 
 
 async def _first_failure(tasks: list[asyncio.Task[None]], stopping: asyncio.Task[bool]) -> None:

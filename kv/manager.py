@@ -130,6 +130,10 @@ class KVCacheManager:
         device_slots = self.slot_table[row, num_held : num_held + num_slots].copy()
         return SlotCopy(device_slots, self._host.take(row, num_slots))
 
+    def discard_copies(self, row: Row) -> None:
+        """Drop what the host pool has of `row`: its copies were not made after all."""
+        self._host.drop(row)
+
     def budget(self) -> KVBudget:
         """Return a fresh budget in the manager's present state."""
         return KVBudget(self._pool.copy())

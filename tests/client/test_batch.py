@@ -1,0 +1,264 @@
+"""Batch files: the format in and out, nothing lost or repeated through failures and kills, constant memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client import AsyncClient, AsyncFakeTransport, FakeServer, Retry
+from client.batch.format import CHAT, COMPLETIONS, LineError, parse
+from client.batch.results import BatchFileError, Results, open_results
+from client.batch.run import BatchSettings, run_batch
+from client.errors import ExecutionError, UnavailableError
+from client.generation import Call, Outputs
+
+NO_WAIT = BatchSettings(concurrency=8, first_wait_s=0.0)
+
+
+def chat_line(custom_id: str, **body: object) -> str:
+    messages = [{"role": "user", "content": f"say {custom_id}"}]
+    request = {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": CHAT,
+        "body": {"messages": messages, "max_tokens": 3} | body,
+    }
+    return json.dumps(request)
+
+
+def write_batch(path: Path, lines: Sequence[str]) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run_on(
+    transport: AsyncFakeTransport | LossyTransport, source: Path, folder: Path, settings: BatchSettings = NO_WAIT
+) -> Results:
+    async def run() -> None:
+        client = AsyncClient(transport, retry=Retry(max_attempts=1_000, max_wait_s=0.001))
+        await run_batch(client, source, results, settings, lambda _: None)
+
+    with open_results(folder / "out.jsonl", folder / "errors.jsonl") as results:
+        asyncio.run(run())
+    return results
+
+
+class LossyTransport:
+    """Loses every third call to an engine failure, and is gone for good after `num_calls_left`."""
+
+    def __init__(self, num_calls_left: int = 1_000_000) -> None:
+        self.num_calls = 0
+        self.num_calls_left = num_calls_left
+        self._fake = AsyncFakeTransport()
+
+    async def stream(self, call: Call) -> AsyncGenerator[Outputs, None]:
+        self.num_calls += 1
+        self.num_calls_left -= 1
+        if self.num_calls_left < 0:
+            raise UnavailableError("no server")
+        if self.num_calls % 3 == 0:
+            raise ExecutionError("EXECUTOR_FAILED: a step failed")
+        async for outputs in self._fake.stream(call):
+            yield outputs
+
+    async def close(self) -> None:
+        pass
+
+
+def test_chat_and_completions_are_answered_in_openais_format(tmp_path: Path) -> None:
+    completion = {
+        "custom_id": "b",
+        "method": "POST",
+        "url": COMPLETIONS,
+        "body": {"prompt": "one two", "max_tokens": 2},
+    }
+    source = write_batch(tmp_path / "in.jsonl", [chat_line("a", model="m"), json.dumps(completion)])
+    run_on(AsyncFakeTransport(), source, tmp_path)
+    chat, text = sorted(read_results(tmp_path / "out.jsonl"), key=lambda result: result["custom_id"])
+    assert (chat["id"], chat["error"], chat["response"]["status_code"]) == ("batch_req_0", None, 200)
+    body = chat["response"]["body"]
+    assert (body["object"], body["model"]) == ("chat.completion", "m")
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "say a say ", "refusal": None}
+    assert body["choices"][0]["finish_reason"] == "length"
+    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    assert text["response"]["body"]["object"] == "text_completion"
+    assert text["response"]["body"]["choices"][0]["text"] == "one two "
+
+
+def test_everything_is_sent_as_best_effort_with_a_deadline(tmp_path: Path) -> None:
+    server = FakeServer()
+    source = write_batch(tmp_path / "in.jsonl", [chat_line("a")])
+    run_on(AsyncFakeTransport(server), source, tmp_path, BatchSettings(finish_by_s=3600.0))
+    (call,) = server.calls
+    assert call.inputs["priority_class"] == "be"
+    assert 3590_000.0 < float(str(call.inputs["deadline_ms"])) <= 3600_000.0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "not json",
+        "{}",
+        '{"custom_id": 7, "url": "/v1/completions", "body": {"prompt": "x"}}',
+        json.dumps({"custom_id": "x", "url": "/v1/embeddings", "body": {"input": "x"}}),
+        json.dumps({"custom_id": "x", "url": COMPLETIONS, "body": {}}),
+        json.dumps({"custom_id": "x", "url": COMPLETIONS, "body": {"prompt": ["a", "b"]}}),
+        chat_line("x", messages=[]),
+        chat_line("x", messages=[{"role": "user", "content": [{"type": "image_url"}]}]),
+        chat_line("x", n=2),
+        chat_line("x", stream=True),
+        chat_line("x", logprobs=True),
+        chat_line("x", tools=[{"type": "function"}]),
+        chat_line("x", unheard_of=1),
+    ],
+)
+def test_a_line_that_cannot_be_honoured_is_refused(line: str) -> None:
+    with pytest.raises(LineError, match="line 7"):
+        parse(7, line.encode())
+
+
+def test_neutral_and_ignored_fields_are_accepted() -> None:
+    line = chat_line(
+        "x", n=1, stream=False, user="me", model="m", stop="END", temperature=None, max_completion_tokens=9
+    )
+    request = parse(0, line.encode())
+    assert request.options == {"max_tokens": 9, "stop": ["END"]}
+
+
+def test_failures_go_to_the_errors_file_and_the_rest_goes_on(tmp_path: Path) -> None:
+    lines = [chat_line("good"), "not json", chat_line("bad", n=3), chat_line("long", max_tokens=10**6)]
+    results = run_on(AsyncFakeTransport(), write_batch(tmp_path / "in.jsonl", [*lines, ""]), tmp_path)
+    assert [result["custom_id"] for result in read_results(tmp_path / "out.jsonl")] == ["good"]
+    errors = {result["custom_id"]: result for result in read_results(tmp_path / "errors.jsonl")}
+    assert set(errors) == {None, "bad", "long"}
+    assert errors["long"]["response"]["status_code"] == 400
+    assert "TOO_LARGE" in errors["long"]["response"]["body"]["error"]["message"]
+    assert results.num_done == 4
+
+
+def test_lost_requests_are_sent_again(tmp_path: Path) -> None:
+    source = write_batch(tmp_path / "in.jsonl", [chat_line(f"r{i}") for i in range(50)])
+    transport = LossyTransport()
+    results = run_on(transport, source, tmp_path)
+    assert (results.num_done, results.num_failed) == (50, 0)
+    assert transport.num_calls > 50
+
+
+def test_an_overloaded_server_slows_the_batch_and_loses_nothing(tmp_path: Path) -> None:
+    server = FakeServer(token_s=0.0001, max_concurrent=2)
+    source = write_batch(tmp_path / "in.jsonl", [chat_line(f"r{i}") for i in range(40)])
+    results = run_on(AsyncFakeTransport(server), source, tmp_path)
+    assert (results.num_done, results.num_failed) == (40, 0)
+    assert len(server.calls) > 40
+
+
+def test_a_server_that_is_gone_stops_the_batch_and_another_run_ends_it(tmp_path: Path) -> None:
+    names = [f"r{i}" for i in range(30)]
+    source = write_batch(tmp_path / "in.jsonl", [chat_line(name) for name in names])
+    with pytest.raises(UnavailableError):
+        run_on(LossyTransport(num_calls_left=20), source, tmp_path)
+    assert 0 < len(read_results(tmp_path / "out.jsonl")) < 30
+    run_on(AsyncFakeTransport(), source, tmp_path)
+    assert sorted(result["custom_id"] for result in read_results(tmp_path / "out.jsonl")) == sorted(names)
+
+
+def test_a_torn_last_line_is_cut_and_its_request_sent_again(tmp_path: Path) -> None:
+    source = write_batch(tmp_path / "in.jsonl", [chat_line("a"), chat_line("b")])
+    run_on(AsyncFakeTransport(), source, tmp_path)
+    output = tmp_path / "out.jsonl"
+    output.write_bytes(output.read_bytes()[:-9])
+    run_on(AsyncFakeTransport(), source, tmp_path)
+    assert sorted(result["custom_id"] for result in read_results(output)) == ["a", "b"]
+
+
+def test_an_output_of_another_input_is_refused(tmp_path: Path) -> None:
+    run_on(AsyncFakeTransport(), write_batch(tmp_path / "in.jsonl", [chat_line("a")]), tmp_path)
+    with pytest.raises(BatchFileError, match="wrong input"):
+        run_on(AsyncFakeTransport(), write_batch(tmp_path / "other.jsonl", [chat_line("z")]), tmp_path)
+
+
+@pytest.mark.parametrize("precious", ['{"precious": true}\n', '{"precious": true}', "my notes"])
+def test_an_output_that_is_not_ours_is_left_alone(tmp_path: Path, precious: str) -> None:
+    (tmp_path / "out.jsonl").write_text(precious)
+    with pytest.raises(BatchFileError, match="not written by"):
+        run_on(AsyncFakeTransport(), write_batch(tmp_path / "in.jsonl", [chat_line("a")]), tmp_path)
+    assert (tmp_path / "out.jsonl").read_text() == precious
+
+
+def test_two_processes_cannot_write_one_output(tmp_path: Path) -> None:
+    with (
+        open_results(tmp_path / "out.jsonl", tmp_path / "errors.jsonl"),
+        pytest.raises(BatchFileError, match="another process"),
+        open_results(tmp_path / "out.jsonl", tmp_path / "errors.jsonl"),
+    ):
+        pass
+
+
+def test_memory_does_not_grow_with_the_batch(tmp_path: Path) -> None:
+    def peak_bytes(num_lines: int) -> int:
+        folder = tmp_path / str(num_lines)
+        folder.mkdir()
+        source = write_batch(folder / "in.jsonl", [chat_line(f"r{i}") for i in range(num_lines)])
+        tracemalloc.start()
+        run_on(CountingTransport(), source, folder)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    peak_bytes(10)  # what is loaded once
+    assert peak_bytes(2_000) < peak_bytes(200) + 4 * 2_000 + 50_000
+
+
+class CountingTransport(AsyncFakeTransport):
+    """A fake that does not keep the calls it saw."""
+
+    async def stream(self, call: Call) -> AsyncGenerator[Outputs, None]:
+        async for outputs in super().stream(call):
+            yield outputs
+        self.server.calls.clear()
+
+
+def batch_command(source: Path, folder: Path, url: str) -> list[str]:
+    command = [sys.executable, "-m", "client.cli", "batch", str(source), "-o", str(folder / "out.jsonl")]
+    return [*command, "--url", url, "--concurrency", "64"]
+
+
+def assert_each_answered_once(output: Path, names: Sequence[str]) -> None:
+    results = read_results(output)
+    assert len(results) == len(names)
+    bodies = {result["custom_id"]: result["response"]["body"] for result in results}
+    answers = {name: body["choices"][0]["message"]["content"] for name, body in bodies.items()}
+    assert answers == {name: f"say {name} say " for name in names}
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_ten_thousand_lines_survive_being_stopped_in_the_middle(tmp_path: Path, stop: signal.Signals) -> None:
+    names = [f"r{i}" for i in range(10_000)]
+    source = write_batch(tmp_path / "in.jsonl", [chat_line(name) for name in names])
+    output = tmp_path / "out.jsonl"
+    first = subprocess.Popen(batch_command(source, tmp_path, "fake://?token_s=0.002"), stderr=subprocess.PIPE)
+    with first:
+        while not output.exists() or output.read_bytes().count(b"\n") < 500:
+            assert first.poll() is None, "the batch ended before it was stopped"
+        first.send_signal(stop)
+        _, words = first.communicate(timeout=30)
+    assert first.returncode == (-signal.SIGKILL if stop is signal.SIGKILL else 1)
+    assert b"Traceback" not in words
+    num_before = output.read_bytes().count(b"\n")
+    assert 500 <= num_before < 10_000
+    second = subprocess.run(batch_command(source, tmp_path, "fake://"), capture_output=True, check=True)
+    assert f"({num_before} were done before)".encode() in second.stderr.replace(b"\n", b" ")
+    assert_each_answered_once(output, names)

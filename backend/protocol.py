@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from backend.errors import EngineUnavailableError
+from backend.errors import BrosError, EngineUnavailableError
 
 VERSION = 1
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -85,7 +85,7 @@ class Hello(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Take a request in. `client_id` is the client's own id, for messages only; `arrival_s` is on the machine's clock."""
+    """Take a request in. `client_id` is the client's own id, "" if none; `arrival_s` is on the machine's clock."""
 
     handle: int
     client_id: str
@@ -97,6 +97,7 @@ class Cancel(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """End a request; unknown and ended ones are ignored. `timed_out`: its own timeout ended it, so report an error."""
 
     handle: int
+    client_id: str
     timed_out: bool = False
 
 
@@ -125,6 +126,11 @@ class End(msgspec.Struct, frozen=True, array_like=True):
     error_code: str | None = None
     error_status: str = "INTERNAL"
     error_message: str = ""
+
+
+def error_end(error: BrosError) -> End:
+    """Return the end of a request that failed with `error`."""
+    return End(error_code=error.code, error_status=error.triton_status, error_message=str(error))
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):

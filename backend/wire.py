@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One tensor of the model. `dims` as in config.pbtxt: -1 is any length. `alias_of` names the field it stands for."""
+    """One tensor. `dims` as in config.pbtxt: -1 is any length. `alias_of` names the field it stands for."""
 
     name: str
     dtype: str
@@ -87,6 +87,7 @@ CLASS_WORDS = {"rt": "rt", "1": "rt", "be": "be", "2": "be"}
 # config.pbtxt parameters of the three models
 MODEL_CLASS = "priority_class"  # rt | be: every request of this model; per_request: the request says
 MODEL_MAX_INFLIGHT = "max_inflight"  # requests in the engine at once; more wait in Triton's queue. 0: no bound
+MODEL_REPORTS_METRICS = "reports_metrics"  # true for exactly one model, so that nothing counts twice
 PER_REQUEST = "per_request"
 
 MODELS = {"bros": PER_REQUEST, "bros_rt": "rt", "bros_be": "be"}

@@ -1,0 +1,109 @@
+"""The engine's door: a checked `Generation` becomes a `Request` with token ids, SLOs and times.
+
+What only the engine process can know is checked here: whether the prompt fits the model and its token ids exist.
+Called from the threads that read from stubs; holds no state.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from backend.config import ServiceSettings
+from backend.errors import InvalidRequestError, RequestTooLargeError
+from backend.protocol import Generation, Submit
+from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
+
+
+class PromptTokenizer(Protocol):
+    """What is needed of a tokenizer to serve; `backend.tokenizer.Tokenizer` satisfies it."""
+
+    eos_token_ids: frozenset[int]
+    vocab_size: int
+    strips_first_space: bool
+
+    def encode(self, text: str) -> list[int]: ...
+    def encode_chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]: ...
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Makes requests. `max_seq_len` is the longest prompt and output together, in tokens."""
+
+    tokenizer: PromptTokenizer
+    service: ServiceSettings
+    max_seq_len: int
+
+    def request(self, submit: Submit, request_id: RequestId) -> Request:
+        """Return the engine's request. Raises InvalidRequestError, RequestTooLargeError."""
+        generation = submit.generation
+        token_ids = self._token_ids(generation, request_id)
+        priority_class = PriorityClass(generation.priority_class)
+        is_rt = priority_class is PriorityClass.REAL_TIME
+        deadline_s = generation.deadline_s
+        return Request(
+            request_id=request_id,
+            priority_class=priority_class,
+            prompt_token_ids=token_ids,
+            sampling=self._sampling(generation, max_default_tokens=self.max_seq_len - len(token_ids)),
+            arrival_s=submit.arrival_s,
+            slo=self._slo(generation) if is_rt else None,
+            deadline_s=None if is_rt or deadline_s is None else submit.arrival_s + deadline_s,
+        )
+
+    def prompt_text(self, generation: Generation, request: Request) -> str:
+        """Return the prompt as text, for a response that repeats it."""
+        return generation.text if generation.text is not None else self.tokenizer.decode(request.prompt_token_ids)
+
+    def _token_ids(self, generation: Generation, request_id: RequestId) -> tuple[int, ...]:
+        if generation.text is not None:
+            token_ids = tuple(self.tokenizer.encode(generation.text))
+        elif generation.messages is not None:
+            token_ids = tuple(self.tokenizer.encode_chat(json.loads(generation.messages)))
+        else:
+            token_ids = generation.token_ids or ()
+            if (largest := max(token_ids, default=0)) >= self.tokenizer.vocab_size:
+                raise InvalidRequestError(
+                    f"input_ids: {largest} is no token id; the vocabulary has {self.tokenizer.vocab_size}"
+                )
+        if not token_ids:
+            raise InvalidRequestError(f"request {request_id!r}: the prompt has no tokens")
+        if len(token_ids) >= self.max_seq_len:
+            raise RequestTooLargeError(
+                f"request {request_id!r}: prompt of {len(token_ids)} tokens exceeds max_seq_len {self.max_seq_len}"
+            )
+        return token_ids
+
+    def _sampling(self, generation: Generation, max_default_tokens: int) -> SamplingParams:
+        asked = generation.sampling
+        eos = frozenset() if asked.ignore_eos else self.tokenizer.eos_token_ids
+        return SamplingParams(
+            max_tokens=min(self.service.default_max_tokens, max_default_tokens)
+            if asked.max_tokens is None
+            else asked.max_tokens,
+            min_tokens=asked.min_tokens,
+            temperature=asked.temperature,
+            top_k=asked.top_k,
+            top_p=asked.top_p,
+            min_p=asked.min_p,
+            repetition_penalty=asked.repetition_penalty,
+            presence_penalty=asked.presence_penalty,
+            frequency_penalty=asked.frequency_penalty,
+            seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+            stop_token_ids=eos | frozenset(asked.stop_token_ids),
+            ignore_eos=asked.ignore_eos,
+            wants_log_probs=generation.wants_log_probs,
+        )
+
+    def _slo(self, generation: Generation) -> Slo:
+        default = self.service.default_slo
+        return Slo(
+            ttft_slo_s=default.ttft_slo_s if generation.ttft_slo_s is None else generation.ttft_slo_s,
+            tpot_slo_s=default.tpot_slo_s if generation.tpot_slo_s is None else generation.tpot_slo_s,
+            itl_slo_s=default.itl_slo_s if generation.itl_slo_s is None else generation.itl_slo_s,
+        )

@@ -1,0 +1,65 @@
+"""Puts an engine together from its configuration: tokenizer, executor, scheduler, clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from backend.clock import Clock, MonotonicClock
+from backend.config import EngineConfig, ExecutorKind
+from backend.engine import Command, Emit, Engine, Record
+from backend.executors import Executor
+from backend.intake import PromptTokenizer
+from backend.scheduler import make_scheduler
+from backend.sim_tokenizer import SimTokenizer
+from backend.tokenizer import load_tokenizer
+
+Progress = Callable[[str, float | None], None]  # what is being done, and the fraction done where it is known
+
+
+class EngineLike(Protocol):
+    """The face of an engine that the process around it sees; `backend.engine.Engine` satisfies it."""
+
+    error: BaseException | None
+
+    def post(self, command: Command) -> None: ...
+    def run(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+def make_tokenizer(config: EngineConfig) -> PromptTokenizer:
+    """Return the tokenizer of the configured model. Raises ConfigError."""
+    match config.executor:
+        case ExecutorKind.SIM:
+            return SimTokenizer(config.sim.vocab_size, config.sim.eos_token_id)
+        case ExecutorKind.TORCH:
+            return load_tokenizer(config.torch.model_path)
+        case ExecutorKind.TRTLLM:
+            assert config.trtllm is not None, "a trtllm configuration without its section"
+            return load_tokenizer(config.trtllm.model)
+
+
+def make_engine(
+    config: EngineConfig, tokenizer: PromptTokenizer, emit: Emit, record: Record, report: Progress
+) -> tuple[EngineLike, int]:
+    """Load the model and return an engine around it, and the longest sequence it takes in tokens.
+
+    Raises ConfigError where the model is missing, unsupported or does not fit.
+    """
+    clock = MonotonicClock()
+    if config.executor is ExecutorKind.TRTLLM:
+        raise NotImplementedError
+    executor = _make_executor(config, clock, report)
+    capacity = executor.capacity()
+    scheduler = make_scheduler(config.scheduler, capacity, tokenizer.eos_token_ids)
+    return Engine(scheduler, executor, clock, emit, record), capacity.max_seq_len
+
+
+def _make_executor(config: EngineConfig, clock: Clock, report: Progress) -> Executor:
+    if config.executor is ExecutorKind.SIM:
+        from backend.executors.sim import SimExecutor
+
+        return SimExecutor(config.sim, clock)
+    from backend.executors.torch_engine import load
+
+    return load(config.torch, report)

@@ -1,0 +1,247 @@
+"""The stub side: Triton's Python model as a thin client of the engine process. Needs numpy and msgspec, no torch.
+
+    execute (Triton's thread)  checks a request, hands it to the link, returns: the answer comes later
+    link thread                one response for each chunk; the only thread that sends tokens
+    timer thread               asks Triton which clients have gone; flushes metrics
+
+Every request has one `_Reply`: a lock and a closed flag around Triton's response sender, because asking a sender
+anything after its final flag ends the whole server (2.51, and still so in the newest sources).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from backend import wire
+from backend.config import load_config
+from backend.engine_link import EngineLink, Ticket
+from backend.errors import BrosError, RequestCancelledError
+from backend.protocol import Chunk, End, EngineState, Generation, Metrics, Timings, error_end
+from backend.triton_metrics import TritonMetrics
+from backend.validate import Defaults, validate, wants_snapshot
+
+logger = logging.getLogger(__name__)
+
+_MAX_METRICS_WAITING = 60  # flushes; older ones are dropped when the timer cannot keep up
+
+
+class TritonPythonModel:
+    """One of the models `bros`, `bros_rt` and `bros_be`; which one stands in its config.pbtxt."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Connect to the engine and wait until it is ready. Raises an error, and so fails the model, when it fails."""
+        _check_numpy()
+        _log_to_triton()
+        file = load_config(model_directory=Path(args["model_repository"]))
+        name = args["model_name"]
+        parameters = {
+            key: value["string_value"] for key, value in json.loads(args["model_config"])["parameters"].items()
+        }
+        self._service = file.config.service
+        self._defaults = Defaults(name, parameters[wire.MODEL_CLASS], self._service)
+        max_inflight = int(parameters[wire.MODEL_MAX_INFLIGHT])
+        self._places = threading.Semaphore(max_inflight) if max_inflight else None
+        reports_metrics = parameters[wire.MODEL_REPORTS_METRICS] == "true"
+        self._metrics = TritonMetrics(pb_utils.MetricFamily) if reports_metrics else None
+        self._measured: deque[Metrics] = deque(maxlen=_MAX_METRICS_WAITING)
+        self._replies: dict[_Reply, None] = {}
+        self._is_closing = threading.Event()
+        self._link = EngineLink(file, name, self._measured.append if reports_metrics else None)
+        self._link.wait_until_ready(_log_state)
+        self._timer = threading.Thread(target=self._run_timer, name="timer", daemon=True)
+        self._timer.start()
+
+    def is_ready(self) -> bool:
+        """Tell Triton whether requests can be served; asked by servers from 26.03 on."""
+        return self._link.is_ready
+
+    def execute(self, requests: list[Any]) -> None:
+        """Take requests in; each is answered, or refused, by its own response sender."""
+        for request in requests:
+            reply = _Reply(request.get_response_sender())
+            try:
+                self._take(request, reply)
+            except BrosError as error:
+                self._close(reply, Chunk(0, end=error_end(error)))
+            except Exception as error:
+                logger.exception("a request failed on its way in")
+                self._close(reply, Chunk(0, end=End(error_code="INTERNAL", error_message=repr(error))))
+
+    def finalize(self) -> None:
+        """Disconnect; Triton calls this when no request is open."""
+        self._is_closing.set()
+        self._timer.join()
+        self._link.close()
+
+    def _take(self, request: Any, reply: _Reply) -> None:
+        parameters = json.loads(request.parameters())
+        if wants_snapshot(parameters):
+            self._link.inspect(lambda chunk: self._put(reply, chunk))
+            return
+        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        reply.generation = validate(inputs, parameters, request.timeout(), self._defaults)
+        if self._places is not None:
+            self._places.acquire()  # Triton's queue, with its limits, holds the rest meanwhile
+            reply.has_place = True
+        if reply.is_cancelled():
+            raise RequestCancelledError("the client went away before the request began")
+        self._replies[reply] = None
+        reply.ticket = self._link.submit(request.request_id(), reply.generation, lambda chunk: self._put(reply, chunk))
+
+    def _put(self, reply: _Reply, chunk: Chunk) -> None:
+        if chunk.end is None:
+            reply.send(chunk)
+        else:
+            self._close(reply, chunk)
+
+    def _close(self, reply: _Reply, chunk: Chunk) -> None:
+        self._replies.pop(reply, None)
+        reply.send(chunk)
+        if reply.has_place and self._places is not None:
+            self._places.release()
+
+    # --- the timer's thread -------------------------------------------------------------------------------------
+
+    def _run_timer(self) -> None:
+        next_flush_s = 0.0
+        while not self._is_closing.wait(self._service.cancel_poll_s):
+            now_s = time.monotonic()
+            for reply in list(self._replies):
+                self._cancel_if_gone(reply, now_s)
+            if self._metrics is not None and now_s >= next_flush_s:
+                next_flush_s = now_s + self._service.metrics_flush_s
+                self._flush_metrics(self._metrics)
+
+    def _cancel_if_gone(self, reply: _Reply, now_s: float) -> None:
+        if reply.ticket is None or reply.is_cancelling:
+            return
+        timed_out = now_s >= reply.give_up_s
+        if timed_out or reply.is_cancelled():
+            reply.is_cancelling = True
+            self._link.cancel(reply.ticket, timed_out=timed_out)
+
+    def _flush_metrics(self, metrics: TritonMetrics) -> None:
+        try:
+            while self._measured:
+                metrics.flush(self._measured.popleft())
+        except pb_utils.TritonModelException:
+            logger.exception("metrics could not be flushed")
+
+
+class _Reply:
+    """The way back to one client; threads meet here, and the final flag is sent exactly once."""
+
+    def __init__(self, sender: Any) -> None:
+        self.generation: Generation | None = None  # None until the request is found good
+        self.ticket: Ticket | None = None  # None until the engine has it
+        self.has_place = False
+        self.is_cancelling = False
+        self._sender = sender
+        self._arrival_s = time.monotonic()
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    @property
+    def give_up_s(self) -> float:
+        """When the request's own timeout runs out."""
+        timeout_s = None if self.generation is None else self.generation.timeout_s
+        return float("inf") if timeout_s is None else self._arrival_s + timeout_s
+
+    def send(self, chunk: Chunk) -> None:
+        """Send a chunk as one response, with the final flag when it is the end."""
+        response = _response(chunk, self.generation)
+        flags = 0 if chunk.end is None else pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        with self._lock:
+            assert not self._is_closed, "a chunk came after the end"
+            self._is_closed = chunk.end is not None
+            try:
+                self._sender.send(response, flags)
+            except pb_utils.TritonModelException as error:
+                logger.error("a response was not sent: %s", error)
+
+    def is_cancelled(self) -> bool:
+        """Ask Triton whether the client has gone; never after the end."""
+        with self._lock:
+            return not self._is_closed and bool(self._sender.is_cancelled())
+
+
+def _response(chunk: Chunk, generation: Generation | None) -> Any:
+    end = chunk.end
+    if end is not None and end.error_code is not None:
+        status = getattr(pb_utils.TritonError, end.error_status)
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{end.error_code}: {end.error_message}", status))
+    tensors = [
+        _tensor("text_output", [chunk.text.encode()], np.object_),
+        _tensor("output_ids", chunk.token_ids, np.int32),
+    ]
+    if chunk.log_probs is not None:
+        tensors.append(_tensor("log_probs", chunk.log_probs, np.float32))
+    if end is not None and end.finish_reason is not None:
+        tensors.append(_tensor("finish_reason", [end.finish_reason.encode()], np.object_))
+        if end.timings is not None and generation is not None:
+            tensors += _metric_tensors(end.timings, generation)
+    return pb_utils.InferenceResponse(tensors)
+
+
+def _metric_tensors(timings: Timings, generation: Generation) -> list[Any]:
+    every = generation.wants_metrics
+    wanted = {
+        "ttft_ms": (every, timings.ttft_s),
+        "tpot_ms": (every, timings.tpot_s),
+        "queue_ms": (every, timings.queue_s),
+    }
+    tensors = [
+        _tensor(name, [seconds * 1e3], np.float32)
+        for name, (is_wanted, seconds) in wanted.items()
+        if is_wanted and seconds is not None
+    ]
+    counts = {
+        "num_preemptions": (every, timings.num_preemptions),
+        "num_input_tokens": (every or generation.wants_num_input_tokens, timings.num_input_tokens),
+        "num_output_tokens": (every or generation.wants_num_output_tokens, timings.num_output_tokens),
+    }
+    return tensors + [_tensor(name, [count], np.int32) for name, (is_wanted, count) in counts.items() if is_wanted]
+
+
+def _tensor(name: str, values: Any, dtype: type[Any]) -> Any:
+    return pb_utils.Tensor(name, np.array(values, dtype=dtype))
+
+
+def _check_numpy() -> None:
+    """Refuse NumPy 2 where it would kill the stub at the first string: in servers before 24.12 (pybind11 2.10)."""
+    is_old_server = not hasattr(pb_utils.InferenceResponse, "parameters")  # came with 25.02
+    if is_old_server and int(np.__version__.split(".")[0]) >= 2:
+        raise RuntimeError(f"numpy {np.__version__} does not work with this Triton server: install numpy<2")
+
+
+def _log_state(state: EngineState) -> None:
+    percent = "" if state.fraction is None else f" {state.fraction:.0%}"
+    logger.info("engine %s%s %s", state.stage.value, percent, state.detail)
+
+
+def _log_to_triton() -> None:
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.handlers = [_TritonHandler()]
+
+
+class _TritonHandler(logging.Handler):
+    """Hands Python's log records to the server's log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            log = pb_utils.Logger.log_error
+        elif record.levelno >= logging.WARNING:
+            log = pb_utils.Logger.log_warn
+        else:
+            log = pb_utils.Logger.log_info if record.levelno >= logging.INFO else pb_utils.Logger.log_verbose
+        log(self.format(record))

@@ -1,0 +1,431 @@
+"""Raw tensors and parameters in, a checked `Generation` out, or one clear InvalidRequestError.
+
+A value may come as an input tensor, as a request parameter of the same name (the generate endpoints make one of every
+key that is no input), or inside `sampling_parameters`; that is also the order in which they win. Pure: no Triton, no
+clock, no tokenizer (whether a prompt fits the model is seen by `backend.intake`, in the engine process).
+
+The class of a request, first match wins:
+    1. the model's own (`bros_rt`, `bros_be`: config.pbtxt); a request that names the other class is refused
+    2. `priority_class`, as an input tensor or as a parameter
+    3. parameter `priority` (generate endpoints), 1 = rt, 2 = be
+    4. parameter `x-priority-class`, made of a forwarded gRPC header
+    5. `service.default_class` of engine.json
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend import wire
+from backend.config import ServiceSettings
+from backend.errors import InvalidRequestError
+from backend.protocol import Generation, Sampling
+
+MAX_TOKENS = 10_000_000  # far above any model; what is larger was wrapped or mistyped
+MAX_SECONDS = 30 * 24 * 3600.0  # SLOs, deadlines and timeouts
+_MICROSECONDS = 1e6
+_SHOWN_CHARS = 60
+
+# What else vLLM's sampling parameters may hold: only the value that changes nothing is accepted.
+_VLLM_FIXED: Mapping[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1, None),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "early_stopping": (False,),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "detokenize": (True,),
+    "prompt_logprobs": (None,),
+    "logits_processors": (None,),
+    "truncate_prompt_tokens": (None,),
+    "bad_words": (None, []),
+}
+_VLLM_NAMES = {"stop": "stop_words", "stop_token_ids": "stop_token_ids", "logprobs": "return_log_probs"}
+_SAMPLING_NAMES = (
+    "max_tokens",
+    "min_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "ignore_eos",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a request takes from its model and the configuration. `model_class`: rt, be or `wire.PER_REQUEST`."""
+
+    model_name: str
+    model_class: str
+    service: ServiceSettings
+
+
+def wants_snapshot(parameters: Mapping[str, object]) -> bool:
+    """Tell whether a request asks for the engine's snapshot instead of text. Raises InvalidRequestError."""
+    asked = parameters.get(wire.INSPECT)
+    if asked not in (None, "engine"):
+        raise InvalidRequestError(f"{wire.INSPECT}: {_show(asked)} is not 'engine'")
+    return asked is not None
+
+
+def validate(
+    inputs: Mapping[str, NDArray[Any]], parameters: Mapping[str, object], timeout_us: int, defaults: Defaults
+) -> Generation:
+    """Return the request that `inputs` (tensors by name, as numpy arrays) and `parameters` describe.
+
+    `timeout_us` is Triton's own request timeout, 0 when unset. Raises InvalidRequestError.
+    """
+    values = _Values(inputs, parameters)
+    service = defaults.service
+    text, messages, token_ids = _prompt(values, service)
+    return Generation(
+        priority_class=_priority_class(values, defaults),
+        text=text,
+        messages=messages,
+        token_ids=token_ids,
+        sampling=_sampling(values),
+        stop_words=_stop_words(values, service),
+        ttft_slo_s=_milliseconds(values, "ttft_slo_ms"),
+        tpot_slo_s=_milliseconds(values, "tpot_slo_ms"),
+        itl_slo_s=_milliseconds(values, "itl_slo_ms"),
+        deadline_s=_milliseconds(values, "deadline_ms"),
+        timeout_s=_timeout_s(values, timeout_us),
+        is_streamed=values.get("stream", as_bool, False),
+        echoes_prompt=not values.get("exclude_input_in_output", as_bool, True),
+        wants_log_probs=values.get("return_log_probs", _as_log_probs, False),
+        wants_metrics=values.get("return_metrics", as_bool, False),
+        wants_num_input_tokens=values.get("return_num_input_tokens", as_bool, False),
+        wants_num_output_tokens=values.get("return_num_output_tokens", as_bool, False),
+    )
+
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+class _Values:
+    """The values of one request by canonical name, still raw; unknown names are refused on the way in."""
+
+    def __init__(self, inputs: Mapping[str, NDArray[Any]], parameters: Mapping[str, object]) -> None:
+        self.parameters = parameters
+        fields = wire.input_names()
+        direct: dict[str, object] = {}
+        for name, tensor in inputs.items():
+            value = tensor if fields[name].dims == -1 else _scalar(name, tensor)
+            _put(direct, fields[name], value)
+        for name, value in parameters.items():
+            if name in fields:
+                if name not in inputs:
+                    _put(direct, fields[name], value, overwrite=False)
+            elif not _is_known_parameter(name):
+                raise InvalidRequestError(
+                    f"unknown parameter {_show(name)}{_suggestion(name, [*fields, *wire.PARAMETERS])}"
+                )
+        self._direct = direct
+        nested = direct.pop("sampling_parameters", None)
+        self._nested = {} if nested is None else _sampling_parameters(nested)
+
+    def get(self, name: str, convert: Callable[[str, object], T], default: D) -> T | D:
+        """Return the value of `name` converted, or `default` when nobody gave one."""
+        value = self._direct.get(name, self._nested.get(name))
+        return default if value is None else convert(name, value)
+
+
+def _put(values: dict[str, object], field: wire.Field, value: object, *, overwrite: bool = True) -> None:
+    name = field.alias_of or field.name
+    if field.alias_of is None and overwrite:
+        values[name] = value
+    else:
+        values.setdefault(name, value)
+
+
+def _is_known_parameter(name: str) -> bool:
+    return (
+        name in wire.PARAMETERS
+        or name in wire.IGNORED_PARAMETERS
+        or name.lower().startswith(wire.IGNORED_PARAMETER_PREFIXES)
+    )
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _scalar(name: str, tensor: NDArray[Any]) -> object:
+    if tensor.size != 1:
+        raise InvalidRequestError(f"{name}: expected one value, got {tensor.size}")
+    return tensor.reshape(-1)[0]
+
+
+# --- prompt --------------------------------------------------------------------------------------------------------
+
+
+def _prompt(values: _Values, service: ServiceSettings) -> tuple[str | None, str | None, tuple[int, ...] | None]:
+    text = values.get("text_input", as_text, None)
+    messages = values.get("messages", as_text, None)
+    token_ids = values.get("input_ids", _as_token_ids, None)
+    given = [
+        name
+        for name, value in (("text_input", text), ("messages", messages), ("input_ids", token_ids))
+        if value is not None
+    ]
+    if len(given) != 1:
+        raise InvalidRequestError(
+            f"give exactly one of text_input, messages and input_ids; got {' and '.join(given) or 'none of them'}"
+        )
+    if text == "" or token_ids == ():
+        raise InvalidRequestError(f"{given[0]}: the prompt is empty")
+    for name, value in (("text_input", text), ("messages", messages)):
+        if value is not None and (num_bytes := len(value.encode())) > service.max_prompt_bytes:
+            raise InvalidRequestError(f"{name}: {num_bytes} bytes exceed max_prompt_bytes {service.max_prompt_bytes}")
+    if messages is not None:
+        _check_messages(messages)
+    return text, messages, token_ids
+
+
+def _check_messages(text: str) -> None:
+    messages = _json("messages", text)
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequestError("messages: expected a non-empty JSON list of {role, content} objects")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise InvalidRequestError(f"messages[{index}]: expected an object with the strings role and content")
+
+
+def _as_token_ids(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, np.ndarray):
+        raise InvalidRequestError(f"{name}: expected a tensor of token ids, got {_show(value)}")
+    token_ids: list[int] = value.reshape(-1).tolist()
+    if (smallest := min(token_ids, default=0)) < 0:
+        raise InvalidRequestError(f"{name}: {smallest} is no token id")
+    return tuple(token_ids)
+
+
+# --- class, SLOs, times --------------------------------------------------------------------------------------------
+
+
+def _priority_class(values: _Values, defaults: Defaults) -> str:
+    asked = values.get("priority_class", _as_class, None)
+    for parameter in (wire.PRIORITY, wire.CLASS_HEADER):
+        if asked is None and parameter in values.parameters:
+            asked = _as_class(parameter, values.parameters[parameter])
+    if defaults.model_class == wire.PER_REQUEST:
+        return asked or defaults.service.default_class.value
+    if asked is not None and asked != defaults.model_class:
+        raise InvalidRequestError(
+            f"priority_class: model {defaults.model_name!r} serves class {defaults.model_class!r} only, got {asked!r}"
+        )
+    return defaults.model_class
+
+
+def _as_class(name: str, value: object) -> str:
+    word = str(value) if isinstance(value, int) and not isinstance(value, bool) else as_text(name, value)
+    chosen = wire.CLASS_WORDS.get(word.strip().lower())
+    if chosen is None:
+        raise InvalidRequestError(f"{name}: {_show(word)} is no class of service; allowed: rt (1), be (2)")
+    return chosen
+
+
+def _milliseconds(values: _Values, name: str) -> float | None:
+    milliseconds = values.get(name, as_float, None)
+    if milliseconds is None:
+        return None
+    if not 0.0 < milliseconds <= MAX_SECONDS * 1e3:
+        raise InvalidRequestError(f"{name}: {milliseconds:g} is not in (0, {MAX_SECONDS * 1e3:g}]")
+    return milliseconds / 1e3
+
+
+def _timeout_s(values: _Values, timeout_us: int) -> float | None:
+    asked = timeout_us or values.parameters.get(wire.TIMEOUT)
+    if asked is None:
+        return None
+    microseconds = as_int(wire.TIMEOUT, asked)
+    if not 0 < microseconds <= MAX_SECONDS * _MICROSECONDS:
+        raise InvalidRequestError(f"{wire.TIMEOUT}: {microseconds} us is not in (0, {MAX_SECONDS * _MICROSECONDS:g}]")
+    return microseconds / _MICROSECONDS
+
+
+# --- sampling ------------------------------------------------------------------------------------------------------
+
+
+def _sampling(values: _Values) -> Sampling:
+    def whole(name: str, default: int, low: int, high: int) -> int:
+        return _in_range(name, values.get(name, as_int, default), low, high)
+
+    def real(name: str, default: float, low: float, high: float) -> float:
+        return _in_range(name, values.get(name, as_float, default), low, high)
+
+    top_p = real("top_p", 1.0, 0.0, 1.0)
+    if top_p == 0.0:
+        raise InvalidRequestError("top_p: 0 is not in (0, 1]")
+    repetition_penalty = real("repetition_penalty", 1.0, 0.0, 100.0)
+    if repetition_penalty == 0.0:
+        raise InvalidRequestError("repetition_penalty: 0 is not in (0, 100]")
+    max_tokens = values.get("max_tokens", as_int, None)
+    min_tokens = whole("min_tokens", 0, 0, MAX_TOKENS)
+    if max_tokens is not None:
+        _in_range("max_tokens", max_tokens, 1, MAX_TOKENS)
+        if min_tokens > max_tokens:
+            raise InvalidRequestError(f"min_tokens: {min_tokens} exceeds max_tokens {max_tokens}")
+    seed = values.get("seed", as_int, None)
+    return Sampling(
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=real("temperature", 0.0, 0.0, 100.0),
+        top_k=max(0, whole("top_k", 0, -1, MAX_TOKENS)),
+        top_p=top_p,
+        min_p=real("min_p", 0.0, 0.0, 1.0),
+        repetition_penalty=repetition_penalty,
+        presence_penalty=real("presence_penalty", 0.0, -2.0, 2.0),
+        frequency_penalty=real("frequency_penalty", 0.0, -2.0, 2.0),
+        seed=None if seed is None else _in_range("seed", seed, 0, 2**64 - 1),
+        stop_token_ids=values.get("stop_token_ids", _as_stop_token_ids, ()),
+        ignore_eos=values.get("ignore_eos", as_bool, False),
+    )
+
+
+N = TypeVar("N", int, float)
+
+
+def _in_range(name: str, value: N, low: N, high: N) -> N:
+    if not low <= value <= high:
+        raise InvalidRequestError(f"{name}: {_show(value)} is not in [{low}, {high}]")
+    return value
+
+
+def _sampling_parameters(value: object) -> dict[str, object]:
+    """Decode vLLM's `sampling_parameters` into values by our names."""
+    decoded = _json("sampling_parameters", as_text("sampling_parameters", value))
+    if not isinstance(decoded, dict):
+        raise InvalidRequestError(f"sampling_parameters: expected a JSON object, got {_show(decoded)}")
+    known = {**{name: name for name in _SAMPLING_NAMES}, **_VLLM_NAMES}
+    values: dict[str, object] = {}
+    for key, item in decoded.items():
+        if key in known:
+            values[known[key]] = item
+        elif key not in _VLLM_FIXED:
+            raise InvalidRequestError(
+                f"sampling_parameters: unknown key {_show(key)}{_suggestion(key, [*known, *_VLLM_FIXED])}"
+            )
+        elif item not in _VLLM_FIXED[key]:
+            raise InvalidRequestError(f"sampling_parameters.{key}: {_show(item)} is not supported here")
+    return values
+
+
+def _stop_words(values: _Values, service: ServiceSettings) -> tuple[str, ...]:
+    words = values.get("stop_words", _as_texts, ())
+    if len(words) > service.max_stop_words:
+        raise InvalidRequestError(f"stop_words: {len(words)} exceed max_stop_words {service.max_stop_words}")
+    for word in words:
+        if not word:
+            raise InvalidRequestError("stop_words: a stop word is empty")
+        if len(word) > service.max_stop_word_chars:
+            raise InvalidRequestError(f"stop_words: {len(word)} characters exceed {service.max_stop_word_chars}")
+    return words
+
+
+# --- one value of one type -----------------------------------------------------------------------------------------
+
+
+def as_text(name: str, value: object) -> str:
+    """Return text; bytes must be UTF-8."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidRequestError(f"{name}: invalid UTF-8 at byte {error.start}") from error
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{name}: expected a string, got {_show(value)}")
+    if max(value, default="") >= "\ud800" and any("\ud800" <= char <= "\udfff" for char in value):
+        raise InvalidRequestError(f"{name}: a lone surrogate is no text")
+    return value
+
+
+def as_int(name: str, value: object) -> int:
+    """Return a whole number; the strings and whole floats that load tools send are taken."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return int(value)
+    if isinstance(value, (str, bytes)):
+        text = as_text(name, value).strip()
+        if text.removeprefix("-").isdecimal() and text.isascii() and len(text) <= 20:
+            return int(text)
+    raise InvalidRequestError(f"{name}: expected a whole number, got {_show(value)}")
+
+
+def as_float(name: str, value: object) -> float:
+    """Return a finite number; strings that spell one are taken."""
+    number = math.nan
+    if isinstance(value, (str, bytes)):
+        value = as_text(name, value)
+    if isinstance(value, (str, int, float, np.integer, np.floating)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+    if not math.isfinite(number):
+        raise InvalidRequestError(f"{name}: expected a finite number, got {_show(value)}")
+    return number
+
+
+def as_bool(name: str, value: object) -> bool:
+    """Return a truth value; `true`, `false`, 1 and 0 are taken."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    word = str(value).lower() if isinstance(value, (int, np.integer)) else as_text(name, value).strip().lower()
+    if word not in ("true", "false", "1", "0"):
+        raise InvalidRequestError(f"{name}: expected true or false, got {_show(value)}")
+    return word in ("true", "1")
+
+
+def _as_log_probs(name: str, value: object) -> bool:
+    """vLLM's `logprobs` is a number of alternatives; the sampled token's own is what we have (0 or 1)."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _in_range(name, as_int(name, value), 0, 1) >= 0
+    return as_bool(name, value)
+
+
+def _as_texts(name: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, np.ndarray):
+        value = value.reshape(-1).tolist()
+    items = value if isinstance(value, list) else [value]
+    return tuple(as_text(name, item) for item in items)
+
+
+def _as_stop_token_ids(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise InvalidRequestError(f"{name}: expected a list of token ids, got {_show(value)}")
+    return tuple(_in_range(name, as_int(name, item), 0, MAX_TOKENS) for item in value)
+
+
+def _json(name: str, text: str) -> object:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{name}: not valid JSON: {error}") from error
+
+
+def _refuse_constant(word: str) -> object:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _show(value: object) -> str:
+    text = repr(value.item() if isinstance(value, np.generic) else value)
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"

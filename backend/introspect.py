@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Protocol
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from backend.plan import StepBatch, StepOutput, StepPlan, StepResult
 from backend.policy.stats import SchedulerStats
-from backend.policy.table import RequestTable
 from backend.request import PriorityClass, Request
-from kv.types import KVConfig, Row
+from backend.scheduler import Scheduler
+from kv.manager import KVCacheManager
+from kv.types import Row
 
 VERSION = 1
 MAX_REQUESTS = 64  # shown: real-time first, then by arrival
@@ -106,26 +105,6 @@ class Snapshot(msgspec.Struct, frozen=True):
     preemptions: list[PreemptionView]
 
 
-class KVInspected(Protocol):
-    """What is read of the KV manager."""
-
-    config: KVConfig
-
-    def num_held(self, row: Row) -> int: ...
-    def num_restorable(self, row: Row) -> int: ...
-    def block_fills(self) -> tuple[NDArray[np.int16], NDArray[np.int16]]: ...
-
-
-class Inspected(Protocol):
-    """What is read of the scheduler; `backend.scheduler.Scheduler` satisfies it."""
-
-    policy_name: str
-    table: RequestTable
-    kv: KVInspected
-
-    def stats(self) -> SchedulerStats: ...
-
-
 class StepLog:
     """The last step and the latest preemptions; owned by the engine's thread."""
 
@@ -174,7 +153,7 @@ class StepLog:
         )
 
 
-def snapshot(scheduler: Inspected, steps: StepLog, now_s: float) -> Snapshot:
+def snapshot(scheduler: Scheduler, steps: StepLog, now_s: float) -> Snapshot:
     """Return the state of `scheduler` at `now_s`; to be called on the engine's thread."""
     stats = scheduler.stats()
     preempted = dict.fromkeys(("rt", "be"), 0)
@@ -182,7 +161,7 @@ def snapshot(scheduler: Inspected, steps: StepLog, now_s: float) -> Snapshot:
         preempted[priority_class.value] += count
     return Snapshot(
         version=VERSION,
-        policy=scheduler.policy_name,
+        policy=scheduler.view.settings.policy,
         requests_by_class={
             priority_class.value: ClassCounts(counts.num_waiting, counts.num_running, counts.num_preempted)
             for priority_class, counts in stats.requests.items()
@@ -202,12 +181,12 @@ def snapshot(scheduler: Inspected, steps: StepLog, now_s: float) -> Snapshot:
     )
 
 
-def snapshot_json(scheduler: Inspected, steps: StepLog, now_s: float) -> str:
+def snapshot_json(scheduler: Scheduler, steps: StepLog, now_s: float) -> str:
     """Return `snapshot` as JSON; bytes become base64."""
     return msgspec.json.encode(snapshot(scheduler, steps, now_s)).decode()
 
 
-def _kv_view(kv: KVInspected, stats: SchedulerStats) -> KVPoolView:
+def _kv_view(kv: KVCacheManager, stats: SchedulerStats) -> KVPoolView:
     heads, tails = kv.block_fills()
     return KVPoolView(
         block_size=kv.config.block_size,
@@ -218,16 +197,16 @@ def _kv_view(kv: KVInspected, stats: SchedulerStats) -> KVPoolView:
     )
 
 
-def _request_views(scheduler: Inspected, now_s: float) -> list[RequestView]:
-    table = scheduler.table
+def _request_views(scheduler: Scheduler, now_s: float) -> list[RequestView]:
+    table = scheduler.view.table
     rows = table.rows()
     order = np.lexsort((table.arrival_index[rows], ~table.is_rt[rows]))
     return [_request_view(scheduler, int(row), now_s) for row in rows[order[:MAX_REQUESTS]]]
 
 
-def _request_view(scheduler: Inspected, row: int, now_s: float) -> RequestView:
-    request, kv = scheduler.table.request(row), scheduler.kv
-    deadline_s = float(scheduler.table.deadline_s[row])
+def _request_view(scheduler: Scheduler, row: int, now_s: float) -> RequestView:
+    request, kv = scheduler.view.table.request(row), scheduler.kv
+    deadline_s = float(scheduler.view.table.deadline_s[row])
     return RequestView(
         request_id=request.request_id,
         priority_class=request.priority_class.value,

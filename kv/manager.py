@@ -155,6 +155,11 @@ class KVCacheManager:
             num_host_slots_used=self._host.num_used,
         )
 
+    def block_fills(self) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+        """Return how many slots of each block a head holds, and a tail; int16 [num_blocks] each, copies."""
+        fills = self._pool.fill.reshape(2, -1)[:, : self.config.num_blocks].copy()
+        return fills[HEAD], fills[TAIL]
+
     def check_invariants(self) -> None:
         """Assert all that must hold between any two calls (see kv/invariants.py); O(slots)."""
         check_invariants(self._pool, self._table, self._host)

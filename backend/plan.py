@@ -1,4 +1,4 @@
-"""The values that travel around one step: the plan, the batch made of it, the executor's result, the step's output.
+"""The values that travel around one step: plan, batch, result, output.
 
     policy.plan ──StepPlan──► scheduler.commit ──StepBatch──► executor.execute ──StepResult──► scheduler.complete ──StepOutput──► engine
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,9 +106,8 @@ class StepResult:
     log_probs: Sequence[float | None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EmittedToken:
-    """A token to send to the client of `request`."""
+class EmittedToken(NamedTuple):
+    """A token to send to the client of `request`. A tuple, because a step makes hundreds of them."""
 
     request: Request
     token_id: int

@@ -1,0 +1,138 @@
+"""How BROS fills the rest of a step with best-effort work (design §3, packing 3)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from backend.policy.future import Future
+from backend.policy.packing import Packing
+from backend.policy.view import SchedulerView
+from backend.request import Request
+from kv.types import Row
+
+_URGENCY = 1.25  # a best-effort deadline turns urgent when this multiple of the predicted work fills the time left
+
+
+class BestEffortFill:
+    """Takes best-effort work into a step that already has its real-time part."""
+
+    def __init__(self, view: SchedulerView, packing: Packing, budget_s: float, now_s: float) -> None:
+        self._view = view
+        self._packing = packing
+        self._budget_s = budget_s
+        self._now_s = now_s
+        self._window_left = 0
+        self._future = Future(view, rt_only=False)
+        table, rows = view.table, view.table.rows()
+        rows = rows[~table.is_rt[rows]]
+        self._rows = rows
+        self._is_decode = table.num_known[rows] - table.num_computed[rows] == 1
+
+    def pack_urgent(self) -> None:
+        """Take the requests whose finish-by deadline is near, whatever the window says."""
+        table = self._view.table
+        due = self._rows[np.isfinite(table.deadline_s[self._rows])]
+        urgent = [request for request in map(table.request, due.tolist()) if self._is_urgent(request)]
+        self._window_left = self._packing.tokens_left
+        for request in sorted(urgent, key=lambda request: (table.deadline_s[request.row], request.arrival_index)):
+            self._continue(request)
+        for request in self._view.be_deadlines.in_time():
+            if not self._is_urgent(request) or not self._admit(request):
+                break
+
+    def pack(self, window_tokens: int, credit_s: float) -> None:
+        """Fill the step: decodes, those nearest their end first; prefills and preempted requests, the oldest first;
+        then new ones, in order of arrival. `credit_s` may be taken beyond the budget."""
+        self._window_left = window_tokens
+        self._budget_s = max(self._budget_s, self._packing.predicted_s + credit_s)
+        self._pack_decodes()
+        if self._continue_started():
+            self._admit_waiting()
+
+    def _is_urgent(self, request: Request) -> bool:
+        if request.deadline_s is None or request.deadline_s <= self._now_s:
+            return False
+        traffic, latency = self._view.traffic, self._view.latency
+        num_to_go = max(1.0, traffic.be_output_ratio * request.sampling.max_tokens - request.num_output)
+        work_s = latency.prefill_s(request.num_uncomputed, request.num_computed) + num_to_go * traffic.step_s
+        return self._now_s + _URGENCY * work_s >= request.deadline_s
+
+    def _pack_decodes(self) -> None:
+        table, packing, latency = self._view.table, self._packing, self._view.latency
+        rows = self._rows[self._is_decode]
+        rows = np.array([r for r in rows.tolist() if self._is_free(r)], np.int64)
+        if not len(rows):
+            return
+        rows = rows[np.lexsort((table.arrival_index[rows], table.max_total[rows] - table.num_known[rows]))]
+        cost_s = np.cumsum(latency.c1 + latency.c2 * table.num_computed[rows])
+        num_fitting = int(np.searchsorted(cost_s, self._budget_s - packing.predicted_s, side="right"))
+        if not packing.num_new_tokens:
+            num_fitting = max(1, num_fitting)
+        rows = rows[: min(num_fitting, self._window_left)]
+        num_before = packing.tokens_left
+        packing.add_decodes(rows)
+        self._window_left -= num_before - packing.tokens_left
+
+    def _is_free(self, row: int) -> bool:
+        return not self._packing.is_cut(row) and self._view.table.request(row) not in self._packing.num_new_tokens
+
+    def _continue_started(self) -> bool:
+        """Go on with what has begun; return whether nothing that has begun was left waiting for room."""
+        table = self._view.table
+        rows = self._rows[~self._is_decode]
+        rows = rows[np.argsort(table.arrival_index[rows])]
+        waits = [row for row in rows.tolist() if self._is_free(row) and not self._continue(table.request(row))]
+        return not waits
+
+    def _continue(self, request: Request) -> bool:
+        """Take a chunk of a request that has a row, restored as far as that is cheaper; False for lack of slots."""
+        assert request.row is not None
+        packing = self._packing
+        if not self._is_free(request.row) or packing.seqs_left < 1:
+            return True
+        if packing.has_cuts and self._view.table.is_preempted[request.row]:
+            return False  # memory is short now; and a reclaim may push the copies that it needs out of the host pool
+        room = packing.room_for(request)
+        if room < min(request.num_uncomputed, self._needed_room(request)):
+            return False
+        num_restored = self._num_to_restore(request)
+        num_tokens = self._chunk(request, room - num_restored, num_restored)
+        if num_tokens > 0 and packing.add(request, num_tokens, num_restored):
+            self._window_left -= num_tokens
+        return True
+
+    def _needed_room(self, request: Request) -> int:
+        """A preempted request comes back only if all it lost fits, so that it is not preempted again at once."""
+        assert request.row is not None
+        return request.num_uncomputed if self._view.table.is_preempted[request.row] else 1
+
+    def _num_to_restore(self, request: Request) -> int:
+        """Return how many positions to copy back: all that the host has, if that is cheaper than to compute them."""
+        assert request.row is not None
+        latency = self._view.latency
+        num_restorable = min(self._view.kv.num_restorable(Row(request.row)), request.num_uncomputed - 1)
+        copy_s = latency.c4 * num_restorable
+        if copy_s >= latency.prefill_s(num_restorable, request.num_computed):
+            return 0
+        time_left_s = self._budget_s - self._packing.predicted_s
+        fits = copy_s <= time_left_s or not self._packing.num_new_tokens
+        return num_restorable if fits else 0
+
+    def _chunk(self, request: Request, room: int, num_restored: int = 0) -> int:
+        time_left_s = self._budget_s - self._packing.predicted_s - self._view.latency.c4 * num_restored
+        return self._packing.chunk(request, time_left_s, min(room, self._window_left), num_restored)
+
+    def _admit_waiting(self) -> None:
+        for request in self._view.be_waiting.in_time():
+            if request not in self._packing.num_new_tokens and not self._admit(request):
+                break
+
+    def _admit(self, request: Request) -> bool:
+        """Take the first chunk of a waiting request, if all that run will find slots until they end."""
+        packing = self._packing
+        num_tokens = self._chunk(request, packing.room_for(request))
+        if num_tokens < 1 or not self._future.has_room_for(request) or not packing.add(request, num_tokens):
+            return False
+        self._future.take(request)
+        self._window_left -= num_tokens
+        return True

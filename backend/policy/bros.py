@@ -1,0 +1,242 @@
+"""The BROS policy: real-time requests by deadline, best-effort work in what their deadlines leave (design §3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import merge
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.plan import StepPlan
+from backend.policy.best_effort import BestEffortFill
+from backend.policy.future import Future
+from backend.policy.latency import LatencyModel
+from backend.policy.packing import Packing
+from backend.policy.settings import SchedulerSettings
+from backend.policy.table import Rows, first_deadline_s
+from backend.policy.view import SchedulerView, StepLimits, StepRecord
+from backend.policy.window import AdaptiveWindow
+from backend.request import Request
+
+_CATCH_UP = 0.8  # a late decode asks for steps of this part of its TPOT SLO, so that it gains on its schedule
+_DEFAULT_CAP_S = 0.25  # responsiveness cap while no TTFT SLO has been seen
+_MAX_MARGIN = 0.3
+_MAX_CREDIT_S = 0.05
+
+
+class Bros:
+    """Earliest deadline first for real-time, late ones behind; best-effort within the step budget and the window."""
+
+    def __init__(self, settings: SchedulerSettings, limits: StepLimits) -> None:
+        min_tokens = max(1, int(settings.be_min_share * limits.max_tokens))
+        self._window = AdaptiveWindow(min_tokens, limits.max_tokens, settings.adaptive_window)
+        self._be_min_share = settings.be_min_share
+        self._be_credit_s = 0.0  # step time that best-effort work may claim against any real-time load
+
+    @property
+    def window_tokens(self) -> int:
+        return self._window.tokens
+
+    def order(self, request: Request) -> float:
+        """RT by deadline; BE by arrival."""
+        return first_deadline_s(request) if request.is_rt else 0.0
+
+    def is_late(self, request: Request, latency: LatencyModel, now_s: float) -> bool:
+        """Late: the next token would miss its deadline even if the request were served alone."""
+        return request.is_rt and now_s + time_alone_s(request, latency) > first_deadline_s(request)
+
+    def observe(self, step: StepRecord) -> None:
+        self._window.observe(step.num_be_tokens, step.num_late > 0)
+        num_tokens = step.num_rt_tokens + step.num_be_tokens
+        be_s = step.duration_s * step.num_be_tokens / max(1, num_tokens)
+        credit_s = self._be_credit_s + self._be_min_share * step.duration_s - be_s
+        self._be_credit_s = min(max(0.0, credit_s), _MAX_CREDIT_S)
+
+    def plan(self, view: SchedulerView, now_s: float) -> StepPlan:
+        step = _RealTimeStep(view, now_s)
+        step.pack_decodes()
+        late = step.pack_prefills()
+        fill = BestEffortFill(view, step.packing, step.budget_s, now_s)
+        fill.pack_urgent()
+        step.pack_late(late)
+        fill.pack(self._window.tokens, self._be_credit_s)
+        if not step.packing.num_new_tokens:
+            unblock(view, step.packing)
+        return step.packing.plan(step.budget_s)
+
+
+def time_alone_s(request: Request, latency: LatencyModel) -> float:
+    """Return the time to the next token of `request` if the machine did nothing else."""
+    if request.num_uncomputed == 1:
+        return latency.c0 + latency.c1 + latency.c2 * request.num_computed
+    return latency.c0 + latency.prefill_s(request.num_uncomputed, request.num_computed)
+
+
+def responsiveness_cap_s(view: SchedulerView) -> float:
+    """Return the longest step: a real-time request that arrives just after its start must still make its TTFT."""
+    if view.settings.responsiveness_cap_s is not None:
+        return view.settings.responsiveness_cap_s
+    tightest_s = view.traffic.tightest_ttft_slo_s
+    return _DEFAULT_CAP_S if tightest_s == float("inf") else 0.5 * tightest_s
+
+
+def unblock(view: SchedulerView, packing: Packing) -> None:
+    """Give the first of the started requests room from all others: taken when all of them wait for slots."""
+    table, rows = view.table, view.table.rows()
+    if not len(rows):
+        return
+    key = np.where(table.is_rt[rows], table.deadline_s[rows], 0.0)
+    rows = rows[np.lexsort((table.arrival_index[rows], key, ~table.is_rt[rows]))]
+    first = table.request(int(rows[0]))
+    victims = [row for row in rows[:0:-1].tolist() if packing.num_held(row)]
+    num_tokens = min(first.num_uncomputed, packing.tokens_left)
+    if packing.make_room(first, num_tokens, victims):
+        packing.add(first, num_tokens)
+
+
+class _RealTimeStep:
+    """The real-time part of one call of `plan`; `budget_s` tightens as requests with deadlines enter."""
+
+    def __init__(self, view: SchedulerView, now_s: float) -> None:
+        self.packing = Packing(view)
+        self.budget_s = responsiveness_cap_s(view)
+        self._view = view
+        self._now_s = now_s
+        self._future = Future(view, rt_only=True)
+        self._use = 1.0 - max(view.settings.budget_margin, min(_MAX_MARGIN, view.latency.overshoot_ratio))
+        table, rows = view.table, view.table.rows()
+        rows = rows[table.is_rt[rows]]
+        is_decode = table.num_known[rows] - table.num_computed[rows] == 1
+        self._decodes = rows[is_decode]
+        self._prefills = rows[~is_decode]
+
+    # Decodes
+
+    def pack_decodes(self) -> None:
+        """Take the decodes by deadline, late ones last; those far ahead give way to best-effort if places are short."""
+        rows = self._decodes
+        if not len(rows):
+            return
+        table, latency = self._view.table, self._view.latency
+        slack_s = (table.deadline_s[rows] - self._now_s) * self._use
+        is_late = slack_s < latency.c0 + latency.c1
+        bound_s = np.where(is_late, np.maximum(slack_s, _CATCH_UP * table.tpot_slo_s[rows]), slack_s)
+        self.budget_s = min(self.budget_s, float(bound_s.min()))
+        rows = rows[self._order(rows, slack_s, is_late)]
+        for row in self.packing.add_decodes(rows):
+            request = table.request(row)
+            if self._make_room(request, 1):
+                self.packing.add(request, 1)
+
+    def _order(self, rows: Rows, slack_s: NDArray[np.float64], is_late: NDArray[np.bool_]) -> Rows:
+        """Return the indices of the decodes to take, in order; only as many as the step's time allows."""
+        table, latency = self._view.table, self._view.latency
+        order = np.lexsort((table.arrival_index[rows], slack_s, is_late))
+        num_ahead = self._num_skippable(slack_s)
+        if num_ahead:
+            order = order[np.sort(np.argsort(-slack_s[order], kind="stable")[num_ahead:])]
+        cost_s = latency.c0 + np.cumsum(latency.c1 + latency.c2 * table.num_computed[rows[order]])
+        return np.asarray(order[: max(1, int(np.searchsorted(cost_s, self.budget_s, side="right")))])
+
+    def _num_skippable(self, slack_s: NDArray[np.float64]) -> int:
+        """Return how many decodes may give their places to best-effort: only if places are short, and only decodes
+        that can miss this step and the next and still be on time."""
+        view = self._view
+        num_be = int((view.table.is_active & ~view.table.is_rt).sum()) + len(view.be_waiting)
+        num_short = len(slack_s) + num_be - view.limits.max_seqs
+        if num_short <= 0:
+            return 0
+        return min(num_short, int((slack_s > self.budget_s + 2 * view.traffic.step_s).sum()))
+
+    # Prefills
+
+    def pack_prefills(self) -> list[Request]:
+        """Take on-time prefills by deadline, chunked; return those found late."""
+        late: list[Request] = []
+        table = self._view.table
+        started = sorted((table.request(row) for row in self._prefills.tolist()), key=self._key)
+        for request in merge(started, self._view.rt_waiting.in_time(), key=self._key):
+            if self._is_late(request):
+                late.append(request)
+            elif not self._pack_prefill(request):
+                self._leave_time_for(request)
+                break
+        return late
+
+    def pack_late(self, late: list[Request]) -> None:
+        """Take late prefills by deadline with what is left; they bind nothing."""
+        for request in merge(late, self._view.rt_waiting.relegated(), key=self._key):
+            if not self._pack_prefill(request):
+                break
+
+    def _key(self, request: Request) -> tuple[float, int]:
+        return (self._deadline_s(request), request.arrival_index)
+
+    def _deadline_s(self, request: Request) -> float:
+        return first_deadline_s(request) if request.row is None else float(self._view.table.deadline_s[request.row])
+
+    def _is_late(self, request: Request) -> bool:
+        return self._now_s + time_alone_s(request, self._view.latency) > self._deadline_s(request)
+
+    def _pack_prefill(self, request: Request) -> bool:
+        """Take as large a chunk as time, tokens and slots allow; False if nothing of it fits."""
+        packing = self.packing
+        num_tokens = packing.chunk(request, self.budget_s - packing.predicted_s, packing.tokens_left)
+        if num_tokens < 1 or (request.row is None and not self._future.has_room_for(request)):
+            return False
+        if not self._make_room(request, num_tokens):
+            num_tokens = packing.room_for(request) if self._view.settings.chunked_prefill else 0
+        if num_tokens < 1 or not packing.add(request, num_tokens):
+            return False
+        if request.row is None:
+            self._future.take(request)
+        self._leave_time_for(request, num_tokens)
+        return True
+
+    def _leave_time_for(self, request: Request, num_tokens: int = 0) -> None:
+        """Tighten the budget so that `request`, of which this step computes `num_tokens`, can still be on time."""
+        latency = self._view.latency
+        slack_s = (self._deadline_s(request) - self._now_s) * self._use
+        remaining = request.num_uncomputed - num_tokens
+        if remaining:
+            slack_s -= latency.c0 + latency.prefill_s(remaining, request.num_computed + num_tokens)
+        if slack_s > self.packing.predicted_s:
+            self.budget_s = min(self.budget_s, slack_s)
+
+    # Memory
+
+    def _make_room(self, request: Request, num_slots: int) -> bool:
+        """Find slots: free ones, then best-effort ones, then those of real-time requests that are due later."""
+        packing = self.packing
+        if packing.room_for(request) >= num_slots:
+            return True
+        if packing.make_room(request, num_slots, self._be_victims()):
+            return True
+        return request.row is not None and packing.make_room(request, num_slots, self._rt_victims(request))
+
+    def _be_victims(self) -> Iterator[int]:
+        """Yield best-effort rows: those that cannot run now first, then the cheapest to repair, the youngest."""
+        table, rows = self._view.table, self._view.table.rows()
+        rows = rows[~table.is_rt[rows] & (table.num_computed[rows] > 0)]
+        is_running = ~table.is_preempted[rows]
+        order = np.lexsort((-table.arrival_index[rows], self._repair_s_per_slot(rows), is_running))
+        yield from self._idle(rows[order])
+
+    def _rt_victims(self, request: Request) -> Iterator[int]:
+        """Yield real-time rows that are due after `request`, the latest first."""
+        table = self._view.table
+        rows = np.concatenate((self._prefills, self._decodes))
+        rows = rows[np.lexsort((table.arrival_index[rows], table.deadline_s[rows]))][::-1]
+        yield from self._idle(row for row in rows.tolist() if self._key(table.request(row)) > self._key(request))
+
+    def _idle(self, rows: Iterator[int] | Rows) -> Iterator[int]:
+        for row in rows:
+            if self.packing.num_held(row) and self._view.table.request(row) not in self.packing.num_new_tokens:
+                yield int(row)
+
+    def _repair_s_per_slot(self, rows: Rows) -> NDArray[np.float64]:
+        """Return what losing a slot costs at best: a copy there and back, or computing it again after all before it."""
+        latency = self._view.latency
+        recompute_s: NDArray[np.float64] = latency.c1 + latency.c3 * self._view.table.num_computed[rows]
+        return np.minimum(2 * latency.c4, recompute_s) if self._view.settings.checkpoints else recompute_s

@@ -1,0 +1,186 @@
+"""Packing: a step being planned. Counts what is taken of tokens, sequences, time and KV slots; touches nothing real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from backend.plan import Reclaim, Restore, StepPlan
+from backend.policy.table import Rows
+from backend.policy.view import SchedulerView
+from backend.request import Request
+from kv.budget import KVBudget
+from kv.types import Row, Side
+
+_MIN_CHUNK = 16  # tokens; a smaller chunk is not worth a place in the step, unless it ends the prompt
+
+
+def side_of(request: Request) -> Side:
+    """Return the end of a block that a request fills from."""
+    return Side.HEAD if request.is_rt else Side.TAIL
+
+
+class Packing:
+    """Takes requests into a step one after the other, in the order in which `commit` will allocate their slots.
+
+    `predicted_s` is the model's time of what is in so far. What does not fit is refused by an ordinary return value.
+    """
+
+    def __init__(self, view: SchedulerView) -> None:
+        self.num_new_tokens: dict[Request, int] = {}
+        self.tokens_left = view.limits.max_tokens
+        self.seqs_left = view.limits.max_seqs
+        self.predicted_s = view.latency.c0
+        self.kv = view.kv.budget()
+        self._view = view
+        self._kept: dict[int, int] = {}  # victim's row -> positions it keeps
+        self._restored: dict[Request, int] = {}
+
+    def add_decodes(self, rows: Rows) -> list[int]:
+        """Take one token of each of `rows`, as far as the limits go; return the rows that found no slot."""
+        table, latency = self._view.table, self._view.latency
+        rows = rows[: min(self.seqs_left, self.tokens_left)]
+        taken, refused = self._grow_each(rows)
+        self.num_new_tokens.update(dict.fromkeys(map(table.request, taken.tolist()), 1))
+        self.tokens_left -= len(taken)
+        self.seqs_left -= len(taken)
+        self.predicted_s += latency.c1 * len(taken) + latency.c2 * int(table.num_computed[taken].sum())
+        return refused
+
+    def add(self, request: Request, num_tokens: int, num_restored: int = 0) -> bool:
+        """Take `num_tokens` (> 0) of `request`, after `num_restored` that come back from the host; all or nothing."""
+        assert num_tokens > 0, f"request {request.request_id!r}: no tokens to add"
+        if self.seqs_left < 1 or num_tokens > self.tokens_left:
+            return False
+        row = None if request.row is None else Row(request.row)
+        if not self.kv.try_grow(row, side_of(request), num_tokens + num_restored):
+            return False
+        self.num_new_tokens[request] = num_tokens
+        if num_restored:
+            self._restored[request] = num_restored
+        self.tokens_left -= num_tokens
+        self.seqs_left -= 1
+        self.predicted_s += self.cost_s(request, num_tokens, num_restored)
+        return True
+
+    def chunk(self, request: Request, time_left_s: float, max_tokens: int, num_restored: int = 0) -> int:
+        """Return how many tokens of `request` fit into `time_left_s`, `max_tokens` and the limits; 0 if not worth it.
+
+        What would be alone in the step is taken whatever its time, so that the engine never stands still.
+        """
+        max_tokens = min(max_tokens, self.tokens_left)
+        if self.seqs_left < 1 or max_tokens < 1:
+            return 0
+        wanted = request.num_uncomputed - num_restored
+        is_alone = not self.num_new_tokens
+        if wanted == 1 or not self._view.settings.chunked_prefill:
+            whole = min(wanted, self._view.limits.max_tokens)
+            fits = is_alone or self.cost_s(request, whole, num_restored) <= time_left_s
+            return whole if fits and whole <= max_tokens else 0
+        by_time = self._view.latency.max_chunk(time_left_s, request.num_computed + num_restored)
+        if by_time < min(wanted, _MIN_CHUNK):
+            return min(wanted, _MIN_CHUNK, max_tokens) if is_alone else 0
+        return min(wanted, by_time, max_tokens)
+
+    def cost_s(self, request: Request, num_tokens: int, num_restored: int = 0) -> float:
+        """Return what `num_tokens` of `request` add to the step's time."""
+        latency = self._view.latency
+        start = request.num_computed + num_restored
+        if num_tokens == 1:
+            return latency.c1 + latency.c2 * start + latency.c4 * num_restored
+        return latency.prefill_s(num_tokens, start) + latency.c4 * num_restored
+
+    def room_for(self, request: Request) -> int:
+        """Return how many more KV slots `request` could take now."""
+        return self.kv.max_growth(None if request.row is None else Row(request.row), side_of(request))
+
+    def make_room(self, request: Request, num_slots: int, victims: Iterable[int], keeps_prefix: bool = True) -> bool:
+        """Take slots from the ends of `victims` (rows, in order) until `request` can grow by `num_slots`.
+
+        A best-effort victim keeps what was not needed (`keeps_prefix`); otherwise a victim loses everything.
+        False if all of them do not suffice; what was taken stays taken, so ask only for what should be had.
+        """
+        for victim in victims:
+            missing = num_slots - self.room_for(request)
+            if missing <= 0:
+                return True
+            for num_kept in self._cuts(victim, missing if keeps_prefix else None):
+                self.cut(victim, num_kept)
+                if self.room_for(request) >= num_slots:
+                    return True
+        return self.room_for(request) >= num_slots
+
+    def cut(self, victim: int, num_kept: int) -> None:
+        """Let `victim` (a row not in this step) keep its first `num_kept` positions only."""
+        self.kv.shrink(Row(victim), num_kept)
+        self._kept[victim] = num_kept
+
+    def num_held(self, row: int) -> int:
+        """Return how many positions `row` holds after the cuts of this step."""
+        return self._kept.get(row, int(self._view.table.num_computed[row]))
+
+    def is_cut(self, row: int) -> bool:
+        """Return whether `row` lost slots in this step."""
+        return row in self._kept
+
+    @property
+    def has_cuts(self) -> bool:
+        """Whether anything was preempted in this step."""
+        return bool(self._kept)
+
+    def is_in_step(self, row: int) -> bool:
+        """Return whether the request in `row` was taken."""
+        return self._view.table.request(row) in self.num_new_tokens
+
+    def plan(self, budget_s: float) -> StepPlan:
+        """Return the plan of what was taken."""
+        if not self.num_new_tokens:
+            return StepPlan(budget_s=budget_s)
+        reclaims = [self._reclaim(victim, num_kept) for victim, num_kept in self._kept.items()]
+        if reclaims:
+            self._drop_what_no_longer_fits()
+        restores = [Restore(request, num_tokens) for request, num_tokens in self._restored.items()]
+        return StepPlan(self.num_new_tokens, reclaims, restores, self.predicted_s, budget_s)
+
+    def _grow_each(self, rows: Rows) -> tuple[Rows, list[int]]:
+        """Take a slot for each of `rows` in order; return those that got one and those that did not."""
+        num_grown = self.kv.try_grow_each_by_one(rows.astype(np.int32))
+        if num_grown == len(rows):
+            return rows, []
+        refused = [int(rows[num_grown])]
+        taken = rows[:num_grown].tolist()
+        for row in rows[num_grown + 1 :].tolist():
+            (taken if self.kv.try_grow(Row(row), side_of(self._view.table.request(row)), 1) else refused).append(row)
+        return np.array(taken, np.int64), refused
+
+    def _cuts(self, victim: int, missing: int | None) -> list[int]:
+        """Return what `victim` may keep, from the least cut that could yield `missing` slots to nothing at all."""
+        if missing is None or self._view.table.is_rt[victim]:
+            return [0]
+        boundaries = self.kv.tail_boundaries(Row(victim))
+        return [num_kept for num_kept, num_gained in boundaries if num_gained >= missing] or [0]
+
+    def _reclaim(self, victim: int, num_kept: int) -> Reclaim:
+        """Choose between keeping the lost KV in the host pool and computing it again, by the model (design §4)."""
+        request, latency = self._view.table.request(victim), self._view.latency
+        num_lost = request.num_computed - num_kept
+        copies_s = 2 * latency.c4 * num_lost  # there and back
+        return Reclaim(request, num_kept, checkpoint=copies_s < latency.prefill_s(num_lost, num_kept))
+
+    def _drop_what_no_longer_fits(self) -> None:
+        """Repeat the allocations as `commit` makes them, reclaims first, and leave out what then finds no room.
+
+        A head that moves into a reclaimed tail instead of a free block may cost a later request a few slots. The
+        first request can only gain by the change of order, so something always stays.
+        """
+        kv: KVBudget = self._view.kv.budget()
+        for victim, num_kept in self._kept.items():
+            kv.shrink(Row(victim), num_kept)
+        for request, num_tokens in list(self.num_new_tokens.items()):
+            row = None if request.row is None else Row(request.row)
+            num_restored = self._restored.get(request, 0)
+            if not kv.try_grow(row, side_of(request), num_tokens + num_restored):
+                del self.num_new_tokens[request]
+                self._restored.pop(request, None)
+                self.predicted_s -= self.cost_s(request, num_tokens, num_restored)

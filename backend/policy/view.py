@@ -1,0 +1,121 @@
+"""What a policy sees and what a policy is: `plan` reads a SchedulerView and returns a StepPlan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from backend.plan import StepPlan
+from backend.policy.latency import LatencyModel
+from backend.policy.queue import WaitingQueue
+from backend.policy.settings import SchedulerSettings
+from backend.policy.table import RequestTable
+from backend.request import Request
+from kv.budget import KVBudget
+from kv.types import KVUsage, Row
+
+
+class KVReader(Protocol):
+    """What a policy may ask the KV manager; `kv.manager.KVCacheManager` answers it. Nothing here changes it."""
+
+    def budget(self) -> KVBudget: ...
+    def num_restorable(self, row: Row) -> int: ...
+    def usage(self) -> KVUsage: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """The most that one step may hold, and the most that one request may become."""
+
+    max_tokens: int
+    max_seqs: int
+    max_seq_len: int
+    num_slots: int
+
+
+@dataclass(slots=True, eq=False)
+class Traffic:
+    """What was learned from the requests so far. Written by the scheduler.
+
+    tightest_ttft_slo_s: the smallest TTFT SLO of late; a larger one relaxes it by 2 % per arrival. step_s: moving
+    average of the step time. rt_output_ratio, be_output_ratio: moving averages of tokens produced / max_tokens of
+    finished requests; best-effort starts with caution, real-time with what preemption can mend.
+    """
+
+    tightest_ttft_slo_s: float = float("inf")
+    rt_output_ratio: float = 0.25
+    be_output_ratio: float = 1.0
+    step_s: float = 0.02
+
+    def note_arrival(self, request: Request) -> None:
+        """Learn from a request that comes."""
+        if request.slo is not None:
+            relaxed_s = 1.02 * self.tightest_ttft_slo_s
+            self.tightest_ttft_slo_s = min(request.slo.ttft_slo_s, relaxed_s)
+
+    def note_end(self, request: Request) -> None:
+        """Learn from a request that ended by itself."""
+        ratio = request.num_output / request.sampling.max_tokens
+        if request.is_rt:
+            self.rt_output_ratio += 0.05 * (ratio - self.rt_output_ratio)
+        else:
+            self.be_output_ratio += 0.05 * (ratio - self.be_output_ratio)
+
+    def note_step(self, duration_s: float) -> None:
+        """Learn from a step."""
+        self.step_s += 0.1 * (duration_s - self.step_s)
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerView:
+    """Everything a policy may read. It is the live state, so nothing of it may be kept or changed.
+
+    table: requests that hold KV rows. rt_waiting, be_waiting: those that wait for their first step, in the policy's
+    order. be_deadlines: the waiting best-effort requests that have a finish-by deadline, by that deadline.
+    """
+
+    table: RequestTable
+    rt_waiting: WaitingQueue
+    be_waiting: WaitingQueue
+    be_deadlines: WaitingQueue
+    kv: KVReader
+    latency: LatencyModel
+    traffic: Traffic
+    limits: StepLimits
+    settings: SchedulerSettings
+
+
+class StepRecord(NamedTuple):
+    """One executed step, as a policy's controller sees it.
+
+    num_late: real-time tokens that met their deadline by the prediction and missed it by the measurement.
+    """
+
+    duration_s: float
+    predicted_s: float
+    num_rt_tokens: int
+    num_be_tokens: int
+    num_late: int
+
+
+class Policy(Protocol):
+    """Decides each step. `plan` changes nothing, not even the policy; `observe` may adapt its controller."""
+
+    @property
+    def window_tokens(self) -> int:
+        """Best-effort tokens that the next step may hold."""
+        ...
+
+    def order(self, request: Request) -> float:
+        """Return the sort key of a waiting request; the arrival index breaks ties."""
+        ...
+
+    def is_late(self, request: Request, latency: LatencyModel, now_s: float) -> bool:
+        """Return whether a waiting request is to be relegated behind all that are not."""
+        ...
+
+    def plan(self, view: SchedulerView, now_s: float) -> StepPlan: ...
+
+    def observe(self, step: StepRecord) -> None:
+        """Learn from a step that ran; called once after each."""
+        ...

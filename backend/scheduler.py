@@ -1,0 +1,457 @@
+"""The scheduler owns every request and, through the KV manager, every slot. The policy decides, the scheduler applies.
+
+    plan (reads) → commit (moves requests and slots) → execute (elsewhere) → complete or fail (takes the result in)
+
+All of it runs on the engine's thread, with time as an argument.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import BrosError, InvalidRequestError, OverloadedError, RequestTooLargeError
+from backend.executors import ExecutorCapacity
+from backend.plan import EmittedToken, FailedRequest, Reclaim, Restore, StepBatch, StepOutput, StepPlan, StepResult
+from backend.policy import POLICIES
+from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
+from backend.policy.packing import side_of
+from backend.policy.queue import WaitingQueue
+from backend.policy.settings import SchedulerSettings
+from backend.policy.stats import ClassCounts, PreemptionKind, SchedulerStats
+from backend.policy.table import RequestTable, Rows, first_deadline_s
+from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord, Traffic
+from backend.request import FinishReason, PriorityClass, Request, RequestId, RequestState
+from kv.manager import KVCacheManager
+from kv.types import KVConfig, Layout, Row, SlotCopy
+
+__all__ = ["Scheduler", "SchedulerStats", "make_scheduler"]
+
+_BASELINES_WITH_PLAIN_KV = ("fcfs", "priority", "priority_tuned", "tgi", "round_robin")
+
+
+def make_scheduler(
+    settings: SchedulerSettings, capacity: ExecutorCapacity, eos_token_ids: frozenset[int] = frozenset()
+) -> Scheduler:
+    """Build a scheduler with its KV manager, latency model and policy for an executor of `capacity`.
+
+    The baselines other than `bros_paper` get what they have in their own systems: one owner per block, and preempted KV
+    is computed again.
+    """
+    is_plain = settings.policy in _BASELINES_WITH_PLAIN_KV
+    layout = Layout.TWO_ENDED if settings.sharing and not is_plain else Layout.UNSHARED
+    kv = KVCacheManager(
+        KVConfig(
+            num_blocks=capacity.num_blocks,
+            block_size=capacity.block_size,
+            max_seq_len=capacity.max_seq_len,
+            num_host_slots=capacity.num_host_slots if settings.checkpoints and not is_plain else 0,
+            layout=layout if capacity.fills_from_right else Layout.WHOLE_BLOCK,
+        )
+    )
+    limits = StepLimits(
+        max_tokens=min(capacity.max_tokens_per_step, settings.max_tokens_per_step or capacity.max_tokens_per_step),
+        max_seqs=min(capacity.max_seqs_per_step, settings.max_seqs_per_step or capacity.max_seqs_per_step),
+        max_seq_len=capacity.max_seq_len,
+        num_slots=capacity.num_blocks * capacity.block_size,
+    )
+    guess = (*PRIOR[:4], capacity.host_copy_s_per_token or PRIOR[4])
+    fit = settings.latency_coefficients
+    latency = LatencyModel(guess if fit is None else fit, settings.latency_forgetting, is_fitted=fit is not None)
+    policy = POLICIES[settings.policy](settings, limits)
+    return Scheduler(policy, kv, latency, limits, settings, eos_token_ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """A committed step that waits for its result; arrays are in the batch's order."""
+
+    batch: StepBatch
+    requests: list[Request]
+    rows: Rows
+    num_new_tokens: NDArray[np.int64]
+    features: StepFeatures
+    predicted_s: float
+    checkpointed: list[Request]  # whose KV this step copies out
+
+
+class Scheduler:
+    """Queues, running requests and their KV slots; the seam between the engine and a policy."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        kv: KVCacheManager,
+        latency: LatencyModel,
+        limits: StepLimits,
+        settings: SchedulerSettings,
+        eos_token_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        self.policy = policy
+        self.kv = kv
+        self.view = SchedulerView(
+            table=RequestTable(),
+            rt_waiting=WaitingQueue(policy.order),
+            be_waiting=WaitingQueue(policy.order),
+            be_deadlines=WaitingQueue(first_deadline_s),
+            kv=kv,
+            latency=latency,
+            traffic=Traffic(),
+            limits=limits,
+            settings=settings,
+        )
+        self._eos_token_ids = eos_token_ids
+        self._requests: dict[RequestId, Request] = {}
+        self._stops: dict[Request, frozenset[int]] = {}
+        self._step: _Step | None = None
+        self._num_arrived = 0
+        self._totals: Counter[str] = Counter()
+        self._preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
+
+    # Requests come and go
+
+    def add(self, request: Request, now_s: float) -> None:
+        """Queue `request`, or raise InvalidRequestError, RequestTooLargeError or OverloadedError."""
+        self._check_admissible(request, now_s)
+        request.arrival_index = self._num_arrived
+        self._num_arrived += 1
+        self._requests[request.request_id] = request
+        self._stops[request] = self._stop_ids(request)
+        self.view.traffic.note_arrival(request)
+        for queue in self._queues(request):
+            queue.push(request)
+
+    def cancel(self, request_id: RequestId, now_s: float) -> StepOutput:
+        """End a request in any state and free all it holds at once; an unknown or finished one is ignored."""
+        return self.finish(request_id, FinishReason.CANCELLED, now_s)
+
+    def finish(self, request_id: RequestId, reason: FinishReason, now_s: float) -> StepOutput:
+        """End a request for a reason found outside, such as a stop string; unknown and finished ones are ignored."""
+        del now_s
+        assert self._step is None, f"request {request_id!r}: no request may end between commit and complete"
+        request = self._requests.get(request_id)
+        if request is None:
+            return StepOutput()
+        self._release(request, reason)
+        return StepOutput(finished=(request,))
+
+    # The step
+
+    def plan(self, now_s: float) -> StepPlan:
+        """Decide the next step; nothing moves. Empty only when there is nothing that could run."""
+        return self.policy.plan(self.view, now_s)
+
+    def commit(self, plan: StepPlan) -> StepBatch:
+        """Apply `plan`: reclaim, restore and grow slots, move requests. Asserts that the plan fits."""
+        assert self._step is None, "the last step was neither completed nor failed"
+        self.kv.begin_step()
+        copies_out = [self._reclaim(reclaim) for reclaim in plan.reclaims]
+        requests = list(plan.num_new_tokens)
+        counts = np.fromiter(plan.num_new_tokens.values(), np.int64, len(requests))
+        for request in requests:
+            if request.row is None:
+                self._start(request)
+        rows = np.fromiter((request.row for request in requests), np.int64, len(requests))
+        copies_in = self._grow(requests, rows, counts, {restore.request: restore for restore in plan.restores})
+        batch = StepBatch(requests, counts.tolist(), self.kv.slot_table, _joined(copies_out), _joined(copies_in))
+        checkpointed = [reclaim.request for reclaim, copy in zip(plan.reclaims, copies_out, strict=True) if len(copy)]
+        features = self._features(rows, counts, len(batch.copies_out) + len(batch.copies_in))
+        self._step = _Step(batch, requests, rows, counts, features, plan.predicted_s, checkpointed)
+        return batch
+
+    def complete(self, batch: StepBatch, result: StepResult, now_s: float) -> StepOutput:
+        """Take in what `batch` yielded: tokens, stops, freed slots; and let model and policy learn from the step."""
+        step = self._take_step(batch)
+        table, requests = self.view.table, step.requests
+        assert len(result.token_ids) == len(requests), f"{len(result.token_ids)} results for {len(requests)} requests"
+        self._learn(step, result, now_s)
+        self._totals["recomputed"] += table.compute(step.rows, step.num_new_tokens)
+        for request, num_tokens in zip(requests, batch.num_new_tokens, strict=True):
+            request.num_computed += num_tokens
+        tokens = self._emit(step, result, now_s)
+        finished = [token.request for token in tokens if self._has_ended(token)]
+        for request in finished:
+            self.view.traffic.note_end(request)
+            self._release(request, self._end_reason(request))
+        self._settle(now_s)
+        return StepOutput(tokens=tokens, finished=finished)
+
+    def fail(self, batch: StepBatch, error: BrosError, now_s: float) -> StepOutput:
+        """End the requests of a batch whose execution failed, and free their slots.
+
+        What the batch was to copy to the host is not there, so its owners compute it again.
+        """
+        step = self._take_step(batch)
+        for request in step.checkpointed:
+            if request.row is not None:
+                self.kv.discard_copies(Row(request.row))
+        failed = [FailedRequest(request, error) for request in step.requests]
+        for request in step.requests:
+            self._release(request, FinishReason.ERROR)
+        self._settle(now_s)
+        return StepOutput(failed=failed)
+
+    def fail_all(self, error: BrosError, now_s: float) -> StepOutput:
+        """End every request."""
+        del now_s
+        self._step = None
+        requests = list(self._requests.values())
+        for request in requests:
+            self._release(request, FinishReason.ERROR)
+        return StepOutput(failed=[FailedRequest(request, error) for request in requests])
+
+    def next_event_s(self) -> float | None:
+        """Return when there will be work without any new command: never, since `plan` serves whatever there is."""
+        return None
+
+    # Looking at it
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is here."""
+        return not self._requests
+
+    def stats(self) -> SchedulerStats:
+        """Return a snapshot."""
+        totals = self._totals
+        return SchedulerStats(
+            requests={
+                PriorityClass.REAL_TIME: self._counts(is_rt=True),
+                PriorityClass.BEST_EFFORT: self._counts(is_rt=False),
+            },
+            kv=self.kv.usage(),
+            window_tokens=self.policy.window_tokens,
+            latency_coefficients=self.view.latency.coefficients,
+            latency_error_ratio=self.view.latency.error_ratio,
+            total_steps=totals["steps"],
+            total_step_tokens={
+                PriorityClass.REAL_TIME: totals["rt_tokens"],
+                PriorityClass.BEST_EFFORT: totals["be_tokens"],
+            },
+            total_preemptions=dict(self._preemptions),
+            total_copied_out_tokens=totals["copied_out"],
+            total_copied_in_tokens=totals["copied_in"],
+            total_recomputed_tokens=totals["recomputed"],
+        )
+
+    def check_invariants(self) -> None:
+        """Assert that queues, table, requests and KV slots agree; between two steps only."""
+        assert self._step is None, "invariants hold between steps"
+        self.kv.check_invariants()
+        table = self.view.table
+        table.check_invariants()
+        for queue in (self.view.rt_waiting, self.view.be_waiting, self.view.be_deadlines):
+            queue.check_invariants()
+        num_waiting = len(self.view.rt_waiting) + len(self.view.be_waiting)
+        assert num_waiting + len(table.rows()) == len(self._requests), "a request is in no place or in two"
+        assert self._stops.keys() == set(self._requests.values()), "stop sets do not match the requests"
+        for row in table.rows().tolist():
+            request = table.request(row)
+            assert self._requests[request.request_id] is request, f"row {row}: unknown {request.request_id!r}"
+            num_held = self.kv.num_held(Row(row))
+            assert num_held == request.num_computed, (
+                f"request {request.request_id!r}: {num_held} slots for {request.num_computed} computed tokens"
+            )
+
+    # Admission
+
+    def _check_admissible(self, request: Request, now_s: float) -> None:
+        name, limits, latency = f"request {request.request_id!r}", self.view.limits, self.view.latency
+        if request.request_id in self._requests:
+            raise InvalidRequestError(f"{name}: a request of this id is being served")
+        if request.sampling.max_tokens < 1:
+            raise InvalidRequestError(f"{name}: max_tokens {request.sampling.max_tokens} is below 1")
+        if request.is_rt and request.slo is None:
+            raise InvalidRequestError(f"{name}: a real-time request needs an SLO")
+        if request.max_total_tokens > limits.max_seq_len:
+            raise RequestTooLargeError(
+                f"{name}: prompt of {request.num_prompt} and max_tokens {request.sampling.max_tokens} "
+                f"exceed the context of {limits.max_seq_len} tokens"
+            )
+        if request.max_total_tokens - 1 > limits.num_slots:  # the last token is never computed
+            raise RequestTooLargeError(
+                f"{name}: prompt of {request.num_prompt} and max_tokens {request.sampling.max_tokens} "
+                f"exceed the KV pool of {limits.num_slots} slots"
+            )
+        if self.view.settings.refuse_hopeless_rt and self.policy.is_late(request, latency, now_s):
+            raise InvalidRequestError(
+                f"{name}: its TTFT SLO cannot be met with a prompt of {request.num_prompt} tokens"
+            )
+        self._check_queue(request)
+
+    def _check_queue(self, request: Request) -> None:
+        settings, view = self.view.settings, self.view
+        queue, limit = (
+            (view.rt_waiting, settings.max_waiting_rt) if request.is_rt else (view.be_waiting, settings.max_waiting_be)
+        )
+        if len(queue) >= limit:
+            raise OverloadedError(
+                f"request {request.request_id!r}: {limit} {request.priority_class.value} requests are waiting",
+                retry_after_s=max(0.1, view.traffic.step_s * limit / view.limits.max_seqs),
+            )
+
+    def _queues(self, request: Request) -> list[WaitingQueue]:
+        if request.is_rt:
+            return [self.view.rt_waiting]
+        return [self.view.be_waiting] + [self.view.be_deadlines] * (request.deadline_s is not None)
+
+    def _stop_ids(self, request: Request) -> frozenset[int]:
+        stop_ids = request.sampling.stop_token_ids
+        return stop_ids if request.sampling.ignore_eos else stop_ids | self._eos_token_ids
+
+    # Moving requests and slots
+
+    def _start(self, request: Request) -> None:
+        """Move a waiting request into a row of its own."""
+        assert request.state is RequestState.WAITING, f"request {request.request_id!r}: {request.state} without a row"
+        row = self.kv.open(side_of(request))
+        request.row = row
+        request.state = RequestState.RUNNING
+        self.view.table.enter(request, row, request.max_total_tokens)
+        for queue in self._queues(request):
+            queue.note_left()
+
+    def _reclaim(self, reclaim: Reclaim) -> SlotCopy:
+        request = reclaim.request
+        assert request.row is not None, f"request {request.request_id!r}: nothing to reclaim"
+        copy = self.kv.shrink(Row(request.row), reclaim.num_kept, reclaim.checkpoint)
+        if request.state is not RequestState.PREEMPTED:
+            kind = PreemptionKind.CHECKPOINT if len(copy) else PreemptionKind.RECOMPUTE
+            self._preemptions[request.priority_class, kind] += 1
+            request.num_preemptions += 1
+        request.state = RequestState.PREEMPTED
+        request.num_computed = reclaim.num_kept
+        self.view.table.cut(request.row, reclaim.num_kept)
+        return copy
+
+    def _grow(
+        self, requests: list[Request], rows: Rows, counts: NDArray[np.int64], restores: dict[Request, Restore]
+    ) -> list[SlotCopy]:
+        """Take slots in the plan's order: runs of decodes together, each other request by itself."""
+        copies_in: list[SlotCopy] = []
+        is_special = counts != 1
+        for restore in restores.values():
+            is_special[requests.index(restore.request)] = True
+        start = 0
+        for index in [*np.flatnonzero(is_special).tolist(), len(requests)]:
+            if index > start:
+                grew = self.kv.grow_each_by_one(rows[start:index].astype(np.int32))
+                assert grew, f"a plan of {len(requests)} requests does not fit: no slots for decodes"
+            if index < len(requests):
+                copies_in += self._grow_one(requests[index], int(counts[index]), restores.get(requests[index]))
+            start = index + 1
+        return copies_in
+
+    def _grow_one(self, request: Request, num_tokens: int, restore: Restore | None) -> list[SlotCopy]:
+        assert request.row is not None
+        row, copies = Row(request.row), []
+        if restore is not None:
+            copies.append(self.kv.restore(row, restore.num_tokens))
+            request.num_computed += restore.num_tokens
+            self.view.table.num_computed[row] += restore.num_tokens
+        assert self.kv.grow(row, num_tokens), f"request {request.request_id!r}: no slots for {num_tokens} tokens"
+        return copies
+
+    def _release(self, request: Request, reason: FinishReason) -> None:
+        """End `request`: it leaves every structure and frees its slots."""
+        was_waiting = request.state is RequestState.WAITING
+        request.state = RequestState.FINISHED
+        request.finish_reason = reason
+        del self._requests[request.request_id]
+        del self._stops[request]
+        if was_waiting:
+            for queue in self._queues(request):
+                queue.note_left()
+        elif request.row is not None:
+            self.kv.close(Row(request.row))
+            self.view.table.leave(request.row)
+            request.row = None
+
+    # Taking a result in
+
+    def _take_step(self, batch: StepBatch) -> _Step:
+        step = self._step
+        assert step is not None, "nothing was committed"
+        assert step.batch is batch, "this batch was not committed last"
+        self._step = None
+        return step
+
+    def _features(self, rows: Rows, counts: NDArray[np.int64], num_copied: int) -> StepFeatures:
+        computed = self.view.table.num_computed[rows]
+        is_one = counts == 1
+        pairs = counts * (computed + 0.5 * counts)
+        return StepFeatures(int(counts.sum()), int(computed[is_one].sum()), float(pairs[~is_one].sum()), num_copied)
+
+    def _learn(self, step: _Step, result: StepResult, now_s: float) -> None:
+        table, rows, totals = self.view.table, step.rows, self._totals
+        is_rt = table.is_rt[rows]
+        num_tokens = step.features.new_tokens
+        num_rt_tokens = int(step.num_new_tokens[is_rt].sum())
+        predicted_end_s = now_s - result.duration_s + step.predicted_s
+        deadline_s = table.deadline_s[rows]
+        num_late = int((is_rt & (deadline_s >= predicted_end_s) & (deadline_s < now_s)).sum())
+        record = StepRecord(result.duration_s, step.predicted_s, num_rt_tokens, num_tokens - num_rt_tokens, num_late)
+        self.policy.observe(record)
+        self.view.latency.observe(step.features, max(result.duration_s, 1e-6))
+        self.view.traffic.note_step(result.duration_s)
+        totals["steps"] += 1
+        totals["rt_tokens"] += num_rt_tokens
+        totals["be_tokens"] += num_tokens - num_rt_tokens
+        totals["copied_out"] += len(step.batch.copies_out)
+        totals["copied_in"] += len(step.batch.copies_in)
+
+    def _emit(self, step: _Step, result: StepResult, now_s: float) -> list[EmittedToken]:
+        """Append the sampled tokens to their requests; return them."""
+        log_probs = result.log_probs if result.log_probs is not None else repeat(None)
+        triples = zip(step.requests, result.token_ids, log_probs, strict=False)
+        tokens = [EmittedToken._make(triple) for triple in triples if triple[1] is not None]
+        for request, token_id, _ in tokens:
+            if request.first_token_s is None:
+                request.first_token_s = now_s
+            if request.state is RequestState.PREEMPTED:
+                request.state = RequestState.RUNNING
+            request.token_ids.append(token_id)
+            request.last_token_s = now_s
+        self.view.table.emit(np.fromiter((token.request.row for token in tokens), np.int64, len(tokens)), now_s)
+        return tokens
+
+    def _has_ended(self, token: EmittedToken) -> bool:
+        request = token.request
+        sampling, num_output = request.sampling, request.num_output
+        if num_output >= sampling.max_tokens:
+            return True
+        return token.token_id in self._stops[request] and num_output >= sampling.min_tokens
+
+    def _end_reason(self, request: Request) -> FinishReason:
+        is_stop = request.token_ids[-1] in self._stops[request] and request.num_output >= request.sampling.min_tokens
+        return FinishReason.STOP if is_stop else FinishReason.LENGTH
+
+    def _settle(self, now_s: float) -> None:
+        """Relegate waiting requests that turned late, and drop what left the queues."""
+        latency, policy = self.view.latency, self.policy
+        for queue in (self.view.rt_waiting, self.view.be_waiting):
+            queue.settle(lambda request: policy.is_late(request, latency, now_s))
+        self.view.be_deadlines.settle(lambda request: first_deadline_s(request) < now_s)
+
+    def _counts(self, is_rt: bool) -> ClassCounts:
+        table = self.view.table
+        mine = table.is_active & (table.is_rt == is_rt)
+        num_preempted = int((mine & table.is_preempted).sum())
+        queue = self.view.rt_waiting if is_rt else self.view.be_waiting
+        return ClassCounts(len(queue), int(mine.sum()) - num_preempted, num_preempted)
+
+
+def _joined(copies: Sequence[SlotCopy]) -> SlotCopy:
+    """Return the copies one after the other."""
+    if len(copies) == 1:
+        return copies[0]
+    empty = np.empty(0, np.int32)
+    return SlotCopy(
+        np.concatenate([empty, *(copy.device_slots for copy in copies)]),
+        np.concatenate([empty, *(copy.host_slots for copy in copies)]),
+    )

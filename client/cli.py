@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from client.commands import batch, generate, status
+from client.commands import batch, chat, generate, status
 from client.errors import ClientError
 
 
@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Real-time (rt) and best-effort (be) LLM requests to a Triton server with the bros models.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (generate, batch, status):
+    for command in (generate, chat, batch, status):
         command.add_parser(commands)
     return parser
 

@@ -1,7 +1,4 @@
-"""TensorRT-LLM behind the engine's face: our policy inside its step (inner mode) or in front of it (outer mode)."""
+"""TensorRT-LLM behind the engine's face: our policy inside its step (inner mode) or in front of it (outer mode).
 
-from __future__ import annotations
-
-from backend.executors.trtllm.settings import TrtllmMode, TrtllmSettings
-
-__all__ = ["TrtllmMode", "TrtllmSettings"]
+`loading.load_engine` makes the engine; `settings` is light enough for the configuration to import.
+"""

@@ -1,0 +1,263 @@
+"""TrtllmEngine: the engine's face over TensorRT-LLM, which owns the step loop.
+
+    post ──inbox──► gate ──generate_async──► TensorRT-LLM (inner mode: our scheduler inside its loop)
+                                                  │ one task follows each answer
+    emit ◄──StepOutput, one per turn of the loop──┘
+
+One thread, one event loop: it owns the gate, the requests and what is emitted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from typing import Protocol, cast
+
+from backend.clock import Clock
+from backend.engine import MAX_INBOX, Cancel, Command, Emit, Inspect, Submit
+from backend.errors import BrosError, ExecutorError, OverloadedError
+from backend.executors.trtllm.carrier import Ticket
+from backend.executors.trtllm.gate import Gate
+from backend.executors.trtllm.runtime import Runtime
+from backend.executors.trtllm.sampling import FINISH_REASONS
+from backend.executors.trtllm.surface import CompletionOutput, RequestOutput
+from backend.plan import EmittedToken, FailedRequest, StepOutput
+from backend.policy.stats import SchedulerStats
+from backend.request import FinishReason, Request, RequestId, RequestState
+from backend.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+class Accounts(Protocol):
+    """Where the statistics come from: our scheduler inside TensorRT-LLM, or the gate alone."""
+
+    @property
+    def honours_plans(self) -> bool: ...
+
+    def stats(self) -> SchedulerStats: ...
+
+    async def note_answer(self) -> None:
+        """Called after each answer."""
+        ...
+
+
+class TrtllmEngine:
+    """Serves through TensorRT-LLM. `run` belongs to one thread; `post` and `stop` may be called from any."""
+
+    def __init__(self, gate: Gate, runtime: Runtime, accounts: Accounts, clock: Clock, emit: Emit) -> None:
+        self.error: BaseException | None = None  # what ended `run`, if it was not `stop`
+        self.clock = clock
+        self._gate = gate
+        self._runtime = runtime
+        self._accounts = accounts
+        self._emit = emit
+        self._inside: dict[RequestId, tuple[Request, RequestOutput]] = {}  # until TensorRT-LLM lets go of them
+        self._followers: set[asyncio.Task[None]] = set()
+        self._tokens: list[EmittedToken] = []  # not emitted yet, as the next two
+        self._finished: list[Request] = []
+        self._failed: list[FailedRequest] = []
+        self._num_submitted = 0
+        self._inbox: deque[Command] = deque()
+        self._lock = threading.Lock()  # guards the inbox and the three below
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # while `serve` runs
+        self._wake = asyncio.Event()
+
+    @property
+    def honours_plans(self) -> bool:
+        """Whether each step is our policy's (inner mode), or only the admission is (outer mode)."""
+        return self._accounts.honours_plans
+
+    def stats(self) -> SchedulerStats:
+        """Return where the scheduling stands."""
+        return self._accounts.stats()
+
+    def post(self, command: Command) -> None:
+        """Hand a command to the engine's thread. Raises OverloadedError when the inbox is full; never blocks."""
+        with self._lock:
+            if len(self._inbox) >= MAX_INBOX and not isinstance(command, Cancel):
+                raise OverloadedError(f"engine inbox: {MAX_INBOX} commands are waiting", retry_after_s=1.0)
+            self._inbox.append(command)
+            self._notify()
+
+    def stop(self) -> None:
+        """Make `run` return soon; requests still in the engine fail."""
+        with self._lock:
+            self._stopping = True
+            self._notify()
+
+    def run(self) -> None:
+        """Serve until `stop`. An unexpected error fails every request and ends it."""
+        try:
+            asyncio.run(self.serve())
+        except BaseException as error:
+            self.error = error
+            logger.exception("the engine stops: %s", error)
+            raise
+
+    async def serve(self) -> None:
+        """Serve on the running event loop until `stop`."""
+        with self._lock:
+            self._loop = asyncio.get_running_loop()
+        error: BaseException | None = None
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                self._drain_inbox()
+                self._admit()
+                self._flush()
+                if self._runtime.is_shut_down():
+                    raise ExecutorError("TensorRT-LLM has shut down")
+                await self._wait_for_work()
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            with self._lock:
+                self._loop = None
+            await self._end_all(ExecutorError(f"the engine stopped: {error or 'shut down'}"))
+            self._runtime.close()
+
+    def _notify(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    def _drain_inbox(self) -> None:
+        while self._inbox:
+            match self._inbox.popleft():
+                case Submit(request):
+                    self._add(request)
+                case Cancel(request_id):
+                    self._cancel(request_id)
+                case Inspect(look):
+                    look(cast(Scheduler, self))  # of a scheduler, an inspector reads `stats()`
+
+    def _add(self, request: Request) -> None:
+        request.arrival_index = self._num_submitted
+        self._num_submitted += 1
+        try:
+            self._gate.add(request)
+        except BrosError as error:
+            self._fail(request, error)
+
+    def _cancel(self, request_id: RequestId) -> None:
+        if (request := self._gate.withdraw(request_id)) is not None:
+            self._finish(request, FinishReason.CANCELLED)
+        elif request_id in self._inside:
+            request, output = self._inside[request_id]
+            self._finish(request, FinishReason.CANCELLED)
+            output.abort()  # TensorRT-LLM lets go of it an iteration or two from now; its follower waits for that
+
+    def _admit(self) -> None:
+        now_s = self.clock.now_s()
+        for request in self._gate.refuse(now_s):
+            late_s = now_s - request.arrival_s
+            message = f"request {request.request_id!r}: its time to first token ran out after {late_s:.3f} s of waiting"
+            self._fail(request, OverloadedError(message, retry_after_s=1.0))
+        for request in self._gate.admit(now_s):
+            request.first_scheduled_s = now_s
+            ticket = Ticket(request)
+            try:
+                output = self._runtime.submit(ticket)
+            except Exception as error:  # whatever TensorRT-LLM finds wrong with one request is that request's error
+                self._gate.leave(request)
+                self._fail(request, ExecutorError(f"TensorRT-LLM refused {request.request_id!r}: {error}"))
+                continue
+            self._inside[request.request_id] = (request, output)
+            follower = asyncio.get_running_loop().create_task(self._follow(ticket, output))
+            self._followers.add(follower)
+            follower.add_done_callback(self._followers.discard)
+
+    async def _wait_for_work(self) -> None:
+        """Sleep until something is posted, a request ends, or a waiting one must be refused."""
+        due_s = self._gate.next_refusal_s()
+        timeout_s = None if due_s is None else max(0.0, due_s - self.clock.now_s())
+        try:
+            await asyncio.wait_for(self._wake.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    async def _follow(self, ticket: Ticket, output: RequestOutput) -> None:
+        """Carry one answer's tokens and end to the client."""
+        request = ticket.request
+        num_seen = 0
+        try:
+            async for news in output:
+                answer = news.outputs[0]
+                self._note_tokens(request, answer, num_seen)
+                num_seen = max(num_seen, len(answer.token_ids))
+            request.num_preemptions = ticket.num_preemptions
+            request.first_scheduled_s = ticket.first_scheduled_s or request.first_scheduled_s
+            self._finish(request, FINISH_REASONS.get(answer.finish_reason or "", FinishReason.ERROR))
+            await self._accounts.note_answer()
+        except Exception as error:  # TensorRT-LLM raises what went wrong with this request out of its iterator
+            self._fail(request, ExecutorError(f"TensorRT-LLM failed {request.request_id!r}: {error}"))
+        finally:
+            del self._inside[request.request_id]
+            self._gate.leave(request)
+            self._wake.set()
+
+    def _note_tokens(self, request: Request, answer: CompletionOutput, num_seen: int) -> None:
+        if request.finish_reason is not None:
+            return  # cancelled: the client has had its end
+        now_s = self.clock.now_s()
+        for position in range(num_seen, len(answer.token_ids)):
+            token_id = answer.token_ids[position]
+            request.token_ids.append(token_id)
+            request.num_computed = len(request.token_ids) - 1
+            request.first_token_s = now_s if request.first_token_s is None else request.first_token_s
+            request.last_token_s = now_s
+            self._tokens.append(EmittedToken(request, token_id, _log_prob(answer, position, token_id)))
+        self._flush_soon()
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        if request.finish_reason is not None:
+            return  # it has had its end
+        if reason is FinishReason.ERROR:
+            self._fail(request, ExecutorError(f"TensorRT-LLM ended {request.request_id!r} without a reason"))
+            return
+        request.state = RequestState.FINISHED
+        request.finish_reason = reason
+        self._finished.append(request)
+        self._flush_soon()
+
+    def _fail(self, request: Request, error: BrosError) -> None:
+        if request.finish_reason is not None:
+            return  # it has had its end
+        request.state = RequestState.FINISHED
+        request.finish_reason = FinishReason.ERROR
+        self._failed.append(FailedRequest(request, error))
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        """Emit at the end of this turn of the loop, so that the tokens of one step travel together."""
+        if len(self._tokens) + len(self._finished) + len(self._failed) == 1:
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self._tokens or self._finished or self._failed:
+            output = StepOutput(tuple(self._tokens), tuple(self._finished), tuple(self._failed))
+            self._tokens, self._finished, self._failed = [], [], []
+            self._emit(output)
+
+    async def _end_all(self, error: BrosError) -> None:
+        """Fail every request, and wait until nothing follows an answer any more."""
+        self._drain_inbox()
+        for request in self._gate.requests():
+            self._fail(request, error)
+        for _, output in self._inside.values():
+            output.abort()
+        for follower in self._followers:
+            follower.cancel()
+        await asyncio.gather(*self._followers, return_exceptions=True)
+        self._flush()
+
+
+def _log_prob(answer: CompletionOutput, position: int, token_id: int) -> float | None:
+    if not answer.logprobs or position >= len(answer.logprobs):
+        return None
+    entry = answer.logprobs[position].get(token_id)
+    return None if entry is None else float(entry.logprob)

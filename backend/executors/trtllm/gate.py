@@ -1,0 +1,175 @@
+"""The gate in front of TensorRT-LLM: who may enter its active list, and who waits here.
+
+A request inside keeps one of TensorRT-LLM's active places until it ends, paused or not, and a full list keeps real-time
+requests out whatever their priority. So best-effort requests are let in only while `reserved_rt_seqs` places stay
+free, and, where nothing inside takes KV blocks back from them (outer mode), only while their worst case stays below a
+share of the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain, takewhile
+
+from backend.errors import OverloadedError, RequestTooLargeError
+from backend.policy.queue import WaitingQueue
+from backend.policy.table import first_deadline_s
+from backend.request import PriorityClass, Request, RequestId, RequestState
+
+
+@dataclass(frozen=True, slots=True)
+class GateLimits:
+    """What TensorRT-LLM holds, and how much of it each class may take.
+
+    max_inside: its active places. max_be_blocks: worst-case KV blocks of best-effort requests inside; None: no bound.
+    num_blocks: the whole pool. refuse_late_rt: refuse, rather than serve late, real-time requests whose first token is
+    overdue before they could enter.
+    """
+
+    max_inside: int
+    reserved_rt_seqs: int
+    max_waiting_rt: int
+    max_waiting_be: int
+    max_seq_len: int
+    block_size: int
+    num_blocks: int
+    max_be_blocks: int | None = None
+    refuse_late_rt: bool = False
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest request that can ever be served."""
+        return min(self.max_seq_len, self.num_blocks * self.block_size)
+
+    def worst_case_blocks(self, request: Request) -> int:
+        """Blocks that `request` holds at its longest."""
+        return -(-request.max_total_tokens // self.block_size)
+
+
+class Gate:
+    """Waiting requests by class, and those inside. Owned by the engine's thread; sets `Request.state`, nothing else."""
+
+    def __init__(self, limits: GateLimits) -> None:
+        self.limits = limits
+        self._queues = {
+            PriorityClass.REAL_TIME: WaitingQueue(first_deadline_s),
+            PriorityClass.BEST_EFFORT: WaitingQueue(lambda request: request.arrival_index),
+        }
+        self._requests: dict[RequestId, Request] = {}  # waiting or inside
+        self._num_inside = dict.fromkeys(PriorityClass, 0)
+        self._be_blocks = 0
+
+    def add(self, request: Request) -> None:
+        """Take a request in. Raises RequestTooLargeError or OverloadedError, and then keeps nothing."""
+        limits = self.limits
+        if request.max_total_tokens > limits.max_tokens:
+            raise RequestTooLargeError(
+                f"request {request.request_id!r}: prompt of {request.num_prompt} and output of "
+                f"{request.sampling.max_tokens} tokens exceed {limits.max_tokens}"
+            )
+        max_waiting = limits.max_waiting_rt if request.is_rt else limits.max_waiting_be
+        queue = self._queues[request.priority_class]
+        if len(queue) >= max_waiting:
+            name = request.priority_class.value
+            raise OverloadedError(f"{name} queue: {max_waiting} requests are waiting", retry_after_s=1.0)
+        self._requests[request.request_id] = request
+        queue.push(request)
+
+    def admit(self, now_s: float) -> list[Request]:
+        """Return who enters TensorRT-LLM now, in this order: real-time by deadline, overdue ones last, then BE."""
+        self._queues[PriorityClass.REAL_TIME].settle(lambda request: first_deadline_s(request) < now_s)
+        return self._enter_while(PriorityClass.REAL_TIME, self._has_place) + self._enter_while(
+            PriorityClass.BEST_EFFORT, self._has_room_for_be
+        )
+
+    def refuse(self, now_s: float) -> list[Request]:
+        """Take out, and return, the overdue real-time requests, where they are to be refused."""
+        if not self.limits.refuse_late_rt:
+            return []
+        queue = self._queues[PriorityClass.REAL_TIME]
+        late = list(takewhile(lambda request: first_deadline_s(request) < now_s, queue.in_time()))
+        for request in late:
+            self.withdraw(request.request_id)
+        return late
+
+    def set_pool(self, num_blocks: int, block_size: int, max_be_blocks: int) -> None:
+        """Take the pool's true size, found out while requests are inside."""
+        self.limits = replace(self.limits, num_blocks=num_blocks, block_size=block_size, max_be_blocks=max_be_blocks)
+        inside = (request for request in self._requests.values() if request.state is not RequestState.WAITING)
+        self._be_blocks = sum(self.limits.worst_case_blocks(request) for request in inside if not request.is_rt)
+
+    def next_refusal_s(self) -> float | None:
+        """Return when the next waiting request would be overdue, if it is to be refused then."""
+        if not self.limits.refuse_late_rt:
+            return None
+        first = next(self._queues[PriorityClass.REAL_TIME].in_time(), None)
+        return None if first is None else first_deadline_s(first)
+
+    def withdraw(self, request_id: RequestId) -> Request | None:
+        """Take a request out that has not entered; None when it is inside, or unknown."""
+        request = self._requests.get(request_id)
+        if request is None or request.state is not RequestState.WAITING:
+            return None
+        request.state = RequestState.FINISHED
+        del self._requests[request_id]
+        self._queues[request.priority_class].note_left()
+        return request
+
+    def leave(self, request: Request) -> None:
+        """Note that TensorRT-LLM has let go of `request`: its place is free."""
+        del self._requests[request.request_id]
+        self._num_inside[request.priority_class] -= 1
+        if not request.is_rt:
+            self._be_blocks -= self.limits.worst_case_blocks(request)
+
+    def requests(self) -> list[Request]:
+        """Return all requests, waiting and inside, in order of arrival here."""
+        return list(self._requests.values())
+
+    def num_waiting(self, priority_class: PriorityClass) -> int:
+        return len(self._queues[priority_class])
+
+    def num_inside(self, priority_class: PriorityClass) -> int:
+        return self._num_inside[priority_class]
+
+    @property
+    def num_be_blocks(self) -> int:
+        """Worst-case KV blocks of the best-effort requests inside."""
+        return self._be_blocks
+
+    def check_invariants(self) -> None:
+        """Assert what must hold between two calls."""
+        inside = [request for request in self._requests.values() if request.state is not RequestState.WAITING]
+        assert len(inside) == sum(self._num_inside.values()) <= self.limits.max_inside
+        assert len(self._requests) - len(inside) == sum(map(len, self._queues.values()))
+        be_blocks = sum(self.limits.worst_case_blocks(request) for request in inside if not request.is_rt)
+        assert self._be_blocks == be_blocks
+        for queue in self._queues.values():
+            queue.check_invariants()
+
+    def _enter_while(self, priority_class: PriorityClass, has_room: Callable[[Request], bool]) -> list[Request]:
+        queue = self._queues[priority_class]
+        admitted = []
+        for request in chain(queue.in_time(), queue.relegated()):
+            if not has_room(request):
+                break
+            request.state = RequestState.RUNNING
+            self._num_inside[priority_class] += 1
+            if not request.is_rt:
+                self._be_blocks += self.limits.worst_case_blocks(request)
+            admitted.append(request)
+        for _ in admitted:
+            queue.note_left()
+        return admitted
+
+    def _has_place(self, _: Request) -> bool:
+        return sum(self._num_inside.values()) < self.limits.max_inside
+
+    def _has_room_for_be(self, request: Request) -> bool:
+        limits = self.limits
+        if sum(self._num_inside.values()) >= limits.max_inside - limits.reserved_rt_seqs:
+            return False
+        if limits.max_be_blocks is None or self._be_blocks == 0:  # one alone always may: it must be able to finish
+            return True
+        return self._be_blocks + limits.worst_case_blocks(request) <= limits.max_be_blocks

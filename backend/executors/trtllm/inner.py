@@ -1,0 +1,247 @@
+"""Inner mode: our policy inside TensorRT-LLM's step loop, as the scheduler that the loop asks in every iteration.
+
+    schedule_request:  mirror.catch_up ──view──► policy.plan ──StepPlan──► manager.answer ──► mirror.adopt
+
+It delegates to TensorRT-LLM's own scheduler, which keeps allocating and checking: ours only decides who is in the list,
+in which order, who gives up KV, and how large the step may be.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from backend.clock import Clock
+from backend.executors.trtllm.decision import Decision, ManagerAdapter, Share, is_started
+from backend.executors.trtllm.mirror import Adopted, Mirror, Progress, Queues, Twin
+from backend.executors.trtllm.surface import InnerScheduler, LlmRequest, SchedulerOutput
+from backend.plan import StepPlan
+from backend.policy import POLICIES
+from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
+from backend.policy.queue import WaitingQueue
+from backend.policy.settings import SchedulerSettings
+from backend.policy.stats import ClassCounts, SchedulerStats
+from backend.policy.table import first_deadline_s
+from backend.policy.view import SchedulerView, StepLimits, StepRecord
+from backend.request import PriorityClass, Request
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step that TensorRT-LLM runs, as it was scheduled."""
+
+    start_s: float
+    predicted_s: float
+    requests: Sequence[Request]
+    features: StepFeatures
+    num_rt_tokens: int
+    num_be_tokens: int
+
+
+class BrosRequestScheduler:
+    """Stands where TensorRT-LLM's `RequestScheduler` stood; what it does not know itself, it asks that one.
+
+    A scheduler that raises ends TensorRT-LLM's loop and every request in it. So an error of ours is logged and kept in
+    `error`, and from then on TensorRT-LLM schedules by itself: `honours_plans` turns false.
+    """
+
+    def __init__(
+        self,
+        inner: InnerScheduler,
+        manager: ManagerAdapter,
+        settings: SchedulerSettings,
+        clock: Clock,
+        max_seq_len: int,
+        has_overlap: bool,
+    ) -> None:
+        size, (max_tokens, max_seqs) = manager.pool_size(), manager.max_step()
+        settings = replace(settings, chunked_prefill=settings.chunked_prefill and manager.has_chunked_prefill)
+        limits = StepLimits(
+            max_tokens=min(max_tokens, settings.max_tokens_per_step or max_tokens),
+            max_seqs=min(max_seqs, settings.max_seqs_per_step or max_seqs),
+            max_seq_len=max_seq_len,
+            num_slots=size.num_blocks * size.block_size,
+        )
+        self.error: Exception | None = None
+        self.policy = POLICIES[settings.policy](settings, limits)
+        order = self.policy.order
+        queues = Queues(WaitingQueue(order), WaitingQueue(order), WaitingQueue(first_deadline_s))
+        self.mirror = Mirror(manager, queues, max_seq_len)
+        self.view = SchedulerView(
+            table=self.mirror.table,
+            rt_waiting=queues.rt,
+            be_waiting=queues.be,
+            be_deadlines=queues.be_deadlines,
+            kv=self.mirror,
+            latency=LatencyModel(
+                settings.latency_coefficients or PRIOR,
+                settings.latency_forgetting,
+                is_fitted=settings.latency_coefficients is not None,
+            ),
+            traffic=self.mirror.traffic,
+            limits=limits,
+            settings=settings,
+        )
+        self._inner = inner
+        self._manager = manager
+        self._clock = clock
+        self._steps: deque[_Step] = deque(maxlen=2 if has_overlap else 1)  # the oldest is the one that ended last
+        self._last_call_s = clock.now_s()
+        self._totals: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)  # can_schedule, scheduling_state_range and whatever later versions ask
+
+    @property
+    def honours_plans(self) -> bool:
+        return self.error is None
+
+    def schedule_request(
+        self, active_requests: Sequence[LlmRequest], inflight_request_ids: set[int]
+    ) -> SchedulerOutput:
+        """Schedule one iteration; called by TensorRT-LLM's loop."""
+        if self.error is None:
+            try:
+                now_s = self._clock.now_s()
+                self._learn(self.mirror.catch_up(active_requests, now_s, self._last_requests()), now_s)
+                plan = self.policy.plan(self.view, now_s)
+                decision = self._decide(plan, inflight_request_ids)
+            except Exception as error:
+                self._give_up(error)
+        if self.error is not None:
+            return self._inner.schedule_request(active_requests, inflight_request_ids)
+        output = self._manager.answer(decision, inflight_request_ids)
+        try:
+            self._adopt(output, now_s)
+        except Exception as error:
+            self._give_up(error)
+        return output
+
+    async def note_answer(self) -> None:
+        """Nothing is learned from answers here."""
+
+    def stats(self) -> SchedulerStats:
+        """Return a snapshot; any thread may ask."""
+        totals = self._totals
+        return SchedulerStats(
+            requests={cls: self._counts(cls) for cls in PriorityClass},
+            kv=self.mirror.usage(),
+            window_tokens=self.policy.window_tokens,
+            latency_coefficients=self.view.latency.coefficients,
+            latency_error_ratio=self.view.latency.error_ratio,
+            total_steps=totals["steps"],
+            total_step_tokens={
+                PriorityClass.REAL_TIME: totals["rt_tokens"],
+                PriorityClass.BEST_EFFORT: totals["be_tokens"],
+            },
+            total_preemptions=dict(self.mirror.preemptions),
+            total_copied_out_tokens=0,  # TensorRT-LLM moves pages by itself and does not say
+            total_copied_in_tokens=self.mirror.total_restored,
+            total_recomputed_tokens=self.mirror.total_recomputed,
+        )
+
+    # Deciding
+
+    def _decide(self, plan: StepPlan, inflight_request_ids: set[int]) -> Decision:
+        """Say the plan in terms of TensorRT-LLM's own requests, leaving out those it must not touch now."""
+        planned = plan.num_new_tokens
+        shares = [_share(self.mirror.twin(request), num_tokens) for request, num_tokens in planned.items()]
+        lost = {reclaim.request: None for reclaim in plan.reclaims}
+        movable = [
+            twin
+            for twin in self.mirror.twins()
+            if is_started(twin.llm) and twin.llm.request_id not in inflight_request_ids and twin.request not in planned
+        ]
+        victims = [twin.llm for twin in map(self.mirror.twin, lost) if twin in movable]
+        withheld = [twin for twin in movable if twin.request not in lost and twin.request.row is not None]
+        withheld.sort(key=lambda twin: (twin.request.is_rt, -twin.request.arrival_index))
+        return Decision(self.mirror.passed_on, shares, victims, [twin.llm for twin in withheld])
+
+    def _give_up(self, error: Exception) -> None:
+        logger.exception("our scheduler failed; TensorRT-LLM schedules by itself from here on")
+        self.error = error
+        self._manager.release()
+
+    # Learning
+
+    def _last_requests(self) -> Sequence[Request]:
+        return self._steps[0].requests if len(self._steps) == self._steps.maxlen else ()
+
+    def _adopt(self, output: SchedulerOutput, now_s: float) -> None:
+        """Note what TensorRT-LLM made of the decision."""
+        chunks = [(llm, _chunk_size(llm)) for llm in output.context_requests]
+        chunks += [(llm, 1) for llm in output.generation_requests]
+        adopted = [(self.mirror.adopt(llm, num_tokens, now_s), num_tokens) for llm, num_tokens in chunks]
+        ours = [(request, num_tokens) for request, num_tokens in adopted if request is not None]
+        self._last_call_s = now_s
+        if not ours:
+            self._steps.clear()
+            return
+        features = _features(ours)
+        num_rt_tokens = sum(num_tokens for adopted, num_tokens in ours if adopted.request.is_rt)
+        self._steps.append(
+            _Step(
+                start_s=now_s,
+                predicted_s=self.view.latency.predict_s(features),
+                requests=[adopted.request for adopted, _ in ours],
+                features=features,
+                num_rt_tokens=num_rt_tokens,
+                num_be_tokens=features.new_tokens - num_rt_tokens,
+            )
+        )
+
+    def _learn(self, progress: Progress, now_s: float) -> None:
+        """Take in the step that ended last, unless an idle time may lie between."""
+        if len(self._steps) == self._steps.maxlen and progress.has_continued:
+            step, duration_s = self._steps[0], max(now_s - self._last_call_s, 1e-6)
+            in_time_s = step.start_s + step.predicted_s
+            num_late = sum(in_time_s <= deadline_s < now_s for deadline_s in progress.rt_deadlines_s)
+            self.policy.observe(
+                StepRecord(duration_s, step.predicted_s, step.num_rt_tokens, step.num_be_tokens, num_late)
+            )
+            self.view.latency.observe(step.features, duration_s)
+            self.view.traffic.note_step(duration_s)
+            self._totals.update(steps=1, rt_tokens=step.num_rt_tokens, be_tokens=step.num_be_tokens)
+        self._settle(now_s)
+
+    def _settle(self, now_s: float) -> None:
+        """Relegate waiting requests that turned late, and drop what left the queues."""
+        queues, latency, policy = self.mirror.queues, self.view.latency, self.policy
+        for queue in (queues.rt, queues.be):
+            queue.settle(lambda request: policy.is_late(request, latency, now_s))
+        queues.be_deadlines.settle(lambda request: first_deadline_s(request) < now_s)
+
+    def _counts(self, priority_class: PriorityClass) -> ClassCounts:
+        table = self.mirror.table
+        is_rt = priority_class is PriorityClass.REAL_TIME
+        mine = table.is_active & (table.is_rt == is_rt)
+        num_preempted = int((mine & table.is_preempted).sum())
+        queue = self.mirror.queues.rt if is_rt else self.mirror.queues.be
+        return ClassCounts(len(queue), int(mine.sum()) - num_preempted, num_preempted)
+
+
+def _features(adopted: Sequence[tuple[Adopted, int]]) -> StepFeatures:
+    decodes = [request for request, num_tokens in adopted if num_tokens == 1]
+    chunks = [(request.start, num_tokens) for request, num_tokens in adopted if num_tokens > 1]
+    return StepFeatures(
+        new_tokens=sum(num_tokens for _, num_tokens in adopted),
+        context_tokens=sum(request.start for request in decodes),
+        prefill_pairs=sum(num_tokens * (start + 0.5 * num_tokens) for start, num_tokens in chunks),
+        copied_tokens=sum(request.num_restored for request, _ in adopted),
+    )
+
+
+def _share(twin: Twin, num_tokens: int) -> Share:
+    request = twin.request
+    return Share(twin.llm, num_tokens, num_tokens >= request.num_uncomputed, request.is_rt)
+
+
+def _chunk_size(llm: LlmRequest) -> int:
+    """Return the tokens of a prompt that a step computes."""
+    remaining = llm.prompt_len - llm.context_current_position
+    return min(remaining, llm.context_chunk_size) if llm.context_chunk_size else remaining

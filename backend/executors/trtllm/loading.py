@@ -1,0 +1,215 @@
+"""Makes the `LLM`, finds out what this version of TensorRT-LLM allows, and puts our scheduler in or in front.
+
+Inner mode swaps `llm._executor.engine.scheduler` right after `LLM()` has returned, before any request: one attribute
+that the step loop reads anew in every iteration. That needs the loop in our process, where TensorRT-LLM puts it for one
+rank when TLLM_WORKER_USE_SINGLE_PROCESS is set.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from backend.clock import Clock
+from backend.engine import Emit
+from backend.errors import ConfigError, ExecutorError
+from backend.executors.trtllm.carrier import carrier_class
+from backend.executors.trtllm.decision import ManagerAdapter
+from backend.executors.trtllm.engine import TrtllmEngine
+from backend.executors.trtllm.gate import Gate, GateLimits
+from backend.executors.trtllm.inner import BrosRequestScheduler
+from backend.executors.trtllm.manager_v1 import ManagerV1
+from backend.executors.trtllm.manager_v2 import ManagerV2, can_evict
+from backend.executors.trtllm.outer import GateAccounts
+from backend.executors.trtllm.runtime import Runtime, takes_priority
+from backend.executors.trtllm.settings import TrtllmMode, TrtllmSettings
+from backend.executors.trtllm.surface import Library, Llm, PyExecutor
+from backend.policy.settings import SchedulerSettings
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, float | None], None]  # what is being done, and the fraction done where it is known
+
+_SINGLE_PROCESS = "TLLM_WORKER_USE_SINGLE_PROCESS"
+_MAX_UTIL_FOR_RESUME = 0.95  # TensorRT-LLM's default
+_DEFAULT_MAX_BATCH_SIZE = 2048  # likewise, as the three below
+_DEFAULT_MAX_SEQ_LEN = 8192
+_DEFAULT_TOKENS_PER_BLOCK = 32
+
+
+class NoInnerMode(Exception):
+    """This installation does not let our scheduler in; the message says why."""
+
+
+def load_engine(
+    settings: TrtllmSettings,
+    scheduler_settings: SchedulerSettings,
+    emit: Emit,
+    clock: Clock,
+    report: Progress = lambda *_: None,
+) -> TrtllmEngine:
+    """Load the model and return an engine that serves it. Raises ConfigError, or ExecutorError from TensorRT-LLM."""
+    report("importing TensorRT-LLM", None)
+    library = _library()
+    wants_inner = settings.mode is not TrtllmMode.OUTER and settings.num_ranks == 1
+    if settings.mode is TrtllmMode.INNER and not wants_inner:
+        raise ConfigError(f"trtllm.mode: inner needs one rank, llm_args ask for {settings.num_ranks}")
+    if wants_inner:
+        os.environ[_SINGLE_PROCESS] = "1"
+    report(f"loading {settings.model} with TensorRT-LLM {library.__version__}", None)
+    try:
+        llm = library.LLM(model=settings.model, **llm_arguments(settings, library, wants_inner))
+    except Exception as error:
+        raise ExecutorError(f"TensorRT-LLM {library.__version__} cannot load {settings.model!r}: {error}") from error
+    reason = "trtllm.mode is outer" if settings.mode is TrtllmMode.OUTER else f"{settings.num_ranks} ranks"
+    if wants_inner:
+        try:
+            return _inner_engine(settings, scheduler_settings, emit, clock, library, llm)
+        except NoInnerMode as error:
+            reason = str(error)
+            if settings.mode is TrtllmMode.INNER:
+                llm.shutdown()
+                raise ConfigError(f"trtllm.mode: inner is not possible: {reason}") from error
+    logger.warning("TensorRT-LLM %s in outer mode, admission only: %s", library.__version__, reason)
+    return _outer_engine(settings, scheduler_settings, emit, clock, library, llm)
+
+
+def llm_arguments(settings: TrtllmSettings, library: Library, is_inner: bool) -> dict[str, object]:
+    """Return the arguments of `LLM`: the operator's, over what our scheduling needs where nothing else was said."""
+    defaults: dict[str, object] = {"enable_chunked_prefill": True}
+    scheduler_config: dict[str, object] = {}
+    if takes_priority(library.LLM):  # the same version brought request priorities and this queue policy
+        scheduler_config["waiting_queue_policy"] = "priority"
+    if not is_inner:
+        defaults["enable_iter_perf_stats"] = True  # tells the size of the KV pool
+    if is_inner:  # the only policy under which V1 can be made to pause requests; V2 has no other
+        scheduler_config["capacity_scheduler_policy"] = "MAX_UTILIZATION"
+    if scheduler_config:
+        defaults["scheduler_config"] = _scheduler_config(library, scheduler_config)
+    return {**defaults, **settings.llm_args}
+
+
+def _library() -> Library:
+    try:
+        return cast(Library, importlib.import_module("tensorrt_llm"))
+    except ImportError as error:
+        raise ConfigError(f"executor: trtllm needs TensorRT-LLM, which cannot be imported: {error}") from error
+
+
+def _scheduler_config(library: Library, arguments: Mapping[str, object]) -> object:
+    llmapi = importlib.import_module(f"{cast(Any, library).__name__}.llmapi")
+    names = dict(arguments)
+    if "capacity_scheduler_policy" in names:
+        names["capacity_scheduler_policy"] = llmapi.CapacitySchedulerPolicy[str(names["capacity_scheduler_policy"])]
+    return llmapi.SchedulerConfig(**names)
+
+
+def _inner_engine(
+    settings: TrtllmSettings,
+    scheduler_settings: SchedulerSettings,
+    emit: Emit,
+    clock: Clock,
+    library: Library,
+    llm: Llm,
+) -> TrtllmEngine:
+    executor: PyExecutor | None = getattr(llm._executor, "engine", None)
+    if executor is None:
+        raise NoInnerMode("the executor does not run in this process")
+    manager = _manager(executor, settings)
+    max_seq_len = int(executor.kv_cache_manager.max_seq_len)
+    scheduler = BrosRequestScheduler(
+        inner=executor.scheduler,
+        manager=manager,
+        settings=scheduler_settings,
+        clock=clock,
+        max_seq_len=max_seq_len,
+        has_overlap=not getattr(executor, "disable_overlap_scheduler", False),
+    )
+    scheduling_params = importlib.import_module("tensorrt_llm.scheduling_params").SchedulingParams
+    executor.scheduler = scheduler
+    size = manager.pool_size()
+    gate = Gate(
+        GateLimits(
+            max_inside=executor.max_num_active_requests,
+            reserved_rt_seqs=settings.reserved_rt_seqs,
+            max_waiting_rt=scheduler_settings.max_waiting_rt,
+            max_waiting_be=scheduler_settings.max_waiting_be,
+            max_seq_len=max_seq_len,
+            block_size=size.block_size,
+            num_blocks=size.num_blocks,
+            refuse_late_rt=scheduler_settings.refuse_hopeless_rt,
+        )
+    )
+    logger.info(
+        "TensorRT-LLM %s in inner mode: policy %s, %s, %d KV blocks of %d tokens, preempted KV is %s",
+        library.__version__,
+        scheduler_settings.policy,
+        type(manager).__name__,
+        size.num_blocks,
+        size.block_size,
+        "kept" if manager.keeps_kv else "computed again",
+    )
+    runtime = Runtime(llm, library.SamplingParams, carrier_class(scheduling_params))
+    return TrtllmEngine(gate, runtime, scheduler, clock, emit)
+
+
+def _manager(executor: PyExecutor, settings: TrtllmSettings) -> ManagerAdapter:
+    """Return the adapter of the KV manager found. Raises NoInnerMode when it cannot do what a plan asks."""
+    inner, kv = executor.scheduler, executor.kv_cache_manager
+    if hasattr(inner, "micro_batch_scheduler") and hasattr(kv, "get_kv_cache_stats"):
+        return ManagerV1(inner, kv)
+    if not hasattr(kv, "suspend_request") or not hasattr(inner, "max_num_requests"):
+        raise NoInnerMode(f"{type(inner).__name__} with {type(kv).__name__} is not known here")
+    if not can_evict(inner, kv):
+        raise NoInnerMode("this version can preempt only into a cache tier: set kv_cache_config.host_cache_size")
+    return ManagerV2(inner, kv, _kv_cache_setting(settings, "max_util_for_resume", _MAX_UTIL_FOR_RESUME))
+
+
+def _outer_engine(
+    settings: TrtllmSettings,
+    scheduler_settings: SchedulerSettings,
+    emit: Emit,
+    clock: Clock,
+    library: Library,
+    llm: Llm,
+) -> TrtllmEngine:
+    gate = Gate(outer_limits(settings, scheduler_settings))
+    runtime = Runtime(llm, library.SamplingParams)
+    return TrtllmEngine(gate, runtime, GateAccounts(gate, runtime, settings.be_kv_ratio), clock, emit)
+
+
+def outer_limits(settings: TrtllmSettings, scheduler_settings: SchedulerSettings) -> GateLimits:
+    """Return the gate's limits where TensorRT-LLM's state cannot be read: from its arguments and their defaults.
+
+    Without `kv_cache_config.max_tokens` the pool is known only when TensorRT-LLM reports it, with the first answers;
+    until then best-effort requests run one at a time.
+    """
+    max_inside = _int_argument(settings.llm_args, "max_batch_size", _DEFAULT_MAX_BATCH_SIZE)
+    max_seq_len = _int_argument(settings.llm_args, "max_seq_len", _DEFAULT_MAX_SEQ_LEN)
+    block_size = int(_kv_cache_setting(settings, "tokens_per_block", _DEFAULT_TOKENS_PER_BLOCK))
+    num_tokens = int(_kv_cache_setting(settings, "max_tokens", 0))
+    return GateLimits(
+        max_inside=max_inside,
+        reserved_rt_seqs=settings.reserved_rt_seqs,
+        max_waiting_rt=scheduler_settings.max_waiting_rt,
+        max_waiting_be=scheduler_settings.max_waiting_be,
+        max_seq_len=max_seq_len,
+        block_size=block_size,
+        num_blocks=(num_tokens or max_inside * max_seq_len) // block_size,
+        max_be_blocks=int(settings.be_kv_ratio * (num_tokens // block_size)),
+        refuse_late_rt=scheduler_settings.refuse_hopeless_rt,
+    )
+
+
+def _kv_cache_setting(settings: TrtllmSettings, name: str, default: float) -> float:
+    config = settings.llm_args.get("kv_cache_config")
+    value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+    return default if value is None else float(value)
+
+
+def _int_argument(arguments: Mapping[str, object], name: str, default: int) -> int:
+    value = arguments.get(name)
+    return value if isinstance(value, int) else default

@@ -1,0 +1,117 @@
+"""KV manager V2: a victim is suspended and its KV moves to the tier below the GPU; without a tier it is recomputed.
+
+Its scheduler allocates while it schedules, generation before prefill, so a real-time prompt cannot displace decodes by
+its place in the list: victims are suspended before the call, and who does not run is not in the list.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from backend.executors.trtllm.decision import Decision, PoolSize, is_started
+from backend.executors.trtllm.surface import LlmRequest, SchedulerOutput
+
+logger = logging.getLogger(__name__)
+
+
+class ManagerV2:
+    """Adapter of `KVCacheManagerV2` with `KVCacheV2Scheduler`.
+
+    max_util_for_resume: above this share of used pages TensorRT-LLM resumes nobody, so no policy is shown more pages.
+    """
+
+    def __init__(self, inner: Any, kv: Any, max_util_for_resume: float) -> None:
+        self._inner = inner
+        self._kv = kv
+        self._max_seqs: int = self._inner.max_num_requests
+        self._max_tokens: int = self._inner.max_num_tokens
+        self._block_size: int = kv.tokens_per_block
+        self.has_chunked_prefill: bool = self._inner.chunking_enabled
+        self._chunk_unit: int = self._inner.chunk_unit_size if self.has_chunked_prefill else 1
+        self.keeps_kv = has_lower_tier(kv)
+        self._num_unusable: int = round((1.0 - max_util_for_resume) * self._pages(0).total)
+
+    def pool_size(self) -> PoolSize:
+        num_host_blocks = self._pages(1).total if self.keeps_kv else 0
+        return PoolSize(self._pages(0).total - self._num_unusable, num_host_blocks, self._block_size)
+
+    def max_step(self) -> tuple[int, int]:
+        return self._max_tokens, self._max_seqs
+
+    def num_free_blocks(self) -> int:
+        return max(0, int(self._pages(0).available) - self._num_unusable)
+
+    def num_reserved_blocks(self, _: LlmRequest) -> int:
+        return 0
+
+    def is_resident(self, request: LlmRequest) -> bool:
+        return bool(self._kv.is_request_active(request.py_request_id))
+
+    def answer(self, decision: Decision, inflight_request_ids: set[int]) -> SchedulerOutput:
+        suspended, recomputed = self._evict(decision.victims)
+        self._inner.max_num_requests = min(self._max_seqs, decision.num_seqs)
+        self._inner.max_num_tokens = min(self._max_tokens, decision.num_tokens(self._chunk_unit))
+        runnable = [*decision.passed_on, *(share.request for share in decision.shares)]
+        spare = [*decision.withheld, *(request for request in reversed(runnable) if is_started(request))]
+        while True:
+            try:
+                output = self._inner.schedule_request(runnable, inflight_request_ids)
+                return _amend(output, suspended, recomputed)
+            except RuntimeError as error:
+                if "deadlock" not in str(error):
+                    raise
+                self._break_deadlock(error, spare, runnable, suspended, recomputed)
+
+    def release(self) -> None:
+        self._inner.max_num_requests = self._max_seqs
+        self._inner.max_num_tokens = self._max_tokens
+
+    def _break_deadlock(
+        self,
+        error: RuntimeError,
+        spare: list[LlmRequest],
+        runnable: list[LlmRequest],
+        suspended: list[LlmRequest],
+        recomputed: list[LlmRequest],
+    ) -> None:
+        """Evict one more request that holds pages. Raises `error` when there is none."""
+        victim = next((request for request in spare if self.is_resident(request)), None)
+        if victim is None or len(runnable) < 2:
+            raise error
+        spare.remove(victim)
+        logger.warning("request %s gives up its KV pages: %s", victim.py_request_id, error)
+        for evicted, more in zip((suspended, recomputed), self._evict([victim]), strict=True):
+            evicted.extend(more)
+        if victim in runnable:
+            runnable.remove(victim)
+
+    def _evict(self, victims: Any) -> tuple[list[LlmRequest], list[LlmRequest]]:
+        """Take the pages of `victims`; return those that were suspended and those that must be recomputed."""
+        resident = [victim for victim in victims if self.is_resident(victim)]
+        evict = self._inner._suspend_request if self.keeps_kv else self._inner._recompute_pause_request
+        for victim in resident:
+            evict(victim)
+        return (resident, []) if self.keeps_kv else ([], resident)
+
+    def _pages(self, level: int) -> Any:
+        """Return the statistics of the scarcest page group of a cache level: `total`, `free`, `available`."""
+        return min(self._kv.impl.get_storage_statistics(level), key=lambda statistics: statistics.available)
+
+
+def has_lower_tier(kv: Any) -> bool:
+    """Return whether a V2 manager has a cache tier below the GPU (host memory or disk)."""
+    return bool(getattr(kv, "has_cache_tier_below_gpu", getattr(kv, "can_evict", False)))
+
+
+def can_evict(inner: Any, kv: Any) -> bool:
+    """Return whether a scheduler of this version can take pages from a request at our request."""
+    return has_lower_tier(kv) or hasattr(inner, "_recompute_pause_request")
+
+
+def _amend(output: SchedulerOutput, suspended: list[LlmRequest], recomputed: list[LlmRequest]) -> SchedulerOutput:
+    """Report those we evicted next to those that TensorRT-LLM evicted by itself."""
+    fields = {"paused_requests": [*output.paused_requests, *suspended]}
+    if recomputed:
+        fields["recompute_paused_requests"] = [*output.recompute_paused_requests, *recomputed]  # type: ignore[attr-defined]  # versions that can evict so have it
+    return output._replace(**fields)

@@ -1,0 +1,55 @@
+"""TensorRT-LLM's `LLM` as the engine uses it, with the options its version knows."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from backend.executors.trtllm.carrier import Ticket
+from backend.executors.trtllm.sampling import sampling_arguments
+from backend.executors.trtllm.surface import Llm, RequestOutput
+
+_PRIORITY_RT, _PRIORITY_BE = 1.0, 0.0  # TensorRT-LLM's range is 0 to 1; it orders its waiting queue only
+_STATS_TIMEOUT_S = 1.0
+
+
+class Runtime:
+    """Submits requests and looks after the LLM. `carrier` is made by `carrier_class`; None: nothing can be carried."""
+
+    def __init__(self, llm: Llm, sampling_params: type[Any], carrier: type[Any] | None = None) -> None:
+        self._llm = llm
+        self._sampling_params = sampling_params
+        self._carrier = carrier
+        self._takes_priority = takes_priority(llm)
+
+    def submit(self, ticket: Ticket) -> RequestOutput:
+        """Hand a request to TensorRT-LLM. Call it on a running event loop, which its answers are bound to."""
+        request = ticket.request
+        options: dict[str, object] = {"streaming": True}
+        if self._carrier is not None:
+            options["scheduling_params"] = self._carrier(ticket)
+        if self._takes_priority:
+            options["priority"] = _PRIORITY_RT if request.is_rt else _PRIORITY_BE
+        sampling_params = self._sampling_params(**sampling_arguments(request.sampling))
+        return self._llm.generate_async(list(request.prompt_token_ids), sampling_params, **options)
+
+    def is_shut_down(self) -> bool:
+        """Return whether TensorRT-LLM's executor has ended, as far as this version says."""
+        is_shutdown = getattr(self._llm._executor, "is_shutdown", None)
+        return is_shutdown is not None and bool(is_shutdown())
+
+    async def pool_size(self) -> tuple[int, int] | None:
+        """Return the KV pool as (blocks, tokens per block), from its statistics; None before there are any."""
+        async for statistics in self._llm.get_stats_async(timeout=_STATS_TIMEOUT_S):
+            if kv := statistics.get("kvCacheStats"):
+                return kv["maxNumBlocks"], kv["tokensPerBlock"]
+        return None
+
+    def close(self) -> None:
+        """Shut TensorRT-LLM down."""
+        self._llm.shutdown()
+
+
+def takes_priority(llm: Any) -> bool:
+    """Return whether `generate_async` of this LLM (object or class) has request priorities (from 1.3.0rc10 on)."""
+    return "priority" in inspect.signature(llm.generate_async).parameters

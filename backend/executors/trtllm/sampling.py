@@ -1,0 +1,52 @@
+"""Our sampling parameters in TensorRT-LLM's words, and its outcome in ours: one to one, nothing invented."""
+
+from __future__ import annotations
+
+from backend.request import FinishReason, SamplingParams
+
+FINISH_REASONS = {
+    "stop": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    "timeout": FinishReason.CANCELLED,
+    "cancelled": FinishReason.CANCELLED,
+}
+
+
+def sampling_arguments(params: SamplingParams) -> dict[str, object]:
+    """Return the keyword arguments of `tensorrt_llm.SamplingParams` for `params`.
+
+    Text is made by our tokenizer, so detokenisation is off, and stop tokens stay in the output as ours do.
+    """
+    arguments: dict[str, object] = {
+        "max_tokens": params.max_tokens,
+        "ignore_eos": params.ignore_eos,
+        "include_stop_str_in_output": True,
+        "detokenize": False,
+        **_choice(params),
+        **_where_not_neutral(params),
+    }
+    if params.stop_token_ids:
+        arguments["stop_token_ids"] = sorted(params.stop_token_ids)
+    if params.wants_log_probs:
+        arguments["logprobs"] = 1
+    return arguments
+
+
+def _choice(params: SamplingParams) -> dict[str, object]:
+    """How the token is drawn. TensorRT-LLM reads `top_k=1` as greedy, and absent `top_k` and `top_p` as greedy too, so
+    both are always said."""
+    if params.temperature == 0.0:
+        return {"top_k": 1}
+    return {
+        "temperature": params.temperature,
+        "top_k": params.top_k,
+        "top_p": params.top_p,
+        "seed": params.seed,
+    }
+
+
+def _where_not_neutral(params: SamplingParams) -> dict[str, object]:
+    """Parameters whose mere presence costs time in TensorRT-LLM's sampler, said only where they change something."""
+    neutral = SamplingParams()
+    names = ("min_tokens", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+    return {name: value for name in names if (value := getattr(params, name)) != getattr(neutral, name)}

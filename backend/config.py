@@ -59,6 +59,8 @@ class ServiceSettings:
         max_prompt_bytes        longest prompt text, or JSON of messages, that is looked at
         max_stop_words          stop words of one request
         max_stop_word_chars     characters of one stop word
+        allow_inspect           answer requests for the engine's snapshot, which names all requests (`bros top`);
+                                `bros-serve` sets it on a loopback address
     Output
         be_coalesce_s           tokens of a best-effort stream are sent together when the last were sent less long ago
         max_unsent_bytes        output waiting for one stub; beyond it the requests of that stub are cancelled
@@ -79,6 +81,7 @@ class ServiceSettings:
     max_prompt_bytes: int = 1_000_000
     max_stop_words: int = 16
     max_stop_word_chars: int = 256
+    allow_inspect: bool = False
     be_coalesce_s: float = 0.2
     max_unsent_bytes: int = 8_000_000
     cancel_poll_s: float = 0.05

@@ -61,9 +61,15 @@ class Ticket:
 class EngineLink:
     """The engine as a stub sees it. Thread-safe; `close` ends the thread and fails what is open."""
 
-    def __init__(self, file: ConfigFile, name: str, on_metrics: Callable[[Metrics], None] | None = None) -> None:
+    def __init__(
+        self,
+        file: ConfigFile,
+        name: str,
+        on_metrics: Callable[[Metrics], None] | None = None,
+        server_pid: int | None = None,
+    ) -> None:
         self._file = file
-        self._name = name
+        self._hello = Hello(VERSION, name, on_metrics is not None, server_pid)
         self._on_metrics = on_metrics
         self._handles = itertools.count(1)
         self._sinks: dict[int, Sink] = {}
@@ -174,7 +180,7 @@ class EngineLink:
         try:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
             connection.connect(str(self._file.socket_path))
-            send(connection, Hello(VERSION, self._name, self._on_metrics is not None))
+            send(connection, self._hello)
         except (OSError, EngineUnavailableError) as error:
             logger.debug("no engine at %s: %s", self._file.socket_path, error)
             connection.close()

@@ -30,6 +30,7 @@ from backend.errors import BrosError, ConfigError, EngineUnavailableError
 from backend.intake import Intake
 from backend.introspect import StepLog, snapshot_json
 from backend.metrics import Recorder
+from backend.orphans import watch_stub
 from backend.outbox import Outbox
 from backend.plan import StepBatch, StepOutput, StepPlan, StepResult
 from backend.protocol import (
@@ -225,6 +226,8 @@ class EngineServer:
         if not isinstance(hello, Hello) or hello.version != VERSION:
             raise ProtocolError(f"expected Hello of version {VERSION}, got {hello}")
         connection.name, connection.wants_metrics = hello.name, hello.wants_metrics
+        if hello.server_pid is not None:
+            watch_stub(connection.socket, hello.server_pid)
         with self._lock:
             self._connections[connection] = None
             self._watch_use()

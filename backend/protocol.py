@@ -77,11 +77,15 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """First message of a connection. `name` is the model's; `wants_metrics`: send `Metrics` on this connection."""
+    """First message of a connection. `name` is the model's; `wants_metrics`: send `Metrics` on this connection.
+
+    `server_pid` is the process without which the sender has no reason to live; None if there is none.
+    """
 
     version: int
     name: str
     wants_metrics: bool = False
+    server_pid: int | None = None
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True, array_like=True):

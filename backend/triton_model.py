@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -55,7 +56,8 @@ class TritonPythonModel:
         self._measured: deque[Metrics] = deque(maxlen=_MAX_METRICS_WAITING)
         self._replies: dict[_Reply, None] = {}
         self._is_closing = threading.Event()
-        self._link = EngineLink(file, name, self._measured.append if reports_metrics else None)
+        self._server_pid = os.getppid()
+        self._link = EngineLink(file, name, self._measured.append if reports_metrics else None, self._server_pid)
         self._link.wait_until_ready(_log_state)
         self._timer = threading.Thread(target=self._run_timer, name="timer", daemon=True)
         self._timer.start()
@@ -84,7 +86,7 @@ class TritonPythonModel:
 
     def _take(self, request: Any, reply: _Reply) -> None:
         parameters = json.loads(request.parameters())
-        if wants_snapshot(parameters):
+        if wants_snapshot(parameters, self._service):
             self._link.inspect(lambda chunk: self._put(reply, chunk))
             return
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
@@ -113,7 +115,7 @@ class TritonPythonModel:
 
     def _run_timer(self) -> None:
         next_flush_s = 0.0
-        while not self._is_closing.wait(self._service.cancel_poll_s):
+        while not self._is_closing.wait(self._service.cancel_poll_s) and os.getppid() == self._server_pid:
             now_s = time.monotonic()
             for reply in list(self._replies):
                 self._cancel_if_gone(reply, now_s)

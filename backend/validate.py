@@ -75,12 +75,16 @@ class Defaults:
     service: ServiceSettings
 
 
-def wants_snapshot(parameters: Mapping[str, object]) -> bool:
+def wants_snapshot(parameters: Mapping[str, object], service: ServiceSettings) -> bool:
     """Tell whether a request asks for the engine's snapshot instead of text. Raises InvalidRequestError."""
     asked = parameters.get(wire.INSPECT)
-    if asked not in (None, "engine"):
+    if asked is None:
+        return False
+    if asked != "engine":
         raise InvalidRequestError(f"{wire.INSPECT}: {_show(asked)} is not 'engine'")
-    return asked is not None
+    if not service.allow_inspect:
+        raise InvalidRequestError(f"{wire.INSPECT}: switched off here (service.allow_inspect)")
+    return True
 
 
 def validate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import secrets
@@ -41,6 +42,14 @@ class Endpoints:
     @property
     def grpc_url(self) -> str:
         return f"{self.host}:{self.grpc_port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @property
     def metrics_url(self) -> str:
@@ -131,7 +140,8 @@ def write_files(launch: Launch, engine_config: Mapping[str, Any], model_reposito
 
     The copy is ours to touch: a model is loaded again only when its files look changed. Raises ConfigError.
     """
-    service = {**engine_config.get("service", {}), "socket_path": str(launch.socket_path), "start_engine": False}
+    given = {"allow_inspect": launch.endpoints.is_loopback, **engine_config.get("service", {})}
+    service = {**given, "socket_path": str(launch.socket_path), "start_engine": False}
     launch.config_path.write_text(json.dumps({**engine_config, "service": service}, indent=2))
     if not any(model_repository.glob("*/config.pbtxt")):
         raise ConfigError(f"--model-repository: {str(model_repository)!r} holds no model (no */config.pbtxt)")

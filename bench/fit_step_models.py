@@ -139,7 +139,7 @@ def fit(works: list[StepWork], times_ms: NDArray[np.float64]) -> Coefficients:
             features = _features(works, knee, smooth)
             solution, residual = nnls(features / times_ms[:, None], np.ones(len(works)))
             if best is None or residual < best[0]:
-                best = residual, Coefficients(*(float(x) for x in solution), knee_tokens=float(knee), smooth=smooth)
+                best = residual, Coefficients(*map(float, (*solution, knee, smooth)))
     assert best is not None
     return best[1]
 

@@ -1,8 +1,8 @@
 """What no scheduler can exceed: an upper bound on best-effort tokens, a lower bound on missed first tokens.
 
-The upper bound is a linear program over a whole run of `horizon_s` seconds in which every real-time request that
-arrives is also finished, each within its SLOs. It maximises best-effort tokens processed: prompt tokens computed
-once, plus output tokens. Any schedule maps to a feasible point, because each constraint adds up something true of every step:
+The upper bound is a linear program over a run of `horizon_s` seconds that begins empty and in which real-time tokens
+`served` are computed. It maximises best-effort tokens processed: prompt tokens computed once, plus output tokens. Any
+schedule maps to a feasible point, because each constraint adds up something that is true of every step:
 
     GPU time   a step of N new tokens takes at least α + β·N for every line (α, β) below the model's curve (its lower
                convex hull), plus its attention terms; steps do not overlap, so their sum is at most the horizon
@@ -14,8 +14,8 @@ once, plus output tokens. Any schedule maps to a feasible point, because each co
     prefill    no output token before its prompt
 
 It is an upper bound and not a target: best-effort work is fluid and knows the future, real-time work is done whenever
-it is cheapest, KV held by requests that sit a step out is free, and so are copies, recomputation and scheduling. A run
-that misses SLOs may exceed it, and so may one whose real-time work does not end within the horizon.
+it is cheapest, KV held by requests that sit a step out is free, and so are copies, recomputation and scheduling. The
+steps that SLOs force are those of requests that met them; a run is held against the real-time work it did itself.
 """
 
 from __future__ import annotations
@@ -55,17 +55,27 @@ class Slos:
     tpot_slo_s: float
 
 
-def max_be_tokens(
-    machine: Machine, rt: Sequence[Arrival], slos: Slos, be: Sequence[Arrival], horizon: tuple[float, int]
-) -> float | None:
-    """Return the most best-effort tokens any schedule can process beside `rt` within its SLOs.
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The work of a run of `horizon_s` seconds.
 
-    `be` is the closed loop's supply in order (arrival times are ignored); `horizon` is (seconds, max_outstanding). None
-    when the real-time work alone does not fit the horizon.
+    served           real-time requests that put out a token, with `num_output` as far as they came within the horizon
+    num_forced_steps `min_steps` of those that met their SLOs
+    be               best-effort requests in the order in which they may start; their arrival times are ignored
+    max_outstanding  of which so many may be unfinished at once
     """
-    horizon_s, max_outstanding = horizon
-    program = _Program(be, max_outstanding)
-    load = _RtLoad.of(rt)
+
+    horizon_s: float
+    served: Sequence[Arrival]
+    num_forced_steps: int
+    be: Sequence[Arrival]
+    max_outstanding: int
+
+
+def max_be_tokens(machine: Machine, work: Load) -> float | None:
+    """Return the most best-effort tokens any schedule can process beside `work.served`; None: not even that fits."""
+    program = _Program(work.be, work.max_outstanding)
+    load = _RtLoad.of(work.served)
     c = machine.pair.coefficients
     host_ms = machine.pair.host_overhead_s * 1e3
     attention_ms = c.decode_context_ms_per_token * program.context + c.prefill_ms_per_pair * program.pairs
@@ -77,19 +87,20 @@ def max_be_tokens(
     rounding_ms = (
         c.decode_context_ms_per_token * program.context_rounding + c.prefill_ms_per_pair * program.pairs_rounding
     )
+    free_ms = work.horizon_s * 1e3 - rt_ms + rounding_ms
     for alpha, beta in lines_below(machine.pair, machine.max_tokens_per_step):
         be_ms = beta * program.tokens + attention_ms + c.decode_ms_per_seq * program.decodes
-        program.limit(alpha + host_ms, be_ms, at_most=horizon_s * 1e3 + rounding_ms - rt_ms - beta * load.num_tokens)
+        program.limit(alpha + host_ms, be_ms, at_most=free_ms - beta * load.num_tokens)
     program.limit(-machine.kv_tokens, program.context, at_most=program.context_rounding - load.context)
     seats = program.decodes + program.prefills
-    program.limit(-machine.max_seqs_per_step, seats, at_most=-float(load.num_decodes + len(rt)))
-    program.limit(-max_outstanding, program.decodes, at_most=0.0)
+    program.limit(-machine.max_seqs_per_step, seats, at_most=-float(load.num_decodes + len(work.served)))
+    program.limit(-work.max_outstanding, program.decodes, at_most=0.0)
     program.limit(-machine.max_tokens_per_step, program.tokens, at_most=-float(load.num_tokens))
-    return program.solve(min_steps=min_steps(rt, slos))
+    return program.solve(min_steps=work.num_forced_steps)
 
 
-def min_steps(rt: Sequence[Arrival], slos: Slos) -> int:
-    """Return how many steps the SLOs force at least.
+def min_steps(rt: Sequence[Arrival], slos: Slos, horizon_s: float) -> int:
+    """Return how many steps requests that meet their SLOs force at least, for the tokens they get by `horizon_s`.
 
     A request needs a step in (arrival, arrival + TTFT SLO], and one step per token within its whole allowed life.
     Windows that do not overlap cannot share steps: weighted interval scheduling finds the set that forces most.
@@ -97,9 +108,9 @@ def min_steps(rt: Sequence[Arrival], slos: Slos) -> int:
     windows: list[tuple[float, float, int]] = []
     for request in rt:
         first_token_s = request.arrival_s + slos.ttft_slo_s
-        windows.append((first_token_s, request.arrival_s, 1))
+        windows.append((min(first_token_s, horizon_s), request.arrival_s, 1))
         last_token_s = first_token_s + slos.tpot_slo_s * (request.num_output - 1)
-        windows.append((last_token_s, request.arrival_s, request.num_output))
+        windows.append((min(last_token_s, horizon_s), request.arrival_s, request.num_output))
     windows.sort()
     ends = [end for end, _, _ in windows]
     best = [0]

@@ -71,11 +71,8 @@ class Lengths:
 
 
 PAPER_BE = Lengths.uniform((512, 1024), (32, 128))  # arXiv 2504.09590, evaluation
-# ShareGPT first turns by their moments (prompt mean 136, output mean 471 in microsoft/sarathi-serve's length file):
-# the stand-in where that file is not at hand.
-SHAREGPT_LIKE = Lengths.lognormal(prompt_mean=136, output_mean=471, sigma=0.8, max_tokens=1024)
 CHAT_SMALL = Lengths.lognormal(prompt_mean=160, output_mean=64, sigma=0.6)  # the RT mix of the CPU measurements
-NAMED_LENGTHS = {"paper_be": PAPER_BE, "sharegpt_like": SHAREGPT_LIKE, "chat_small": CHAT_SMALL}
+NAMED_LENGTHS = {"paper_be": PAPER_BE, "chat_small": CHAT_SMALL}
 
 
 def poisson_arrivals(rate_per_s: float, duration_s: float, rng: Generator) -> list[float]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bench.workload import (
+    CHAT_SMALL,
     PAPER_BE,
-    SHAREGPT_LIKE,
     Lengths,
     closed_loop,
     gamma_arrivals,
@@ -41,7 +41,7 @@ def test_no_rate_means_no_arrivals() -> None:
 def test_the_same_seed_gives_the_same_workload() -> None:
     def make(seed: int) -> object:
         rng = np.random.default_rng(seed)
-        return open_loop(gamma_arrivals(2.0, 60.0, 2.0, rng), SHAREGPT_LIKE, rng)
+        return open_loop(gamma_arrivals(2.0, 60.0, 2.0, rng), CHAT_SMALL, rng)
 
     assert make(7) == make(7)
     assert make(7) != make(8)

@@ -1,0 +1,287 @@
+"""Simulate one scenario: the production engine, scheduler, KV manager and policy on a virtual clock.
+
+    python -m bench.simulate --scenario steady --policy bros --seed 0 --out x.json
+
+Only time is made up: `bench.step_models` says how long each step would take on the GPUs. Scheduling itself takes no
+virtual time; its real cost is measured and reported beside it (`scheduler_share`: of the simulated step time).
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import dataclasses
+import itertools
+import json
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from backend.clock import VirtualClock
+from backend.engine import Engine, Submit
+from backend.errors import BrosError
+from backend.executors import ExecutorCapacity
+from backend.plan import StepBatch, StepOutput, StepPlan, StepResult
+from backend.policy.settings import POLICY_NAMES
+from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
+from backend.scheduler import Scheduler, make_scheduler
+from bench.gpu_executor import GpuExecutor
+from bench.limit import Load, max_be_tokens, min_steps, min_ttft_misses
+from bench.provenance import provenance
+from bench.scenario import SCENARIOS, Scenario
+from bench.score import RequestRecord, Window, score_be, score_rt
+from bench.stats import percentiles
+from bench.step_models import load_pairs
+from bench.workload import Arrival
+
+BLOCK_SIZE = 16
+MAX_SEQ_LEN = 16_384
+_LIMIT_SUPPLY = 1.3  # the bound may choose among so many times the requests that the run started
+
+
+def simulate(scenario: Scenario) -> dict[str, Any]:
+    """Run `scenario`; return its scores, its costs and the limits it is held against, JSON-ready."""
+    run = Simulation(scenario)
+    run.run()
+    return run.result()
+
+
+class Simulation:
+    """One run: feeds arrivals to an Engine on a VirtualClock and records what every request gets."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.clock = VirtualClock()
+        self.records: dict[str, RequestRecord] = {}
+        self.step_s: list[float] = []
+        self.scheduling_s: list[float] = []
+        self._emitting_s = 0.0
+        self._requests: dict[str, Request] = {}
+        machine = scenario.machine
+        capacity = ExecutorCapacity(
+            block_size=BLOCK_SIZE,
+            num_blocks=machine.kv_tokens // BLOCK_SIZE,
+            num_host_slots=scenario.host_kv_tokens,
+            max_seq_len=MAX_SEQ_LEN,
+            max_tokens_per_step=scenario.max_tokens_per_step,
+            max_seqs_per_step=scenario.max_seqs,
+            host_copy_s_per_token=machine.pair.host_copy_s_per_token,
+        )
+        self.scheduler: Scheduler = make_scheduler(scenario.scheduler_settings, capacity)
+        executor = GpuExecutor(machine.pair, capacity, self.clock)
+        self._engine = Engine(self.scheduler, executor, self.clock, self._emit, self._record)
+        self._executor = executor
+        self.rt = scenario.rt_arrivals()
+        self._rt_due = deque(self.rt)
+        self._num_rt_open = len(self.rt)
+        self._be_supply = scenario.be_supply()
+        self._be_due = deque(self._be_supply if scenario.be_rate > 0.0 else ())
+        self._horizon_s = 0.0  # end of the step that passed `duration_s`; what was reached by then:
+        self._num_be_started = 0
+        self._num_be_tokens = 0
+
+    def run(self) -> None:
+        """Step through the arrivals, then on until the real-time requests are done or the drain is over."""
+        duration_s, drained_s = self.scenario.duration_s, self.scenario.duration_s + self.scenario.drain_s
+        for _ in range(self.scenario.be_outstanding or self.scenario.be_backlog):
+            self._submit_next_be()
+        while self.clock.now_s() < duration_s:
+            self._advance(duration_s)
+        self._horizon_s = self.clock.now_s()
+        best_effort = [request for request in self._requests.values() if not request.is_rt]
+        processed = [_num_processed(request) for request in best_effort]
+        self._num_be_started = sum(num_tokens > 0 for num_tokens in processed)
+        self._num_be_tokens = sum(processed)
+        while self._num_rt_open and self.clock.now_s() < drained_s:
+            self._advance(drained_s)
+
+    def result(self) -> dict[str, Any]:
+        """Score the run."""
+        scenario = self.scenario
+        window = Window(scenario.warmup_s, scenario.duration_s)
+        stats = self.scheduler.stats()
+        return {
+            "scenario": scenario.to_json(),
+            **score_rt(self.records.values(), scenario.slos, window),
+            **score_be(self.records.values(), window),
+            **self._limits(),
+            "num_steps": stats.total_steps,
+            "simulated_s": self.clock.now_s(),
+            "step_s": percentiles(self.step_s),
+            "scheduling_s": percentiles(self.scheduling_s),
+            "scheduler_share": sum(self.scheduling_s) / max(sum(self.step_s), 1e-9),
+            "latency_error_ratio": stats.latency_error_ratio,
+            "preemptions": {f"{c.value}_{kind.value}": n for (c, kind), n in stats.total_preemptions.items()},
+            "recomputed_tokens": stats.total_recomputed_tokens,
+            "copied_out_tokens": stats.total_copied_out_tokens,
+            "copied_in_tokens": stats.total_copied_in_tokens,
+        }
+
+    def _limits(self) -> dict[str, Any]:
+        """The bounds of `bench.limit` until the horizon, and what part of them was reached."""
+        scenario, horizon_s = self.scenario, self._horizon_s
+        misses = min_ttft_misses(scenario.machine, self.rt, scenario.ttft_slo_s)
+        limits: dict[str, Any] = {
+            "min_ttft_misses": misses,
+            "rt_attainment_limit": 1.0 - misses / len(self.rt) if self.rt else None,
+            "be_processed_tokens_per_s": self._num_be_tokens / horizon_s,
+            "be_limit_tokens_per_s": None,
+            "be_percent_of_limit": None,
+        }
+        if not self._num_be_tokens:
+            return limits
+        num_be = int(_LIMIT_SUPPLY * self._num_be_started) + scenario.max_seqs
+        load = Load(
+            horizon_s=horizon_s,
+            served=[served for record in self._rt_records() if (served := _served(record, horizon_s))],
+            num_forced_steps=min_steps(self._kept_slos(), scenario.slos, horizon_s),
+            be=list(itertools.islice(scenario.be_supply(), num_be)),
+            max_outstanding=scenario.max_be_outstanding,
+        )
+        limit = max_be_tokens(scenario.machine, load)
+        if limit is not None:
+            limits["be_limit_tokens_per_s"] = limit / horizon_s
+            limits["be_percent_of_limit"] = 100.0 * self._num_be_tokens / limit
+        return limits
+
+    def _rt_records(self) -> list[RequestRecord]:
+        return [record for record in self.records.values() if record.is_rt]
+
+    def _kept_slos(self) -> list[Arrival]:
+        """What those real-time requests that met both SLOs got within the horizon."""
+        slos = self.scenario.slos
+        kept = [r for r in self._rt_records() if r.meets_ttft(slos) and r.meets_tpot(slos)]
+        return [served for record in kept if (served := _served(record, self._horizon_s))]
+
+    def _advance(self, until_s: float) -> None:
+        """Run one step, or let time pass to the next arrival, but not beyond `until_s`."""
+        self._submit_due()
+        if not self._step():
+            next_s = self._next_arrival_s()
+            self.clock.advance_to(until_s if next_s is None else min(next_s, until_s))
+
+    def _step(self) -> bool:
+        """Run one engine step and note what scheduling cost: all of it but execution and this recorder."""
+        executed_s, emitting_s = self._executor.wall_s, self._emitting_s
+        start_s = time.perf_counter()
+        did_step = self._engine.step()
+        elsewhere_s = self._executor.wall_s - executed_s + self._emitting_s - emitting_s
+        self.scheduling_s.append(time.perf_counter() - start_s - elsewhere_s)
+        return did_step
+
+    def _submit_due(self) -> None:
+        now_s = self.clock.now_s()
+        while self._rt_due and self._rt_due[0].arrival_s <= now_s:
+            self._submit(self._rt_due.popleft(), is_rt=True)
+        while self._be_due and self._be_due[0].arrival_s <= now_s:
+            self._submit(self._be_due.popleft(), is_rt=False)
+
+    def _next_arrival_s(self) -> float | None:
+        return min((due[0].arrival_s for due in (self._rt_due, self._be_due) if due), default=None)
+
+    def _submit_next_be(self) -> None:
+        arrival = next(self._be_supply, None)
+        if arrival is not None:
+            self._submit(arrival, is_rt=False)
+
+    def _submit(self, arrival: Arrival, is_rt: bool) -> None:
+        scenario = self.scenario
+        arrival_s = arrival.arrival_s if is_rt or scenario.be_rate > 0.0 else self.clock.now_s()
+        request = Request(
+            request_id=RequestId(f"{'rt' if is_rt else 'be'}-{len(self._requests)}"),
+            priority_class=PriorityClass.REAL_TIME if is_rt else PriorityClass.BEST_EFFORT,
+            prompt_token_ids=(1,) * arrival.num_prompt,
+            sampling=SamplingParams(max_tokens=arrival.num_output, ignore_eos=True),
+            arrival_s=arrival_s,
+            slo=Slo(scenario.ttft_slo_s, scenario.tpot_slo_s) if is_rt else None,
+        )
+        self._requests[request.request_id] = request
+        self.records[request.request_id] = RequestRecord(
+            request.request_id, is_rt, arrival_s, arrival.num_prompt, arrival.num_output
+        )
+        self._engine.post(Submit(request))
+
+    def _emit(self, output: StepOutput) -> None:
+        start_s = time.perf_counter()
+        now_s = self.clock.now_s()
+        for token in output.tokens:
+            self.records[token.request.request_id].token_times_s.append(now_s)
+        for request in output.finished:
+            self._end(request, None)
+        for failed in output.failed:
+            self._end(failed.request, str(failed.error))
+        self._emitting_s += time.perf_counter() - start_s
+
+    def _end(self, request: Request, error: str | None) -> None:
+        record = self.records[request.request_id]
+        record.finished_s, record.error = self.clock.now_s(), error
+        self._num_rt_open -= request.is_rt
+        if not request.is_rt and self.scenario.be_outstanding:
+            self._submit_next_be()
+
+    def _record(self, _plan: StepPlan, _batch: StepBatch, result: StepResult, _output: StepOutput) -> None:
+        self.step_s.append(result.duration_s)
+
+
+def _served(record: RequestRecord, horizon_s: float) -> Arrival | None:
+    """The part of a request that was served by `horizon_s`; None before its first token."""
+    num_tokens = bisect.bisect_right(record.token_times_s, horizon_s)
+    return Arrival(record.arrival_s, record.num_prompt, num_tokens) if num_tokens else None
+
+
+def _num_processed(request: Request) -> int:
+    """Tokens of `request` whose K and V were ever computed: a preemption takes nothing from this count."""
+    if request.num_output:
+        return request.num_prompt + request.num_output - 1
+    return request.num_computed
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.simulate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = sorted(path.stem for path in SCENARIOS.glob("*.json"))
+    parser.add_argument("--scenario", choices=names, help="take flags from bench/scenarios/NAME.json first")
+    for field in dataclasses.fields(Scenario):
+        if field.name != "settings":
+            parser.add_argument(f"--{field.name.replace('_', '-')}", **_flag(field))
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="a field of SchedulerSettings")
+    parser.add_argument("--out", type=Path, help="write the result here; default: standard output")
+    arguments = vars(parser.parse_args())
+    try:
+        scenario = _scenario(arguments)
+    except (BrosError, KeyError, OSError, TypeError, ValueError) as error:
+        parser.error(str(error))
+    result = json.dumps({**simulate(scenario), "provenance": provenance()}, indent=1)
+    if arguments["out"] is None:
+        print(result)
+    else:
+        arguments["out"].parent.mkdir(parents=True, exist_ok=True)
+        arguments["out"].write_text(result + "\n")
+    return 0
+
+
+def _flag(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    """The argparse options of one field of Scenario; given flags alone override the named scenario."""
+    choices = {"policy": POLICY_NAMES, "pair": sorted(load_pairs())}.get(field.name)
+    kinds = {"int": int, "float": float, "int | None": int}
+    return {"type": kinds.get(str(field.type), str), "choices": choices, "help": f"default: {field.default}"}
+
+
+def _scenario(arguments: dict[str, Any]) -> Scenario:
+    base = Scenario.named(arguments["scenario"]) if arguments["scenario"] else Scenario()
+    names = {field.name for field in dataclasses.fields(Scenario)} - {"settings"}
+    given = {name: value for name, value in arguments.items() if name in names and value is not None}
+    settings = {name: json.loads(value) for name, _, value in (text.partition("=") for text in arguments["set"])}
+    scenario = dataclasses.replace(base, **given, settings={**base.settings, **settings})
+    assert scenario.scheduler_settings.policy == scenario.policy
+    scenario.rt_arrivals()
+    next(scenario.be_supply(), None)
+    return scenario
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The simulator: reproducible, honest about misses, and its result file has the promised names."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.scenario import SCENARIOS, Scenario
+from bench.simulate import simulate
+
+SMALL = Scenario(rt_rate=2.0, be_outstanding=32, warmup_s=1.0, duration_s=8.0, rt_lengths="chat_small")
+MEASURED = {"scheduling_s", "scheduler_share"}  # real time, so never the same twice
+
+
+def without_wall_time(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key not in MEASURED}
+
+
+def test_the_same_seed_gives_the_same_result() -> None:
+    assert without_wall_time(simulate(SMALL)) == without_wall_time(simulate(SMALL))
+
+
+def test_another_seed_gives_another_workload() -> None:
+    assert SMALL.rt_arrivals() != replace(SMALL, seed=1).rt_arrivals()
+
+
+def test_real_time_arrivals_do_not_depend_on_policy_or_best_effort_load() -> None:
+    assert SMALL.rt_arrivals() == replace(SMALL, policy="fcfs", be_outstanding=5).rt_arrivals()
+
+
+def test_a_real_time_request_that_never_finishes_is_a_miss() -> None:
+    result = simulate(replace(SMALL, rt_rate=200.0, be_outstanding=0, drain_s=0.0))
+    assert result["num_rt_unfinished"] > 100
+    assert result["rt_attainment"]["both"] < 1.0 - result["num_rt_unfinished"] / result["num_rt"] + 1e-9
+
+
+def test_best_effort_alone_keeps_its_loop_full() -> None:
+    result = simulate(replace(SMALL, rt_rate=0.0, be_outstanding=64, duration_s=20.0))
+    assert result["num_rt"] == 0
+    assert result["rt_attainment"] == {"ttft": None, "tpot": None, "both": None}
+    assert result["be_requests_per_s"] > 5.0
+
+
+def test_a_backlog_runs_dry() -> None:
+    result = simulate(replace(SMALL, rt_rate=0.0, be_outstanding=0, be_backlog=10, warmup_s=0.0, duration_s=30.0))
+    assert result["num_be_finished"] == 10
+
+
+def test_best_effort_arrivals_may_be_open_loop() -> None:
+    result = simulate(replace(SMALL, be_outstanding=0, be_rate=1.0, warmup_s=0.0, duration_s=20.0))
+    assert 8 <= result["num_be_finished"] <= 32
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCENARIOS.glob("*.json")))
+def test_a_named_scenario_loads_and_survives_json(name: str) -> None:
+    scenario = Scenario.named(name)
+    assert Scenario.from_json(json.loads(json.dumps(scenario.to_json()))) == scenario
+    assert scenario.rt_arrivals()
+
+
+def test_unknown_fields_are_refused() -> None:
+    with pytest.raises(ValueError, match="rt_speed"):
+        Scenario.from_json({"rt_speed": 3})
+
+
+def test_the_command_writes_every_promised_name(tmp_path: Path) -> None:
+    out = tmp_path / "x.json"
+    flags = "--pair llama8b-h100 --rt-rate 2 --be-outstanding 16 --policy bros --duration-s 4 --warmup-s 0 --seed 3"
+    command = [sys.executable, "-m", "bench.simulate", *flags.split(), "--set", "sharing=false", "--out", str(out)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+    result = json.loads(out.read_text())
+    names = {
+        "rt_attainment",
+        "ttft_s",
+        "tpot_s",
+        "itl_s",
+        "normalised_latency_s",
+        "be_requests_per_s",
+        "be_tokens_per_s",
+    }
+    names |= {
+        "be_percent_of_limit",
+        "scheduler_share",
+        "step_s",
+        "recomputed_tokens",
+        "copied_in_tokens",
+        "preemptions",
+    }
+    assert names <= result.keys()
+    assert result["rt_attainment"].keys() == {"ttft", "tpot", "both"}
+    assert result["ttft_s"].keys() == {"p50", "p90", "p99"}
+    assert result["scenario"]["settings"] == {"sharing": False}
+    assert {"commit", "date", "hardware", "versions"} <= result["provenance"].keys()
+
+
+def test_a_wrong_flag_is_refused_with_its_name() -> None:
+    command = [sys.executable, "-m", "bench.simulate", "--rt-trace", "no-such-file.csv"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 2
+    assert "no-such-file.csv" in done.stderr

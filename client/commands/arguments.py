@@ -30,7 +30,7 @@ def add_url(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url",
         default=wire.DEFAULT_GRPC_URL,
-        help="server: grpc://host:port, grpcs://…, http://…, https://…, or fake:// for none (default: %(default)s)",
+        help="server: [grpc://]host:port, grpcs://…, http://…, https://…, or fake:// for none (default: %(default)s)",
     )
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from client.generation import Call, Outputs
+
+_SCHEMES = ("grpc", "grpcs", "http", "https", "fake")
 
 
 class Transport(Protocol):
@@ -38,40 +39,43 @@ class AsyncTransport(Protocol):
 
 
 def connect(url: str) -> Transport:
-    """Return the transport for `grpc[s]://host:port`, `http[s]://host:port` or `fake://`."""
-    scheme = urlsplit(url).scheme
-    if scheme in ("grpc", "grpcs"):
-        from client.transports.grpc import GrpcTransport
+    """Return the transport for `[grpc[s]://]host:port`, `http[s]://host:port` or `fake://`. Raises ValueError."""
+    match _scheme(url):
+        case "grpc" | "grpcs":
+            from client.transports.grpc import GrpcTransport
 
-        return GrpcTransport(url)
-    if scheme in ("http", "https"):
-        from client.transports.http import HttpTransport
+            return GrpcTransport(url)
+        case "http" | "https":
+            from client.transports.http import HttpTransport
 
-        return HttpTransport(url)
-    if scheme == "fake":
-        from client.transports.fake import FakeServer, FakeTransport
+            return HttpTransport(url)
+        case _:
+            from client.transports.fake import FakeServer, FakeTransport
 
-        return FakeTransport(FakeServer.from_url(url))
-    raise ValueError(_unknown(url))
+            return FakeTransport(FakeServer.from_url(url))
 
 
 def connect_async(url: str) -> AsyncTransport:
     """As `connect`, for the running event loop."""
-    scheme = urlsplit(url).scheme
-    if scheme in ("grpc", "grpcs"):
-        from client.transports.grpc import AsyncGrpcTransport
+    match _scheme(url):
+        case "grpc" | "grpcs":
+            from client.transports.grpc import AsyncGrpcTransport
 
-        return AsyncGrpcTransport(url)
-    if scheme in ("http", "https"):
-        from client.transports.http import AsyncHttpTransport
+            return AsyncGrpcTransport(url)
+        case "http" | "https":
+            from client.transports.http import AsyncHttpTransport
 
-        return AsyncHttpTransport(url)
-    if scheme == "fake":
-        from client.transports.fake import AsyncFakeTransport, FakeServer
+            return AsyncHttpTransport(url)
+        case _:
+            from client.transports.fake import AsyncFakeTransport, FakeServer
 
-        return AsyncFakeTransport(FakeServer.from_url(url))
-    raise ValueError(_unknown(url))
+            return AsyncFakeTransport(FakeServer.from_url(url))
 
 
-def _unknown(url: str) -> str:
-    return f"url {url!r}: must begin with grpc://, grpcs://, http://, https:// or fake://"
+def _scheme(url: str) -> str:
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return "grpc"
+    if scheme not in _SCHEMES:
+        raise ValueError(f"url {url!r}: its scheme is none of {', '.join(_SCHEMES)}")
+    return scheme

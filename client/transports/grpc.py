@@ -10,7 +10,6 @@ import contextlib
 import struct
 from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import grpc
 import grpc.aio
@@ -34,11 +33,11 @@ class GrpcTransport:
     """Transport over gRPC, for threads."""
 
     def __init__(self, url: str = wire.DEFAULT_GRPC_URL) -> None:
-        address = urlsplit(url)
+        scheme, _, address = url.rpartition("://")
         self._channel = (
-            grpc.secure_channel(address.netloc, grpc.ssl_channel_credentials(), _CHANNEL_OPTIONS)
-            if address.scheme == "grpcs"
-            else grpc.insecure_channel(address.netloc, _CHANNEL_OPTIONS)
+            grpc.secure_channel(address, grpc.ssl_channel_credentials(), _CHANNEL_OPTIONS)
+            if scheme == "grpcs"
+            else grpc.insecure_channel(address, _CHANNEL_OPTIONS)
         )
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
@@ -62,11 +61,11 @@ class AsyncGrpcTransport:
     """Transport over gRPC, for one event loop."""
 
     def __init__(self, url: str = wire.DEFAULT_GRPC_URL) -> None:
-        address = urlsplit(url)
+        scheme, _, address = url.rpartition("://")
         self._channel = (
-            grpc.aio.secure_channel(address.netloc, grpc.ssl_channel_credentials(), _CHANNEL_OPTIONS)
-            if address.scheme == "grpcs"
-            else grpc.aio.insecure_channel(address.netloc, _CHANNEL_OPTIONS)
+            grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), _CHANNEL_OPTIONS)
+            if scheme == "grpcs"
+            else grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS)
         )
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 

@@ -59,6 +59,13 @@ class Child:
             return False
         return True
 
+    async def kill(self) -> None:
+        """End the process at once, if it runs; what it started itself is left to the reaper."""
+        if self.is_running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            await self.exited()
+
     def log_tail(self) -> str:
         """Return the last lines it wrote."""
         lines = self.command.log.read_text(errors="replace").splitlines()

@@ -71,11 +71,11 @@ class Supervisor:
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             await _first_failure(tasks, stopping)
+            await _cancel(*tasks, stopping)
+            await self._drain()
         finally:
-            for task in (*tasks, stopping):
-                task.cancel()
-            await asyncio.gather(*tasks, stopping, return_exceptions=True)
-        await self._drain()
+            await _cancel(*tasks, stopping)
+            await asyncio.gather(self._server.kill(), self._engine.kill())
 
     async def _drain(self) -> None:
         self._report.news("draining: open requests may finish; press Ctrl-C again to stop at once")
@@ -160,6 +160,12 @@ class Supervisor:
         for source in (self._launch.models / model).glob("*/model.py"):
             source.touch()
         return load_model(self._launch.endpoints.http_url, model, {ADMIN_HEADER: self._launch.admin_key})
+
+
+async def _cancel(*tasks: asyncio.Task[None] | asyncio.Task[bool]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _first_failure(tasks: list[asyncio.Task[None]], stopping: asyncio.Task[bool]) -> None:

@@ -15,8 +15,6 @@ The class of a request, first match wins:
 from __future__ import annotations
 
 import difflib
-import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend import wire
+from backend.coerce import as_bool, as_float, as_int, as_text, parse_json, show
 from backend.config import ServiceSettings
 from backend.errors import InvalidRequestError
 from backend.protocol import Generation, Sampling
@@ -32,7 +31,6 @@ from backend.protocol import Generation, Sampling
 MAX_TOKENS = 10_000_000  # far above any model; what is larger was wrapped or mistyped
 MAX_SECONDS = 30 * 24 * 3600.0  # SLOs, deadlines and timeouts
 _MICROSECONDS = 1e6
-_SHOWN_CHARS = 60
 
 # What else vLLM's sampling parameters may hold: only the value that changes nothing is accepted.
 _VLLM_FIXED: Mapping[str, tuple[object, ...]] = {
@@ -81,7 +79,7 @@ def wants_snapshot(parameters: Mapping[str, object], service: ServiceSettings) -
     if asked is None:
         return False
     if asked != "engine":
-        raise InvalidRequestError(f"{wire.INSPECT}: {_show(asked)} is not 'engine'")
+        raise InvalidRequestError(f"{wire.INSPECT}: {show(asked)} is not 'engine'")
     if not service.allow_inspect:
         raise InvalidRequestError(f"{wire.INSPECT}: switched off here (service.allow_inspect)")
     return True
@@ -120,6 +118,7 @@ def validate(
 
 T = TypeVar("T")
 D = TypeVar("D")
+_Named = tuple[str, object]  # the name a client used, and the value it gave
 
 
 class _Values:
@@ -128,7 +127,7 @@ class _Values:
     def __init__(self, inputs: Mapping[str, NDArray[Any]], parameters: Mapping[str, object]) -> None:
         self.parameters = parameters
         fields = wire.input_names()
-        direct: dict[str, object] = {}
+        direct: dict[str, _Named] = {}
         for name, tensor in inputs.items():
             value = tensor if fields[name].dims == -1 else _scalar(name, tensor)
             _put(direct, fields[name], value)
@@ -138,24 +137,23 @@ class _Values:
                     _put(direct, fields[name], value, overwrite=False)
             elif not _is_known_parameter(name):
                 raise InvalidRequestError(
-                    f"unknown parameter {_show(name)}{_suggestion(name, [*fields, *wire.PARAMETERS])}"
+                    f"unknown parameter {show(name)}{_suggestion(name, [*fields, *wire.PARAMETERS])}"
                 )
         self._direct = direct
-        nested = direct.pop("sampling_parameters", None)
+        _, nested = direct.pop("sampling_parameters", (None, None))
         self._nested = {} if nested is None else _sampling_parameters(nested)
 
     def get(self, name: str, convert: Callable[[str, object], T], default: D) -> T | D:
         """Return the value of `name` converted, or `default` when nobody gave one."""
-        value = self._direct.get(name, self._nested.get(name))
-        return default if value is None else convert(name, value)
+        given_as, value = self._direct.get(name) or self._nested.get(name) or (name, None)
+        return default if value is None else convert(given_as, value)
 
 
-def _put(values: dict[str, object], field: wire.Field, value: object, *, overwrite: bool = True) -> None:
-    name = field.alias_of or field.name
+def _put(values: dict[str, _Named], field: wire.Field, value: object, *, overwrite: bool = True) -> None:
     if field.alias_of is None and overwrite:
-        values[name] = value
+        values[field.name] = (field.name, value)
     else:
-        values.setdefault(name, value)
+        values.setdefault(field.alias_of or field.name, (field.name, value))
 
 
 def _is_known_parameter(name: str) -> bool:
@@ -204,7 +202,7 @@ def _prompt(values: _Values, service: ServiceSettings) -> tuple[str | None, str 
 
 
 def _check_messages(text: str) -> None:
-    messages = _json("messages", text)
+    messages = parse_json("messages", text)
     if not isinstance(messages, list) or not messages:
         raise InvalidRequestError("messages: expected a non-empty JSON list of {role, content} objects")
     for index, message in enumerate(messages):
@@ -214,7 +212,7 @@ def _check_messages(text: str) -> None:
 
 def _as_token_ids(name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, np.ndarray):
-        raise InvalidRequestError(f"{name}: expected a tensor of token ids, got {_show(value)}")
+        raise InvalidRequestError(f"{name}: expected a tensor of token ids, got {show(value)}")
     token_ids: list[int] = value.reshape(-1).tolist()
     if (smallest := min(token_ids, default=0)) < 0:
         raise InvalidRequestError(f"{name}: {smallest} is no token id")
@@ -242,7 +240,7 @@ def _as_class(name: str, value: object) -> str:
     word = str(value) if isinstance(value, int) and not isinstance(value, bool) else as_text(name, value)
     chosen = wire.CLASS_WORDS.get(word.strip().lower())
     if chosen is None:
-        raise InvalidRequestError(f"{name}: {_show(word)} is no class of service; allowed: rt (1), be (2)")
+        raise InvalidRequestError(f"{name}: {show(word)} is no class of service; allowed: rt (1), be (2)")
     return chosen
 
 
@@ -309,26 +307,26 @@ N = TypeVar("N", int, float)
 
 def _in_range(name: str, value: N, low: N, high: N) -> N:
     if not low <= value <= high:
-        raise InvalidRequestError(f"{name}: {_show(value)} is not in [{low}, {high}]")
+        raise InvalidRequestError(f"{name}: {show(value)} is not in [{low}, {high}]")
     return value
 
 
-def _sampling_parameters(value: object) -> dict[str, object]:
+def _sampling_parameters(value: object) -> dict[str, _Named]:
     """Decode vLLM's `sampling_parameters` into values by our names."""
-    decoded = _json("sampling_parameters", as_text("sampling_parameters", value))
+    decoded = parse_json("sampling_parameters", as_text("sampling_parameters", value))
     if not isinstance(decoded, dict):
-        raise InvalidRequestError(f"sampling_parameters: expected a JSON object, got {_show(decoded)}")
+        raise InvalidRequestError(f"sampling_parameters: expected a JSON object, got {show(decoded)}")
     known = {**{name: name for name in _SAMPLING_NAMES}, **_VLLM_NAMES}
-    values: dict[str, object] = {}
+    values: dict[str, _Named] = {}
     for key, item in decoded.items():
         if key in known:
-            values[known[key]] = item
+            values[known[key]] = (f"sampling_parameters.{key}", item)
         elif key not in _VLLM_FIXED:
             raise InvalidRequestError(
-                f"sampling_parameters: unknown key {_show(key)}{_suggestion(key, [*known, *_VLLM_FIXED])}"
+                f"sampling_parameters: unknown key {show(key)}{_suggestion(key, [*known, *_VLLM_FIXED])}"
             )
         elif item not in _VLLM_FIXED[key]:
-            raise InvalidRequestError(f"sampling_parameters.{key}: {_show(item)} is not supported here")
+            raise InvalidRequestError(f"sampling_parameters.{key}: {show(item)} is not supported here")
     return values
 
 
@@ -342,61 +340,6 @@ def _stop_words(values: _Values, service: ServiceSettings) -> tuple[str, ...]:
         if len(word) > service.max_stop_word_chars:
             raise InvalidRequestError(f"stop_words: {len(word)} characters exceed {service.max_stop_word_chars}")
     return words
-
-
-# --- one value of one type -----------------------------------------------------------------------------------------
-
-
-def as_text(name: str, value: object) -> str:
-    """Return text; bytes must be UTF-8."""
-    if isinstance(value, bytes):
-        try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InvalidRequestError(f"{name}: invalid UTF-8 at byte {error.start}") from error
-    if not isinstance(value, str):
-        raise InvalidRequestError(f"{name}: expected a string, got {_show(value)}")
-    if max(value, default="") >= "\ud800" and any("\ud800" <= char <= "\udfff" for char in value):
-        raise InvalidRequestError(f"{name}: a lone surrogate is no text")
-    return value
-
-
-def as_int(name: str, value: object) -> int:
-    """Return a whole number; the strings and whole floats that load tools send are taken."""
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        return int(value)
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        return int(value)
-    if isinstance(value, (str, bytes)):
-        text = as_text(name, value).strip()
-        if text.removeprefix("-").isdecimal() and text.isascii() and len(text) <= 20:
-            return int(text)
-    raise InvalidRequestError(f"{name}: expected a whole number, got {_show(value)}")
-
-
-def as_float(name: str, value: object) -> float:
-    """Return a finite number; strings that spell one are taken."""
-    number = math.nan
-    if isinstance(value, (str, bytes)):
-        value = as_text(name, value)
-    if isinstance(value, (str, int, float, np.integer, np.floating)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            number = math.nan
-    if not math.isfinite(number):
-        raise InvalidRequestError(f"{name}: expected a finite number, got {_show(value)}")
-    return number
-
-
-def as_bool(name: str, value: object) -> bool:
-    """Return a truth value; `true`, `false`, 1 and 0 are taken."""
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    word = str(value).lower() if isinstance(value, (int, np.integer)) else as_text(name, value).strip().lower()
-    if word not in ("true", "false", "1", "0"):
-        raise InvalidRequestError(f"{name}: expected true or false, got {_show(value)}")
-    return word in ("true", "1")
 
 
 def _as_log_probs(name: str, value: object) -> bool:
@@ -415,21 +358,5 @@ def _as_texts(name: str, value: object) -> tuple[str, ...]:
 
 def _as_stop_token_ids(name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, list):
-        raise InvalidRequestError(f"{name}: expected a list of token ids, got {_show(value)}")
+        raise InvalidRequestError(f"{name}: expected a list of token ids, got {show(value)}")
     return tuple(_in_range(name, as_int(name, item), 0, MAX_TOKENS) for item in value)
-
-
-def _json(name: str, text: str) -> object:
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"{name}: not valid JSON: {error}") from error
-
-
-def _refuse_constant(word: str) -> object:
-    raise ValueError(f"{word} is not JSON")
-
-
-def _show(value: object) -> str:
-    text = repr(value.item() if isinstance(value, np.generic) else value)
-    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"

@@ -71,7 +71,8 @@ def _check_blocks(pool: Pool, fill: NDArray[np.intp]) -> None:
     for row in _open_rows(pool):
         run, base = pool.last_run(row), pool.side_of(row) * pool.stride
         if pool.open[row] != base + pool.nowhere:
-            assert run is not None and pool.open[row] == base + run.block, f"row {row} grows outside its last block"
+            assert run is not None, f"row {row} holds nothing, yet grows"
+            assert pool.open[row] == base + run.block, f"row {row} grows outside its last block"
             grows[pool.open[row]] = True
     assert np.array_equal(pool.grows, grows), "grows has drifted from the rows"
 
@@ -87,7 +88,10 @@ def _check_counts(pool: Pool, fill: NDArray[np.intp]) -> None:
     heads, tails = fill[: pool.nowhere], fill[pool.stride : -1]
     free_slots = int((pool.config.block_size - heads - tails).sum())
     assert free_slots + int(pool.held.sum()) == pool.config.num_slots, "slots are lost"
-    assert pool.num_free_blocks == int(np.count_nonzero(heads + tails == 0)), "num_free_blocks has drifted"
+    free_blocks = np.flatnonzero(heads + tails == 0)
+    assert pool.num_free_blocks == len(free_blocks), "num_free_blocks has drifted"
+    assert not np.any(free_blocks < pool.first_free[HEAD]), "a free block is below the first"
+    assert not np.any(pool.nowhere - 1 - free_blocks < pool.first_free[TAIL]), "a free block is above the last"
     assert pool.num_runs == [int(np.count_nonzero(heads)), int(np.count_nonzero(tails))], "num_runs has drifted"
 
 
@@ -116,7 +120,8 @@ def _runs(pool: Pool, row: int) -> list[tuple[Run, int]]:
     run, end = pool.last_run(row), int(pool.held[row])
     while run is not None:
         found.append((run, end))
-        run, end = run.previous, run.start
+        end = run.start
+        run = run.previous
     return found
 
 

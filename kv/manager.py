@@ -131,12 +131,13 @@ class KVCacheManager:
         return SlotCopy(device_slots, self._host.take(row, num_slots))
 
     def discard_copies(self, row: Row) -> None:
-        """Drop what the host pool has of `row`: its copies were not made after all."""
+        """Free what the host pool has of `row`: the step that was to copy it failed."""
+        self._check_open(row)
         self._host.drop(row)
 
     def budget(self) -> KVBudget:
-        """Return a fresh budget in the manager's present state."""
-        return KVBudget(self._pool.copy())
+        """Return a fresh budget in the manager's present state; it is good until the manager's next change."""
+        return KVBudget(self._pool)
 
     def usage(self) -> KVUsage:
         """Count slots and blocks by state."""

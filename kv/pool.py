@@ -9,9 +9,7 @@ The last block of the stride is `nowhere`: always full, so that a row without an
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +22,8 @@ Indices = NDArray[np.intp]
 _MIN_ROWS = 64
 
 
-class Run(NamedTuple):
+@dataclass(slots=True, eq=False)  # not frozen only because that doubles the cost of making one
+class Run:
     """Positions of a row that lie in one block: from `start` on, until the next run starts or the row ends.
 
     Runs of a row are chained from its end backwards, never changed, and so shared between a pool and its copies.
@@ -44,6 +43,7 @@ class Pool:
     open: Indices  # the end of a block where the row grows; nowhere while it is empty or asleep
     origin: Indices  # slot of position 0, if the last run reached back that far
     written: Indices  # leading positions that were computed before this step
+    first: Indices  # offset in a block of the first position put there
     step: Indices  # +1 or -1: from a position's slot to the next one's
     across: Indices  # from the row's own end of a block to the opposite one; 0 in closed rows
 
@@ -51,13 +51,13 @@ class Pool:
         self.config = config
         self.num_free_blocks = config.num_blocks
         self.num_runs = [0, 0]  # blocks held by heads, by tails
+        self.first_free = [0, 0]  # blocks from the low end of the pool, from its high end, before which none is free
         self.stride = config.num_blocks + 1
         self.nowhere = config.num_blocks
-        self._first_offsets = [first_offset(config.layout, config.block_size, side) for side in (HEAD, TAIL)]
         self.rank_beside = shared_room_table(config.layout, config.block_size)
         self._blocks = np.zeros((4, self.stride), np.int16)  # fill of heads, of tails; shared room for heads, for tails
         self.grows = np.zeros(2 * self.stride, np.bool_)
-        self._rows = np.zeros((6, 0), np.intp)
+        self._rows = np.zeros((7, 0), np.intp)
         self._runs: list[Run | None] = []
         self.closed_rows: list[int] = []
         self._bind()
@@ -67,13 +67,14 @@ class Pool:
         """Name the columns; called whenever an array is replaced."""
         self.fill = self._blocks[:2].reshape(-1)
         self.shared_room = self._blocks[2:].reshape(-1)
-        self.held, self.open, self.origin, self.written, self.step, self.across = self._rows
+        self.held, self.open, self.origin, self.written, self.first, self.step, self.across = self._rows
 
     def copy(self) -> Pool:
         """Return an independent pool in the same state."""
         pool = object.__new__(Pool)
         pool.__dict__.update(self.__dict__)
         pool.num_runs = self.num_runs.copy()
+        pool.first_free = self.first_free.copy()
         pool._blocks = self._blocks.copy()
         pool.grows = self.grows.copy()
         pool._rows = self._rows.copy()
@@ -90,6 +91,7 @@ class Pool:
             self._add_rows()
         row = self.closed_rows.pop()
         self.open[row] = side * self.stride + self.nowhere
+        self.first[row] = first_offset(self.config.layout, self.config.block_size, side)
         self.step[row] = step(self.config.layout, side)
         self.across[row] = self.stride if side == HEAD else -self.stride
         return row
@@ -119,7 +121,7 @@ class Pool:
 
     def origins(self, row: int, blocks: Indices, starts: Indices) -> Indices:
         """Return, for runs of `row`, the slot that position 0 would have if the run reached back that far."""
-        return blocks * self.config.block_size + self._first_offsets[self.side_of(row)] - self.step[row] * starts
+        return blocks * self.config.block_size + int(self.first[row]) - int(self.step[row]) * starts
 
     def mark_written(self) -> None:
         """Take all positions held now as computed."""
@@ -166,6 +168,12 @@ class Pool:
                 return num_grown
             num_grown += 1
 
+    def has_free_blocks_for(self, rows: Indices) -> bool:
+        """Whether `grow_each_by_one(rows)` is sure to succeed, since free blocks suffice for all that may need one."""
+        own = self.open[rows]
+        room = self.config.block_size - self.fill[own] - self.fill[own + self.across[rows]]
+        return int(np.count_nonzero(room <= 1)) <= self.num_free_blocks
+
     def max_growth(self, row: int) -> int:
         """Return the largest `num_slots` that `grow(row, num_slots)` can give."""
         return self._own_room(row) + self.newcomer_room(self.side_of(row))
@@ -189,7 +197,8 @@ class Pool:
         while run is not None and run.start >= num_kept:
             ends.append(base + run.block)
             end, run = run.start, run.previous
-        self._vacate(row, np.array(ends, np.intp))
+        if ends:
+            self._vacate(row, np.array(ends, np.intp))
         if run is not None:
             self._fill_end(base + run.block, num_kept - end, grows=False)
             self.origin[row] = self._origin(row, run.block, run.start)
@@ -225,8 +234,7 @@ class Pool:
 
     def _origin(self, row: int, block: int, start: int) -> int:
         """`origins` for one run."""
-        offset = self._first_offsets[self.side_of(row)]
-        return block * self.config.block_size + offset - int(self.step[row]) * start
+        return block * self.config.block_size + int(self.first[row]) - int(self.step[row]) * start
 
     def _own_room(self, row: int) -> int:
         run = self._runs[row]
@@ -276,6 +284,9 @@ class Pool:
         self.num_free_blocks += int(np.count_nonzero(self.fill[ends + self.across[row]] == 0))
         self.num_runs[self.side_of(row)] -= len(ends)
         self._refresh(ends)
+        blocks = ends % self.stride
+        self.first_free[HEAD] = min(self.first_free[HEAD], int(blocks.min()))
+        self.first_free[TAIL] = min(self.first_free[TAIL], self.nowhere - 1 - int(blocks.max()))
 
     # Choosing blocks
 
@@ -293,16 +304,18 @@ class Pool:
 
     def _free_blocks(self, side: int, max_blocks: int) -> Indices:
         """Return up to `max_blocks` free blocks: heads take the lowest numbers, tails the highest."""
-        if not self.num_free_blocks:
+        if not max_blocks or not self.num_free_blocks:
             return np.empty(0, np.intp)
         heads, tails = self._blocks[:2, : self.nowhere]
         if side == TAIL:
             heads, tails = heads[::-1], tails[::-1]
-        for window in (64 + 8 * max_blocks, self.nowhere):  # a mostly empty pool need not be looked through
-            found = np.flatnonzero((heads[:window] | tails[:window]) == 0)
+        start = self.first_free[side]
+        for end in (start + 64 + 8 * max_blocks, self.nowhere):  # seldom is a look at all blocks needed
+            found: Indices = (heads[start:end] | tails[start:end] == 0).nonzero()[0]
             if len(found) >= max_blocks:
                 break
-        found = found[:max_blocks]
+        found = found[:max_blocks] + start
+        self.first_free[side] = int(found[0])
         return found if side == HEAD else self.nowhere - 1 - found
 
     def _shared_blocks(self, side: int, min_rank: int) -> Indices:
@@ -319,74 +332,82 @@ class Pool:
         other = own + self.across[rows]
         fill = self.fill[own] + 1
         room = self.config.block_size - fill - self.fill[other]  # after growth
-        moves = room < 0
-        if np.count_nonzero(room == 0) > 1:
-            moves[_second_takers(np.flatnonzero(room == 0), own, other)] = True
-        if moves.any():
-            num_rows = self._move(rows, np.flatnonzero(moves).tolist())
-            stays = np.flatnonzero(~moves[:num_rows])
-            own, other, fill, rows = own[stays], other[stays], fill[stays], rows[:num_rows]
+        movers = _movers(room, own, other)
+        if movers:
+            fill[movers] -= 1
+            num_rows = self._move(rows, movers)
+            rows, own, other, fill = rows[:num_rows], own[:num_rows], other[:num_rows], fill[:num_rows]
         self.fill[own] = fill
-        self.shared_room[other] = np.maximum(self.shared_room[other] - 1, 0)
+        self.shared_room[other] = np.maximum(self.shared_room[other] - 1, 0)  # 0 anyway where a mover leaves
         self.held[rows] += 1
         return len(rows)
 
     def _move(self, rows: Indices, movers: list[int]) -> int:
-        """Open a block for each of rows[i], i in `movers`, and fill its first slot; return the end of the prefix of
-        `rows` for which that is settled. `held` is left to the caller."""
-        targets = self._targets(rows, movers)
-        num_moved = len(targets)
-        num_rows = movers[num_moved] if num_moved < len(movers) else len(rows)
-        moved = rows[movers[:num_moved]]
-        ends = np.array(targets, np.intp)
-        old_ends, other = self.open[moved], ends + self.across[moved]
-        self.grows[old_ends] = False
-        self.num_free_blocks -= int(np.count_nonzero(self.fill[other] == 0))
+        """Open a block for each of rows[movers] and fill its first slot; return the end of the prefix of `rows` for
+        which that is settled. `held` is left to the caller."""
+        moved = rows[movers]
+        ends = self._targets(moved)
+        num_rows = movers[len(ends)] if len(ends) < len(movers) else len(rows)
+        moved = moved[: len(ends)]
+        other = ends + self.across[moved]
+        is_free = self.fill[other] == 0
         num_heads = int(np.count_nonzero(ends < self.stride))
+        self.num_free_blocks -= int(np.count_nonzero(is_free))
         self.num_runs[HEAD] += num_heads
-        self.num_runs[TAIL] += num_moved - num_heads
+        self.num_runs[TAIL] += len(ends) - num_heads
         self.fill[ends] = 1
+        self.shared_room[ends] = 0
+        self.shared_room[other] = is_free * self.rank_beside[1, 1]
+        self.grows[self.open[moved]] = False
         self.grows[ends] = True
-        self._refresh(ends)
         self.open[moved] = ends
-        for row, end in zip(moved.tolist(), targets, strict=True):
-            start, block = int(self.held[row]), end % self.stride
-            self._runs[row] = Run(block, start, self._runs[row])
-            self.origin[row] = self._origin(row, block, start)
+        blocks, starts = ends % self.stride, self.held[moved]
+        self.origin[moved] = blocks * self.config.block_size + self.first[moved] - self.step[moved] * starts
+        runs = self._runs
+        for row, block, start in zip(moved.tolist(), blocks.tolist(), starts.tolist(), strict=True):
+            runs[row] = Run(block, start, runs[row])
         return num_rows
 
-    def _targets(self, rows: Indices, movers: list[int]) -> list[int]:
-        """Return the end of a block to move to for each mover in order, up to the first one that must be handled alone:
-        because it sleeps, or because only a block is left whose holder may grow in the same call."""
-        free = deque(self._free_blocks(HEAD, len(movers)).tolist())
-        if self.num_free_blocks > len(movers):
-            taken = set(free)
-            free.extend(block for block in self._free_blocks(TAIL, len(movers)).tolist()[::-1] if block not in taken)
-        settled: dict[int, Iterator[int]] = {}
-        targets: list[int] = []
-        for mover in movers:
-            row = int(rows[mover])
-            side, run = self.side_of(row), self._runs[row]
-            if run is not None and self.open[row] % self.stride == self.nowhere:
-                break
-            if free:
-                block: int | None = free.popleft() if side == HEAD else free.pop()
-            else:
-                if side not in settled:
-                    settled[side] = iter(self._shared_blocks(side, SETTLED).tolist())
-                block = next(settled[side], None)
-            if block is None:
-                break
-            targets.append(side * self.stride + block)
-        return targets
+    def _targets(self, rows: Indices) -> Indices:
+        """Return the end of a block to move to for each of `rows` in order, up to the first one that must be handled
+        alone: because it sleeps, or because only a block is left whose holder may grow in the same call."""
+        sleeps = (self.held[rows] > 0) & (self.open[rows] % self.stride == self.nowhere)
+        if np.count_nonzero(sleeps):
+            rows = rows[: int(sleeps.argmax())]
+        is_tail = self.across[rows] < 0
+        num_free = min(len(rows), self.num_free_blocks)
+        ends = self._free_ends(is_tail[:num_free])
+        return ends if num_free == len(rows) else np.concatenate((ends, self._settled_ends(is_tail[num_free:])))
+
+    def _free_ends(self, is_tail: NDArray[np.bool_]) -> Indices:
+        """Return an end of a free block for each mover; there are enough."""
+        num_tails = int(np.count_nonzero(is_tail))
+        ends = np.empty(len(is_tail), np.intp)
+        ends[~is_tail] = self._free_blocks(HEAD, len(is_tail) - num_tails)
+        ends[is_tail] = self._free_blocks(TAIL, num_tails) + self.stride
+        return ends
+
+    def _settled_ends(self, is_tail: NDArray[np.bool_]) -> Indices:
+        """Return an end of a block with a settled holder for each mover, up to the first that finds none."""
+        ends = np.empty(len(is_tail), np.intp)
+        num_ends = len(ends)
+        for side, movers in ((HEAD, np.flatnonzero(~is_tail)), (TAIL, np.flatnonzero(is_tail))):
+            blocks = self._shared_blocks(side, SETTLED)[: len(movers)]
+            ends[movers[: len(blocks)]] = blocks + side * self.stride
+            if len(blocks) < len(movers):
+                num_ends = min(num_ends, int(movers[len(blocks)]))
+        return ends[:num_ends]
 
 
-def _second_takers(tight: Indices, own: Indices, other: Indices) -> list[int]:
-    """Of the rows about to fill their block, return those that find its last slot taken by an earlier row."""
+def _movers(room: NDArray[np.int16], own: Indices, other: Indices) -> list[int]:
+    """Return the indices of rows that need another block: full ones, and those whose last slot goes to a row before."""
+    tight = (room <= 0).nonzero()[0]
     takers: set[int] = set()
-    late: list[int] = []
-    for index in tight.tolist():
-        if int(other[index]) in takers:
-            late.append(index)
-        takers.add(int(own[index]))
-    return late
+    movers: list[int] = []
+    ends = zip(tight.tolist(), room[tight].tolist(), own[tight].tolist(), other[tight].tolist(), strict=True)
+    for index, room_left, own_end, other_end in ends:
+        if room_left < 0 or other_end in takers:
+            movers.append(index)
+        else:
+            takers.add(own_end)
+    return movers

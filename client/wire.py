@@ -20,6 +20,7 @@ MODELS = (MODEL, MODEL_RT, MODEL_BE)
 
 INSPECT = "inspect"  # request parameter
 INSPECT_ENGINE = "engine"  # its only value
+TIMEOUT = "timeout"  # request parameter of the generate endpoints: microseconds
 
 DEFAULT_GRPC_URL = "grpc://127.0.0.1:8001"
 DEFAULT_HTTP_URL = "http://127.0.0.1:8000"

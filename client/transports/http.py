@@ -68,8 +68,17 @@ class AsyncHttpTransport:
 
 
 def encode_body(call: Call) -> dict[str, Any]:
-    """Return the JSON body for a call: inputs and parameters are keys side by side."""
-    return {"id": call.request_id, **call.inputs, **call.parameters}
+    """Return the JSON body for a call: inputs and parameters are keys side by side.
+
+    Always streamed, and with the timeout: Triton 2.51 notices that an HTTP client has gone only when it writes to it;
+    a request that answers in one piece would run to its end.
+    """
+    body: dict[str, Any] = {"id": call.request_id, **call.inputs, **call.parameters}
+    if "stream" in body:
+        body["stream"] = True
+    if call.timeout_s is not None:
+        body[wire.TIMEOUT] = int(call.timeout_s * 1e6)
+    return body
 
 
 def decode_event(data: str) -> Outputs:

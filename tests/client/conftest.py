@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,17 @@ class Endpoint:
     def __init__(self, url: str | None) -> None:
         self._url = url
         self.fake = FakeServer(token_s=TOKEN_S)
+
+    def wait_until_idle(self, client: Client) -> None:
+        """Return once no request is in the server; fail after a second."""
+        deadline_s = time.monotonic() + 1.0
+        while self._num_open(client):
+            assert time.monotonic() < deadline_s, f"{self._num_open(client)} requests are still in the server"
+
+    def _num_open(self, client: Client) -> int:
+        if self._url is None:
+            return len(self.fake.open_ids)
+        return sum(now.num_running + now.num_waiting for now in client.inspect().requests_by_class.values())
 
     def transport(self) -> Transport:
         return connect(self._url) if self._url else FakeTransport(self.fake)

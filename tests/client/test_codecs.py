@@ -130,6 +130,12 @@ def test_http_async_events_become_chunks_too() -> None:
     assert asyncio.run(run()) == [["Hel"], ["lo"]]
 
 
+def test_http_streams_even_a_whole_answer_so_that_leaving_is_noticed() -> None:
+    client, bodies = http_client(httpx2.Response(200, content=EVENTS))
+    assert client.generate("hi", timeout_s=1.5).text == "Hello"
+    assert (bodies[0]["stream"], bodies[0]["timeout"]) == (True, 1_500_000)
+
+
 @pytest.mark.parametrize(
     ("reply", "error_type"),
     [

@@ -88,6 +88,17 @@ def test_an_answer_that_takes_too_long_is_cancelled(client: Client) -> None:
         client.generate(PROMPT, max_tokens=1_000, ignore_eos=True, timeout_s=0.05)
 
 
+@pytest.mark.parametrize("leave", ["stream", "generate"])
+def test_what_is_cancelled_leaves_the_server(endpoint: Endpoint, client: Client, leave: str) -> None:
+    if leave == "stream":
+        with client.stream(PROMPT, max_tokens=4_000, ignore_eos=True) as stream:
+            next(stream)
+    else:
+        with pytest.raises(CancelledError):
+            client.generate(PROMPT, max_tokens=4_000, ignore_eos=True, timeout_s=0.1)
+    endpoint.wait_until_idle(client)
+
+
 def test_the_client_serves_on_after_an_error_and_a_cancellation(client: Client) -> None:
     with client.stream(PROMPT, max_tokens=500, ignore_eos=True) as stream:
         next(stream)

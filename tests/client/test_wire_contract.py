@@ -28,7 +28,7 @@ def test_the_client_reads_every_output() -> None:
 
 def test_models_and_parameters_are_the_servers() -> None:
     assert set(wire.MODELS) == set(backend_wire.MODELS)
-    assert wire.INSPECT in backend_wire.PARAMETERS
+    assert {wire.INSPECT, wire.TIMEOUT} <= set(backend_wire.PARAMETERS)
 
 
 def test_error_codes_are_the_servers() -> None:

@@ -8,9 +8,10 @@ All of it runs on the engine's thread, with time as an argument.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from functools import partial
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,39 @@ class _Step:
     checkpointed: list[Request]  # whose KV this step copies out
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sampled:
+    """The sequences of a step that sampled a token, in the batch's order."""
+
+    requests: list[Request]
+    rows: Rows
+    token_ids: list[int]
+    log_probs: Sequence[float | None]
+
+    @staticmethod
+    def of(step: _Step, result: StepResult) -> _Sampled:
+        """Select from a step what its result has a token for."""
+        log_probs = result.log_probs if result.log_probs is not None else [None] * len(step.requests)
+        if None not in result.token_ids:
+            return _Sampled(step.requests, step.rows, cast(list[int], result.token_ids), log_probs)
+        indices = [index for index, token_id in enumerate(result.token_ids) if token_id is not None]
+        return _Sampled(
+            [step.requests[index] for index in indices],
+            step.rows[indices],
+            [token_id for token_id in result.token_ids if token_id is not None],
+            [log_probs[index] for index in indices],
+        )
+
+    def emitted(self) -> list[EmittedToken]:
+        """Return the tokens as the clients get them."""
+        triples = zip(self.requests, self.token_ids, self.log_probs, strict=True)
+        return list(map(_make_emitted, triples))
+
+
+# EmittedToken._make without its Python frame, a quarter of the time.
+_make_emitted: Callable[[tuple[Request, int, float | None]], EmittedToken] = partial(tuple.__new__, EmittedToken)
+
+
 class Scheduler:
     """Queues, running requests and their KV slots; the seam between the engine and a policy."""
 
@@ -108,7 +142,9 @@ class Scheduler:
         self._eos_token_ids = eos_token_ids
         self._requests: dict[RequestId, Request] = {}
         self._stops: dict[Request, frozenset[int]] = {}
+        self._num_stops: Counter[int] = Counter()  # requests by token that stops them
         self._step: _Step | None = None
+        self._planned_s = 0.0  # when the step to be committed was planned
         self._num_arrived = 0
         self._totals: Counter[str] = Counter()
         self._preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
@@ -122,6 +158,7 @@ class Scheduler:
         self._num_arrived += 1
         self._requests[request.request_id] = request
         self._stops[request] = self._stop_ids(request)
+        self._num_stops.update(self._stops[request])
         self.view.traffic.note_arrival(request)
         for queue in self._queues(request):
             queue.push(request)
@@ -144,6 +181,7 @@ class Scheduler:
 
     def plan(self, now_s: float) -> StepPlan:
         """Decide the next step; nothing moves. Empty only when there is nothing that could run."""
+        self._planned_s = now_s
         return self.policy.plan(self.view, now_s)
 
     def commit(self, plan: StepPlan) -> StepBatch:
@@ -152,13 +190,11 @@ class Scheduler:
         self.kv.begin_step()
         copies_out = [self._reclaim(reclaim) for reclaim in plan.reclaims]
         requests = list(plan.num_new_tokens)
-        counts = np.fromiter(plan.num_new_tokens.values(), np.int64, len(requests))
-        for request in requests:
-            if request.row is None:
-                self._start(request)
-        rows = np.fromiter((request.row for request in requests), np.int64, len(requests))
+        num_new_tokens = list(plan.num_new_tokens.values())
+        counts = np.array(num_new_tokens, np.int64)
+        rows = np.array(self._rows_of(requests), np.int64)
         copies_in = self._grow(requests, rows, counts, {restore.request: restore for restore in plan.restores})
-        batch = StepBatch(requests, counts.tolist(), self.kv.slot_table, _joined(copies_out), _joined(copies_in))
+        batch = StepBatch(requests, num_new_tokens, self.kv.slot_table, _joined(copies_out), _joined(copies_in))
         checkpointed = [reclaim.request for reclaim, copy in zip(plan.reclaims, copies_out, strict=True) if len(copy)]
         features = self._features(rows, counts, len(batch.copies_out) + len(batch.copies_in))
         self._step = _Step(batch, requests, rows, counts, features, plan.predicted_s, checkpointed)
@@ -173,13 +209,10 @@ class Scheduler:
         self._totals["recomputed"] += table.compute(step.rows, step.num_new_tokens)
         for request, num_tokens in zip(requests, batch.num_new_tokens, strict=True):
             request.num_computed += num_tokens
-        tokens = self._emit(step, result, now_s)
-        finished = [token.request for token in tokens if self._has_ended(token)]
-        for request in finished:
-            self.view.traffic.note_end(request)
-            self._release(request, self._end_reason(request))
+        sampled = _Sampled.of(step, result)
+        finished = self._emit(sampled, now_s)
         self._settle(now_s)
-        return StepOutput(tokens=tokens, finished=finished)
+        return StepOutput(tokens=sampled.emitted(), finished=finished)
 
     def fail(self, batch: StepBatch, error: BrosError, now_s: float) -> StepOutput:
         """End the requests of a batch whose execution failed, and free their slots.
@@ -311,10 +344,21 @@ class Scheduler:
         assert request.state is RequestState.WAITING, f"request {request.request_id!r}: {request.state} without a row"
         row = self.kv.open(side_of(request))
         request.row = row
+        request.first_scheduled_s = self._planned_s
         request.state = RequestState.RUNNING
         self.view.table.enter(request, row, request.max_total_tokens)
         for queue in self._queues(request):
             queue.note_left()
+
+    def _rows_of(self, requests: list[Request]) -> list[int | None]:
+        """Return the rows of `requests`, starting those that have none."""
+        rows = [request.row for request in requests]
+        if None in rows:
+            for request in requests:
+                if request.row is None:
+                    self._start(request)
+            rows = [request.row for request in requests]
+        return rows
 
     def _reclaim(self, reclaim: Reclaim) -> SlotCopy:
         request = reclaim.request
@@ -335,8 +379,8 @@ class Scheduler:
         """Take slots in the plan's order: runs of decodes together, each other request by itself."""
         copies_in: list[SlotCopy] = []
         is_special = counts != 1
-        for restore in restores.values():
-            is_special[requests.index(restore.request)] = True
+        for request in restores:
+            is_special[requests.index(request)] = True
         start = 0
         for index in [*np.flatnonzero(is_special).tolist(), len(requests)]:
             if index > start:
@@ -363,7 +407,10 @@ class Scheduler:
         request.state = RequestState.FINISHED
         request.finish_reason = reason
         del self._requests[request.request_id]
-        del self._stops[request]
+        for token_id in self._stops.pop(request):
+            self._num_stops[token_id] -= 1
+            if not self._num_stops[token_id]:
+                del self._num_stops[token_id]
         if was_waiting:
             for queue in self._queues(request):
                 queue.note_left()
@@ -405,31 +452,37 @@ class Scheduler:
         totals["copied_out"] += len(step.batch.copies_out)
         totals["copied_in"] += len(step.batch.copies_in)
 
-    def _emit(self, step: _Step, result: StepResult, now_s: float) -> list[EmittedToken]:
-        """Append the sampled tokens to their requests; return them."""
-        log_probs = result.log_probs if result.log_probs is not None else repeat(None)
-        triples = zip(step.requests, result.token_ids, log_probs, strict=False)
-        tokens = [EmittedToken._make(triple) for triple in triples if triple[1] is not None]
-        for request, token_id, _ in tokens:
-            if request.first_token_s is None:
-                request.first_token_s = now_s
-            if request.state is RequestState.PREEMPTED:
-                request.state = RequestState.RUNNING
+    def _emit(self, sampled: _Sampled, now_s: float) -> list[Request]:
+        """Append the sampled tokens to their requests; end those that are done, and return them."""
+        table, rows, requests = self.view.table, sampled.rows, sampled.requests
+        if not requests:
+            return []
+        for request in table.requests_in(rows[table.is_preempted[rows]]):
+            request.state = RequestState.RUNNING
+        for request in table.requests_in(rows[table.first_token_s[rows] == np.inf]):
+            request.first_token_s = now_s
+        for request, token_id in zip(requests, sampled.token_ids, strict=True):
             request.token_ids.append(token_id)
             request.last_token_s = now_s
-        self.view.table.emit(np.fromiter((token.request.row for token in tokens), np.int64, len(tokens)), now_s)
-        return tokens
+        table.emit(rows, now_s)
+        is_full = table.num_known[rows] >= table.max_total[rows]
+        ended = set(np.flatnonzero(is_full).tolist()).union(self._stopped(sampled))
+        return [self._end(requests[index]) for index in sorted(ended)]
 
-    def _has_ended(self, token: EmittedToken) -> bool:
-        request = token.request
-        sampling, num_output = request.sampling, request.num_output
-        if num_output >= sampling.max_tokens:
-            return True
-        return token.token_id in self._stops[request] and num_output >= sampling.min_tokens
+    def _stopped(self, sampled: _Sampled) -> list[int]:
+        """Return the indices of the requests that sampled a stop token of theirs."""
+        if self._num_stops.keys().isdisjoint(sampled.token_ids):
+            return []
+        return [index for index, request in enumerate(sampled.requests) if self._is_stopped(request)]
 
-    def _end_reason(self, request: Request) -> FinishReason:
-        is_stop = request.token_ids[-1] in self._stops[request] and request.num_output >= request.sampling.min_tokens
-        return FinishReason.STOP if is_stop else FinishReason.LENGTH
+    def _is_stopped(self, request: Request) -> bool:
+        is_allowed = request.num_output >= request.sampling.min_tokens
+        return is_allowed and request.token_ids[-1] in self._stops[request]
+
+    def _end(self, request: Request) -> Request:
+        self.view.traffic.note_end(request)
+        self._release(request, FinishReason.STOP if self._is_stopped(request) else FinishReason.LENGTH)
+        return request
 
     def _settle(self, now_s: float) -> None:
         """Relegate waiting requests that turned late, and drop what left the queues."""

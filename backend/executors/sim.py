@@ -67,7 +67,7 @@ class SimExecutor:
         self.settings = settings
         self.num_steps = 0
         self._clock = clock
-        self._step_time_s = step_time_s or partial(_linear_time_s, settings.coefficients)
+        self._step_time_s = step_time_s or partial(linear_time_s, settings.coefficients)
         self._output_length = output_length
         self._random = random.Random(settings.seed)
         self._memory = _Memory(settings) if settings.verify else None
@@ -126,10 +126,10 @@ class SimExecutor:
 
 
 class SimFeatures(NamedTuple):
-    """What a step's time is made of (backend.policy.latency has the same features; `shared/data` names them N, Cd, Ap, D).
+    """What a step's time is made of; the first four are those of backend.policy.latency.
 
-    new_tokens (N); context_tokens: context of sequences with one new token (Cd); prefill_pairs: Σ n·(start + n/2) over
-    longer chunks (Ap); copied_tokens: to the host or back; num_decodes (D): sequences with one new token.
+    new_tokens; context_tokens: context of sequences with one new token; prefill_pairs: Σ n·(start + n/2) over longer
+    chunks of n tokens; copied_tokens: to the host or back; num_decodes: sequences with one new token; num_prefills.
     """
 
     new_tokens: int
@@ -172,7 +172,8 @@ def token_at(settings: SimSettings, request_id: str, position: int) -> int:
     return token_id + (token_id >= settings.eos_token_id)
 
 
-def _linear_time_s(coefficients: tuple[float, ...], features: SimFeatures) -> float:
+def linear_time_s(coefficients: tuple[float, ...], features: SimFeatures) -> float:
+    """Return c0 + c1·new_tokens + c2·context_tokens + c3·prefill_pairs + c4·copied_tokens."""
     c0, c1, c2, c3, c4 = coefficients
     return (
         c0

@@ -23,16 +23,19 @@ class BestEffortFill:
         self._now_s = now_s
         self._window_left = 0
         self._future = Future(view, rt_only=False)
-        table, rows = view.table, view.table.rows()
-        rows = rows[~table.is_rt[rows]]
-        self._rows = rows
-        self._is_decode = table.num_known[rows] - table.num_computed[rows] == 1
+        self._decodes = packing.groups.be_decodes
+        self._prefills = packing.groups.be_prefills
+        self._has_urgent = False
 
     def pack_urgent(self) -> None:
         """Take the requests whose finish-by deadline is near, whatever the window says."""
         table = self._view.table
-        due = self._rows[np.isfinite(table.deadline_s[self._rows])]
-        urgent = [request for request in map(table.request, due.tolist()) if self._is_urgent(request)]
+        rows = np.concatenate((self._decodes, self._prefills))
+        due = rows[table.deadline_s[rows] < np.inf]
+        if not len(due) and not len(self._view.be_deadlines):
+            return
+        urgent = [request for request in table.requests_in(due) if self._is_urgent(request)]
+        self._has_urgent = True
         self._window_left = self._packing.tokens_left
         for request in sorted(urgent, key=lambda request: (table.deadline_s[request.row], request.arrival_index)):
             self._continue(request)
@@ -59,8 +62,9 @@ class BestEffortFill:
 
     def _pack_decodes(self) -> None:
         table, packing, latency = self._view.table, self._packing, self._view.latency
-        rows = self._rows[self._is_decode]
-        rows = np.array([r for r in rows.tolist() if self._is_free(r)], np.int64)
+        rows = self._decodes
+        if self._has_urgent or packing.has_cuts:
+            rows = np.array([row for row in rows.tolist() if self._is_free(row)], np.int64)
         if not len(rows):
             return
         rows = rows[np.lexsort((table.arrival_index[rows], table.max_total[rows] - table.num_known[rows]))]
@@ -79,7 +83,7 @@ class BestEffortFill:
     def _continue_started(self) -> bool:
         """Go on with what has begun; return whether nothing that has begun was left waiting for room."""
         table = self._view.table
-        rows = self._rows[~self._is_decode]
+        rows = self._prefills
         rows = rows[np.argsort(table.arrival_index[rows])]
         waits = [row for row in rows.tolist() if self._is_free(row) and not self._continue(table.request(row))]
         return not waits
@@ -93,18 +97,13 @@ class BestEffortFill:
         if packing.has_cuts and self._view.table.is_preempted[request.row]:
             return False  # memory is short now; and a reclaim may push the copies that it needs out of the host pool
         room = packing.room_for(request)
-        if room < min(request.num_uncomputed, self._needed_room(request)):
-            return False
+        if room < (request.num_uncomputed if self._view.table.is_preempted[request.row] else 1):
+            return False  # a preempted request comes back only if all it lost fits, lest it be preempted again at once
         num_restored = self._num_to_restore(request)
         num_tokens = self._chunk(request, room - num_restored, num_restored)
         if num_tokens > 0 and packing.add(request, num_tokens, num_restored):
             self._window_left -= num_tokens
         return True
-
-    def _needed_room(self, request: Request) -> int:
-        """A preempted request comes back only if all it lost fits, so that it is not preempted again at once."""
-        assert request.row is not None
-        return request.num_uncomputed if self._view.table.is_preempted[request.row] else 1
 
     def _num_to_restore(self, request: Request) -> int:
         """Return how many positions to copy back: all that the host has, if that is cheaper than to compute them."""
@@ -124,6 +123,8 @@ class BestEffortFill:
 
     def _admit_waiting(self) -> None:
         for request in self._view.be_waiting.in_time():
+            if self._packing.seqs_left < 1 or self._window_left < 1:
+                break
             if request not in self._packing.num_new_tokens and not self._admit(request):
                 break
 

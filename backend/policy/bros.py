@@ -105,11 +105,9 @@ class _RealTimeStep:
         self._now_s = now_s
         self._future = Future(view, rt_only=True)
         self._use = 1.0 - max(view.settings.budget_margin, min(_MAX_MARGIN, view.latency.overshoot_ratio))
-        table, rows = view.table, view.table.rows()
-        rows = rows[table.is_rt[rows]]
-        is_decode = table.num_known[rows] - table.num_computed[rows] == 1
-        self._decodes = rows[is_decode]
-        self._prefills = rows[~is_decode]
+        self._decodes = self.packing.groups.rt_decodes
+        self._prefills = self.packing.groups.rt_prefills
+        self._num_rt = len(self._decodes) + len(self._prefills)
 
     # Decodes
 
@@ -143,7 +141,8 @@ class _RealTimeStep:
         """Return how many decodes may give their places to best-effort: only if places are short, and only decodes
         that can miss this step and the next and still be on time."""
         view = self._view
-        num_be = int((view.table.is_active & ~view.table.is_rt).sum()) + len(view.be_waiting)
+        groups = self.packing.groups
+        num_be = len(groups.be_decodes) + len(groups.be_prefills) + len(view.be_waiting)
         num_short = len(slack_s) + num_be - view.limits.max_seqs
         if num_short <= 0:
             return 0
@@ -155,8 +154,10 @@ class _RealTimeStep:
         """Take on-time prefills by deadline, chunked; return those found late."""
         late: list[Request] = []
         table = self._view.table
-        started = sorted((table.request(row) for row in self._prefills.tolist()), key=self._key)
+        started = sorted(table.requests_in(self._prefills), key=self._key)
         for request in merge(started, self._view.rt_waiting.in_time(), key=self._key):
+            if request.row is None and self._num_rt >= self._view.limits.max_seqs:
+                break
             if self._is_late(request):
                 late.append(request)
             elif not self._pack_prefill(request):
@@ -191,6 +192,7 @@ class _RealTimeStep:
             return False
         if request.row is None:
             self._future.take(request)
+            self._num_rt += 1
         self._leave_time_for(request, num_tokens)
         return True
 
@@ -217,8 +219,9 @@ class _RealTimeStep:
 
     def _be_victims(self) -> Iterator[int]:
         """Yield best-effort rows: those that cannot run now first, then the cheapest to repair, the youngest."""
-        table, rows = self._view.table, self._view.table.rows()
-        rows = rows[~table.is_rt[rows] & (table.num_computed[rows] > 0)]
+        table, groups = self._view.table, self.packing.groups
+        rows = np.concatenate((groups.be_decodes, groups.be_prefills))
+        rows = rows[table.num_computed[rows] > 0]
         is_running = ~table.is_preempted[rows]
         order = np.lexsort((-table.arrival_index[rows], self._repair_s_per_slot(rows), is_running))
         yield from self._idle(rows[order])

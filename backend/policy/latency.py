@@ -133,14 +133,17 @@ class LatencyModel:
 
     def _descend(self) -> None:
         """Move towards the non-negative least squares solution, held to the last one where nothing is known."""
-        theta, last = self._theta, list(self._theta)
+        t0, t1, t2, t3, t4 = last = self._theta
         hold = 1e-4 * self._information[0][0]
+        moments = self._moments
         for _ in range(_SWEEPS):
-            for j, line in enumerate(self._information):
-                gradient = self._moments[j] - sum(line[k] * theta[k] for k in range(NUM_COEFFICIENTS))
-                curvature = line[j]
-                numerator = gradient + curvature * theta[j] + hold * last[j]
-                theta[j] = max(0.0, numerator / (curvature + hold))
+            for j, (a0, a1, a2, a3, a4) in enumerate(self._information):
+                theta = (t0, t1, t2, t3, t4)
+                own = self._information[j][j]
+                gradient = moments[j] - (a0 * t0 + a1 * t1 + a2 * t2 + a3 * t3 + a4 * t4) + own * theta[j]
+                value = max(0.0, (gradient + hold * last[j]) / (own + hold))
+                t0, t1, t2, t3, t4 = (*theta[:j], value, *theta[j + 1 :])
+        self._theta = [t0, t1, t2, t3, t4]
 
     def _publish(self) -> None:
         self.c0, self.c1, self.c2, self.c3, self.c4 = (

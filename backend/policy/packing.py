@@ -33,6 +33,7 @@ class Packing:
         self.seqs_left = view.limits.max_seqs
         self.predicted_s = view.latency.c0
         self.kv = view.kv.budget()
+        self.groups = view.table.groups()
         self._view = view
         self._kept: dict[int, int] = {}  # victim's row -> positions it keeps
         self._restored: dict[Request, int] = {}
@@ -42,7 +43,7 @@ class Packing:
         table, latency = self._view.table, self._view.latency
         rows = rows[: min(self.seqs_left, self.tokens_left)]
         taken, refused = self._grow_each(rows)
-        self.num_new_tokens.update(dict.fromkeys(map(table.request, taken.tolist()), 1))
+        self.num_new_tokens.update(dict.fromkeys(table.requests_in(taken), 1))
         self.tokens_left -= len(taken)
         self.seqs_left -= len(taken)
         self.predicted_s += latency.c1 * len(taken) + latency.c2 * int(table.num_computed[taken].sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,15 @@ from backend.request import Request, RequestState
 
 Rows = NDArray[np.int64]
 _INITIAL_ROWS = 64
+
+
+class RowGroups(NamedTuple):
+    """The rows in use by class and by what they need next: one token (decode), or more (prefill, also after a loss)."""
+
+    rt_decodes: Rows
+    rt_prefills: Rows
+    be_decodes: Rows
+    be_prefills: Rows
 
 
 class RequestTable:
@@ -27,7 +38,7 @@ class RequestTable:
     """
 
     def __init__(self) -> None:
-        self.requests: list[Request | None] = [None] * _INITIAL_ROWS
+        self._objects: NDArray[np.object_] = np.full(_INITIAL_ROWS, None, object)
         self.is_active = np.zeros(_INITIAL_ROWS, bool)
         self.is_rt = np.zeros(_INITIAL_ROWS, bool)
         self.is_preempted = np.zeros(_INITIAL_ROWS, bool)
@@ -49,18 +60,32 @@ class RequestTable:
         """Return the rows in use, ascending."""
         return np.flatnonzero(self.is_active)
 
+    def groups(self) -> RowGroups:
+        """Return the rows in use by class and need, each ascending."""
+        rows = np.flatnonzero(self.is_active)
+        is_rt = self.is_rt[rows]
+        is_decode = self.num_known[rows] - self.num_computed[rows] == 1
+        rt_decode = is_rt & is_decode
+        be_prefill = ~(is_rt | is_decode)
+        return RowGroups(rows[rt_decode], rows[is_rt ^ rt_decode], rows[is_decode ^ rt_decode], rows[be_prefill])
+
     def request(self, row: int) -> Request:
         """Return the request in `row`, which must be in use."""
-        request = self.requests[row]
+        request: Request | None = self._objects[row]
         assert request is not None, f"row {row} is empty"
         return request
 
+    def requests_in(self, rows: Rows) -> list[Request]:
+        """Return the requests in `rows`, all of which must be in use."""
+        requests: list[Request] = self._objects[rows].tolist()
+        return requests
+
     def enter(self, request: Request, row: int, max_total: int) -> None:
         """Put `request` into `row`; it may become `max_total` tokens long."""
-        while row >= len(self.requests):
+        while row >= len(self._objects):
             self._double()
         assert not self.is_active[row], f"row {row} is taken"
-        self.requests[row] = request
+        self._objects[row] = request
         self.is_active[row] = True
         self.is_rt[row] = request.is_rt
         self.is_preempted[row] = False
@@ -82,7 +107,7 @@ class RequestTable:
     def leave(self, row: int) -> None:
         """Empty `row`."""
         assert self.is_active[row], f"row {row} is empty"
-        self.requests[row] = None
+        self._objects[row] = None
         self.is_active[row] = False
 
     def compute(self, rows: Rows, num_tokens: NDArray[np.int64]) -> int:
@@ -96,9 +121,10 @@ class RequestTable:
 
     def emit(self, rows: Rows, now_s: float) -> None:
         """Count one new token for each of `rows` at `now_s`, and set the deadlines of the next ones (design §3)."""
-        self.num_known[rows] += 1
+        num_known = self.num_known[rows] + 1
+        self.num_known[rows] = num_known
         self.is_preempted[rows] = False
-        num_output = self.num_known[rows] - self.num_prompt[rows]
+        num_output = num_known - self.num_prompt[rows]
         first_s = np.minimum(self.first_token_s[rows], now_s)
         self.first_token_s[rows] = first_s
         next_s = np.minimum(first_s + num_output * self.tpot_slo_s[rows], now_s + self.itl_slo_s[rows])
@@ -111,7 +137,7 @@ class RequestTable:
 
     def check_invariants(self) -> None:
         """Assert that the columns say what the requests say."""
-        for row, request in enumerate(self.requests):
+        for row, request in enumerate(self._objects.tolist()):
             assert self.is_active[row] == (request is not None), f"row {row}: is_active is wrong"
             if request is None:
                 continue
@@ -123,10 +149,11 @@ class RequestTable:
             assert self.is_preempted[row] == (request.state is RequestState.PREEMPTED), f"{name}: {request.state}"
 
     def _double(self) -> None:
-        self.requests += [None] * len(self.requests)
         for name, column in vars(self).items():
             if isinstance(column, np.ndarray):
-                setattr(self, name, np.concatenate((column, np.zeros_like(column))))
+                setattr(
+                    self, name, np.concatenate((column, np.full_like(column, None if column.dtype == object else 0)))
+                )
 
 
 def first_deadline_s(request: Request) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -110,8 +111,9 @@ class ConsoleReport:
         self._status.update(what)
 
     def news(self, what: str) -> None:
-        """Print a line."""
-        self._console.print(what, markup=False, soft_wrap=True)
+        """Print a line; a terminal that has gone is no reason not to drain."""
+        with contextlib.suppress(OSError):
+            self._console.print(what, markup=False, soft_wrap=True)
 
     def ready(self, seconds: float) -> None:
         """Print where the model is served and what to type next; with --json, one line of JSON on stdout."""
@@ -137,7 +139,7 @@ def next_commands(at: Endpoints) -> list[str]:
     bros = "bros" if shutil.which("bros") else os.path.relpath(scripts / "bros")
     body = '{"text_input": "The sea is", "max_tokens": 32, "stream": true}'
     return [
-        f'  {bros} generate "Why is the sky blue?" --class rt --url {at.grpc_url}',
+        f'  {bros} generate --chat "Why is the sky blue?" --class rt --url grpc://{at.grpc_url}',
         f"  curl -N {at.http_url}/v2/models/bros/generate_stream -d '{body}'",
         f"  curl -s {at.metrics_url} | grep bros_",
     ]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backend.config import CONFIG_VARIABLE, REPOSITORY_ROOT
+from backend.config import CONFIG_VARIABLE, REPOSITORY_ROOT, parse_config
 from backend.errors import ConfigError
 from backend.serving.reaper import RUN_VARIABLE, shared_memory_prefix
 from backend.serving.triton_install import TritonInstall
@@ -142,7 +142,9 @@ def write_files(launch: Launch, engine_config: Mapping[str, Any], model_reposito
     """
     given = {"allow_inspect": launch.endpoints.is_loopback, **engine_config.get("service", {})}
     service = {**given, "socket_path": str(launch.socket_path), "start_engine": False}
-    launch.config_path.write_text(json.dumps({**engine_config, "service": service}, indent=2))
+    values = {**engine_config, "service": service}
+    parse_config(values)  # a socket's path may be too long where TMPDIR is
+    launch.config_path.write_text(json.dumps(values, indent=2))
     if not any(model_repository.glob("*/config.pbtxt")):
         raise ConfigError(f"--model-repository: {str(model_repository)!r} holds no model (no */config.pbtxt)")
     shutil.copytree(model_repository, launch.models, ignore=shutil.ignore_patterns("__pycache__"))

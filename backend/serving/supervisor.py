@@ -90,7 +90,10 @@ class Supervisor:
         while True:
             started_s = loop.time()
             await child.start()
+            recovery = asyncio.create_task(self._announce_recovery(child)) if self._is_ready.is_set() else None
             code = await child.exited()
+            if recovery is not None:
+                recovery.cancel()
             failures = 1 if loop.time() - started_s > STABLE_S else failures + 1
             ending = f"{child.command.name} ended with code {code}"
             if not self._is_ready.is_set() or failures == MAX_FAILURES:
@@ -98,6 +101,10 @@ class Supervisor:
             pause_s = FIRST_PAUSE_S * 2 ** (failures - 1)
             self._report.news(f"{ending}; starting it again in {pause_s:g} s ({failures} of {MAX_FAILURES - 1})")
             await asyncio.sleep(pause_s)
+
+    async def _announce_recovery(self, child: Child) -> None:
+        await self._until(answers_canary, f"{child.command.name}: starting again")
+        self._report.news(f"{child.command.name} is ready again")
 
     async def _become_ready(self) -> None:
         """Follow the engine's loading and the server's start until a real request comes back."""

@@ -1,0 +1,248 @@
+"""`bros-serve` on the real server, with the simulated executor: ready, supervised, drained, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from backend.serving import reaper
+from backend.serving.child import stubs_of
+from backend.serving.probe import answers_canary
+
+pytestmark = pytest.mark.triton
+ROOT = Path(__file__).resolve().parents[2]
+SIM = ("--executor", "sim", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--json")
+READY, DRAINING = "Ctrl-C drains and stops.", "draining"
+TIMEOUT_S = 60
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A temporary directory with a short name: Unix sockets allow 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="bros-test-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+@dataclass
+class Serve:
+    """A running `bros-serve` whose stderr is read line by line."""
+
+    process: subprocess.Popen[str]
+    base: Path
+
+    def wait_for(self, words: str) -> str:
+        """Read stderr up to the line that holds `words`; return it."""
+        assert self.process.stderr is not None
+        lines = []
+        while line := self.process.stderr.readline():
+            lines.append(line)
+            if words in line:
+                return line
+        raise AssertionError(f"{words!r} never came: {''.join(lines)}")
+
+    def wait_until_ready(self) -> str:
+        """Return the URL of Triton's HTTP endpoint, once a canary has come back."""
+        self.wait_for(READY)
+        assert self.process.stdout is not None
+        return str(json.loads(self.process.stdout.readline())["http_url"])
+
+    @property
+    def run_directory(self) -> Path:
+        (path,) = (path for path in self.base.glob("bros-*/run/*") if path.is_dir())
+        return path
+
+    def child(self, words: str) -> psutil.Process:
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return next(child for child in children if words in " ".join(child.cmdline()))
+
+
+@contextlib.contextmanager
+def serve(base: Path, *arguments: str, command: tuple[str, ...] = ()) -> Iterator[Serve]:
+    launcher = [*command, sys.executable, "-m", "backend.serve", *SIM, *arguments]
+    process = subprocess.Popen(
+        launcher,
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(base)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield Serve(process, base)
+        finally:
+            reapers = reapers_of(process.pid)
+            process.kill()
+            for reaping in reapers:
+                await_end(reaping)
+
+
+def reapers_of(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(pid).children(recursive=True)
+        return [child for child in children if "reaper.py" in " ".join(child.cmdline())]
+    return []
+
+
+def await_end(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        descriptor = os.pidfd_open(process.pid)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        assert poll.poll(TIMEOUT_S * 1000), f"{process} is still running"
+        os.close(descriptor)
+
+
+def assert_nothing_is_left(run_directory: Path) -> None:
+    assert reaper.marked_processes(run_directory) == []
+    assert not list(reaper.SHARED_MEMORY.glob(f"{reaper.shared_memory_prefix(run_directory)}*"))
+    assert not run_directory.exists()
+
+
+def test_sigterm_drains_and_leaves_nothing(base: Path) -> None:
+    with serve(base) as launch:
+        url = launch.wait_until_ready()
+        run_directory = launch.run_directory
+        assert answers_canary(url)
+        launch.process.terminate()
+        assert launch.process.wait(TIMEOUT_S) == 0
+    assert_nothing_is_left(run_directory)
+
+
+def open_stream(url: str, max_tokens: int) -> http.client.HTTPResponse:
+    """Ask for that many tokens; return the response once its first event is there."""
+    body = json.dumps({"input_ids": [1], "max_tokens": max_tokens, "stream": True}).encode()
+    response = urllib.request.urlopen(f"{url}/v2/models/bros_rt/generate_stream", body, TIMEOUT_S)
+    assert isinstance(response, http.client.HTTPResponse)
+    assert response.readline().startswith(b"data: ")
+    return response
+
+
+SLOW_STEPS = ("--set", "sim.coefficients=[0.02, 0, 0, 0, 0]")
+
+
+def test_a_drain_lets_open_requests_finish(base: Path) -> None:
+    with serve(base, *SLOW_STEPS) as launch, open_stream(launch.wait_until_ready(), max_tokens=50) as stream:
+        launch.process.terminate()
+        assert b'"finish_reason":"length"' in stream.read()
+        assert launch.process.wait(TIMEOUT_S) == 0
+
+
+def test_a_second_signal_ends_a_drain_at_once(base: Path) -> None:
+    with serve(base, *SLOW_STEPS) as launch, open_stream(launch.wait_until_ready(), max_tokens=5_000) as stream:
+        run_directory = launch.run_directory
+        launch.process.terminate()
+        launch.wait_for(DRAINING)
+        launch.process.terminate()
+        assert launch.process.wait(5) == 1
+        with pytest.raises((OSError, http.client.HTTPException)):
+            stream.read()
+    assert_nothing_is_left(run_directory)
+
+
+def wait_until_loading(launch: Serve) -> None:
+    """Wait for the reaper, which is there before engine and server are."""
+    while not reapers_of(launch.process.pid):
+        assert launch.process.poll() is None
+
+
+def wait_until_draining(launch: Serve) -> None:
+    launch.wait_until_ready()
+    launch.process.terminate()
+    launch.wait_for(DRAINING)
+
+
+@pytest.mark.parametrize("reach", [wait_until_loading, Serve.wait_until_ready, wait_until_draining])
+def test_kill_9_in_any_phase_leaves_nothing(base: Path, reach: Callable[[Serve], object]) -> None:
+    with serve(base) as launch:
+        reach(launch)
+        run_directory = launch.run_directory
+        waiting = launch.child("reaper.py")
+        launch.process.kill()
+        await_end(waiting)
+    assert_nothing_is_left(run_directory)
+
+
+def test_what_dies_is_started_again(base: Path) -> None:
+    with serve(base) as launch:
+        url = launch.wait_until_ready()
+        launch.child("engine_process").kill()
+        launch.wait_for("engine ended with code -9; starting it again")
+        launch.wait_for("engine is ready again")
+        assert answers_canary(url)
+
+        stubs = stubs_of(launch.child("tritonserver").pid)
+        os.kill(next(pid for pid, model in stubs.items() if model == "bros_rt"), signal.SIGKILL)
+        launch.wait_for("model 'bros_rt' is loaded again")
+        assert answers_canary(url)
+
+        launch.child("tritonserver").kill()
+        launch.wait_for("tritonserver ended with code -9; starting it again")
+        launch.wait_for("tritonserver is ready again")
+        assert answers_canary(url)
+
+
+def test_two_launches_run_side_by_side(base: Path) -> None:
+    with serve(base) as first, serve(base) as second:
+        urls = {first.wait_until_ready(), second.wait_until_ready()}
+        assert len(urls) == 2
+        assert all(answers_canary(url) for url in urls)
+
+
+def test_the_end_of_the_parent_ends_a_launch_that_was_told_so(base: Path) -> None:
+    with serve(base, "--die-with-parent", command=("sh", "-c", '"$@"; true', "sh")) as shell:
+        shell.wait_until_ready()
+        run_directory = shell.run_directory
+        waiting = shell.child("reaper.py")
+        shell.process.kill()
+        await_end(waiting)
+    assert_nothing_is_left(run_directory)
+
+
+def run_to_end(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "backend.serve", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+def test_a_missing_model_is_one_clear_line() -> None:
+    result = run_to_end("--model", "/no/such/model")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "'/no/such/model' does not exist" in result.stderr
+
+
+def test_a_port_in_use_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run_to_end("--executor", "sim", "--grpc-port", "0", "--metrics-port", "0", "--http-port", str(port))
+    assert result.returncode == 2
+    assert (
+        result.stderr
+        == f"bros-serve: http port {port} on 127.0.0.1: Address already in use; choose another with --http-port\n"
+    )
+
+
+def test_an_engine_that_cannot_start_is_a_failure_with_its_last_words(base: Path) -> None:
+    with serve(base, "--set", "sim.num_blocks=0") as launch:
+        _, words = launch.process.communicate(timeout=TIMEOUT_S)
+    assert launch.process.returncode == 1
+    assert "engine ended with code" in words
+    assert not list(base.glob("bros-*/run/*/"))

@@ -272,7 +272,7 @@ class _Buckets:
 
     def samples(self, name: str, labels: _Labels) -> list[Sample]:
         """Return them as increments of counters; a bucket counts all that lies below its bound, as in Prometheus."""
-        bounds = [f"{bound:g}" for bound in _TABLE[name].buckets] + ["+Inf"]
+        bounds = labels_of(f"{name}_bucket", _TABLE[name])["le"]
         cumulative = list(accumulate(self.counts))
         return [
             Sample(f"{name}_sum", dict(labels), self.sum),
@@ -295,6 +295,13 @@ def counter_names(metric: Metric) -> list[str]:
         if metric.kind is Kind.CUMULATIVE
         else [metric.name]
     )
+
+
+def labels_of(name: str, metric: Metric) -> Mapping[str, tuple[str, ...]]:
+    """Return the labels and their values of a metric under the name that Triton holds: buckets have `le` besides."""
+    if metric.kind is Kind.CUMULATIVE and name.endswith("_bucket"):
+        return {**metric.labels, "le": (*(f"{bound:g}" for bound in metric.buckets), "+Inf")}
+    return metric.labels
 
 
 def render_reference() -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
-from backend.metrics import METRICS, Kind, Metric, counter_names
+from backend.metrics import METRICS, Kind, Metric, counter_names, labels_of
 from backend.protocol import Metrics, Sample
 
 
 class TritonMetrics:
     """Metric families in Triton, made of the table. `family` is `pb_utils.MetricFamily`.
 
-    Called from one thread. Every call into a metric is a round trip to the server, so it is made on a timer.
+    Called from one thread. Every call into a metric is a round trip to the server, so it is made on a timer. Every
+    series is there from the start, at zero, so that rates are right from the first event on.
     """
 
     def __init__(self, family: Any) -> None:
@@ -23,6 +25,10 @@ class TritonMetrics:
             for name, metric in self._table.items()
         }
         self._series: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
+        for name, metric in self._table.items():
+            labels = labels_of(name, metric)
+            for values in product(*labels.values()):
+                self._series_of(Sample(name, dict(zip(labels, values, strict=True))))
 
     def flush(self, metrics: Metrics) -> None:
         """Apply increments, values and observations."""

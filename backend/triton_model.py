@@ -26,7 +26,7 @@ from backend import wire
 from backend.config import load_config
 from backend.engine_link import EngineLink, Ticket
 from backend.errors import BrosError, RequestCancelledError
-from backend.protocol import Chunk, End, EngineState, Generation, Metrics, Timings, error_end
+from backend.protocol import Chunk, End, EngineState, Generation, Metrics, Sample, Timings, error_end
 from backend.triton_metrics import TritonMetrics
 from backend.validate import Defaults, validate, wants_snapshot
 
@@ -132,7 +132,9 @@ class TritonPythonModel:
             self._link.cancel(reply.ticket, timed_out=timed_out)
 
     def _flush_metrics(self, metrics: TritonMetrics) -> None:
+        ready = Sample("bros_engine_ready", {}, float(self._link.is_ready))
         try:
+            metrics.flush(Metrics((ready,)))
             while self._measured:
                 metrics.flush(self._measured.popleft())
         except pb_utils.TritonModelException:

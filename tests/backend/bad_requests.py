@@ -24,7 +24,7 @@ DTYPES: dict[str, type[Any]] = {
 class BadRequest:
     """`inputs` and `parameters` by name, and a part of the message that must come back.
 
-    `is_json` tells whether JSON can say it, so that it can go over the generate endpoint.
+    `is_json`: JSON can say it, so that it can go over the generate endpoint; `reaches_model`: Triton lets it through.
     """
 
     name: str
@@ -33,6 +33,7 @@ class BadRequest:
     parameters: dict[str, Any] = field(default_factory=dict)
     model: str = "bros"
     is_json: bool = True
+    reaches_model: bool = True
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Return the inputs as Triton hands them to a model."""
@@ -158,7 +159,7 @@ def _prompts() -> list[BadRequest]:
         BadRequest("message without role", "messages[1]", {"messages": chat[:-1] + ', {"content": "x"}]'}),
         BadRequest("message content null", "messages[0]", {"messages": '[{"role": "user", "content": null}]'}),
         BadRequest("message content a number", "messages[0]", {"messages": '[{"role": "user", "content": 5}]'}),
-        BadRequest("two texts", "expected one value, got 2", {"text_input": ["a", "b"]}, is_json=False),
+        BadRequest("two texts", "expected one value, got 2", {"text_input": ["a", "b"]}, reaches_model=False),
     ]
 
 

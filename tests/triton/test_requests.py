@@ -1,0 +1,175 @@
+"""Requests through a real Triton server, over gRPC and HTTP: what comes back, by which road, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from backend import wire
+from backend.metrics import METRICS
+from tests.backend.bad_requests import BAD_REQUESTS, BadRequest
+from tests.triton.servers import Server, wait_until
+from tests.triton.streams import Stream
+
+pytestmark = pytest.mark.triton
+
+
+def test_streamed_whole_grpc_and_http_answers_are_the_same(smollm: Server) -> None:
+    request = {"text_input": "The sea is", "max_tokens": 20, "ignore_eos": True}
+    with Stream(smollm.grpc_url) as stream:
+        streamed = stream.ask({**request, "stream": True, "priority_class": "rt"})
+        whole = stream.ask(request)
+    assert len(streamed.responses) == 20
+    assert len(whole.responses) == 1
+    assert streamed.text
+    http = smollm.generate(**request)
+    status, events = smollm.post("bros", {**request, "stream": True}, "generate_stream")
+    assert status == 200
+    texts = [json.loads(line.removeprefix("data: "))["text_output"] for line in events.splitlines() if line]
+    assert streamed.text == whole.text == http["text_output"] == "".join(texts)
+    assert streamed.token_ids == whole.token_ids == http["output_ids"]
+
+
+def test_best_effort_tokens_travel_together(sim: Server) -> None:
+    with Stream(sim.grpc_url) as stream:
+        answer = stream.ask({"text_input": "x", "max_tokens": 50, "stream": True, "priority_class": "be"})
+    assert len(answer.token_ids) == 50
+    assert 2 <= len(answer.responses) <= 10
+
+
+def test_an_answer_ends_once_and_says_how(sim: Server) -> None:
+    with Stream(sim.grpc_url) as stream:
+        answer = stream.ask({"text_input": "x", "max_tokens": 3, "return_metrics": True})
+        assert (answer.num_finals, answer.finish_reason, len(answer.responses)) == (1, "length", 1)
+    assert answer.output("num_input_tokens") == 1
+    assert answer.output("num_output_tokens") == 3
+    assert answer.output("num_preemptions") == 0
+    assert 0.0 < answer.output("queue_ms") <= answer.output("ttft_ms") < 1000.0
+    assert 1.0 < answer.output("tpot_ms") < 1000.0
+
+
+def test_every_prompt_form_is_answered(sim: Server) -> None:
+    chat = json.dumps([{"role": "user", "content": "hi"}])
+    for prompt in ({"text_input": "hi"}, {"messages": chat}, {"input_ids": [5, 6, 7]}):
+        with Stream(sim.grpc_url) as stream:
+            assert len(stream.ask({**prompt, "max_tokens": 2}).token_ids) == 2
+
+
+def test_the_prompt_is_repeated_on_request_only(sim: Server) -> None:
+    answer = sim.generate(text_input="say it", exclude_input_in_output=False)
+    assert answer["text_output"].startswith("say it")
+    assert not sim.generate(text_input="say it")["text_output"].startswith("say it")
+
+
+def test_a_stop_word_ends_the_text_before_it(smollm: Server) -> None:
+    words = smollm.generate(max_tokens=30)["text_output"].split()
+    answer = smollm.generate(max_tokens=30, stop_words=[f"{words[4]} {words[5]}"])
+    assert answer["finish_reason"] == "stop"
+    assert answer["text_output"].split() == words[:4]
+
+
+def test_log_probs_come_when_asked(smollm: Server) -> None:
+    answer = smollm.generate(return_log_probs=True)
+    assert len(answer["log_probs"]) == len(answer["output_ids"]) == 4
+    assert all(value <= 0.0 for value in answer["log_probs"])
+
+
+ROADS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, str], str]] = [
+    ("tensor", {"priority_class": "rt"}, {}, {}, "bros"),
+    ("parameter", {}, {"priority_class": "rt"}, {}, "bros"),
+    ("header", {}, {}, {"x-priority-class": "rt"}, "bros"),
+    ("model name", {}, {}, {}, "bros_rt"),
+]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "parameters", "headers", "model"), [road[1:] for road in ROADS], ids=[r[0] for r in ROADS]
+)
+def test_class_reaches_the_engine_over_grpc(
+    sim: Server, inputs: dict[str, Any], parameters: dict[str, Any], headers: dict[str, str], model: str
+) -> None:
+    before = num_served(sim, "rt")
+    with Stream(sim.grpc_url, **headers) as stream:
+        assert stream.ask({"text_input": "x", "max_tokens": 1, **inputs}, model, **parameters).finish_reason == "length"
+    wait_until(lambda: num_served(sim, "rt") == before + 1, 5.0, "the count of real-time requests")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"priority_class": "rt"},
+        {"priority": 1},
+        {"parameters": {"priority_class": "rt"}},
+        {"parameters": {"priority": 1}},
+    ],
+    ids=str,
+)
+def test_class_reaches_the_engine_over_http(sim: Server, body: dict[str, Any]) -> None:
+    before = num_served(sim, "rt")
+    sim.generate(**body)
+    wait_until(lambda: num_served(sim, "rt") == before + 1, 5.0, "the count of real-time requests")
+
+
+def num_served(server: Server, priority_class: str) -> float:
+    return server.metric(f'bros_requests_total{{class="{priority_class}",outcome="length"}}')
+
+
+TRITONS_OWN = {"priority", "timeout"}  # parameters that Triton takes for itself over gRPC
+
+
+def test_bad_requests_over_grpc_are_refused_one_by_one(sim: Server) -> None:
+    with Stream(sim.grpc_url) as stream:
+        for bad in (bad for bad in BAD_REQUESTS if bad.reaches_model and not bad.parameters.keys() & TRITONS_OWN):
+            answer = stream.ask(bad.inputs, bad.model, **bad.parameters)
+            assert_refused(bad, answer.errors)
+            assert answer.num_finals <= 1
+        assert stream.ask({"text_input": "x", "max_tokens": 1}).finish_reason == "length"
+
+
+def assert_refused(bad: BadRequest, errors: list[str]) -> None:
+    assert len(errors) == 1, bad.name
+    assert errors[0].startswith("INVALID_REQUEST: "), f"{bad.name}: {errors[0]}"
+    assert bad.message in errors[0], f"{bad.name}: {errors[0]}"
+
+
+def test_bad_requests_over_http_are_refused_one_by_one(sim: Server) -> None:
+    for bad in (bad for bad in BAD_REQUESTS if bad.reaches_model and bad.is_json):
+        status, text = sim.post(bad.model, {**bad.inputs, **bad.parameters})
+        assert status == 400, f"{bad.name}: {status} {text}"
+        assert_refused(bad, [json.loads(text)["error"]])
+    assert sim.generate()["finish_reason"] == "length"
+
+
+def test_what_only_the_engine_can_know_is_refused_by_it(sim: Server) -> None:
+    too_long = {"text_input": "x" * 9000}
+    cases = [
+        (too_long, "TOO_LARGE: ", "prompt of 9000 tokens exceeds max_seq_len 8192"),
+        ({"text_input": "x", "max_tokens": 9000}, "TOO_LARGE: ", "max_tokens 9000"),
+        ({"input_ids": [31_999, 32_000]}, "INVALID_REQUEST: ", "32000 is no token id"),
+    ]
+    for inputs, code, message in cases:
+        with Stream(sim.grpc_url) as stream:
+            (error,) = stream.ask(inputs).errors
+        assert error.startswith(code)
+        assert message in error
+
+
+def test_grpc_users_get_the_status_code_they_ask_for(sim: Server) -> None:
+    with Stream(sim.grpc_url, triton_grpc_error="true") as stream:
+        (error,) = stream.ask({"text_input": ""}).errors
+    assert "INVALID_ARGUMENT" in error
+
+
+def test_every_metric_of_the_table_is_on_the_endpoint(sim: Server) -> None:
+    sim.generate(priority_class="rt")
+    text = sim.metrics()
+    missing = [metric.name for metric in METRICS if f"\n{metric.name}" not in text]
+    assert not missing
+
+
+def test_outputs_are_declared(sim: Server) -> None:
+    answer = sim.generate(return_metrics=True, return_log_probs=True)
+    names = {field.name for field in wire.OUTPUTS} - {"log_probs"}
+    assert names <= set(answer)

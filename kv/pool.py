@@ -328,8 +328,9 @@ class Pool:
 
     def _advance(self, rows: Indices) -> int:
         """Grow a prefix of `rows` by one each, as long as it matters to none of them what the others do meanwhile."""
-        own = self.open[rows]
-        other = own + self.across[rows]
+        own, across = self.open[rows], self.across[rows]
+        assert np.count_nonzero(across) == len(rows), f"not open: {rows[across == 0].tolist()}"
+        other = own + across
         fill = self.fill[own] + 1
         room = self.config.block_size - fill - self.fill[other]  # after growth
         movers = _movers(room, own, other)

@@ -249,6 +249,7 @@ class EngineLink:
                 arguments, env=environment, pass_fds=(write_fd,), stdin=subprocess.DEVNULL, start_new_session=True
             )
             logger.info("started an engine: process %d", self._engine.pid)
+            threading.Thread(target=self._engine.wait, name="reap-engine", daemon=True).start()
         except OSError as error:
             logger.error("cannot start an engine: %s", error)
         finally:

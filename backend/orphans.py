@@ -17,7 +17,7 @@ from contextlib import ExitStack
 
 logger = logging.getLogger(__name__)
 
-_GRACE_S = 3.0  # a stub notices a dead server within one second, and then cleans up
+_GRACE_S = 2.0  # a stub notices a dead server within one second, and then cleans up
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 

@@ -1,0 +1,166 @@
+"""What goes wrong around a real server: clients that leave, timeouts, an engine or a server that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from tests.triton.servers import Server, plain_server, serving, wait_until
+from tests.triton.streams import Answer, Stream
+
+pytestmark = pytest.mark.triton
+
+LONG = {"text_input": "x", "max_tokens": 4000, "stream": True, "ignore_eos": True}
+NOTICED_S = 0.5  # 0.1 s by design; the rest is for a busy machine and for asking
+
+
+def open_streams(stream: Stream, count: int, model: str = "bros_rt") -> list[Answer]:
+    """Send endless requests and wait until each has its first token."""
+    answers = [stream.send(LONG, model) for _ in range(count)]
+    wait_until(lambda: all(answer.responses for answer in answers), 10.0, "the first tokens")
+    return answers
+
+
+def num_cancelled(server: Server) -> float:
+    return sum(server.metric(f'bros_requests_total{{class="{name}",outcome="cancelled"}}') for name in ("rt", "be"))
+
+
+def test_a_grpc_stream_that_is_cancelled_frees_its_requests_and_no_others(sim: Server) -> None:
+    before = num_cancelled(sim)
+    with Stream(sim.grpc_url) as other:
+        (survivor,) = open_streams(other, 1)
+        leaving = Stream(sim.grpc_url)
+        open_streams(leaving, 4)
+        leaving.cancel()
+        wait_until(lambda: sim.num_requests() == 1, NOTICED_S, "cancellation")
+        num_tokens = len(survivor.token_ids)
+        wait_until(lambda: len(survivor.token_ids) > num_tokens, 1.0, "the other stream's tokens")
+        assert not survivor.is_final.is_set()
+    wait_until(lambda: sim.num_requests() == 0, NOTICED_S, "cancellation")
+    wait_until(lambda: num_cancelled(sim) == before + 5, 5.0, "the count of cancelled requests")
+
+
+def test_an_http_client_that_leaves_frees_its_request(sim: Server) -> None:
+    address = urlsplit(sim.http_url)
+    body = json.dumps({**LONG, "priority_class": "rt"}).encode()
+    head = f"POST /v2/models/bros/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port)) as client:
+        client.sendall(head.encode() + body)
+        assert client.recv(100)
+        wait_until(lambda: sim.num_requests() == 1, 5.0, "the request")
+    wait_until(lambda: sim.num_requests() == 0, NOTICED_S, "cancellation")
+
+
+def test_a_request_ends_with_an_error_when_its_own_timeout_runs_out(sim: Server) -> None:
+    with Stream(sim.grpc_url) as stream:
+        answer = stream.ask(LONG, "bros_rt", timeout=300_000)
+    assert answer.errors == ["CANCELLED: the request's timeout of 300 ms ran out"]
+    assert answer.num_finals == 1
+    assert 10 < len(answer.token_ids) < 100
+    status, text = sim.post("bros", {**LONG, "stream": False, "timeout": 200_000})
+    assert (status, json.loads(text)["error"]) == (400, "CANCELLED: the request's timeout of 200 ms ran out")
+    assert sim.num_requests() == 0
+
+
+def test_every_request_of_a_storm_ends_exactly_once(sim: Server) -> None:
+    chance = random.Random(7)
+
+    def client(seed: int) -> list[Answer]:
+        mine = random.Random(seed)
+        with Stream(sim.grpc_url) as stream:
+            answers = []
+            for _ in range(8):
+                inputs = {"text_input": "x" * mine.randint(1, 500), "max_tokens": mine.choice([1, 5, 40])}
+                kind = mine.choice(["whole", "streamed", "bad", "late"])
+                inputs |= {"stream": kind == "streamed"} | ({"top_p": 2.0} if kind == "bad" else {})
+                options = {"timeout": 30_000} if kind == "late" else {}
+                answers.append(stream.send(inputs, mine.choice(["bros", "bros_rt", "bros_be"]), **options))
+            for answer in answers:
+                assert answer.is_final.wait(30.0)
+        return answers
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [answer for found in pool.map(client, chance.sample(range(1000), 8)) for answer in found]
+    assert [answer.num_finals for answer in answers] == [1] * 64
+    assert all((answer.finish_reason is None) == bool(answer.errors) for answer in answers)
+    assert sim.num_requests() == 0
+
+
+def engine_of(server: Server) -> psutil.Process:
+    """Return the engine process below a launcher or a plain server."""
+    below = psutil.Process(server.pid).children(recursive=True)
+    (engine,) = [process for process in below if "backend.engine_process" in process.cmdline()]
+    return engine
+
+
+def assert_engine_death_is_survived(server: Server) -> None:
+    with Stream(server.grpc_url) as stream:
+        answers = [answer for model in ("bros", "bros_rt", "bros_be") for answer in open_streams(stream, 2, model)]
+        os.kill(engine_of(server).pid, signal.SIGKILL)
+        wait_until(lambda: all(answer.is_final.is_set() for answer in answers), 1.0, "the ends of open streams")
+        assert {error for answer in answers for error in answer.errors} == {
+            "ENGINE_DOWN: the engine went away during this request; retry_after_ms=1000"
+        }
+        assert [answer.num_finals for answer in answers] == [1] * 6
+        refused = stream.ask({"text_input": "x"})
+        assert refused.errors[0].startswith("ENGINE_DOWN: ")
+        assert "retry_after_ms=" in refused.errors[0]
+    wait_until(lambda: server.post("bros_be", {"text_input": "x", "max_tokens": 1})[0] == 200, 15.0, "a new engine")
+
+
+def test_the_death_of_the_engine_is_told_at_once_and_bros_serve_starts_another(tmp_path: Path) -> None:
+    with serving(tmp_path / "log", "--executor", "sim") as server:
+        assert_engine_death_is_survived(server)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A plain tritonserver whose `bros_be` lets two requests into the engine and one into the queue."""
+
+    def tighten(repository: Path) -> None:
+        path = repository / "bros_be" / "config.pbtxt"
+        text = path.read_text()
+        for old, new in (('string_value: "256"', 'string_value: "2"'), ("max_queue_size: 4096", "max_queue_size: 1")):
+            assert old in text
+            text = text.replace(old, new)
+        path.write_text(text)
+
+    with plain_server(tmp_path_factory.mktemp("plain"), {"executor": "sim"}, tighten) as server:
+        yield server
+
+
+def test_a_plain_tritonserver_starts_its_engine_and_starts_it_again_when_it_dies(alone: Server) -> None:
+    assert_engine_death_is_survived(alone)
+
+
+def test_best_effort_beyond_its_places_waits_in_tritons_queue_and_beyond_that_is_refused(alone: Server) -> None:
+    with Stream(alone.grpc_url) as stream:
+        answers = [stream.send(LONG, "bros_be") for _ in range(8)]
+        wait_until(lambda: sum(bool(answer.errors) for answer in answers) >= 3, 5.0, "refusals")
+        assert all("maximum queue size" in error for answer in answers for error in answer.errors)
+        wait_until(lambda: alone.num_requests() == 2, 2.0, "two requests in the engine")
+        assert stream.ask({"text_input": "x", "max_tokens": 1}, "bros_rt").finish_reason == "length"
+    wait_until(lambda: alone.num_requests() == 0, 2.0, "cancellation")
+
+
+def test_a_killed_server_leaves_no_process_behind(tmp_path: Path) -> None:
+    def as_it_is(_: Path) -> None: ...
+
+    with plain_server(tmp_path, {"executor": "sim", "service": {"unused_exit_s": 0.5}}, as_it_is) as server:
+        everything = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        assert len(everything) == 5  # server, three stubs, engine
+        with Stream(server.grpc_url) as stream:
+            open_streams(stream, 8)
+            os.kill(server.pid, signal.SIGKILL)
+            _, alive = psutil.wait_procs(everything[1:], timeout=10.0)
+            assert not alive

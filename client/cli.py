@@ -7,8 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from client.commands import batch, chat, generate, status
+from client.commands import batch, chat, generate, status, top
 from client.errors import ClientError
+from client.transports import UrlError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(args.run(args))
     except ClientError as error:
         print(f"bros: {error}", file=sys.stderr)
+    except UrlError as error:
+        print(f"bros: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nbros: interrupted", file=sys.stderr)
     except BrokenPipeError:  # the reader of our output has gone; so that the flush at exit finds no pipe either:
@@ -31,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Real-time (rt) and best-effort (be) LLM requests to a Triton server with the bros models.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (generate, chat, batch, status):
+    for command in (generate, chat, batch, status, top):
         command.add_parser(commands)
     return parser
 

@@ -14,6 +14,10 @@ from client.generation import Call, Outputs
 _SCHEMES = ("grpc", "grpcs", "http", "https", "fake")
 
 
+class UrlError(ValueError):
+    """The URL names no protocol that there is a transport for."""
+
+
 class Transport(Protocol):
     """The way to a server, for threads. Safe to share between them."""
 
@@ -39,7 +43,7 @@ class AsyncTransport(Protocol):
 
 
 def connect(url: str) -> Transport:
-    """Return the transport for `[grpc[s]://]host:port`, `http[s]://host:port` or `fake://`. Raises ValueError."""
+    """Return the transport for `[grpc[s]://]host:port`, `http[s]://host:port` or `fake://`. Raises UrlError."""
     match _scheme(url):
         case "grpc" | "grpcs":
             from client.transports.grpc import GrpcTransport
@@ -77,5 +81,5 @@ def _scheme(url: str) -> str:
     if not separator:
         return "grpc"
     if scheme not in _SCHEMES:
-        raise ValueError(f"url {url!r}: its scheme is none of {', '.join(_SCHEMES)}")
+        raise UrlError(f"url {url!r}: its scheme is none of {', '.join(_SCHEMES)}")
     return scheme

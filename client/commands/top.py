@@ -1,0 +1,113 @@
+"""`bros top`: watch the engine; or record it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import msgspec
+from rich.console import Console
+from rich.live import Live
+
+from client.client import Client
+from client.commands.arguments import Subparsers, add_metrics_url, add_url, seconds
+from client.errors import ClientError
+from client.prometheus import scrape
+from client.top.history import Frame, History
+from client.top.record import Recording
+from client.top.view import render
+
+_TIMEOUT_S = 5.0
+_RECORDING_SIZE = (120, 44)  # cells
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "top",
+        help="watch the engine",
+        description="Watch requests, latencies, steps and the KV pool live. Ctrl-C ends it.",
+    )
+    parser.add_argument("--interval-s", type=seconds, default=0.5, help="between two looks (default: %(default)s)")
+    parser.add_argument(
+        "--window-s", type=seconds, default=10.0, help="that rates and quantiles cover (default: %(default)s)"
+    )
+    parser.add_argument("--for-s", type=seconds, help="end after this many seconds (default: never)")
+    parser.add_argument("--json", action="store_true", help="a JSON object per look, of the engine's state")
+    parser.add_argument("--svg", type=Path, help="record an animated SVG instead of showing; needs --for-s")
+    add_url(parser)
+    add_metrics_url(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look, draw, wait, until the time is over or Ctrl-C."""
+    if args.svg and args.for_s is None:
+        print("bros: --svg needs --for-s", file=sys.stderr)
+        return 2
+    history = History(args.window_s)
+    try:
+        with Client(args.url) as client, httpx2.Client(timeout=_TIMEOUT_S) as http:
+            looks = _looks(client, http, args)
+            if args.json:
+                _print_json(looks)
+            elif args.svg:
+                _record(looks, history, args.svg, args.interval_s)
+            else:
+                _show(looks, history)
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def look(client: Client, http: httpx2.Client, metrics_url: str) -> Frame:
+    """Ask engine and metrics endpoint once; what fails is told in the frame."""
+    snapshot = samples = None
+    problems = []
+    try:
+        snapshot = client.inspect()
+    except ClientError as error:
+        problems.append(str(error))
+    try:
+        samples = scrape(http, metrics_url)
+    except ClientError as error:
+        problems.append(str(error))
+    return Frame(time.monotonic(), snapshot, samples, "; ".join(problems) or None)
+
+
+def _looks(client: Client, http: httpx2.Client, args: argparse.Namespace) -> Iterator[Frame]:
+    """Yield a look every interval; a slow one delays the next, it does not crowd it."""
+    end_s = time.monotonic() + (args.for_s or float("inf"))
+    pause = threading.Event()
+    while (started_s := time.monotonic()) < end_s:
+        yield look(client, http, args.metrics_url)
+        pause.wait(max(0.0, started_s + args.interval_s - time.monotonic()))
+
+
+def _print_json(looks: Iterator[Frame]) -> None:
+    for frame in looks:
+        record = {"engine": frame.snapshot, "problem": frame.problem}
+        print(msgspec.json.encode(record).decode(), flush=True)
+
+
+def _show(looks: Iterator[Frame], history: History) -> None:
+    console = Console()
+    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        for frame in looks:
+            history.add(frame)
+            live.update(render(history, console.width, console.height), refresh=True)
+
+
+def _record(looks: Iterator[Frame], history: History, path: Path, interval_s: float) -> None:
+    width, height = _RECORDING_SIZE
+    recording = Recording(width)
+    for frame in looks:
+        history.add(frame)
+        recording.add(render(history, width, height))
+    recording.save(path, interval_s)
+    print(f"bros: recorded {path}", file=sys.stderr)

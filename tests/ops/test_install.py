@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import itertools
 import re
 import subprocess
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import ModuleType
 
@@ -63,6 +67,34 @@ def test_torch_is_pinned_alike_in_makefile_and_lock() -> None:
 
 def test_make_help_lists_every_public_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    public = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())  # type: ignore[index]
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     listed = subprocess.run(["make", "-C", ROOT, "help"], check=True, capture_output=True, text=True).stdout
-    assert public == set(re.findall(r"^  make (\S+)", listed, re.MULTILINE))
+    assert set(phony.split()) == set(re.findall(r"^  make (\S+)", listed, re.MULTILINE))
+
+
+NOT_INSTALLED = {
+    "triton_python_backend_utils",  # part of Triton's backend
+    "tensorrt_llm",  # part of NVIDIA's image
+    "aiconfigurator_core",  # only `python -m bench.fit_step_models` needs it, and says so
+}
+
+
+def third_party_modules() -> set[str]:
+    """Return the top-level modules that our code imports and that are neither ours nor Python's."""
+    files = [
+        file for package in ("kv", "backend", "client", "bench", "tests") for file in (ROOT / package).rglob("*.py")
+    ]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    plain = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    froms = {node.module.split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    ours = {path.stem for path in ROOT.iterdir()} | {"conftest"}
+    return (plain | froms) - sys.stdlib_module_names - ours - NOT_INSTALLED
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    declared = {re.split(r"[\[<>=]", requirement)[0].lower() for requirement in requirements}
+    sources = {module: packages_distributions().get(module, [module]) for module in third_party_modules()}
+    missing = {module: names for module, names in sources.items() if not declared & {name.lower() for name in names}}
+    assert not missing

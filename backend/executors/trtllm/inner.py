@@ -109,7 +109,8 @@ class BrosRequestScheduler:
             try:
                 now_s = self._clock.now_s()
                 self._learn(self.mirror.catch_up(active_requests, now_s, self._last_requests()), now_s)
-                plan = self.policy.plan(self.view, now_s)
+                start_s = self._start_s(now_s)
+                plan = self.policy.plan(self.view, start_s)
                 decision = self._decide(plan, inflight_request_ids)
             except Exception as error:
                 self._give_up(error)
@@ -117,7 +118,7 @@ class BrosRequestScheduler:
             return self._inner.schedule_request(active_requests, inflight_request_ids)
         output = self._manager.answer(decision, inflight_request_ids)
         try:
-            self._adopt(output, now_s)
+            self._adopt(output, now_s, start_s)
         except Exception as error:
             self._give_up(error)
         return output
@@ -172,7 +173,11 @@ class BrosRequestScheduler:
     def _last_requests(self) -> Sequence[Request]:
         return self._steps[0].requests if len(self._steps) == self._steps.maxlen else ()
 
-    def _adopt(self, output: SchedulerOutput, now_s: float) -> None:
+    def _start_s(self, now_s: float) -> float:
+        """Return when the step to plan will start: under overlap, the one before it is still running."""
+        return now_s + (self._steps[-1].predicted_s if self._steps and self._steps.maxlen == 2 else 0.0)
+
+    def _adopt(self, output: SchedulerOutput, now_s: float, start_s: float) -> None:
         """Note what TensorRT-LLM made of the decision."""
         chunks = [(llm, _chunk_size(llm)) for llm in output.context_requests]
         chunks += [(llm, 1) for llm in output.generation_requests]
@@ -186,7 +191,7 @@ class BrosRequestScheduler:
         num_rt_tokens = sum(num_tokens for adopted, num_tokens in ours if adopted.request.is_rt)
         self._steps.append(
             _Step(
-                start_s=now_s,
+                start_s=start_s,
                 predicted_s=self.view.latency.predict_s(features),
                 requests=[adopted.request for adopted, _ in ours],
                 features=features,

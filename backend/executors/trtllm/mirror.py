@@ -99,7 +99,7 @@ class Mirror:
                 layout=Layout.WHOLE_BLOCK,
             )
         )
-        self._num_foreign_blocks = 0
+        self.num_foreign_blocks = 0  # that TensorRT-LLM uses beyond what we count
         self.preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
         self.total_restored = 0  # tokens that came back from the tier below the GPU, as far as we can tell
         self.total_recomputed = 0
@@ -111,7 +111,7 @@ class Mirror:
         """Return a budget without the blocks that TensorRT-LLM uses for what is not ours."""
         budget = self._kv.budget()
         max_slots = self._kv.config.max_seq_len // self._kv.config.block_size * self._kv.config.block_size
-        missing = self._num_foreign_blocks * self._kv.config.block_size
+        missing = self.num_foreign_blocks * self._kv.config.block_size
         while missing > 0 and budget.try_grow(None, Side.HEAD, min(missing, max_slots)):
             missing -= max_slots
         return budget
@@ -168,7 +168,8 @@ class Mirror:
         self._grow(request, start + num_tokens - self._num_held(request))
         end = start + num_tokens
         self.total_restored += num_restored
-        self.total_recomputed += max(0, min(end, twin.num_reached) - start)
+        if request.state is RequestState.PREEMPTED:
+            self.total_recomputed += max(0, min(end, twin.num_reached) - start)
         twin.num_reached = max(twin.num_reached, end)
         return Adopted(request, start, num_restored)
 
@@ -283,7 +284,7 @@ class Mirror:
     def _count_foreign_blocks(self) -> None:
         reserved = sum(self._manager.num_reserved_blocks(twin.llm) for twin in self._twins.values())
         missing = self._kv.usage().num_free_blocks - self._manager.num_free_blocks() - reserved
-        self._num_foreign_blocks = max(0, missing)
+        self.num_foreign_blocks = max(0, missing)
 
 
 def _row(request: Request) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from backend.policy.settings import SchedulerSettings
 from backend.request import FinishReason, Request, RequestId
 from tests.backend.trtllm.fake_executor import FakeLlm, FakePyExecutor, fake_modules
 
+SINGLE_PROCESS = "TLLM_WORKER_USE_SINGLE_PROCESS"
 _TURNS = 12  # of the event loop, more than any message needs from one end to the other
 _MAX_ITERATIONS = 200_000
 
@@ -73,7 +75,7 @@ class Rig:
         after_iteration: Callable[[], None] = lambda: None,
         can_stall: bool = False,
     ) -> Transcript:
-        """Post each request when it arrives, run until all have ended or time is up, then stop. Returns the transcript."""
+        """Post each request when it arrives; run until all have ended or time is up; stop; return the transcript."""
         asyncio.run(self._play(requests, cancels, until_s, after_iteration, can_stall))
         assert set(self.transcript.num_ends.values()) <= {1}, "a request had two ends"
         missing = {request.request_id for request in requests} - self.transcript.ends.keys()
@@ -125,8 +127,9 @@ def make_rig(
     """Load an engine on `executor` as `load_engine` does it, from fake modules."""
     llm = llm or FakeLlm(executor)
     for name, module in fake_modules(llm).items():
-        monkeypatch.setitem(__import__("sys").modules, name, module)
-    monkeypatch.delenv("TLLM_WORKER_USE_SINGLE_PROCESS", raising=False)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv(SINGLE_PROCESS, "0")  # so that it is put back as it was
+    monkeypatch.delenv(SINGLE_PROCESS)
     transcript = Transcript(clock)
     settings = settings or TrtllmSettings("/model", reserved_rt_seqs=8)
     engine = load_engine(replace(settings, mode=mode), scheduler or SchedulerSettings(), transcript.emit, clock)

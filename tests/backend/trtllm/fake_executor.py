@@ -1,7 +1,7 @@
 """Fakes of TensorRT-LLM's step loop and of the `LLM` in front of it, on a virtual clock.
 
-A leaked sequence slot or KV block, a request both scheduled and paused, and a request scheduled without pages are errors
-here at once. An abort takes two iterations. Under overlap a step's tokens are known one iteration late.
+A leaked sequence slot or KV block, a request both scheduled and paused, and a request scheduled without pages are
+errors here at once. An abort takes two iterations. Under overlap a step's tokens are known one iteration late.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class FakePyExecutor:
         self._num_enqueued = 0
         self._free_slots = list(range(max_active))
         self._in_flight: list[_Launch] = []  # whose tokens are not known yet
+        self._ends_s = clock.now_s()  # when the GPU is done with all that was launched
         self._dying: list[_Entry] = []
 
     def enqueue(self, request: FakeLlmRequest, output: FakeRequestOutput, sampling: Any) -> None:
@@ -110,13 +111,16 @@ class FakePyExecutor:
         self.batches.append(
             ([r.request_id for r in output.context_requests], [r.request_id for r in output.generation_requests])
         )
-        self._clock.advance(self._duration_s(output) if scheduled else SPIN_S)
+        duration_s = self._duration_s(output) if scheduled else SPIN_S
         launched = [
             _Launch(entries[request.py_request_id], self._forward(request), request.num_pauses) for request in scheduled
         ]
         if self.disable_overlap_scheduler:
+            self._clock.advance(duration_s)
             self._sample(launched)
-        else:
+        else:  # the GPU runs this step after the one in flight, whose end the loop waits for
+            ends_s, self._ends_s = self._ends_s, max(self._ends_s, self._clock.now_s()) + duration_s
+            self._clock.advance_to(ends_s if scheduled or self._in_flight else self._ends_s)
             self._sample(self._in_flight)
             self._in_flight = launched
         self._bury()
@@ -217,8 +221,11 @@ class FakeSamplingParams(SimpleNamespace):
     """`tensorrt_llm.SamplingParams`: only the arguments it has, with the defaults that are read here."""
 
     KNOWN = frozenset(
-        "max_tokens min_tokens temperature top_k top_p min_p seed repetition_penalty presence_penalty frequency_penalty "
-        "stop_token_ids include_stop_str_in_output ignore_eos detokenize logprobs end_id".split()
+        (
+            *("max_tokens", "min_tokens", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "end_id"),
+            *("temperature", "top_k", "top_p", "min_p", "seed"),
+            *("repetition_penalty", "presence_penalty", "frequency_penalty", "detokenize", "logprobs"),
+        )
     )
 
     def __init__(self, **arguments: Any) -> None:

@@ -1,8 +1,8 @@
 """Fakes of both generations of TensorRT-LLM's KV manager and of the schedulers that go with them.
 
-They bite where the real ones bite: V1 allocates a whole prompt with its first chunk and pauses from the end of the list;
-V2 allocates while it schedules, refuses to resume above a utilisation limit, evicts from the end of the list for decodes
-only, and raises when candidates exist and nothing could be done.
+They bite where the real ones bite: V1 allocates a whole prompt with its first chunk and pauses from the end of the
+list; V2 allocates while it schedules, refuses to resume above a utilisation limit, evicts from the end of the list for
+decodes only, and raises when candidates exist and nothing could be done.
 """
 
 from __future__ import annotations
@@ -318,7 +318,9 @@ class FakeSchedulerV2:
             return
         self._num_stalled += 1
         if self._num_stalled >= self._patience:
-            raise RuntimeError(f"V2 scheduler deadlock: {len(candidates)} request(s) active but none could be scheduled")
+            raise RuntimeError(
+                f"V2 scheduler deadlock: {len(candidates)} request(s) active but none could be scheduled"
+            )
 
 
 def chunk_of(request: FakeLlmRequest, tokens_left: int, unit: int) -> int:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 
 from client import AsyncFakeTransport, Client, FakeServer, FakeTransport
 from client.transports import AsyncTransport, Transport, connect, connect_async
+from tests.triton.servers import Server, serving
 
 TOKEN_S = 0.001  # of the fake, so that a timeout can be met
 TRANSPORTS = (
@@ -47,29 +44,11 @@ class Endpoint:
         return connect_async(self._url) if self._url else AsyncFakeTransport(self.fake)
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """Where a real server is."""
-
-    grpc_url: str
-    http_url: str
-    metrics_url: str
-
-
 @pytest.fixture(scope="session")
 def triton_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real server with the real small model, on ports of its own."""
-    command = [sys.executable, "-m", "backend.serve", "--json", "--die-with-parent", "--threads", "2"]
-    ports = [argument for name in ("http", "grpc", "metrics") for argument in (f"--{name}-port", "0")]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    with log.open("w") as words, subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, stderr=words) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()  # comes when it is ready, or empty when it has ended
-        assert line, f"the server did not start:\n{log.read_text()}"
-        at = json.loads(line)
-        yield Server(at["grpc_url"], at["http_url"], at["metrics_url"])
-        process.terminate()
-        process.stdout.read()
+    """A real server with the real small model."""
+    with serving(tmp_path_factory.mktemp("client") / "log", "--threads", "2", "--kv-tokens", "24576") as server:
+        yield server
 
 
 @pytest.fixture(params=TRANSPORTS)

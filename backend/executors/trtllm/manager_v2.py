@@ -7,12 +7,15 @@ its place in the list: victims are suspended before the call, and who does not r
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from backend.executors.trtllm.decision import Decision, PoolSize, is_started
 from backend.executors.trtllm.surface import LlmRequest, SchedulerOutput
 
 logger = logging.getLogger(__name__)
+
+_MAX_STALLED = 100  # steps in a row without anything, before TensorRT-LLM's deadlock error counts
 
 
 class ManagerV2:
@@ -30,6 +33,7 @@ class ManagerV2:
         self.has_chunked_prefill: bool = self._inner.chunking_enabled
         self._chunk_unit: int = self._inner.chunk_unit_size if self.has_chunked_prefill else 1
         self.keeps_kv = has_lower_tier(kv)
+        self._num_stalled = 0
         self._num_unusable: int = round((1.0 - max_util_for_resume) * self._pages(0).total)
 
     def pool_size(self) -> PoolSize:
@@ -49,50 +53,59 @@ class ManagerV2:
         return bool(self._kv.is_request_active(request.py_request_id))
 
     def answer(self, decision: Decision, inflight_request_ids: set[int]) -> SchedulerOutput:
-        suspended, recomputed = self._evict(decision.victims)
+        evicted = self._evict(decision.victims)
         self._inner.max_num_requests = min(self._max_seqs, decision.num_seqs)
         self._inner.max_num_tokens = min(self._max_tokens, decision.num_tokens(self._chunk_unit))
         runnable = [*decision.passed_on, *(share.request for share in decision.shares)]
         spare = [*decision.withheld, *(request for request in reversed(runnable) if is_started(request))]
-        while True:
-            try:
-                output = self._inner.schedule_request(runnable, inflight_request_ids)
-                return _amend(output, suspended, recomputed)
-            except RuntimeError as error:
-                if "deadlock" not in str(error):
-                    raise
-                self._break_deadlock(error, spare, runnable, suspended, recomputed)
+        return self._amend(self._schedule(runnable, spare, evicted, inflight_request_ids), evicted)
 
     def release(self) -> None:
         self._inner.max_num_requests = self._max_seqs
         self._inner.max_num_tokens = self._max_tokens
 
-    def _break_deadlock(
-        self,
-        error: RuntimeError,
-        spare: list[LlmRequest],
-        runnable: list[LlmRequest],
-        suspended: list[LlmRequest],
-        recomputed: list[LlmRequest],
-    ) -> None:
-        """Evict one more request that holds pages. Raises `error` when there is none."""
-        victim = next((request for request in spare if self.is_resident(request)), None)
-        if victim is None or len(runnable) < 2:
-            raise error
-        spare.remove(victim)
-        logger.warning("request %s gives up its KV pages: %s", victim.py_request_id, error)
-        for evicted, more in zip((suspended, recomputed), self._evict([victim]), strict=True):
-            evicted.extend(more)
-        if victim in runnable:
-            runnable.remove(victim)
+    def _schedule(
+        self, runnable: list[LlmRequest], spare: list[LlmRequest], evicted: list[LlmRequest], inflight: set[int]
+    ) -> SchedulerOutput:
+        """Ask TensorRT-LLM's scheduler. Where it finds itself deadlocked, evict one after the other of `spare`."""
+        while True:
+            try:
+                output: SchedulerOutput = self._inner.schedule_request(runnable, inflight)
+                self._num_stalled = 0
+                return output
+            except RuntimeError as error:
+                if "deadlock" not in str(error):
+                    raise
+                taken = self._evict(spare, at_most=1)
+                if not taken:
+                    return self._wait_out(error, inflight)
+                logger.warning("request %s is evicted: %s", taken[0].py_request_id, error)
+                evicted += taken
+                runnable = [request for request in runnable if request not in taken]
 
-    def _evict(self, victims: Any) -> tuple[list[LlmRequest], list[LlmRequest]]:
-        """Take the pages of `victims`; return those that were suspended and those that must be recomputed."""
-        resident = [victim for victim in victims if self.is_resident(victim)]
+    def _wait_out(self, error: RuntimeError, inflight: set[int]) -> SchedulerOutput:
+        """Return an empty step: pages of a request whose last step is in flight come back by themselves. Raises `error`
+        when that has not helped for many steps."""
+        self._num_stalled += 1
+        if self._num_stalled >= _MAX_STALLED:
+            raise error
+        output: SchedulerOutput = self._inner.schedule_request([], inflight)
+        return output
+
+    def _evict(self, victims: Sequence[LlmRequest], at_most: int | None = None) -> list[LlmRequest]:
+        """Take the pages of `victims`, as far as they have any; return those that lost theirs."""
+        resident = [victim for victim in victims if self.is_resident(victim)][:at_most]
         evict = self._inner._suspend_request if self.keeps_kv else self._inner._recompute_pause_request
         for victim in resident:
             evict(victim)
-        return (resident, []) if self.keeps_kv else ([], resident)
+        return resident
+
+    def _amend(self, output: SchedulerOutput, evicted: list[LlmRequest]) -> SchedulerOutput:
+        """Report those we evicted next to those that TensorRT-LLM evicted by itself."""
+        if not evicted:
+            return output
+        field = "paused_requests" if self.keeps_kv else "recompute_paused_requests"
+        return output._replace(**{field: [*getattr(output, field), *evicted]})
 
     def _pages(self, level: int) -> Any:
         """Return the statistics of the scarcest page group of a cache level: `total`, `free`, `available`."""
@@ -107,11 +120,3 @@ def has_lower_tier(kv: Any) -> bool:
 def can_evict(inner: Any, kv: Any) -> bool:
     """Return whether a scheduler of this version can take pages from a request at our request."""
     return has_lower_tier(kv) or hasattr(inner, "_recompute_pause_request")
-
-
-def _amend(output: SchedulerOutput, suspended: list[LlmRequest], recomputed: list[LlmRequest]) -> SchedulerOutput:
-    """Report those we evicted next to those that TensorRT-LLM evicted by itself."""
-    fields = {"paused_requests": [*output.paused_requests, *suspended]}
-    if recomputed:
-        fields["recompute_paused_requests"] = [*output.recompute_paused_requests, *recomputed]  # type: ignore[attr-defined]  # versions that can evict so have it
-    return output._replace(**fields)

@@ -95,6 +95,8 @@ def test_every_import_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     declared = {re.split(r"[\[<>=]", requirement)[0].lower() for requirement in requirements}
-    sources = {module: packages_distributions().get(module, [module]) for module in third_party_modules()}
-    missing = {module: names for module, names in sources.items() if not declared & {name.lower() for name in names}}
-    assert not missing
+    distributions = packages_distributions()
+    sources = {
+        module: {name.lower() for name in distributions.get(module, [module])} for module in third_party_modules()
+    }
+    assert not {module: names for module, names in sources.items() if not declared & names}

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install perf_analyzer 2.60 into a directory of its own, and print the command that runs it.
 #
-#   deploy/install_perf_analyzer.sh ~/.local/share/perf_analyzer
+#   deploy/load_tools/install_perf_analyzer.sh ~/.local/share/perf_analyzer
 #
 # PyPI's wheel is for glibc 2.38 and newer, so pip silently falls back to 0.1.0, an empty placeholder, on Debian 12 and
 # Ubuntu 22.04. There the loader and C library of Debian 13 are put beside it, in the directory only (16 MB; needs apt).

@@ -1,0 +1,56 @@
+#!/bin/sh
+# Run NVIDIA's load tools, unmodified, against a running server, and keep what they print.
+#
+#   make serve                                              # in another terminal
+#   deploy/load_tools/run.sh 127.0.0.1:8000 127.0.0.1:8001 bench/results/load_tools
+#
+# Uses whichever of perf_analyzer (install_perf_analyzer.sh), genai-perf 0.0.16 and aiperf 0.13.0 are on PATH; the last
+# two are best installed into environments of their own. Takes about three minutes.
+set -eu
+
+http=${1:?usage: $0 HTTP_HOST:PORT GRPC_HOST:PORT OUTPUT_DIRECTORY}
+grpc=${2:?}
+mkdir -p "${3:?}"
+out=$(cd "$3" && pwd)
+here=$(cd "$(dirname "$0")" && pwd)
+python=$(cd "$here/../.." && pwd)/.venv/bin/python
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+export COLUMNS=140
+PYTHONPATH="$here/../.." "$python" "$here/save_tokenizer.py" tokenizer 2>/dev/null
+
+# keep NAME COMMAND...: the command and what it printed, in NAME.txt
+keep() {
+    name=$1
+    shift
+    echo "$*" | sed "s#$here/##g; s#$work/##g" > "$out/$name.txt"
+    if "$@" 2>&1 | sed 's/\x1b\[[0-9;]*m//g; s/[[:space:]]*$//' | sed "s#$work/##g; s#$here/##g" >> "$out/$name.txt"; then :; fi
+    echo "$name: $(wc -l < "$out/$name.txt") lines"
+}
+
+measure() {
+    name=$1 model=$2 data=$3
+    keep "$name" perf_analyzer -m "$model" -u "$grpc" -i grpc --async --streaming --input-data "$here/$data" \
+        --request-rate-range 2 --request-distribution poisson --request-count 40 --profile-export-file "$work/$name.json"
+    "$python" "$here/by_class.py" "$work/$name.json" >> "$out/$name.txt"
+}
+
+if command -v perf_analyzer > /dev/null; then
+    measure perf_analyzer_mixed bros mixed.json
+    measure perf_analyzer_bros_rt bros_rt by_model.json
+    measure perf_analyzer_bros_be bros_be by_model.json
+fi
+if command -v genai-perf > /dev/null; then
+    for backend in vllm tensorrtllm; do
+        HF_HUB_OFFLINE=1 keep "genai_perf_$backend" genai-perf profile -m bros --endpoint-type kserve \
+            --backend "$backend" --streaming -u "$grpc" --tokenizer "$work/tokenizer" --isl 50 --osl 16 \
+            --num-dataset-entries 8 --request-count 12 --concurrency 2 --extra-inputs priority_class:rt --artifact-dir "$work/$backend"
+    done
+fi
+if command -v aiperf > /dev/null; then
+    keep aiperf_generate_stream aiperf profile -m bros --endpoint-type template --url "http://$http" \
+        --custom-endpoint /v2/models/bros/generate_stream --streaming --tokenizer "$work/tokenizer" \
+        --extra-inputs "payload_template:$here/generate_stream.j2" --extra-inputs response_field:text_output \
+        --isl 50 --osl 16 --request-count 12 --concurrency 2 --ui none --artifact-dir "$work/aiperf"
+fi

@@ -12,6 +12,8 @@ schedule maps to a feasible point, because each constraint adds up something tha
     SLOs       disjoint windows in which a request needs a step (for its whole life: one per token) force steps
     order      request i of a closed loop starts only after i − max_outstanding others have completed
     prefill    no output token before its prompt
+    end        prompts computed ahead of their outputs at the end are no more than the run itself left: nothing is
+               gained by leaving work half done
 
 It is an upper bound and not a target: best-effort work is fluid and knows the future, real-time work is done whenever
 it is cheapest, KV held by requests that sit a step out is free, and so are copies, recomputation and scheduling. The
@@ -63,6 +65,7 @@ class Load:
     num_forced_steps `min_steps` of those that met their SLOs
     be               best-effort requests in the order in which they may start; their arrival times are ignored
     max_outstanding  of which so many may be unfinished at once
+    max_ahead_tokens prompt tokens computed, times the part of their request's output that is still to come, at the end
     """
 
     horizon_s: float
@@ -70,6 +73,7 @@ class Load:
     num_forced_steps: int
     be: Sequence[Arrival]
     max_outstanding: int
+    max_ahead_tokens: float
 
 
 def max_be_tokens(machine: Machine, work: Load) -> float | None:
@@ -95,6 +99,7 @@ def max_be_tokens(machine: Machine, work: Load) -> float | None:
     seats = program.decodes + program.prefills
     program.limit(-machine.max_seqs_per_step, seats, at_most=-float(load.num_decodes + len(work.served)))
     program.limit(-work.max_outstanding, program.decodes, at_most=0.0)
+    program.limit(0.0, program.ahead, at_most=work.max_ahead_tokens)
     program.limit(-machine.max_tokens_per_step, program.tokens, at_most=-float(load.num_tokens))
     return program.solve(min_steps=work.num_forced_steps)
 
@@ -226,6 +231,7 @@ class _Program:
         self.tokens = np.concatenate((prompts, decodes))
         self.decodes = np.concatenate((nothing, decodes))
         self.prefills = np.concatenate((np.ones(n), nothing))
+        self.ahead = np.concatenate((prompts, -prompts))
         self.pairs = np.concatenate((prompts**2 / 2, nothing))
         self.context = np.concatenate((nothing, decodes * prompts + decodes * (decodes - 1) / 2))
         num_partial = min(n, max_outstanding)

@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ def provenance() -> dict[str, Any]:
         "hardware": {"cpu": _cpu_model(), "num_cores": os.cpu_count(), "memory_gib": _memory_gib()},
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def describe(provenance: Mapping[str, Any]) -> str:
+    """One line on where a result comes from."""
+    hardware, versions = provenance["hardware"], provenance["versions"]
+    dirty = " with local changes" if provenance["has_local_changes"] else ""
+    return (
+        f"Commit {provenance['commit']}{dirty}, {provenance['date']}, {hardware['num_cores']} cores of "
+        f"{hardware['cpu']}, {', '.join(f'{name} {version}' for name, version in versions.items())}."
+    )
 
 
 def _git(*arguments: str) -> str:

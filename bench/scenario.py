@@ -43,7 +43,8 @@ class Scenario:
     be_backlog            instead: so many at time 0; be_rate: so many per second, Poisson
     be_lengths, be_trace  their lengths: a distribution, or a CSV file taken in order and from the start again
     ttft_slo_s, tpot_slo_s   objectives of every real-time request
-    kv_tokens, host_kv_tokens, max_seqs, max_tokens_per_step   limits; kv_tokens None: the pair's
+    kv_tokens, host_kv_tokens, max_seqs, max_tokens_per_step   limits; kv_tokens None: the pair's,
+                          host_kv_tokens None: as many as kv_tokens
     warmup_s, duration_s  real-time requests arrive in [0, duration_s) and are scored from warmup_s on
     drain_s               how long after duration_s unfinished real-time requests may run on before they count as missed
     """
@@ -64,7 +65,7 @@ class Scenario:
     ttft_slo_s: float = 0.4
     tpot_slo_s: float = 0.2
     kv_tokens: int | None = None
-    host_kv_tokens: int = 200_000
+    host_kv_tokens: int | None = None
     max_seqs: int = 256
     max_tokens_per_step: int = 2048
     warmup_s: float = 100.0

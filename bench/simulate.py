@@ -16,8 +16,11 @@ import json
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from backend.clock import VirtualClock
 from backend.engine import Engine, Submit
@@ -32,8 +35,8 @@ from bench.limit import Load, max_be_tokens, min_steps, min_ttft_misses
 from bench.provenance import provenance
 from bench.scenario import SCENARIOS, Scenario
 from bench.score import RequestRecord, Window, score_be, score_rt
-from bench.stats import percentiles
-from bench.step_models import load_pairs
+from bench.stats import percentiles, quantiles
+from bench.step_models import Pair, load_pairs
 from bench.workload import Arrival
 
 BLOCK_SIZE = 16
@@ -48,10 +51,19 @@ def simulate(scenario: Scenario) -> dict[str, Any]:
     return run.result()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Replay:
+    """Step times and arrivals that replace those of the scenario: how a measured run is simulated."""
+
+    pair: Pair
+    rt: Sequence[Arrival]
+    be: Sequence[Arrival]
+
+
 class Simulation:
     """One run: feeds arrivals to an Engine on a VirtualClock and records what every request gets."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, replay: Replay | None = None) -> None:
         self.scenario = scenario
         self.clock = VirtualClock()
         self.records: dict[str, RequestRecord] = {}
@@ -59,11 +71,13 @@ class Simulation:
         self.scheduling_s: list[float] = []
         self._emitting_s = 0.0
         self._requests: dict[str, Request] = {}
-        machine = scenario.machine
+        self._be_given: list[Arrival] = []
+        machine = scenario.machine if replay is None else dataclasses.replace(scenario.machine, pair=replay.pair)
+        self._machine = machine
         capacity = ExecutorCapacity(
             block_size=BLOCK_SIZE,
             num_blocks=machine.kv_tokens // BLOCK_SIZE,
-            num_host_slots=scenario.host_kv_tokens,
+            num_host_slots=machine.kv_tokens if scenario.host_kv_tokens is None else scenario.host_kv_tokens,
             max_seq_len=MAX_SEQ_LEN,
             max_tokens_per_step=scenario.max_tokens_per_step,
             max_seqs_per_step=scenario.max_seqs,
@@ -73,14 +87,15 @@ class Simulation:
         executor = GpuExecutor(machine.pair, capacity, self.clock)
         self._engine = Engine(self.scheduler, executor, self.clock, self._emit, self._record)
         self._executor = executor
-        self.rt = scenario.rt_arrivals()
+        self.rt = scenario.rt_arrivals() if replay is None else list(replay.rt)
         self._rt_due = deque(self.rt)
         self._num_rt_open = len(self.rt)
-        self._be_supply = scenario.be_supply()
+        self._be_supply = self._make_be_supply(replay)
         self._be_due = deque(self._be_supply if scenario.be_rate > 0.0 else ())
         self._horizon_s = 0.0  # end of the step that passed `duration_s`; what was reached by then:
         self._num_be_started = 0
         self._num_be_tokens = 0
+        self._num_ahead_tokens = 0.0
 
     def run(self) -> None:
         """Step through the arrivals, then on until the real-time requests are done or the drain is over."""
@@ -94,6 +109,7 @@ class Simulation:
         processed = [_num_processed(request) for request in best_effort]
         self._num_be_started = sum(num_tokens > 0 for num_tokens in processed)
         self._num_be_tokens = sum(processed)
+        self._num_ahead_tokens = sum(map(_num_ahead, best_effort))
         while self._num_rt_open and self.clock.now_s() < drained_s:
             self._advance(drained_s)
 
@@ -102,11 +118,15 @@ class Simulation:
         scenario = self.scenario
         window = Window(scenario.warmup_s, scenario.duration_s)
         stats = self.scheduler.stats()
+        scored = [r for r in self._rt_records() if r.arrival_s in window]
+        ttft_s = [r.ttft_s for r in scored if r.ttft_s is not None]
+        tpot_s = [r.tpot_s for r in scored if r.tpot_s is not None]
         return {
             "scenario": scenario.to_json(),
             **score_rt(self.records.values(), scenario.slos, window),
             **score_be(self.records.values(), window),
             **self._limits(),
+            "cdf": {"ttft_s": quantiles(ttft_s), "tpot_s": quantiles(tpot_s)},
             "num_steps": stats.total_steps,
             "simulated_s": self.clock.now_s(),
             "step_s": percentiles(self.step_s),
@@ -119,10 +139,27 @@ class Simulation:
             "copied_in_tokens": stats.total_copied_in_tokens,
         }
 
+    def _make_be_supply(self, replay: Replay | None) -> Iterator[Arrival]:
+        """Keep what the supply gives out: the limits are computed on the same requests."""
+        supply = self.scenario.be_supply() if replay is None else iter(replay.be)
+        for arrival in supply:
+            self._be_given.append(arrival)
+            yield arrival
+
+    def timeline(self) -> dict[str, Any]:
+        """Per second of the run: best-effort tokens; per real-time request: arrival and time to first token."""
+        seconds = np.arange(0.0, self.scenario.duration_s + 1.0)
+        be_times_s = [t for record in self.records.values() if not record.is_rt for t in record.token_times_s]
+        ttft = [(r.arrival_s, r.ttft_s) for r in self._rt_records()]
+        return {
+            "be_tokens": np.histogram(be_times_s, seconds)[0].tolist(),
+            "rt": [[round(arrival_s, 3), None if t is None else round(t, 4)] for arrival_s, t in ttft],
+        }
+
     def _limits(self) -> dict[str, Any]:
         """The bounds of `bench.limit` until the horizon, and what part of them was reached."""
         scenario, horizon_s = self.scenario, self._horizon_s
-        misses = min_ttft_misses(scenario.machine, self.rt, scenario.ttft_slo_s)
+        misses = min_ttft_misses(self._machine, self.rt, scenario.ttft_slo_s)
         limits: dict[str, Any] = {
             "min_ttft_misses": misses,
             "rt_attainment_limit": 1.0 - misses / len(self.rt) if self.rt else None,
@@ -133,14 +170,16 @@ class Simulation:
         if not self._num_be_tokens:
             return limits
         num_be = int(_LIMIT_SUPPLY * self._num_be_started) + scenario.max_seqs
+        more = max(0, num_be - len(self._be_given))
         load = Load(
             horizon_s=horizon_s,
             served=[served for record in self._rt_records() if (served := _served(record, horizon_s))],
             num_forced_steps=min_steps(self._kept_slos(), scenario.slos, horizon_s),
-            be=list(itertools.islice(scenario.be_supply(), num_be)),
+            be=[*self._be_given[:num_be], *itertools.islice(self._be_supply, more)],
             max_outstanding=scenario.max_be_outstanding,
+            max_ahead_tokens=self._num_ahead_tokens,
         )
-        limit = max_be_tokens(scenario.machine, load)
+        limit = max_be_tokens(self._machine, load)
         if limit is not None:
             limits["be_limit_tokens_per_s"] = limit / horizon_s
             limits["be_percent_of_limit"] = 100.0 * self._num_be_tokens / limit
@@ -236,6 +275,13 @@ def _num_processed(request: Request) -> int:
     if request.num_output:
         return request.num_prompt + request.num_output - 1
     return request.num_computed
+
+
+def _num_ahead(request: Request) -> float:
+    """Prompt tokens computed, times the part of the output that is still to come (see `bench.limit.Load`)."""
+    num_decodes = request.sampling.max_tokens - 1
+    done = max(0, request.num_output - 1) / num_decodes if num_decodes else float(request.num_output)
+    return min(_num_processed(request), request.num_prompt) - done * request.num_prompt
 
 
 def main() -> int:

@@ -17,6 +17,14 @@ def percentiles(values: Sequence[float]) -> dict[str, float | None]:
     return {f"p{p}": float(point) for p, point in zip(PERCENTILES, points, strict=True)}
 
 
+def quantiles(values: Sequence[float], num_points: int = 41) -> list[float]:
+    """Return `num_points` evenly spaced quantiles from minimum to maximum: a distribution small enough to store."""
+    if len(values) == 0:
+        return []
+    points = np.quantile(np.asarray(values, np.float64), np.linspace(0.0, 1.0, num_points))
+    return [float(f"{point:.4g}") for point in points]
+
+
 def share(hits: Sequence[bool]) -> float | None:
     """Return the fraction of true values, or None when there are none to judge."""
     return sum(hits) / len(hits) if len(hits) else None

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_PATH = Path(__file__).with_name("step_models.json")
+DOCUMENT_PATH = Path(__file__).with_name("step_models.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def token_basis(num_new_tokens: float, knee_tokens: float, smooth: float) -> tup
 @cache
 def load_pairs() -> dict[str, Pair]:
     """Return the shipped pairs by name."""
-    document = json.loads(_PATH.read_text())
+    document = json.loads(DOCUMENT_PATH.read_text())
     copy_bytes_per_s = document["host_copy_bytes_per_s_per_gpu"]
     return {
         name: Pair(

@@ -25,7 +25,8 @@ def be_of(num_prompt: int, num_output: int, count: int) -> list[Arrival]:
 
 
 def make_load(**knobs: Any) -> Load:
-    load = Load(horizon_s=10.0, served=[], num_forced_steps=0, be=be_of(768, 80, 400), max_outstanding=256)
+    be = be_of(768, 80, 400)
+    load = Load(horizon_s=10.0, served=[], num_forced_steps=0, be=be, max_outstanding=256, max_ahead_tokens=1e9)
     return replace(load, **knobs)
 
 

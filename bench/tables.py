@@ -1,0 +1,188 @@
+"""Tables of the simulated study, from the runs of a result file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from bench.intervals import mean_interval, ratio_interval
+
+Run = Mapping[str, Any]
+FULL_ATTAINMENT = 0.999
+_POLICY_ORDER = ("bros", "priority_tuned", "priority", "bros_paper", "round_robin", "tgi", "fcfs")
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines)
+
+
+def load_table(runs: Sequence[Run]) -> str:
+    """One row per load and policy: attainment, latency and best-effort throughput, means over seeds."""
+    header = ["load", "policy", "RT met both SLOs %", "TTFT met %", "TPOT met %", "TTFT p99 s", "TPOT p99 ms"]
+    header += ["BE req/s", "BE tok/s", "% of limit", "scheduling"]
+    return markdown_table(header, [_load_row(load, policy, group) for (load, policy), group in _by_load(runs)])
+
+
+def ratio_table(runs: Sequence[Run]) -> str:
+    """Per load: best-effort throughput of `bros` over the best baseline whose attainment is equal or higher."""
+    header = ["load", "bros: RT met both %", "best equal baseline", "its BE req/s", "bros BE req/s", "ratio"]
+    header += ["best BE of any baseline", "bros over it"]
+    rows = []
+    for load in sorted({run["load"] for run in runs}):
+        groups = {policy: group for (at, policy), group in _by_load(runs) if at == load}
+        if "bros" in groups and len(groups) > 1:
+            rows.append(_ratio_row(load, groups.pop("bros"), groups))
+    return markdown_table(header, rows)
+
+
+def ablation_table(runs: Sequence[Run], complete: Sequence[Run]) -> str:
+    """`bros` complete and with parts switched off, on the same seeds."""
+    header = (
+        "variant",
+        "RT met both SLOs",
+        "TTFT p99 s",
+        "BE req/s",
+        "against complete",
+        "recomputed tok",
+        "copied tok",
+    )
+    variants = {"complete": list(complete)}
+    for run in runs:
+        variants.setdefault(run["label"], []).append(run)
+    rows = []
+    for label, group in variants.items():
+        recomputed = sum(run["recomputed_tokens"] for run in group) / len(group)
+        copied = sum(run["copied_out_tokens"] + run["copied_in_tokens"] for run in group) / len(group)
+        cells = (attainment(group), mean_of(group, p99("ttft_s")), mean_of(group, be_rate))
+        rows.append((label, *cells, _ratio(group, complete), f"{recomputed:,.0f}", f"{copied:,.0f}"))
+    return markdown_table(header, rows)
+
+
+def trace_table(runs: Sequence[Run]) -> str:
+    """One row per policy on a recorded trace."""
+    header = ("policy", "RT met both SLOs %", "TTFT p50 / p99 s", "TPOT p50 / p99 ms", "BE req/s", "% of limit")
+    rows = []
+    for policy in _policies(runs):
+        group = [run for run in runs if run["scenario"]["policy"] == policy]
+        ttft = f"{mean_of(group, p50('ttft_s'))} / {mean_of(group, p99('ttft_s'))}"
+        tpot = f"{mean_of(group, p50('tpot_s'), 1e3)} / {mean_of(group, p99('tpot_s'), 1e3)}"
+        rows.append((policy, attainment(group), ttft, tpot, mean_of(group, be_rate), limit_share(group)))
+    return markdown_table(header, rows)
+
+
+def step_model_table(document: Mapping[str, Any]) -> str:
+    """The shipped step models with their held-out errors."""
+    header = ("pair", "what", "KV tokens", "mean error", "p95", "max")
+    rows = []
+    for name, pair in document["pairs"].items():
+        error = pair["heldout_error"]
+        errors = [f"{error[key]:.1f} %" for key in ("mean_pct", "p95_pct", "max_pct")]
+        rows.append((name, pair["description"], f"{pair['kv_tokens']:,}", *errors))
+    return markdown_table(header, rows)
+
+
+def be_rate(run: Run) -> float:
+    """Best-effort requests finished per second."""
+    return float(run["be_requests_per_s"])
+
+
+def p50(name: str) -> Callable[[Run], float | None]:
+    """Read the median of a distribution."""
+    return lambda run: run[name]["p50"]
+
+
+def p99(name: str) -> Callable[[Run], float | None]:
+    """Read the 99th percentile of a distribution."""
+    return lambda run: run[name]["p99"]
+
+
+def attainment_of(group: Sequence[Run], kind: str = "both") -> float:
+    """Mean attainment over runs."""
+    return sum(run["rt_attainment"][kind] or 0.0 for run in group) / len(group)
+
+
+def attainment(group: Sequence[Run], kind: str = "both") -> str:
+    """Attainment in percent with its interval over seeds."""
+    return mean_of(group, lambda run: run["rt_attainment"][kind], 100.0, digits=2)
+
+
+def limit_share(group: Sequence[Run]) -> str:
+    """Mean percentage of the upper bound."""
+    return mean_of(group, lambda run: run["be_percent_of_limit"], digits=1)
+
+
+def mean_of(
+    group: Sequence[Run], read: Callable[[Run], float | None], factor: float = 1.0, digits: int | None = None
+) -> str:
+    """Mean over runs, ± the half width of its 95 % interval where it shows; – where there is nothing to average."""
+    values = [factor * value for run in group if (value := read(run)) is not None]
+    if not values:
+        return "–"
+    interval = mean_interval(values)
+    text = f"{interval.estimate:.3g}" if digits is None else f"{interval.estimate:.{digits}f}"
+    spread = f"{interval.half_width:.2g}"
+    return text if len(values) == 1 or interval.half_width < 5e-4 * abs(interval.estimate) else f"{text} ± {spread}"
+
+
+def _load_row(load: float, policy: str, group: Sequence[Run]) -> tuple[str, ...]:
+    return (
+        f"{load:g}",
+        policy,
+        attainment(group),
+        attainment(group, "ttft"),
+        attainment(group, "tpot"),
+        mean_of(group, p99("ttft_s")),
+        mean_of(group, p99("tpot_s"), 1e3),
+        mean_of(group, be_rate),
+        mean_of(group, lambda run: run["be_tokens_per_s"]),
+        limit_share(group),
+        mean_of(group, lambda run: run["scheduler_share"], 100.0, digits=1) + " %",
+    )
+
+
+def _ratio_row(load: float, bros: Sequence[Run], baselines: Mapping[str, Sequence[Run]]) -> tuple[str, ...]:
+    best_any = max(baselines, key=lambda policy: _mean_be(baselines[policy]))
+    floor = min(attainment_of(bros), FULL_ATTAINMENT)
+    equal = [policy for policy, group in baselines.items() if attainment_of(group) >= floor]
+    best = max(equal, key=lambda policy: _mean_be(baselines[policy]), default=None)
+    return (
+        f"{load:g}",
+        attainment(bros),
+        best or "none",
+        mean_of(baselines[best], be_rate) if best else "–",
+        mean_of(bros, be_rate),
+        _ratio(bros, baselines[best]) if best else "–",
+        f"{best_any} {mean_of(baselines[best_any], be_rate)} (RT {attainment(baselines[best_any])} %)",
+        _ratio(bros, baselines[best_any]),
+    )
+
+
+def _ratio(candidate: Sequence[Run], baseline: Sequence[Run]) -> str:
+    """Ratio of best-effort throughput over runs of the same seeds."""
+    by_seed = [{run["scenario"]["seed"]: be_rate(run) for run in group} for group in (candidate, baseline)]
+    seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+    candidates, baselines = ([rates[seed] for seed in seeds] for rates in by_seed)
+    if not seeds or min(*candidates, *baselines) <= 0.0:
+        return "–"
+    interval = ratio_interval(candidates, baselines)
+    if len(seeds) == 1:
+        return f"{interval.estimate:.3f}"
+    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _mean_be(group: Sequence[Run]) -> float:
+    return sum(map(be_rate, group)) / len(group)
+
+
+def _policies(runs: Sequence[Run]) -> list[str]:
+    present = {run["scenario"]["policy"] for run in runs}
+    return [policy for policy in _POLICY_ORDER if policy in present]
+
+
+def _by_load(runs: Sequence[Run]) -> list[tuple[tuple[float, str], list[Run]]]:
+    loads = sorted({run["load"] for run in runs})
+    keys = [(load, policy) for load in loads for policy in _policies(runs)]
+    groups = [(key, [r for r in runs if (r["load"], r["scenario"]["policy"]) == key]) for key in keys]
+    return [(key, group) for key, group in groups if group]

@@ -5,6 +5,7 @@ N tokens, H query heads, G key-value heads, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from backend.executors.torch_engine.inputs import Segment, StepInputs
+from backend.executors.torch_engine.kv_pool import KVPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,34 +26,56 @@ class AttentionShape:
 
 
 class SlotAttention(Protocol):
-    """Attends from the step's tokens to the K and V of their sequences."""
+    """Attends from a step's tokens to the K and V of their sequences in the pool."""
 
-    def attend(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, inputs: StepInputs, shape: AttentionShape
-    ) -> torch.Tensor:
-        """Return [N, H, D] for queries [N, H, D], over one layer's pools [S, G, D], the step's own tokens included."""
+    def begin(self, inputs: StepInputs) -> None:
+        """Prepare for a step; called once before its layers."""
+        ...
+
+    def attend(self, queries: torch.Tensor, layer_index: int, shape: AttentionShape) -> torch.Tensor:
+        """Return [N, H, D] for queries [N, H, D], the step's own tokens included; valid until the next call."""
         ...
 
 
 class TorchAttention:
     """Gathers each sequence's K and V by slot and calls torch's attention: right everywhere, fast for long chunks."""
 
-    def attend(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, inputs: StepInputs, shape: AttentionShape
-    ) -> torch.Tensor:
+    def __init__(self, pool: KVPool) -> None:
+        self._pool = pool
+        self._segments: Sequence[Segment] = ()
+        self._slots: list[torch.Tensor] = []
+        self._masks: dict[int | None, list[torch.Tensor | None]] = {}
+
+    def begin(self, inputs: StepInputs) -> None:
+        self.begin_segments(inputs, inputs.segments)
+
+    def begin_segments(self, inputs: StepInputs, segments: Sequence[Segment]) -> None:
+        """Prepare for some of a step's segments only."""
+        device = self._pool.storage.device
+        self._segments = segments
+        self._slots = [torch.from_numpy(inputs.slot_table[s.row, : s.num_context]).to(device) for s in segments]
+        self._masks = {}
+
+    def attend(self, queries: torch.Tensor, layer_index: int, shape: AttentionShape) -> torch.Tensor:
         out = torch.empty_like(queries)
-        for segment in inputs.segments:
-            span = slice(segment.offset, segment.offset + segment.num_new)
-            slots = torch.from_numpy(inputs.slot_table[segment.row, : segment.num_context]).to(keys.device)
-            out[span] = attend_segment(queries[span], keys[slots], values[slots], segment, shape)
+        self.attend_into(out, queries, layer_index, shape)
         return out
+
+    def attend_into(self, out: torch.Tensor, queries: torch.Tensor, layer_index: int, shape: AttentionShape) -> None:
+        """Write the rows of `out` [N, H, D] that belong to the prepared segments."""
+        storage = self._pool.storage[layer_index]
+        if shape.window not in self._masks:
+            self._masks[shape.window] = [causal_mask(s, shape.window, queries.device) for s in self._segments]
+        for segment, slots, mask in zip(self._segments, self._slots, self._masks[shape.window], strict=True):
+            span = slice(segment.offset, segment.offset + segment.num_new)
+            keys, values = storage[slots].unbind(1)
+            out[span] = attend_segment(queries[span], keys, values, mask, shape)
 
 
 def attend_segment(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, segment: Segment, shape: AttentionShape
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, shape: AttentionShape
 ) -> torch.Tensor:
     """Return [n, H, D] for the queries [n, H, D] of one sequence over its own K and V [context, G, D]."""
-    mask = causal_mask(segment, shape.window, queries.device)
     q, k, v = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))
     if shape.softcap is None:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=shape.scale, enable_gqa=True)

@@ -9,7 +9,6 @@ import torch
 
 from backend.errors import ExecutorError
 from backend.executors import ExecutorCapacity
-from backend.executors.torch_engine.attention import SlotAttention
 from backend.executors.torch_engine.inputs import StepInputs, pack
 from backend.executors.torch_engine.kv_pool import KVPool
 from backend.executors.torch_engine.sampler import Sampler
@@ -19,20 +18,17 @@ from backend.plan import StepBatch, StepResult
 class Model(Protocol):
     """Layers that run one step."""
 
-    def forward(self, inputs: StepInputs, pool: KVPool, attention: SlotAttention) -> torch.Tensor:
-        """Write the step's K and V to `pool`; return float32 logits [num_sampled, vocabulary]."""
+    def forward(self, inputs: StepInputs) -> torch.Tensor:
+        """Write the step's K and V to the pool; return float32 logits [num_sampled, vocabulary]."""
         ...
 
 
 class TorchExecutor:
     """An `Executor` over a torch model. Everything is owned by the engine's thread."""
 
-    def __init__(
-        self, model: Model, pool: KVPool, attention: SlotAttention, sampler: Sampler, capacity: ExecutorCapacity
-    ) -> None:
+    def __init__(self, model: Model, pool: KVPool, sampler: Sampler, capacity: ExecutorCapacity) -> None:
         self._model = model
         self._pool = pool
-        self._attention = attention
         self._sampler = sampler
         self._capacity = capacity
 
@@ -64,9 +60,18 @@ class TorchExecutor:
         if not batch.sequences:
             return token_ids, None
         inputs = pack(batch)
-        logits = self._model.forward(inputs, self._pool, self._attention)
+        self._check_fits(inputs)
+        logits = self._model.forward(inputs)
         sequences = [batch.sequences[index] for index in inputs.sampled]
         for index, token_id, log_prob in zip(inputs.sampled, *self._sampler.sample(logits, sequences), strict=True):
             token_ids[index] = token_id
             log_probs[index] = log_prob
         return token_ids, log_probs if any(s.sampling.wants_log_probs for s in batch.sequences) else None
+
+    def _check_fits(self, inputs: StepInputs) -> None:
+        """The compiled kernels write where they are told; what they are told must lie inside their buffers."""
+        capacity = self._capacity
+        num_slots = capacity.num_blocks * capacity.block_size
+        assert inputs.num_tokens <= capacity.max_tokens_per_step, f"{inputs.num_tokens} tokens in a step"
+        assert int(inputs.positions.max()) < capacity.max_seq_len, f"position {inputs.positions.max()}"
+        assert 0 <= int(inputs.slots.min()) <= int(inputs.slots.max()) < num_slots, f"a slot is not below {num_slots}"

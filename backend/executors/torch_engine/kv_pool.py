@@ -27,33 +27,39 @@ class KVShape:
 
 
 class KVPool:
-    """K and V by slot. `keys` and `values`: [L, S, G, D]."""
+    """K and V by slot: `storage` [L, S, 2, G, D], so a token's K and V of a layer lie side by side."""
 
     def __init__(self, shape: KVShape, num_slots: int, num_host_slots: int, device: torch.device) -> None:
-        size = (shape.num_layers, num_slots, shape.num_kv_heads, shape.head_size)
-        self.keys = torch.zeros(size, dtype=shape.dtype, device=device)
-        self.values = torch.zeros(size, dtype=shape.dtype, device=device)
-        # A host slot holds a token's K and V of all layers side by side, so a checkpoint is one run of bytes.
-        host_size = (num_host_slots, 2, shape.num_layers, shape.num_kv_heads, shape.head_size)
-        self._host = torch.zeros(host_size, dtype=shape.dtype, pin_memory=device.type == "cuda")
+        self.shape = shape
+        token_size = (2, shape.num_kv_heads, shape.head_size)
+        self.storage = torch.zeros((shape.num_layers, num_slots, *token_size), dtype=shape.dtype, device=device)
+        # A host slot holds all layers of a token side by side: a checkpoint of a token is one run of bytes.
+        self._host = torch.zeros(
+            (num_host_slots, shape.num_layers, *token_size), dtype=shape.dtype, pin_memory=device.type == "cuda"
+        )
+
+    def keys(self, layer_index: int) -> torch.Tensor:
+        """Return a view [S, G, D]."""
+        return self.storage[layer_index, :, 0]
+
+    def values(self, layer_index: int) -> torch.Tensor:
+        """Return a view [S, G, D]."""
+        return self.storage[layer_index, :, 1]
 
     def write(self, layer_index: int, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor) -> None:
         """Store K and V [N, G, D] of N tokens at `slots` int64 [N]."""
-        self.keys[layer_index].index_copy_(0, slots, keys)
-        self.values[layer_index].index_copy_(0, slots, values)
+        self.storage[layer_index].index_copy_(0, slots, torch.stack([keys, values], 1))
 
     def copy_out(self, copy: SlotCopy) -> None:
         """Checkpoint device slots to host slots."""
         device_slots, host_slots = self._indices(copy)
-        for index, pool in enumerate((self.keys, self.values)):
-            self._host[:, index].index_copy_(0, host_slots, pool[:, device_slots].transpose(0, 1).to("cpu"))
+        self._host.index_copy_(0, host_slots, self.storage[:, device_slots].transpose(0, 1).to("cpu"))
 
     def copy_in(self, copy: SlotCopy) -> None:
         """Bring host slots back to device slots."""
         device_slots, host_slots = self._indices(copy)
-        for index, pool in enumerate((self.keys, self.values)):
-            pool.index_copy_(1, device_slots, self._host[host_slots, index].transpose(0, 1).to(pool.device))
+        self.storage.index_copy_(1, device_slots, self._host[host_slots].transpose(0, 1).to(self.storage.device))
 
     def _indices(self, copy: SlotCopy) -> tuple[torch.Tensor, torch.Tensor]:
-        device_slots = torch.from_numpy(copy.device_slots).to(self.keys.device, torch.int64)
+        device_slots = torch.from_numpy(copy.device_slots).to(self.storage.device, torch.int64)
         return device_slots, torch.from_numpy(copy.host_slots).to(torch.int64)

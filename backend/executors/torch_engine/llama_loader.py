@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from backend.executors.torch_engine.layer_ops import LlamaConfig
 from backend.executors.torch_engine.linear import Linear
-from backend.executors.torch_engine.llama import LlamaConfig, LlamaLayer, LlamaModel
-from backend.executors.torch_engine.weights import DirectorySource, GGUFSource, Quantised, TensorSource, stack
+from backend.executors.torch_engine.llama import LlamaLayer, LlamaWeights
+from backend.executors.torch_engine.weights import TensorSource, stack
 from backend.gguf_file import GGUFFile
 
 Report = Callable[[str, float], None]
@@ -68,54 +70,57 @@ def config_from_directory(directory: Path) -> LlamaConfig | None:
     )
 
 
-def gguf_source(gguf: GGUFFile, config: LlamaConfig) -> TensorSource:
-    return GGUFSource(gguf, config.num_heads, config.num_kv_heads)
+def load_weights(config: LlamaConfig, source: TensorSource, form: WeightForm, report: Report) -> LlamaWeights:
+    """Read every tensor, reporting progress layer by layer."""
+    reader = _Reader(source, form)
+    embedding = reader.tensor("model.embed_tokens.weight")
+    layers = []
+    for index in range(config.num_layers):
+        report("loading weights", index / config.num_layers)
+        layers.append(_layer(reader, f"model.layers.{index}"))
+    head = embedding if config.is_tied else reader.tensor("lm_head.weight")
+    return LlamaWeights(embedding, layers, reader.norm("model.norm.weight"), Linear(head))
 
 
-def directory_source(directory: Path) -> TensorSource:
-    return DirectorySource(directory)
+@dataclass(frozen=True, slots=True)
+class WeightForm:
+    """How weights are kept; `has_int4` keeps 4-bit ones (where the file has them) beside the dense ones."""
+
+    dtype: torch.dtype
+    device: torch.device
+    has_int4: bool
 
 
-class LlamaLoader:
-    """Builds a LlamaModel; `wants_int4` keeps 4-bit weights beside the dense ones, for steps of few tokens."""
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads tensors in the form they are kept in."""
 
-    def __init__(self, config: LlamaConfig, source: TensorSource, dtype: torch.dtype, wants_int4: bool) -> None:
-        self._config = config
-        self._source = source
-        self._dtype = dtype
-        self._wants_int4 = wants_int4
+    source: TensorSource
+    form: WeightForm
 
-    def load(self, report: Report) -> LlamaModel:
-        """Read every tensor, reporting progress layer by layer."""
-        config = self._config
-        embedding = self._dense("model.embed_tokens.weight")
-        layers = []
-        for index in range(config.num_layers):
-            report("loading layers", index / config.num_layers)
-            layers.append(self._layer(f"model.layers.{index}"))
-        head = embedding if config.is_tied else self._dense("lm_head.weight")
-        return LlamaModel(config, embedding, layers, self._dense("model.norm.weight"), Linear(head))
+    def tensor(self, name: str) -> torch.Tensor:
+        return self.source.dense(name).to(self.form.device, self.form.dtype).contiguous()
 
-    def _layer(self, prefix: str) -> LlamaLayer:
-        attention, feed_forward = f"{prefix}.self_attn", f"{prefix}.mlp"
-        return LlamaLayer(
-            input_norm=self._dense(f"{prefix}.input_layernorm.weight"),
-            qkv=self._linear([f"{attention}.{name}_proj.weight" for name in "qkv"]),
-            output=self._linear([f"{attention}.o_proj.weight"]),
-            post_norm=self._dense(f"{prefix}.post_attention_layernorm.weight"),
-            gate_up=self._linear([f"{feed_forward}.gate_proj.weight", f"{feed_forward}.up_proj.weight"]),
-            down=self._linear([f"{feed_forward}.down_proj.weight"]),
-        )
+    def norm(self, name: str) -> torch.Tensor:
+        return self.source.dense(name).to(self.form.device, torch.float32).contiguous()
 
-    def _dense(self, name: str) -> torch.Tensor:
-        return self._source.dense(name).to(self._dtype).contiguous()
-
-    def _linear(self, names: list[str]) -> Linear:
+    def linear(self, *names: str) -> Linear:
         """Stack the matrices `names` into one product."""
-        parts = [self._source.quantised(name) for name in names]
-        quantised = [part for part in parts if isinstance(part, Quantised)]
+        quantised = [part for name in names if (part := self.source.quantised(name)) is not None]
         if len(quantised) < len(names):
-            return Linear(torch.cat([self._dense(name) for name in names]))
+            return Linear(torch.cat([self.tensor(name) for name in names]))
         matrix = stack(quantised)
-        dense = matrix.dense().to(self._dtype)
-        return Linear(dense, *matrix.packed()) if self._wants_int4 else Linear(dense)
+        weight = matrix.dense().to(self.form.device, self.form.dtype)
+        return Linear(weight, matrix.packed() if self.form.has_int4 else None)
+
+
+def _layer(reader: _Reader, prefix: str) -> LlamaLayer:
+    attention, feed_forward = f"{prefix}.self_attn", f"{prefix}.mlp"
+    return LlamaLayer(
+        input_norm=reader.norm(f"{prefix}.input_layernorm.weight"),
+        qkv=reader.linear(*(f"{attention}.{name}_proj.weight" for name in "qkv")),
+        output=reader.linear(f"{attention}.o_proj.weight"),
+        post_norm=reader.norm(f"{prefix}.post_attention_layernorm.weight"),
+        gate_up=reader.linear(f"{feed_forward}.gate_proj.weight", f"{feed_forward}.up_proj.weight"),
+        down=reader.linear(f"{feed_forward}.down_proj.weight"),
+    )

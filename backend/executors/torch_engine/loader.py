@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 
@@ -9,78 +10,124 @@ import torch
 
 from backend.errors import ConfigError
 from backend.executors import ExecutorCapacity
-from backend.executors.torch_engine.attention import TorchAttention
-from backend.executors.torch_engine.executor import TorchExecutor
+from backend.executors.torch_engine.attention import SlotAttention, TorchAttention
+from backend.executors.torch_engine.executor import Model, TorchExecutor
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
-from backend.executors.torch_engine.llama import LlamaConfig
+from backend.executors.torch_engine.layer_ops import LayerOps, LlamaConfig, TorchLayerOps
+from backend.executors.torch_engine.library_model import LibraryModel, kv_shape, load_library_model, read_config
+from backend.executors.torch_engine.llama import LlamaModel
 from backend.executors.torch_engine.llama_loader import (
-    LlamaLoader,
+    WeightForm,
     config_from_directory,
     config_from_gguf,
-    directory_source,
-    gguf_source,
+    load_weights,
 )
+from backend.executors.torch_engine.memory import plan_capacity
 from backend.executors.torch_engine.sampler import Sampler
-from backend.executors.torch_engine.settings import Dtype, TorchSettings, WeightFormat
+from backend.executors.torch_engine.settings import AttentionKernel, Dtype, ModelPath, TorchSettings, WeightFormat
+from backend.executors.torch_engine.weights import DirectorySource, GGUFSource, TensorSource
 from backend.gguf_file import read_gguf
-from backend.model_files import resolve_model
+from backend.model_files import ModelFiles, resolve_model
 from backend.tokenizer_files import read_eos_ids
 
-_GIB = 1 << 30
-_KV_SHARE_OF_FREE_MEMORY = 0.25
+_log = logging.getLogger(__name__)
+Report = Callable[[str, float], None]
 
 
-def load_executor(settings: TorchSettings, report: Callable[[str, float], None]) -> TorchExecutor:
+def load_executor(settings: TorchSettings, report: Report) -> TorchExecutor:
     """See `torch_engine.load`."""
     torch.set_num_threads(settings.num_threads or len(os.sched_getaffinity(0)))
     report("reading the model's header", 0.0)
     files = resolve_model(settings.model_path)
-    dtype = _dtype(settings)
-    if files.is_gguf:
-        gguf = read_gguf(files.path)
-        config = config_from_gguf(gguf)
-        source = gguf_source(gguf, config) if config else None
-    else:
+    llama = None if settings.layers is ModelPath.LIBRARY else _llama(files)
+    if llama is not None:
+        return _load_own(settings, files, *llama, report)
+    if settings.layers is ModelPath.OWN:
+        raise ConfigError(f"torch.layers: 'own', but model {str(files.path)!r} is no plain Llama; use 'auto'")
+    return _load_library(settings, files, report)
+
+
+def _llama(files: ModelFiles) -> tuple[LlamaConfig, TensorSource] | None:
+    """Return configuration and tensors where our own layers can run the model."""
+    if not files.is_gguf:
         config = config_from_directory(files.path)
-        source = directory_source(files.path)
-    if config is None or source is None:
-        raise ConfigError(f"model {str(files.path)!r} is no Llama-family model")
+        return None if config is None else (config, DirectorySource(files.path))
+    gguf = read_gguf(files.path)
+    config = config_from_gguf(gguf)
+    return None if config is None else (config, GGUFSource(gguf, config.num_heads, config.num_kv_heads))
+
+
+def _load_own(
+    settings: TorchSettings, files: ModelFiles, config: LlamaConfig, source: TensorSource, report: Report
+) -> TorchExecutor:
+    dtype, device = _dtype(settings), torch.device(settings.device)
+    has_int4 = dtype is torch.bfloat16 and device.type == "cpu" and settings.weights is not WeightFormat.DENSE
     shape = KVShape(config.num_layers, config.num_kv_heads, config.head_size, dtype)
-    wants_int4 = dtype is torch.bfloat16 and settings.weights is not WeightFormat.DENSE
-    model = LlamaLoader(config, source, dtype, wants_int4).load(report)
-    capacity = _capacity(settings, shape, config)
-    report("allocating KV", 1.0)
-    num_slots = capacity.num_blocks * capacity.block_size
-    pool = KVPool(shape, num_slots, capacity.num_host_slots, torch.device(settings.device))
-    return TorchExecutor(model, pool, TorchAttention(), Sampler(read_eos_ids(files)), capacity)
+    weight_bytes = int(config.num_parameters * (dtype.itemsize + (0.63 if has_int4 else 0.0)))
+    capacity = plan_capacity(settings, shape, weight_bytes, config.max_positions)
+    weights = load_weights(config, source, WeightForm(dtype, device, has_int4), report)
+    pool = _pool(shape, capacity, device, report)
+    report("compiling kernels", 0.97)
+    attention = _attention(settings, pool, config.num_heads, capacity)
+    model = LlamaModel(weights, _layer_ops(config, pool, attention, capacity))
+    return _executor(model, pool, files, capacity, report)
+
+
+def _load_library(settings: TorchSettings, files: ModelFiles, report: Report) -> TorchExecutor:
+    dtype, device = _dtype(settings), torch.device(settings.device)
+    config = read_config(files)
+    shape = kv_shape(config, dtype)
+    capacity = plan_capacity(settings, shape, _stored_bytes(files), config.max_position_embeddings)
+    report("loading weights", 0.1)
+    library_model = load_library_model(files, dtype, device)
+    pool = _pool(shape, capacity, device, report)
+    attention = _attention(settings, pool, config.num_attention_heads, capacity)
+    return _executor(LibraryModel(library_model, pool, attention), pool, files, capacity, report)
+
+
+def _pool(shape: KVShape, capacity: ExecutorCapacity, device: torch.device, report: Report) -> KVPool:
+    report("allocating KV", 0.95)
+    return KVPool(shape, capacity.num_blocks * capacity.block_size, capacity.num_host_slots, device)
+
+
+def _attention(settings: TorchSettings, pool: KVPool, num_heads: int, capacity: ExecutorCapacity) -> SlotAttention:
+    """Choose the compiled kernel where it runs, plain torch otherwise."""
+    if settings.attention is AttentionKernel.TORCH or pool.storage.device.type != "cpu":
+        return TorchAttention(pool)
+    try:
+        from backend.executors.torch_engine.compiled_ops import CompiledAttention
+    except ImportError as error:
+        if settings.attention is AttentionKernel.COMPILED:
+            raise ConfigError(f"torch.attention: 'compiled' needs numba: {error}") from error
+        _log.warning("no compiled kernels, steps will be slower: %s", error)
+        return TorchAttention(pool)
+    return CompiledAttention(pool, num_heads, capacity.max_tokens_per_step, capacity.max_seq_len)
+
+
+def _layer_ops(config: LlamaConfig, pool: KVPool, attention: SlotAttention, capacity: ExecutorCapacity) -> LayerOps:
+    if isinstance(attention, TorchAttention) or config.hidden_size % 16 or config.intermediate_size % 16:
+        return TorchLayerOps(config, pool, attention)
+    from backend.executors.torch_engine.compiled_ops import CompiledLayerOps
+
+    return CompiledLayerOps(config, pool, attention, capacity.max_tokens_per_step)
+
+
+def _executor(
+    model: Model, pool: KVPool, files: ModelFiles, capacity: ExecutorCapacity, report: Report
+) -> TorchExecutor:
+    report("ready", 1.0)
+    return TorchExecutor(model, pool, Sampler(read_eos_ids(files)), capacity)
 
 
 def _dtype(settings: TorchSettings) -> torch.dtype:
-    if settings.dtype is Dtype.AUTO:
-        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-    return torch.bfloat16 if settings.dtype is Dtype.BF16 else torch.float32
+    if settings.dtype is Dtype.FLOAT32:
+        return torch.float32
+    has_bf16 = settings.device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if settings.dtype is Dtype.BF16 or has_bf16 else torch.float32
 
 
-def _capacity(settings: TorchSettings, shape: KVShape, config: LlamaConfig) -> ExecutorCapacity:
-    if settings.num_kv_tokens is not None:
-        num_tokens = settings.num_kv_tokens
-    elif settings.kv_gib is not None:
-        num_tokens = int(settings.kv_gib * _GIB) // shape.bytes_per_token
-    else:
-        num_tokens = int(_free_memory_bytes() * _KV_SHARE_OF_FREE_MEMORY) // shape.bytes_per_token
-    return ExecutorCapacity(
-        block_size=settings.block_size,
-        num_blocks=num_tokens // settings.block_size,
-        num_host_slots=int(settings.host_kv_gib * _GIB) // shape.bytes_per_token,
-        max_seq_len=min(settings.max_model_len or config.max_positions, config.max_positions),
-        max_tokens_per_step=settings.max_tokens_per_step,
-        max_seqs_per_step=settings.max_seqs_per_step,
-    )
-
-
-def _free_memory_bytes() -> int:
-    with open("/proc/meminfo") as file:
-        for line in file:
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    raise ConfigError("torch.kv_gib: give a size; the free memory of this machine is unknown")
+def _stored_bytes(files: ModelFiles) -> int:
+    """The size of the files is close to what the library's weights take, and a lower bound where they are 4-bit."""
+    if files.is_gguf:
+        return files.path.stat().st_size
+    return sum(file.stat().st_size for file in files.path.glob("*.safetensors"))

@@ -49,7 +49,14 @@ def expected(model_directory: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def executor(model_directory: Path) -> Executor:
-    settings = TorchSettings(model_path=str(model_directory), dtype=Dtype.FLOAT32, num_kv_tokens=8192, host_kv_gib=0.02)
+    settings = TorchSettings(
+        model_path=str(model_directory),
+        dtype=Dtype.FLOAT32,
+        num_kv_tokens=8192,
+        host_kv_gib=0.02,
+        max_tokens_per_step=2048,
+        num_threads=1,
+    )
     return load(settings, lambda _stage, _fraction: None)
 
 

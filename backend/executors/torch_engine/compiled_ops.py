@@ -1,0 +1,208 @@
+"""The compiled kernels as attention and layer operations: packs their arguments and hands them to torch's threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from backend.executors.torch_engine import kernels
+from backend.executors.torch_engine.attention import AttentionShape, SlotAttention, TorchAttention
+from backend.executors.torch_engine.inputs import StepInputs
+from backend.executors.torch_engine.kernels import Kernel, compile_kernels
+from backend.executors.torch_engine.kv_pool import KVPool
+from backend.executors.torch_engine.layer_ops import LlamaConfig, rotary_tables
+from backend.executors.torch_engine.team import MAX_THREADS, run_on_team
+
+_UNLIMITED_WINDOW = 1 << 40
+_MIN_TOKENS_PER_THREAD = 4  # below that, waking the team costs more than an element-wise kernel
+# A bf16 chunk of this many tokens or more is gathered and goes through torch's attention, whose GEMMs use the matrix
+# units; in float32 the kernel does all, so that a token's result never depends on its chunk.
+MIN_GATHERED_TOKENS = 24
+
+
+class CompiledAttention:
+    """Attention by the compiled kernel, and by torch for long bf16 chunks."""
+
+    def __init__(self, pool: KVPool, num_heads: int, max_tokens: int, max_seq_len: int) -> None:
+        shape = pool.shape
+        self._pool = pool
+        self._gathered = TorchAttention(pool)
+        self._is_bf16 = shape.dtype is torch.bfloat16
+        self._num_threads = min(torch.get_num_threads(), MAX_THREADS)
+        heads_per_kv = num_heads // shape.num_kv_heads
+        self._kernel = compile_kernels(shape.head_size, heads_per_kv, self._is_bf16).attend
+        self._out = torch.empty((max_tokens, num_heads, shape.head_size), dtype=shape.dtype)
+        self._scratch = torch.empty(self._num_threads * num_heads * (max_seq_len + shape.head_size))
+        self._layer_bytes = pool.storage[0].nbytes
+        self._has_gathered = False
+        self._block = Block(self._kernel, self._num_threads)
+        self._block.set_addresses({kernels.OUT: self._out, kernels.SCRATCH: self._scratch})
+        self._block.fields[kernels.SCRATCH_WIDTH] = max_seq_len
+        self._block.fields[kernels.NUM_HEADS] = num_heads
+        self._block.fields[kernels.NUM_KV_HEADS] = shape.num_kv_heads
+
+    def begin(self, inputs: StepInputs) -> None:
+        table = inputs.slot_table
+        assert table.strides[1] == table.itemsize, "the slot table's rows must be contiguous"
+        long = [s for s in inputs.segments if self._is_bf16 and s.num_new >= MIN_GATHERED_TOKENS]
+        self._has_gathered = bool(long)
+        if long:
+            self._gathered.begin_segments(inputs, long)
+        is_short = np.ones(inputs.num_tokens, np.bool_)
+        for segment in long:
+            is_short[segment.offset : segment.offset + segment.num_new] = False
+        tokens = np.flatnonzero(is_short).astype(np.int32)
+        heads_per_item = self._pool.shape.num_kv_heads if len(tokens) >= 2 * self._num_threads else 1
+        items_per_token = self._pool.shape.num_kv_heads // heads_per_item
+        costs = np.repeat(inputs.positions[tokens] + 16, items_per_token)
+        fields = self._block.fields
+        fields[kernels.HEADS_PER_ITEM] = heads_per_item
+        fields[kernels.SLOT_TABLE_WIDTH] = table.strides[0] // table.itemsize
+        self._block.set_arrays(
+            {
+                kernels.BOUNDS: balanced_bounds(costs, self._num_threads),
+                kernels.TOKENS: tokens,
+                kernels.SLOT_TABLE: table,
+                kernels.ROWS: inputs.rows,
+                kernels.POSITIONS: inputs.positions,
+            }
+        )
+        self._has_short = len(tokens) > 0
+
+    def attend(self, queries: torch.Tensor, layer_index: int, shape: AttentionShape) -> torch.Tensor:
+        out = self._out[: len(queries)]
+        if self._has_short:
+            queries = queries.contiguous()
+            fields, numbers = self._block.fields, self._block.numbers
+            fields[kernels.X] = queries.data_ptr()
+            fields[kernels.POOL] = self._pool.storage.data_ptr() + layer_index * self._layer_bytes
+            fields[kernels.WINDOW] = shape.window or _UNLIMITED_WINDOW
+            numbers[kernels.SCALE] = shape.scale
+            numbers[kernels.SOFTCAP] = shape.softcap or 0.0
+            self._block.run()
+        if self._has_gathered:
+            self._gathered.attend_into(out, queries, layer_index, shape)
+        return out
+
+
+class CompiledLayerOps:
+    """`LayerOps` by the compiled kernels; buffers are made once, for `max_tokens` tokens."""
+
+    def __init__(self, config: LlamaConfig, pool: KVPool, attention: SlotAttention, max_tokens: int) -> None:
+        shape = pool.shape
+        self._config = config
+        self._pool = pool
+        self._attention = attention
+        self._num_threads = min(torch.get_num_threads(), MAX_THREADS)
+        self._bounds: dict[int, NDArray[np.int64]] = {}
+        self._tables = rotary_tables(config)
+        self._normed = torch.empty((max_tokens, config.hidden_size), dtype=shape.dtype)
+        self._queries = torch.empty((max_tokens, config.num_heads, config.head_size), dtype=shape.dtype)
+        self._activated = torch.empty((max_tokens, config.intermediate_size), dtype=shape.dtype)
+        self._scratch = torch.empty(self._num_threads * config.intermediate_size)
+        self._layer_bytes = pool.storage[0].nbytes
+        heads_per_kv = config.num_heads // config.num_kv_heads
+        compiled = compile_kernels(config.head_size, heads_per_kv, shape.dtype is torch.bfloat16)
+        self._norm_block = self._make_norm_block(compiled.add_norm)
+        self._rotate_block = self._make_rotate_block(compiled.rotate_and_store)
+        self._silu_block = self._make_silu_block(compiled.silu_multiply)
+
+    def begin(self, inputs: StepInputs) -> None:
+        self._attention.begin(inputs)
+        bounds = self._even_bounds(inputs.num_tokens)
+        arrays = {kernels.BOUNDS: bounds, kernels.POSITIONS: inputs.positions, kernels.SLOTS: inputs.slots}
+        self._rotate_block.set_arrays(arrays)
+        self._silu_block.set_arrays({kernels.BOUNDS: bounds})
+
+    def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+        block = self._norm_block
+        num_tokens = len(hidden)
+        block.set_arrays({kernels.BOUNDS: self._even_bounds(num_tokens)})
+        block.fields[kernels.HIDDEN] = hidden.data_ptr()
+        block.fields[kernels.X] = 0 if delta is None else delta.data_ptr()
+        block.fields[kernels.WEIGHT] = weight.data_ptr()
+        block.run()
+        return self._normed[:num_tokens]
+
+    def rotate_and_store(self, qkv: torch.Tensor, layer_index: int) -> torch.Tensor:
+        fields = self._rotate_block.fields
+        fields[kernels.X] = qkv.data_ptr()
+        fields[kernels.POOL] = self._pool.storage.data_ptr() + layer_index * self._layer_bytes
+        self._rotate_block.run()
+        return self._queries[: len(qkv)]
+
+    def attend(self, queries: torch.Tensor, layer_index: int) -> torch.Tensor:
+        return self._attention.attend(queries, layer_index, self._config.attention_shape).view(len(queries), -1)
+
+    def silu_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
+        self._silu_block.fields[kernels.X] = gate_up.data_ptr()
+        self._silu_block.run()
+        return self._activated[: len(gate_up)]
+
+    def _make_norm_block(self, kernel: Kernel) -> Block:
+        block = Block(kernel, self._num_threads)
+        block.set_addresses({kernels.OUT: self._normed})
+        block.fields[kernels.WIDTH] = self._config.hidden_size
+        block.numbers[kernels.EPSILON] = self._config.norm_eps
+        return block
+
+    def _make_rotate_block(self, kernel: Kernel) -> Block:
+        cos, sin = self._tables
+        block = Block(kernel, self._num_threads)
+        block.set_addresses({kernels.OUT: self._queries, kernels.COS: cos, kernels.SIN: sin})
+        block.fields[kernels.NUM_HEADS] = self._config.num_heads
+        block.fields[kernels.NUM_KV_HEADS] = self._config.num_kv_heads
+        return block
+
+    def _make_silu_block(self, kernel: Kernel) -> Block:
+        block = Block(kernel, self._num_threads)
+        block.set_addresses({kernels.OUT: self._activated, kernels.SCRATCH: self._scratch})
+        block.fields[kernels.WIDTH] = self._config.intermediate_size
+        return block
+
+    def _even_bounds(self, num_tokens: int) -> NDArray[np.int64]:
+        """Return the bounds of each thread's tokens; few tokens stay with the first thread."""
+        if num_tokens not in self._bounds:
+            num_threads = max(1, min(self._num_threads, num_tokens // _MIN_TOKENS_PER_THREAD))
+            self._bounds[num_tokens] = balanced_bounds(np.ones(num_tokens), num_threads)
+        return self._bounds[num_tokens]
+
+
+class Block:
+    """The argument of a kernel: `fields` int64, and `numbers`, the same bytes read as float64."""
+
+    def __init__(self, kernel: Kernel, num_threads: int) -> None:
+        self.fields = np.zeros(kernels.NUM_FIELDS, np.int64)
+        self.numbers = self.fields.view(np.float64)
+        self._kernel_address: int = kernel.address
+        self._address = self.fields.ctypes.data
+        self._num_threads = num_threads
+        self._arrays: dict[int, NDArray[Any]] = {}  # keeps what the fields point at alive
+
+    def set_addresses(self, tensors: dict[int, torch.Tensor]) -> None:
+        """Point fields at tensors that outlive the block."""
+        for field, tensor in tensors.items():
+            self.fields[field] = tensor.data_ptr()
+
+    def set_arrays(self, arrays: Mapping[int, NDArray[Any]]) -> None:
+        """Point fields at arrays; the bounds also say how many threads run."""
+        for field, array in arrays.items():
+            if self._arrays.get(field) is not array:
+                self._arrays[field] = array
+                self.fields[field] = array.ctypes.data
+        self._num_threads = len(self._arrays[kernels.BOUNDS]) - 1
+
+    def run(self) -> None:
+        run_on_team(self._kernel_address, self._address, self._num_threads, 0)
+
+
+def balanced_bounds(costs: Sequence[float] | NDArray[Any], num_threads: int) -> NDArray[np.int64]:
+    """Split items into one contiguous range per thread, of about equal cost; int64 [num_threads + 1]."""
+    cumulative = np.cumsum(costs)
+    total = cumulative[-1] if len(cumulative) else 0
+    inner = np.searchsorted(cumulative, total * np.arange(1, num_threads) / num_threads)
+    return np.concatenate([[0], inner, [len(cumulative)]]).astype(np.int64)

@@ -1,0 +1,60 @@
+"""How large the KV pools can be, and whether a model fits at all."""
+
+from __future__ import annotations
+
+import torch
+
+from backend.errors import ConfigError
+from backend.executors import ExecutorCapacity
+from backend.executors.torch_engine.kv_pool import KVShape
+from backend.executors.torch_engine.settings import TorchSettings
+
+_GIB = 1 << 30
+_KV_SHARE_OF_FREE_MEMORY = 0.25  # on a CPU, which other programs share
+_KV_SHARE_OF_FREE_DEVICE_MEMORY = 0.85
+_HOST_COPY_BYTES_PER_S = 4e9  # gathered rows, measured on a 2-core machine; a GPU's bus is faster
+
+
+def plan_capacity(settings: TorchSettings, shape: KVShape, weight_bytes: int, max_positions: int) -> ExecutorCapacity:
+    """Return what the executor will hold. Raises ConfigError, naming the bytes needed, where that does not fit."""
+    device = torch.device(settings.device)
+    free_bytes = available_bytes(device) - weight_bytes
+    num_tokens = _num_kv_tokens(settings, shape, free_bytes, device)
+    num_host_slots = int(settings.host_kv_gib * _GIB) // shape.bytes_per_token
+    needed_bytes = num_tokens * shape.bytes_per_token
+    if device.type == "cpu":
+        needed_bytes += num_host_slots * shape.bytes_per_token
+    if num_tokens < settings.block_size or needed_bytes > free_bytes:
+        needed_bytes = max(needed_bytes, settings.block_size * shape.bytes_per_token)
+        raise ConfigError(
+            f"the model does not fit: weights need {weight_bytes} bytes and KV {needed_bytes} "
+            f"({shape.bytes_per_token} a token), {weight_bytes + needed_bytes} in all; "
+            f"{device} has {free_bytes + weight_bytes} free"
+        )
+    return ExecutorCapacity(
+        block_size=settings.block_size,
+        num_blocks=num_tokens // settings.block_size,
+        num_host_slots=num_host_slots,
+        max_seq_len=min(settings.max_model_len or max_positions, max_positions),
+        max_tokens_per_step=settings.max_tokens_per_step,
+        max_seqs_per_step=settings.max_seqs_per_step,
+        host_copy_s_per_token=shape.bytes_per_token / _HOST_COPY_BYTES_PER_S if num_host_slots else 0.0,
+    )
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the memory that can be had on a device now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with open("/proc/meminfo") as file:
+        fields = dict(line.split(":") for line in file)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _num_kv_tokens(settings: TorchSettings, shape: KVShape, free_bytes: int, device: torch.device) -> int:
+    if settings.num_kv_tokens is not None:
+        return settings.num_kv_tokens
+    if settings.kv_gib is not None:
+        return int(settings.kv_gib * _GIB) // shape.bytes_per_token
+    share = _KV_SHARE_OF_FREE_MEMORY if device.type == "cpu" else _KV_SHARE_OF_FREE_DEVICE_MEMORY
+    return int(max(0, free_bytes) * share) // shape.bytes_per_token

@@ -24,7 +24,7 @@ _TINY = {
 
 
 def save_tiny_model(directory: Path, family: str = "Llama", seed: int = 0, **changes: Any) -> Path:
-    """Save a random model of a family (`Llama`, `Qwen2`, …) in float32; returns its directory.
+    """Save a random model of a family (`Llama`, `Qwen2`, … before `Config`) in float32; returns its directory.
 
     Weights are drawn wide, so that the tokens it generates vary with what it attends to.
     """
@@ -32,7 +32,7 @@ def save_tiny_model(directory: Path, family: str = "Llama", seed: int = 0, **cha
 
     torch.manual_seed(seed)
     config = getattr(transformers, f"{family}Config")(**{**_TINY, "initializer_range": 0.2, **changes})
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    model = transformers.AutoModelForCausalLM.from_config(config)
     model.save_pretrained(directory)
     return directory
 

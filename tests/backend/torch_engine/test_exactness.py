@@ -67,5 +67,7 @@ def test_reference_tokens_vary(expected: list[list[int]]) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 def test_tokens_equal_the_library_under(schedule: Schedule, executor: Executor, expected: list[list[int]]) -> None:
-    requests = [make_request(f"r{i}", prompt, max_tokens=NUM_TOKENS) for i, prompt in enumerate(PROMPTS)]
+    requests = [
+        make_request(f"r{i}", prompt, max_tokens=NUM_TOKENS, min_tokens=NUM_TOKENS) for i, prompt in enumerate(PROMPTS)
+    ]
     assert Runner(executor, schedule).run(requests) == expected

@@ -77,7 +77,7 @@ class _Step:
     rows: Rows
     num_new_tokens: NDArray[np.int64]
     features: StepFeatures
-    predicted_s: float
+    plan: StepPlan
     checkpointed: list[Request]  # whose KV this step copies out
 
 
@@ -197,7 +197,7 @@ class Scheduler:
         batch = StepBatch(requests, num_new_tokens, self.kv.slot_table, _joined(copies_out), _joined(copies_in))
         checkpointed = [reclaim.request for reclaim, copy in zip(plan.reclaims, copies_out, strict=True) if len(copy)]
         features = self._features(rows, counts, len(batch.copies_out) + len(batch.copies_in))
-        self._step = _Step(batch, requests, rows, counts, features, plan.predicted_s, checkpointed)
+        self._step = _Step(batch, requests, rows, counts, features, plan, checkpointed)
         return batch
 
     def complete(self, batch: StepBatch, result: StepResult, now_s: float) -> StepOutput:
@@ -439,11 +439,21 @@ class Scheduler:
         is_rt = table.is_rt[rows]
         num_tokens = step.features.new_tokens
         num_rt_tokens = int(step.num_new_tokens[is_rt].sum())
-        predicted_end_s = now_s - result.duration_s + step.predicted_s
+        predicted_s = step.plan.predicted_s
+        predicted_end_s = now_s - result.duration_s + predicted_s
         deadline_s = table.deadline_s[rows]
         num_late = int((is_rt & (deadline_s >= predicted_end_s) & (deadline_s < now_s)).sum())
-        record = StepRecord(result.duration_s, step.predicted_s, num_rt_tokens, num_tokens - num_rt_tokens, num_late)
-        self.policy.observe(record)
+        self.policy.observe(
+            StepRecord(
+                duration_s=result.duration_s,
+                predicted_s=predicted_s,
+                num_rt_tokens=num_rt_tokens,
+                num_be_tokens=num_tokens - num_rt_tokens,
+                num_late=num_late,
+                num_seqs=len(rows),
+                budget_s=step.plan.budget_s,
+            )
+        )
         self.view.latency.observe(step.features, max(result.duration_s, 1e-6))
         self.view.traffic.note_step(result.duration_s)
         totals["steps"] += 1

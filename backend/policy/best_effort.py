@@ -8,7 +8,6 @@ from backend.policy.future import Future
 from backend.policy.packing import Packing
 from backend.policy.view import SchedulerView
 from backend.request import Request
-from kv.types import Row
 
 _URGENCY = 1.25  # a best-effort deadline turns urgent when this multiple of the predicted work fills the time left
 
@@ -94,28 +93,22 @@ class BestEffortFill:
         packing = self._packing
         if not self._is_free(request.row) or packing.seqs_left < 1:
             return True
-        if packing.has_cuts and self._view.table.is_preempted[request.row]:
-            return False  # memory is short now; and a reclaim may push the copies that it needs out of the host pool
+        is_preempted = bool(self._view.table.is_preempted[request.row])
         room = packing.room_for(request)
-        if room < (request.num_uncomputed if self._view.table.is_preempted[request.row] else 1):
-            return False  # a preempted request comes back only if all it lost fits, lest it be preempted again at once
-        num_restored = self._num_to_restore(request)
+        if is_preempted and not self._can_come_back(request, room):
+            return False
+        num_restored = packing.num_to_restore(request, self._budget_s - packing.predicted_s)
         num_tokens = self._chunk(request, room - num_restored, num_restored)
         if num_tokens > 0 and packing.add(request, num_tokens, num_restored):
             self._window_left -= num_tokens
-        return True
+            if is_preempted:
+                self._future.take(request)
+        return room > 0
 
-    def _num_to_restore(self, request: Request) -> int:
-        """Return how many positions to copy back: all that the host has, if that is cheaper than to compute them."""
-        assert request.row is not None
-        latency = self._view.latency
-        num_restorable = min(self._view.kv.num_restorable(Row(request.row)), request.num_uncomputed - 1)
-        copy_s = latency.c4 * num_restorable
-        if copy_s >= latency.prefill_s(num_restorable, request.num_computed):
-            return 0
-        time_left_s = self._budget_s - self._packing.predicted_s
-        fits = copy_s <= time_left_s or not self._packing.num_new_tokens
-        return num_restorable if fits else 0
+    def _can_come_back(self, request: Request, room: int) -> bool:
+        """A preempted request comes back when all it lost fits and will go on fitting, lest it be preempted again."""
+        is_short = self._packing.has_cuts or room < request.num_uncomputed
+        return not is_short and self._future.has_room_for(request)
 
     def _chunk(self, request: Request, room: int, num_restored: int = 0) -> int:
         time_left_s = self._budget_s - self._packing.predicted_s - self._view.latency.c4 * num_restored

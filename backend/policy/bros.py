@@ -12,7 +12,7 @@ from backend.plan import StepPlan
 from backend.policy.best_effort import BestEffortFill
 from backend.policy.future import Future
 from backend.policy.latency import LatencyModel
-from backend.policy.packing import Packing
+from backend.policy.packing import Packing, unblock
 from backend.policy.settings import SchedulerSettings
 from backend.policy.table import Rows, first_deadline_s
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
@@ -22,6 +22,7 @@ from backend.request import Request
 _CATCH_UP = 0.8  # a late decode asks for steps of this part of its TPOT SLO, so that it gains on its schedule
 _DEFAULT_CAP_S = 0.25  # responsiveness cap while no TTFT SLO has been seen
 _MAX_MARGIN = 0.3
+_MAX_NEW_BY_SKIPPING = 4  # best-effort requests that may be admitted a step in the places of skipped decodes
 _MAX_CREDIT_S = 0.05
 
 
@@ -73,26 +74,16 @@ def time_alone_s(request: Request, latency: LatencyModel) -> float:
     return latency.c0 + latency.prefill_s(request.num_uncomputed, request.num_computed)
 
 
+def _first_due(request: Request) -> tuple[float, int]:
+    return (first_deadline_s(request), request.arrival_index)
+
+
 def responsiveness_cap_s(view: SchedulerView) -> float:
     """Return the longest step: a real-time request that arrives just after its start must still make its TTFT."""
     if view.settings.responsiveness_cap_s is not None:
         return view.settings.responsiveness_cap_s
     tightest_s = view.traffic.tightest_ttft_slo_s
     return _DEFAULT_CAP_S if tightest_s == float("inf") else 0.5 * tightest_s
-
-
-def unblock(view: SchedulerView, packing: Packing) -> None:
-    """Give the first of the started requests room from all others: taken when all of them wait for slots."""
-    table, rows = view.table, view.table.rows()
-    if not len(rows):
-        return
-    key = np.where(table.is_rt[rows], table.deadline_s[rows], 0.0)
-    rows = rows[np.lexsort((table.arrival_index[rows], key, ~table.is_rt[rows]))]
-    first = table.request(int(rows[0]))
-    victims = [row for row in rows[:0:-1].tolist() if packing.num_held(row)]
-    num_tokens = min(first.num_uncomputed, packing.tokens_left)
-    if packing.make_room(first, num_tokens, victims):
-        packing.add(first, num_tokens)
 
 
 class _RealTimeStep:
@@ -138,12 +129,13 @@ class _RealTimeStep:
         return np.asarray(order[: max(1, int(np.searchsorted(cost_s, self.budget_s, side="right")))])
 
     def _num_skippable(self, slack_s: NDArray[np.float64]) -> int:
-        """Return how many decodes may give their places to best-effort: only if places are short, and only decodes
-        that can miss this step and the next and still be on time."""
-        view = self._view
-        groups = self.packing.groups
-        num_be = len(groups.be_decodes) + len(groups.be_prefills) + len(view.be_waiting)
-        num_short = len(slack_s) + num_be - view.limits.max_seqs
+        """Return how many decodes may give their places to best-effort: only if those that could run at once lack
+        places, and only decodes that can miss this step and the next and still be on time."""
+        groups, view = self.packing.groups, self._view
+        num_preempted = int(view.table.is_preempted[groups.be_prefills].sum())
+        num_ready = len(groups.be_decodes) + len(groups.be_prefills) - num_preempted
+        num_new = 0 if num_preempted else min(len(view.be_waiting), _MAX_NEW_BY_SKIPPING)
+        num_short = len(slack_s) + num_ready + num_new - view.limits.max_seqs
         if num_short <= 0:
             return 0
         return min(num_short, int((slack_s > self.budget_s + 2 * view.traffic.step_s).sum()))
@@ -183,17 +175,24 @@ class _RealTimeStep:
     def _pack_prefill(self, request: Request) -> bool:
         """Take as large a chunk as time, tokens and slots allow; False if nothing of it fits."""
         packing = self.packing
-        num_tokens = packing.chunk(request, self.budget_s - packing.predicted_s, packing.tokens_left)
-        if num_tokens < 1 or (request.row is None and not self._future.has_room_for(request)):
+        is_new = request.row is None or bool(self._view.table.is_preempted[request.row])
+        if is_new and not self._future.has_room_for(request):
             return False
-        if not self._make_room(request, num_tokens):
+        time_left_s = self.budget_s - packing.predicted_s
+        num_restored = packing.num_to_restore(request, time_left_s)
+        copy_s = self._view.latency.c4 * num_restored
+        num_tokens = packing.chunk(request, time_left_s - copy_s, packing.tokens_left, num_restored)
+        if num_tokens < 1:
+            return False
+        if not self._make_room(request, num_restored + num_tokens):
+            num_restored = 0
             num_tokens = packing.room_for(request) if self._view.settings.chunked_prefill else 0
-        if num_tokens < 1 or not packing.add(request, num_tokens):
+        if num_tokens < 1 or not packing.add(request, num_tokens, num_restored):
             return False
-        if request.row is None:
+        if is_new:
             self._future.take(request)
-            self._num_rt += 1
-        self._leave_time_for(request, num_tokens)
+            self._num_rt += request.row is None
+        self._leave_time_for(request, num_tokens + num_restored)
         return True
 
     def _leave_time_for(self, request: Request, num_tokens: int = 0) -> None:
@@ -227,11 +226,15 @@ class _RealTimeStep:
         yield from self._idle(rows[order])
 
     def _rt_victims(self, request: Request) -> Iterator[int]:
-        """Yield real-time rows that are due after `request`, the latest first."""
-        table = self._view.table
-        rows = np.concatenate((self._prefills, self._decodes))
-        rows = rows[np.lexsort((table.arrival_index[rows], table.deadline_s[rows]))][::-1]
-        yield from self._idle(row for row in rows.tolist() if self._key(table.request(row)) > self._key(request))
+        """Yield real-time rows whose first token was due after that of `request`, the latest first.
+
+        The deadline of the next token would change with every token, and two requests preempt each other in turn.
+        """
+        requests = self._view.table.requests_in(np.concatenate((self._prefills, self._decodes)))
+        later = [other for other in requests if _first_due(other) > _first_due(request)]
+        yield from self._idle(
+            other.row for other in sorted(later, key=_first_due, reverse=True) if other.row is not None
+        )
 
     def _idle(self, rows: Iterator[int] | Rows) -> Iterator[int]:
         for row in rows:

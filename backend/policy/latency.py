@@ -142,7 +142,7 @@ class LatencyModel:
                 own = self._information[j][j]
                 gradient = moments[j] - (a0 * t0 + a1 * t1 + a2 * t2 + a3 * t3 + a4 * t4) + own * theta[j]
                 value = max(0.0, (gradient + hold * last[j]) / (own + hold))
-                t0, t1, t2, t3, t4 = (*theta[:j], value, *theta[j + 1 :])
+                t0, t1, t2, t3, t4 = theta[:j] + (value,) + theta[j + 1 :]  # noqa: RUF005 mypy loses the length of a star
         self._theta = [t0, t1, t2, t3, t4]
 
     def _publish(self) -> None:

@@ -84,6 +84,18 @@ class Packing:
             return min(wanted, _MIN_CHUNK, max_tokens) if is_alone else 0
         return min(wanted, by_time, max_tokens)
 
+    def num_to_restore(self, request: Request, time_left_s: float) -> int:
+        """Return how many positions of a preempted request to copy back: all that the host has, if that is cheaper
+        than to compute them again and fits the time; 0 otherwise."""
+        if request.row is None or not self._view.table.is_preempted[request.row]:
+            return 0
+        if self.has_cuts:  # a reclaim of this step may push the copies out of the host pool
+            return 0
+        num_restored = min(self._view.kv.num_restorable(Row(request.row)), request.num_uncomputed - 1)
+        copy_s = self._view.latency.c4 * num_restored
+        is_cheaper = copy_s < self._view.latency.prefill_s(num_restored, request.num_computed)
+        return num_restored if is_cheaper and (copy_s <= time_left_s or not self.num_new_tokens) else 0
+
     def cost_s(self, request: Request, num_tokens: int, num_restored: int = 0) -> float:
         """Return what `num_tokens` of `request` add to the step's time."""
         latency = self._view.latency
@@ -163,11 +175,15 @@ class Packing:
         return [num_kept for num_kept, num_gained in boundaries if num_gained >= missing] or [0]
 
     def _reclaim(self, victim: int, num_kept: int) -> Reclaim:
-        """Choose between keeping the lost KV in the host pool and computing it again, by the model (design §4)."""
+        """Choose between keeping the lost KV in the host pool and computing it again, by the model (design §4).
+
+        A step that restores saves nothing: in a full host pool that could push out what it restores.
+        """
         request, latency = self._view.table.request(victim), self._view.latency
         num_lost = request.num_computed - num_kept
         copies_s = 2 * latency.c4 * num_lost  # there and back
-        return Reclaim(request, num_kept, checkpoint=copies_s < latency.prefill_s(num_lost, num_kept))
+        recompute_s = latency.prefill_s(num_lost, num_kept)
+        return Reclaim(request, num_kept, checkpoint=not self._restored and copies_s < recompute_s)
 
     def _drop_what_no_longer_fits(self) -> None:
         """Repeat the allocations as `commit` makes them, reclaims first, and leave out what then finds no room.
@@ -185,3 +201,19 @@ class Packing:
                 del self.num_new_tokens[request]
                 self._restored.pop(request, None)
                 self.predicted_s -= self.cost_s(request, num_tokens, num_restored)
+
+
+def unblock(view: SchedulerView, packing: Packing) -> None:
+    """Give the oldest started request, real-time first, room from all others: for when all of them wait for slots.
+
+    Age does not change while requests run, so the oldest always gets on.
+    """
+    table, rows = view.table, view.table.rows()
+    if not len(rows):
+        return
+    rows = rows[np.lexsort((table.arrival_index[rows], ~table.is_rt[rows]))]
+    first = table.request(int(rows[0]))
+    victims = [row for row in rows[:0:-1].tolist() if packing.num_held(row)]
+    num_tokens = min(first.num_uncomputed, packing.tokens_left)
+    if packing.make_room(first, num_tokens, victims):
+        packing.add(first, num_tokens)

@@ -46,6 +46,8 @@ class Traffic:
     rt_output_ratio: float = 0.25
     be_output_ratio: float = 1.0
     step_s: float = 0.02
+    num_rt_ended: int = 0
+    num_be_ended: int = 0
 
     def note_arrival(self, request: Request) -> None:
         """Learn from a request that comes."""
@@ -57,9 +59,11 @@ class Traffic:
         """Learn from a request that ended by itself."""
         ratio = request.num_output / request.sampling.max_tokens
         if request.is_rt:
-            self.rt_output_ratio += 0.05 * (ratio - self.rt_output_ratio)
+            self.num_rt_ended += 1
+            self.rt_output_ratio += max(0.02, 1.0 / (self.num_rt_ended + 3)) * (ratio - self.rt_output_ratio)
         else:
-            self.be_output_ratio += 0.05 * (ratio - self.be_output_ratio)
+            self.num_be_ended += 1
+            self.be_output_ratio += max(0.02, 1.0 / (self.num_be_ended + 3)) * (ratio - self.be_output_ratio)
 
     def note_step(self, duration_s: float) -> None:
         """Learn from a step."""
@@ -88,7 +92,8 @@ class SchedulerView:
 class StepRecord(NamedTuple):
     """One executed step, as a policy's controller sees it.
 
-    num_late: real-time tokens that met their deadline by the prediction and missed it by the measurement.
+    num_late: real-time tokens that met their deadline by the prediction and missed it by the measurement. budget_s:
+    what the policy packed under.
     """
 
     duration_s: float
@@ -96,6 +101,8 @@ class StepRecord(NamedTuple):
     num_rt_tokens: int
     num_be_tokens: int
     num_late: int
+    num_seqs: int = 0
+    budget_s: float = float("inf")
 
 
 class Policy(Protocol):

@@ -7,14 +7,13 @@ import random
 import pytest
 
 from backend.executors.sim import token_at
+from backend.policy.settings import POLICY_NAMES
 from backend.request import FinishReason
 from tests.backend.factories import Harness, be, rt
 
-POLICIES = ("bros", "fcfs")
 
-
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+@pytest.mark.parametrize("seed", range(2))
 def test_every_request_ends_once_with_its_own_tokens_under_memory_pressure(policy: str, seed: int) -> None:
     random_ = random.Random(seed)
     harness = Harness(policy=policy, num_blocks=64, num_host_slots=200, max_seq_len=600, max_tokens_per_step=256)

@@ -1,20 +1,24 @@
-"""First come, first served, as vLLM v1's scheduler does it: the baseline that knows no classes."""
+"""PlainPolicy: a policy that is nothing but a plan function, with queues in order of arrival."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from backend.plan import StepPlan
 from backend.policy.latency import LatencyModel
-from backend.policy.running_first import plan_running_first
 from backend.policy.settings import SchedulerSettings
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 from backend.request import Request
 
+PlanFunction = Callable[[SchedulerView, float], StepPlan]
 
-class Fcfs:
-    """Running requests in order of admission, then waiting ones in order of arrival, both classes alike."""
 
-    def __init__(self, settings: SchedulerSettings, limits: StepLimits) -> None:
+class PlainPolicy:
+    """Keeps no state: no window, no late requests, nothing learned."""
+
+    def __init__(self, plan: PlanFunction, settings: SchedulerSettings, limits: StepLimits) -> None:
         del settings
+        self._plan = plan
         self._max_tokens = limits.max_tokens
 
     @property
@@ -29,13 +33,7 @@ class Fcfs:
         return False
 
     def plan(self, view: SchedulerView, now_s: float) -> StepPlan:
-        del now_s
-        return plan_running_first(view, rank=_same_rank)
+        return self._plan(view, now_s)
 
     def observe(self, step: StepRecord) -> None:
         del step
-
-
-def _same_rank(request: Request) -> int:
-    del request
-    return 0

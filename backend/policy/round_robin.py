@@ -1,0 +1,53 @@
+"""`round_robin`: the classes take turns, step by step; the ablation that the BROS paper compares with (§6).
+
+Within a turn requests are served as vLLM does (backend.policy.running_first). Memory goes to the class in turn: it may
+preempt the other.
+"""
+
+from __future__ import annotations
+
+from backend.plan import StepPlan
+from backend.policy.latency import LatencyModel
+from backend.policy.packing import Packing
+from backend.policy.running_first import class_rank, run_then_admit
+from backend.policy.settings import SchedulerSettings
+from backend.policy.view import SchedulerView, StepLimits, StepRecord
+from backend.request import Request
+
+
+class RoundRobin:
+    """Remembers whose turn it is."""
+
+    def __init__(self, settings: SchedulerSettings, limits: StepLimits) -> None:
+        del settings
+        self._max_tokens = limits.max_tokens
+        self._is_rt_turn = True
+
+    @property
+    def window_tokens(self) -> int:
+        return self._max_tokens
+
+    def order(self, request: Request) -> float:
+        return request.arrival_index
+
+    def is_late(self, request: Request, latency: LatencyModel, now_s: float) -> bool:
+        del request, latency, now_s
+        return False
+
+    def observe(self, step: StepRecord) -> None:
+        self._is_rt_turn = step.num_rt_tokens == 0
+
+    def plan(self, view: SchedulerView, now_s: float) -> StepPlan:
+        """Serve the class in turn; the other where it has nothing to do."""
+        del now_s
+        turns = (class_rank, _reversed_rank) if self._is_rt_turn else (_reversed_rank, class_rank)
+        for rank in turns:
+            packing = Packing(view)
+            run_then_admit(view, packing, rank, only=rank)
+            if packing.num_new_tokens:
+                return packing.plan(float("inf"))
+        return StepPlan()
+
+
+def _reversed_rank(request: Request) -> int:
+    return 1 - class_rank(request)

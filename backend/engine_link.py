@@ -36,6 +36,7 @@ from backend.protocol import (
     Stage,
     Submit,
     ToEngine,
+    ToStub,
     error_end,
     send,
     stub_reader,
@@ -197,22 +198,25 @@ class EngineLink:
                 _disconnect(connection)
             self._socket = connection
         try:
-            for message in stub_reader(connection):
-                match message:
-                    case Chunks(chunks):
-                        self._deliver(chunks)
-                    case EngineState():
-                        self._set_state(message)
-                        was_ready = was_ready or message.stage is Stage.READY
-                    case Metrics():
-                        assert self._on_metrics is not None, "metrics came unasked"
-                        self._on_metrics(message)
+            with connection, stub_reader(connection) as reader:
+                for message in reader:
+                    self._take(message)
+                    was_ready = was_ready or self.is_ready
         except (OSError, ProtocolError) as error:
             logger.warning("the connection to the engine broke: %s", error)
         finally:
             self._lose()
-            connection.close()
         return was_ready
+
+    def _take(self, message: ToStub) -> None:
+        match message:
+            case Chunks(chunks):
+                self._deliver(chunks)
+            case EngineState():
+                self._set_state(message)
+            case Metrics():
+                assert self._on_metrics is not None, "metrics came unasked"
+                self._on_metrics(message)
 
     def _deliver(self, chunks: tuple[Chunk, ...]) -> None:
         for chunk in chunks:

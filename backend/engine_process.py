@@ -41,8 +41,10 @@ from backend.protocol import (
     EngineState,
     Hello,
     ProtocolError,
+    Reader,
     Snapshot,
     Stage,
+    ToEngine,
     engine_reader,
     error_end,
 )
@@ -206,7 +208,8 @@ class EngineServer:
     def _serve(self, connection: Connection) -> None:
         """Read one stub's messages until it is gone, then cancel what it left."""
         try:
-            self._read(connection)
+            with engine_reader(connection.socket) as reader:
+                self._read(connection, reader)
         except (OSError, ProtocolError) as error:
             logger.warning("connection of %s broke: %s", connection.name, error)
         finally:
@@ -218,8 +221,7 @@ class EngineServer:
                 self._outbox.drop(connection)
             connection.socket.close()
 
-    def _read(self, connection: Connection) -> None:
-        reader = engine_reader(connection.socket)
+    def _read(self, connection: Connection, reader: Reader[ToEngine]) -> None:
         hello = reader.read()
         if hello is None:
             return

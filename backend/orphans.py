@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -41,4 +42,16 @@ def _watch(stub_pid: int, server_pid: int) -> None:
         gone, _, _ = select.select([stub, server], [], [])
         if stub not in gone and not select.select([stub], [], [], _GRACE_S)[0]:
             logger.warning("stub %d outlived its server %d; ending it", stub_pid, server_pid)
+            regions = _shared_memory_of(stub_pid)
             signal.pidfd_send_signal(stub, signal.SIGKILL)
+            for region in regions:
+                region.unlink(missing_ok=True)
+
+
+def _shared_memory_of(pid: int) -> set[Path]:
+    """Return the shared memory files that a process has mapped; a stub shares its own with its server only."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {Path(line.split()[-1]) for line in lines if "/dev/shm/" in line and not line.endswith("(deleted)")}

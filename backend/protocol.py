@@ -14,7 +14,7 @@ import enum
 import socket
 import struct
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import msgspec
 
@@ -194,11 +194,20 @@ def frame(message: ToEngine | ToStub) -> bytes:
 
 
 class Reader(Generic[M]):
-    """Yields the messages that arrive on a socket, until the peer closes it. Raises ProtocolError on garbage."""
+    """Yields the messages that arrive on a socket, until the peer closes it. Raises ProtocolError on garbage.
+
+    Leaving its `with` block gives the reader's hold on the socket back, not the socket itself.
+    """
 
     def __init__(self, connection: socket.socket, message_type: type[M]) -> None:
         self._stream = connection.makefile("rb")
         self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(message_type)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
 
     def __iter__(self) -> Iterator[M]:
         while (message := self.read()) is not None:

@@ -20,7 +20,7 @@ import json
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,10 +80,11 @@ SUITES: dict[str, list[tuple[Setup, tuple[str, ...]]]] = {
 }
 
 
-def measure(target: Target, setup: Setup, seed: int) -> tuple[dict[str, Any], list[RequestRecord]]:
-    """Drive `target` with the load of `setup` and score it; the target is closed."""
+def measure(connect: Callable[[], Target], setup: Setup, seed: int) -> tuple[dict[str, Any], list[RequestRecord]]:
+    """Connect inside an event loop, drive the load of `setup` and score it."""
 
     async def run() -> list[RequestRecord]:
+        target = connect()
         try:
             return await drive(target, setup.mix(seed))
         finally:
@@ -114,7 +115,7 @@ def measure_policy(policy: str, setup: Setup, seed: int) -> tuple[dict[str, Any]
     with running_server(flags) as address:
         foreign_cores = psutil.cpu_percent(_SETTLE_S) / 100 * (psutil.cpu_count() or 1)
         before, start_s = _server_counters(address), time.monotonic()
-        result, records = measure(BrosTarget(f"grpc://{address.grpc_url}"), setup, seed)
+        result, records = measure(lambda: BrosTarget(f"grpc://{address.grpc_url}"), setup, seed)
         after, wall_s = _server_counters(address), time.monotonic() - start_s
     counters = {name: value - before.get(name, 0.0) for name, value in after.items()}
     result |= {
@@ -150,12 +151,7 @@ def _measurements(arguments: argparse.Namespace, setup: Setup) -> Iterator[tuple
     """Yield measured runs until all are done or the next one would not fit the time budget."""
     if arguments.url or arguments.openai:
         for seed in arguments.seeds:
-            target = (
-                OpenAITarget(arguments.openai, arguments.model, arguments.openai_priority)
-                if arguments.openai
-                else BrosTarget(arguments.url)
-            )
-            result, records = measure(target, setup, seed)
+            result, records = measure(lambda: _connect(arguments), setup, seed)
             yield {**result, "policy": arguments.label or arguments.openai or arguments.url}, records
         return
     plan = SUITES[arguments.suite] if arguments.suite else [(setup, arguments.compare or (arguments.policy,))]
@@ -167,6 +163,12 @@ def _measurements(arguments: argparse.Namespace, setup: Setup) -> Iterator[tuple
                     print(f"no time for {mix.name} {policy} seed {seed}", file=sys.stderr)
                     continue
                 yield measure_policy(policy, replace(mix), seed)
+
+
+def _connect(arguments: argparse.Namespace) -> Target:
+    if arguments.openai:
+        return OpenAITarget(arguments.openai, arguments.model, arguments.openai_priority)
+    return BrosTarget(arguments.url)
 
 
 def _rotated(policies: Sequence[str], by: int) -> list[str]:

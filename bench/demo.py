@@ -1,0 +1,90 @@
+"""One picture of what the scheduler is for: the same load on the real server under `fcfs` and under `bros`.
+
+    python -m bench.demo --out docs/img/demo.svg
+
+A backlog of best-effort requests arrives at once while real-time requests keep coming; both policies get the same
+seeded arrivals, each on a server of its own. The numbers behind the picture stand beside it as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+
+from bench.provenance import provenance
+from bench.score import RequestRecord
+from bench.serve import ASKED, Setup, measure_policy
+
+mpl.use("svg")
+mpl.rcParams.update({"svg.hashsalt": "bros", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+SETUP = Setup("demo", rt_rate=0.8, be_backlog=150, warmup_s=0.0, duration_s=60.0, drain_s=5.0)
+POLICIES = ("fcfs", "bros")
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--duration-s", type=float, default=SETUP.duration_s, help="of load on each server")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("docs/img/demo.svg"), help="picture to write")
+    arguments = parser.parse_args()
+    setup = Setup(**{**asdict(SETUP), "duration_s": arguments.duration_s})
+    runs = {}
+    for policy in POLICIES:
+        print(f"serving with {policy} for {setup.duration_s:g} s", file=sys.stderr)
+        runs[policy] = measure_policy(policy, setup, arguments.seed)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    draw(runs, setup, arguments.out)
+    document = {"provenance": provenance(), "runs": {policy: result for policy, (result, _) in runs.items()}}
+    arguments.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    print(arguments.out)
+    return 0
+
+
+def draw(runs: dict[str, tuple[dict[str, Any], list[RequestRecord]]], setup: Setup, path: Path) -> None:
+    """Left to right the policies; above, when RT requests waited and streamed; below, BE tokens per second."""
+    figure, axes = plt.subplots(
+        2, len(runs), figsize=(10, 5), sharex=True, sharey="row", height_ratios=(2.2, 1), layout="constrained"
+    )
+    end_s = setup.duration_s + setup.drain_s
+    for column, (policy, (result, records)) in enumerate(runs.items()):
+        waits, best_effort = axes[0][column], axes[1][column]
+        rt = [record for record in records if record.is_rt]
+        for place, record in enumerate(rt):
+            _draw_request(waits, place, record, end_s)
+        met = sum(record.meets_ttft(ASKED) and record.meets_tpot(ASKED) for record in rt)
+        title = f"{policy}: {met} of {len(rt)} real-time requests within {ASKED.ttft_slo_s:g} s, "
+        waits.set_title(f"{title}{ASKED.tpot_slo_s * 1e3:g} ms", fontsize=10)
+        seconds = np.arange(0.0, end_s + 1.0)
+        be_times_s = [time_s for record in records if not record.is_rt for time_s in record.token_times_s]
+        rate = np.convolve(np.histogram(be_times_s, seconds)[0], np.ones(5) / 5, mode="same")
+        best_effort.fill_between(seconds[:-1], rate, color="#1f77b4", alpha=0.5)
+        best_effort.set_xlabel(f"time, s (best effort: {result['be_tokens_per_s']:.0f} tokens/s)")
+    axes[0][0].set_ylabel("real-time requests\nred: waiting · green: streaming")
+    axes[1][0].set_ylabel("best-effort tokens/s")
+    axes[0][0].set_yticks([])
+    plt.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _draw_request(axis: Any, place: int, record: RequestRecord, end_s: float) -> None:
+    """A bar from arrival to the first token, and one from there to the last."""
+    first_s = record.token_times_s[0] if record.token_times_s else end_s
+    last_s = record.token_times_s[-1] if record.token_times_s else end_s
+    is_late = not record.meets_ttft(ASKED)
+    axis.barh(place, first_s - record.arrival_s, left=record.arrival_s, color="#d62728" if is_late else "#f2a6a6")
+    axis.barh(place, last_s - first_s, left=first_s, color="#2ca02c" if record.meets_tpot(ASKED) else "#b5d8b5")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -94,7 +94,7 @@ class CompiledLayerOps:
 
     def __init__(self, config: LlamaConfig, pool: KVPool, attention: SlotAttention, max_tokens: int) -> None:
         shape = pool.shape
-        self._config = config
+        self.config = config
         self._pool = pool
         self._attention = attention
         self._num_threads = min(torch.get_num_threads(), MAX_THREADS)
@@ -136,7 +136,7 @@ class CompiledLayerOps:
         return self._queries[: len(qkv)]
 
     def attend(self, queries: torch.Tensor, layer_index: int) -> torch.Tensor:
-        return self._attention.attend(queries, layer_index, self._config.attention_shape).view(len(queries), -1)
+        return self._attention.attend(queries, layer_index, self.config.attention_shape).view(len(queries), -1)
 
     def silu_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
         self._silu_block.fields[kernels.X] = gate_up.data_ptr()
@@ -146,22 +146,22 @@ class CompiledLayerOps:
     def _make_norm_block(self, kernel: Kernel) -> Block:
         block = Block(kernel, self._num_threads)
         block.set_addresses({kernels.OUT: self._normed})
-        block.fields[kernels.WIDTH] = self._config.hidden_size
-        block.numbers[kernels.EPSILON] = self._config.norm_eps
+        block.fields[kernels.WIDTH] = self.config.hidden_size
+        block.numbers[kernels.EPSILON] = self.config.norm_eps
         return block
 
     def _make_rotate_block(self, kernel: Kernel) -> Block:
         cos, sin = self._tables
         block = Block(kernel, self._num_threads)
         block.set_addresses({kernels.OUT: self._queries, kernels.COS: cos, kernels.SIN: sin})
-        block.fields[kernels.NUM_HEADS] = self._config.num_heads
-        block.fields[kernels.NUM_KV_HEADS] = self._config.num_kv_heads
+        block.fields[kernels.NUM_HEADS] = self.config.num_heads
+        block.fields[kernels.NUM_KV_HEADS] = self.config.num_kv_heads
         return block
 
     def _make_silu_block(self, kernel: Kernel) -> Block:
         block = Block(kernel, self._num_threads)
         block.set_addresses({kernels.OUT: self._activated, kernels.SCRATCH: self._scratch})
-        block.fields[kernels.WIDTH] = self._config.intermediate_size
+        block.fields[kernels.WIDTH] = self.config.intermediate_size
         return block
 
     def _even_bounds(self, num_tokens: int) -> NDArray[np.int64]:

@@ -27,8 +27,8 @@ class TorchExecutor:
     """An `Executor` over a torch model. Everything is owned by the engine's thread."""
 
     def __init__(self, model: Model, pool: KVPool, sampler: Sampler, capacity: ExecutorCapacity) -> None:
-        self._model = model
-        self._pool = pool
+        self.model = model
+        self.pool = pool
         self._sampler = sampler
         self._capacity = capacity
 
@@ -41,9 +41,9 @@ class TorchExecutor:
         started_s = time.perf_counter()
         try:
             if len(batch.copies_out):
-                self._pool.copy_out(batch.copies_out)
+                self.pool.copy_out(batch.copies_out)
             if len(batch.copies_in):
-                self._pool.copy_in(batch.copies_in)
+                self.pool.copy_in(batch.copies_in)
             token_ids, log_probs = self._compute(batch)
         except (RuntimeError, MemoryError) as error:
             raise ExecutorError(f"a step of {sum(batch.num_new_tokens)} tokens failed: {error}") from error
@@ -51,8 +51,8 @@ class TorchExecutor:
 
     def close(self) -> None:
         """Drop model and pools."""
-        self.__dict__.pop("_model", None)
-        self.__dict__.pop("_pool", None)
+        self.__dict__.pop("model", None)
+        self.__dict__.pop("pool", None)
 
     def _compute(self, batch: StepBatch) -> tuple[list[int | None], list[float | None] | None]:
         token_ids: list[int | None] = [None] * len(batch.sequences)
@@ -61,7 +61,7 @@ class TorchExecutor:
             return token_ids, None
         inputs = pack(batch)
         self._check_fits(inputs)
-        logits = self._model.forward(inputs)
+        logits = self.model.forward(inputs)
         sequences = [batch.sequences[index] for index in inputs.sampled]
         for index, token_id, log_prob in zip(inputs.sampled, *self._sampler.sample(logits, sequences), strict=True):
             token_ids[index] = token_id

@@ -44,6 +44,8 @@ class LlamaConfig:
 class LayerOps(Protocol):
     """The work between matrix products, for N tokens. What a method returns is valid until its next call."""
 
+    config: LlamaConfig
+
     def begin(self, inputs: StepInputs) -> None:
         """Prepare for a step; called once before its layers."""
         ...
@@ -69,7 +71,7 @@ class TorchLayerOps:
     """Plain torch: runs on every device."""
 
     def __init__(self, config: LlamaConfig, pool: KVPool, attention: SlotAttention) -> None:
-        self._config = config
+        self.config = config
         self._pool = pool
         self._attention = attention
         self._device = pool.storage.device
@@ -86,11 +88,11 @@ class TorchLayerOps:
     def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
         if delta is not None:
             hidden += delta
-        normed = F.rms_norm(hidden, (hidden.shape[-1],), weight, self._config.norm_eps)
+        normed = F.rms_norm(hidden, (hidden.shape[-1],), weight, self.config.norm_eps)
         return normed.to(self._pool.shape.dtype)
 
     def rotate_and_store(self, qkv: torch.Tensor, layer_index: int) -> torch.Tensor:
-        config = self._config
+        config = self.config
         heads = qkv.view(len(qkv), -1, config.head_size)
         end_of_keys = config.num_heads + config.num_kv_heads
         first, second = heads[:, :end_of_keys].float().chunk(2, -1)
@@ -100,7 +102,7 @@ class TorchLayerOps:
         return turned[:, : config.num_heads]
 
     def attend(self, queries: torch.Tensor, layer_index: int) -> torch.Tensor:
-        return self._attention.attend(queries, layer_index, self._config.attention_shape).reshape(len(queries), -1)
+        return self._attention.attend(queries, layer_index, self.config.attention_shape).reshape(len(queries), -1)
 
     def silu_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, -1)

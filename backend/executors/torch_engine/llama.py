@@ -39,12 +39,12 @@ class LlamaModel:
     """Runs steps through the layers; the residual stream is float32 whatever the weights' dtype."""
 
     def __init__(self, weights: LlamaWeights, ops: LayerOps) -> None:
-        self._weights = weights
-        self._ops = ops
+        self.weights = weights
+        self.ops = ops
 
     def forward(self, inputs: StepInputs) -> torch.Tensor:
         """Return the float32 logits [num_sampled, vocabulary] of the tokens that sample; writes K and V to the pool."""
-        ops, weights = self._ops, self._weights
+        ops, weights = self.ops, self.weights
         device = weights.embedding.device
         ops.begin(inputs)
         hidden = F.embedding(torch.from_numpy(inputs.token_ids).to(device), weights.embedding).float()

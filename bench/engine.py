@@ -1,0 +1,252 @@
+"""Time the torch engine's steps, with the floors they stand on, measured in the same run.
+
+    python -m bench.engine [--json] [--out bench/results/engine-bf16.json]
+
+Cases: decode at several batches with 256-token contexts, prefill in chunks, a mixed step. Per case, medians of: the
+whole step; its matrix products alone (same weights, same order: they are cold, as in the step); attention alone; the
+other compiled operations alone. What is left is Python and bookkeeping. The byte floor of attention is the K and V it
+reads over the machine's read bandwidth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backend.executors.torch_engine import load
+from backend.executors.torch_engine.executor import TorchExecutor
+from backend.executors.torch_engine.inputs import pack
+from backend.executors.torch_engine.llama import LlamaModel
+from backend.executors.torch_engine.settings import Dtype, TorchSettings, WeightFormat
+from backend.plan import StepBatch
+from backend.request import PriorityClass, Request, RequestId, SamplingParams
+from bench.provenance import provenance
+
+CONTEXT = 256
+DECODE_BATCHES = (1, 2, 4, 8, 16, 32)
+PREFILL_CHUNK = 512
+PREFILLS = (128, 512, 2048)
+_NUM_KV_TOKENS = 32_768
+_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A step: `starts[i]` positions of sequence i are cached, `num_new[i]` are computed."""
+
+    name: str
+    starts: Sequence[int]
+    num_new: Sequence[int]
+
+
+def main() -> int:
+    """Measure and print; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="Hugging Face directory or GGUF file (default: SmolLM2-135M)")
+    parser.add_argument("--dtype", choices=["bf16", "float32"], default="bf16", help="(default: %(default)s)")
+    parser.add_argument("--weights", choices=["auto", "dense"], default="auto", help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=30, help="steps timed per case (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of token ids and block order (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    arguments = parser.parse_args()
+    document = measure(arguments)
+    text = json.dumps(document, indent=1)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n")
+    print(text if arguments.json else table(document))
+    return 0
+
+
+@torch.inference_mode()
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Load the model, time every case and return one document."""
+    started_s = time.perf_counter()
+    settings = TorchSettings(
+        model_path=arguments.model,
+        dtype=Dtype(arguments.dtype),
+        weights=WeightFormat(arguments.weights),
+        num_threads=arguments.threads,
+        num_kv_tokens=_NUM_KV_TOKENS,
+        max_tokens_per_step=PREFILL_CHUNK,
+    )
+    executor = load(settings, lambda _stage, _fraction: None)
+    load_s = time.perf_counter() - started_s
+    assert isinstance(executor, TorchExecutor)
+    engine = _Engine(executor, arguments.seed)
+    bandwidth = read_bandwidth_bytes_per_s()
+    cases = [_timed(engine, case, arguments.repeats, bandwidth) for case in _cases()]
+    return {
+        "provenance": provenance(),
+        "config": {
+            "dtype": arguments.dtype,
+            "weights": arguments.weights,
+            "threads": torch.get_num_threads(),
+            "repeats": arguments.repeats,
+            "seed": arguments.seed,
+            "context": CONTEXT,
+            "prefill_chunk": PREFILL_CHUNK,
+        },
+        "load_s": load_s,
+        "read_bandwidth_gb_per_s": bandwidth / 1e9,
+        "kv_pool_bytes": _NUM_KV_TOKENS * engine.model_kv_bytes,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "cases": cases,
+        "prefills": [_prefill(engine, length, arguments.repeats) for length in PREFILLS],
+    }
+
+
+def table(document: dict[str, Any]) -> str:
+    """Return the document as text, times in milliseconds."""
+    columns = ("step", "products", "attention", "other kernels", "rest", "attention floor")
+    lines = [f"{'ms':24}" + "".join(f"{column:>16}" for column in columns)]
+    for case in document["cases"]:
+        values = (case[f"{column.replace(' ', '_')}_s"] * 1e3 for column in columns)
+        lines.append(f"{case['name']:24}" + "".join(f"{value:16.2f}" for value in values))
+    lines += [f"prefill {p['length']}: {p['tokens_per_s']:.0f} tokens/s" for p in document["prefills"]]
+    memory = (document["peak_memory_bytes"] - document["kv_pool_bytes"]) / 1e9
+    lines.append(f"loaded in {document['load_s']:.1f} s, peak memory {memory:.2f} GB + KV")
+    return "\n".join(lines)
+
+
+def read_bandwidth_bytes_per_s(num_bytes: int = 1 << 28) -> float:
+    """Return how fast memory is read: the best of some sums over an array larger than the usual caches."""
+    data = torch.ones(num_bytes // 4)
+    return num_bytes / min(_durations(lambda: data.sum(), 10))
+
+
+class _Engine:
+    """The executor, requests to fill its steps, and the parts of its model."""
+
+    def __init__(self, executor: TorchExecutor, seed: int) -> None:
+        self.executor = executor
+        self.random = np.random.default_rng(seed)
+        capacity = executor.capacity()
+        model = executor.model
+        assert isinstance(model, LlamaModel), "the bench times our own layers"
+        self.weights, self.ops = model.weights, model.ops
+        self.model_kv_bytes = executor.pool.shape.bytes_per_token
+        self.max_len = max(PREFILLS)
+        blocks = self.random.permutation(capacity.num_blocks)[: _ROWS * self.max_len // capacity.block_size]
+        blocks = np.resize(blocks, _ROWS * self.max_len // capacity.block_size)
+        slots = blocks[:, None] * capacity.block_size + np.arange(capacity.block_size)
+        self.slot_table = slots.reshape(_ROWS, self.max_len).astype(np.int32)
+
+    def batch(self, case: Case) -> StepBatch:
+        """Return the case as a step; every sequence samples, as it reaches its last known token."""
+        requests = []
+        for row, (start, num_new) in enumerate(zip(case.starts, case.num_new, strict=True)):
+            prompt = tuple(self.random.integers(3, 40_000, start + num_new).tolist())
+            request = Request(RequestId(f"r{row}"), PriorityClass.REAL_TIME, prompt, SamplingParams(), 0.0)
+            request.num_computed, request.row = start, row
+            requests.append(request)
+        return StepBatch(requests, list(case.num_new), self.slot_table)
+
+
+def _cases() -> list[Case]:
+    decodes = [Case(f"decode {n}", [CONTEXT - 1] * n, [1] * n) for n in DECODE_BATCHES]
+    return [
+        *decodes,
+        Case("prefill 128", [0], [128]),
+        Case("prefill 512", [0], [512]),
+        Case("prefill 512 after 1536", [1536], [512]),
+        Case("16 decodes + chunk 128", [CONTEXT - 1] * 16 + [0], [1] * 16 + [128]),
+    ]
+
+
+def _timed(engine: _Engine, case: Case, repeats: int, bandwidth: float) -> dict[str, Any]:
+    """Time a case and its parts."""
+    batch = engine.batch(case)
+    engine.executor.execute(batch)
+    step_s = statistics.median(engine.executor.execute(batch).duration_s for _ in range(repeats))
+    inputs = pack(batch)
+    num_tokens, num_sampled = inputs.num_tokens, len(inputs.sampled)
+    engine.ops.begin(inputs)
+    parts = {
+        "products_s": lambda: _run_products(engine, num_tokens, num_sampled),
+        "attention_s": lambda: _run_attention(engine, num_tokens),
+        "other_kernels_s": lambda: _run_other_kernels(engine, num_tokens),
+    }
+    medians = {name: statistics.median(_durations(run, repeats)) for name, run in parts.items()}
+    context_tokens = sum(start + num_new for start, num_new in zip(case.starts, case.num_new, strict=True))
+    return {
+        "name": case.name,
+        "num_tokens": num_tokens,
+        "step_s": step_s,
+        **medians,
+        "rest_s": step_s - sum(medians.values()),
+        "attention_floor_s": context_tokens * engine.model_kv_bytes / bandwidth,
+    }
+
+
+def _run_products(engine: _Engine, num_tokens: int, num_sampled: int) -> None:
+    weights, dtype = engine.weights, engine.executor.pool.shape.dtype
+    hidden = torch.zeros((num_tokens, weights.embedding.shape[1]), dtype=dtype)
+    for layer in weights.layers:
+        layer.qkv(hidden)
+        layer.output(hidden)
+        gate_up = layer.gate_up(hidden)
+        layer.down(gate_up[:, : gate_up.shape[1] // 2].contiguous())
+    weights.head(hidden[:num_sampled])
+
+
+def _run_attention(engine: _Engine, num_tokens: int) -> None:
+    shape = engine.executor.pool.shape
+    num_heads = engine.ops.config.num_heads
+    queries = torch.zeros((num_tokens, num_heads, shape.head_size), dtype=shape.dtype)
+    for index in range(shape.num_layers):
+        engine.ops.attend(queries, index)
+
+
+def _run_other_kernels(engine: _Engine, num_tokens: int) -> None:
+    config, dtype = engine.ops.config, engine.executor.pool.shape.dtype
+    hidden = torch.zeros((num_tokens, config.hidden_size))
+    delta = torch.zeros((num_tokens, config.hidden_size), dtype=dtype)
+    qkv = torch.zeros((num_tokens, (config.num_heads + 2 * config.num_kv_heads) * config.head_size), dtype=dtype)
+    gate_up = torch.zeros((num_tokens, 2 * config.intermediate_size), dtype=dtype)
+    for index, layer in enumerate(engine.weights.layers):
+        engine.ops.add_norm(hidden, delta, layer.input_norm)
+        engine.ops.rotate_and_store(qkv, index)
+        engine.ops.add_norm(hidden, delta, layer.post_norm)
+        engine.ops.silu_multiply(gate_up)
+
+
+def _prefill(engine: _Engine, length: int, repeats: int) -> dict[str, Any]:
+    """Time a whole prompt, in steps of at most PREFILL_CHUNK tokens."""
+    starts = range(0, length, PREFILL_CHUNK)
+    batches = [engine.batch(Case("", [start], [min(PREFILL_CHUNK, length - start)])) for start in starts]
+    durations = _durations(lambda: [engine.executor.execute(batch) for batch in batches], max(3, repeats // 3))
+    return {
+        "length": length,
+        "seconds": statistics.median(durations),
+        "tokens_per_s": length / statistics.median(durations),
+    }
+
+
+def _durations(run: Callable[[], object], repeats: int) -> list[float]:
+    """Run once to warm up, then return the seconds of each further run."""
+    run()
+    durations = []
+    for _ in range(repeats):
+        started_s = time.perf_counter()
+        run()
+        durations.append(time.perf_counter() - started_s)
+    return durations
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -71,6 +71,11 @@ class TrtllmEngine:
         """Whether each step is our policy's (inner mode), or only the admission is (outer mode)."""
         return self._accounts.honours_plans
 
+    @property
+    def max_seq_len(self) -> int:
+        """The longest prompt and output together, in tokens."""
+        return self._gate.limits.max_tokens
+
     def stats(self) -> SchedulerStats:
         """Return where the scheduling stands."""
         return self._accounts.stats()

@@ -160,6 +160,8 @@ def _manager(executor: PyExecutor, settings: TrtllmSettings) -> ManagerAdapter:
     """Return the adapter of the KV manager found. Raises NoInnerMode when it cannot do what a plan asks."""
     inner, kv = executor.scheduler, executor.kv_cache_manager
     if hasattr(inner, "micro_batch_scheduler") and hasattr(kv, "get_kv_cache_stats"):
+        if not hasattr(cast(Any, inner).capacity_scheduler, "impl"):
+            raise NoInnerMode("V1's Python scheduler chooses victims its own way: leave use_python_scheduler off")
         return ManagerV1(inner, kv)
     if not hasattr(kv, "suspend_request") or not hasattr(inner, "max_num_requests"):
         raise NoInnerMode(f"{type(inner).__name__} with {type(kv).__name__} is not known here")

@@ -306,17 +306,17 @@ def make_executor(
     max_num_tokens: int = 1024,
     max_seq_len: int = 4096,
     has_overlap: bool = False,
+    make_scheduler: Callable[..., Any] | None = None,
     **scheduler_options: Any,
 ) -> FakePyExecutor:
-    """Build an executor with its manager and scheduler: `v1`, `v2`."""
+    """Build an executor with its manager, `v1` or `v2`, and the scheduler that goes with it."""
     kv: FakeKVManagerV1 | FakeKVManagerV2
-    scheduler: FakeSchedulerV1 | FakeSchedulerV2
     if manager == "v1":
         kv = FakeKVManagerV1(num_blocks, tokens_per_block, max_seq_len)
-        scheduler = FakeSchedulerV1(kv, max_active, max_num_tokens, **scheduler_options)
     else:
         kv = FakeKVManagerV2(num_blocks, num_host_blocks, tokens_per_block, max_seq_len)
-        scheduler = FakeSchedulerV2(kv, max_active, max_num_tokens, **scheduler_options)
+    make_scheduler = make_scheduler or (FakeSchedulerV1 if manager == "v1" else FakeSchedulerV2)
+    scheduler = make_scheduler(kv, max_active, max_num_tokens, **scheduler_options)
     return FakePyExecutor(scheduler, kv, clock or VirtualClock(), step_time_s, max_active, has_overlap)
 
 

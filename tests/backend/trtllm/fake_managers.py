@@ -61,6 +61,7 @@ class FakeCapacityScheduler:
     def __init__(self, kv: FakeKVManagerV1, max_num_requests: int) -> None:
         self.kv_cache_manager = kv
         self.max_num_requests = max_num_requests
+        self.impl = object()  # the C++ algorithm
 
     def schedule_request(self, active: Sequence[FakeLlmRequest]) -> tuple[list[Any], list[Any], list[Any]]:
         kv, fitting, paused = self.kv_cache_manager, [], []
@@ -94,18 +95,24 @@ class FakeMicroBatchScheduler:
         self.ctx_chunk_config = SimpleNamespace(chunk_unit_size=chunk_unit)
 
     def schedule(self, fitting: Sequence[FakeLlmRequest], inflight: set[int]) -> tuple[list[Any], list[Any]]:
-        taken = [request for request in fitting if request.request_id not in inflight][: self.max_batch_size]
-        generation = [request for request in taken if not request.is_context_init_state][: self.max_num_tokens]
-        tokens_left = self.max_num_tokens - len(generation)
-        context = []
-        for request in taken:
-            if request.is_context_init_state:
-                size = chunk_of(request, tokens_left, self.ctx_chunk_config.chunk_unit_size)
-                if size > 0:
-                    request.context_chunk_size = size
-                    tokens_left -= size
-                    context.append(request)
-        return context, generation
+        unit = self.ctx_chunk_config.chunk_unit_size
+        return micro_batch(fitting, inflight, self.max_batch_size, self.max_num_tokens, unit)
+
+
+def micro_batch(
+    fitting: Sequence[FakeLlmRequest], inflight: set[int], max_seqs: int, max_tokens: int, unit: int
+) -> tuple[list[Any], list[Any]]:
+    """Return the context and generation requests of a step: the first `max_seqs`, decodes before chunks."""
+    taken = [request for request in fitting if request.request_id not in inflight][:max_seqs]
+    generation = [request for request in taken if not request.is_context_init_state][:max_tokens]
+    tokens_left = max_tokens - len(generation)
+    context = []
+    for request in taken:
+        if request.is_context_init_state and (size := chunk_of(request, tokens_left, unit)) > 0:
+            request.context_chunk_size = size
+            tokens_left -= size
+            context.append(request)
+    return context, generation
 
 
 class FakeSchedulerV1:
@@ -147,6 +154,14 @@ class FakeKVCache:
 class FakeKVManagerV2:
     """`KVCacheManagerV2`: suspended pages stay where they are until somebody needs their place."""
 
+    enable_block_reuse = False
+    enable_joint_kv_cache_reuse = False
+    block_reuse_policy = "per_request"
+    num_extra_kv_tokens = 0
+    kv_connector_manager = None
+    is_draft = False
+    _has_cp_helix = False
+
     def __init__(
         self,
         num_blocks: int,
@@ -183,7 +198,8 @@ class FakeKVManagerV2:
         cache = self.kv_cache_map.get(request_id)
         return cache is not None and cache.is_active
 
-    def prepare_context(self, request: FakeLlmRequest) -> bool:
+    def prepare_context(self, request: FakeLlmRequest, reuse_limit: int | None = None) -> bool:
+        assert reuse_limit is None
         cache = self.kv_cache_map.setdefault(request.py_request_id, FakeKVCache(is_active=False))
         return cache.is_active or self._resume(cache)
 
@@ -199,6 +215,8 @@ class FakeKVManagerV2:
 
     def free_resources(self, request: FakeLlmRequest) -> None:
         self.kv_cache_map.pop(request.py_request_id, None)
+
+    preempt_request = free_resources
 
     def _resume(self, cache: FakeKVCache) -> bool:
         num_used = self.num_active + cache.num_blocks

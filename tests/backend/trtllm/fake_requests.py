@@ -9,6 +9,7 @@ import asyncio
 import enum
 from collections import namedtuple
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 # 1.2: five fields. Main of autumn 2026: encoder requests first, two more with defaults last.
@@ -25,16 +26,31 @@ OutputMain = namedtuple(
 
 
 class State(enum.Enum):
-    """The states that matter here, with main's values; nobody may rely on the numbers."""
+    """`LlmRequestState`, as far as schedulers name it. Only the order of the numbers means something."""
 
+    ENCODER_INIT = 1
+    DISAGG_GENERATION_INIT = 8
+    DISAGG_GENERATION_TRANS_IN_PROGRESS = 9
     CONTEXT_INIT = 10
     GENERATION_IN_PROGRESS = 13
     GENERATION_TO_COMPLETE = 14
     GENERATION_COMPLETE = 20
+    DISAGG_CONTEXT_TRANS_IN_PROGRESS = 21
+    DISAGG_CONTEXT_COMPLETE = 22
 
 
 class FakeLlmRequest:
     """What `LlmRequest` shows to a scheduler, and what the executor does to it."""
+
+    # What TensorRT-LLM's own schedulers read besides; constant without LoRA, drafts, beams, images or encoders.
+    num_draft_tokens = 0
+    has_draft_tokens = False
+    lora_task_id = None
+    py_multimodal_data = None
+    py_encoder_output_ready_event = None
+    encoder_output_len = None
+    is_generation_only_request = False
+    sampling_config = SimpleNamespace(beam_width=1)
 
     def __init__(
         self, request_id: int, prompt_len: int, max_new_tokens: int, params: object | None = None, priority: float = 0.5
@@ -50,6 +66,20 @@ class FakeLlmRequest:
         self.num_tokens = prompt_len
         self.num_pauses = 0
         self.py_seq_slot: int | None = None
+        self.py_batch_idx: int | None = None
+        self.py_draft_tokens: list[int] = []
+        self.expect_snapshot_points: list[int] = []
+
+    def get_beam_width_by_iter(self, for_next_iteration: bool = False) -> int:
+        assert not for_next_iteration
+        return 1
+
+    def get_context_remaining_length(self) -> int:
+        return self.context_remaining_length
+
+    @property
+    def max_num_generated_tokens(self) -> int:
+        return self.num_generated
 
     @property
     def state_value(self) -> int:

@@ -86,9 +86,16 @@ def without_any_way_to_preempt(executor: FakePyExecutor) -> FakeLlm:
     return FakeLlm(executor)
 
 
+def with_a_python_scheduler(_: FakePyExecutor) -> FakeLlm:
+    executor = make_executor("v1")
+    del executor.scheduler.capacity_scheduler.impl
+    return FakeLlm(executor)
+
+
 @pytest.mark.parametrize(
     ("make_llm", "reason"),
     [
+        (with_a_python_scheduler, "use_python_scheduler"),
         (out_of_process, "does not run in this process"),
         (unknown_manager, "not known here"),
         (without_any_way_to_preempt, "host_cache_size"),

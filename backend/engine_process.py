@@ -25,8 +25,8 @@ from types import FrameType
 
 from backend.config import ConfigFile, load_config
 from backend.connection import Connection
-from backend.engine import Cancel, Inspect, Submit
-from backend.errors import BrosError, ConfigError, EngineUnavailableError
+from backend.engine import Cancel, Engine, Inspect, Submit
+from backend.errors import BrosError, ConfigError, EngineUnavailableError, InvalidRequestError
 from backend.intake import Intake
 from backend.introspect import StepLog, snapshot_json
 from backend.metrics import Recorder
@@ -51,7 +51,7 @@ from backend.protocol import (
 from backend.protocol import Cancel as CancelMessage
 from backend.protocol import Submit as SubmitMessage
 from backend.request import FinishReason
-from backend.runtime import EngineLike, Progress, make_engine, make_tokenizer
+from backend.runtime import EngineLike, Progress, Runtime, load_runtime, make_tokenizer
 from backend.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,6 @@ class EngineServer:
             engine, outbox = self._load()
             thread = threading.Thread(target=self._run_engine, args=(engine,), name="engine", daemon=True)
             thread.start()
-            threading.Thread(target=self._flush_metrics, args=(engine,), name="metrics", daemon=True).start()
             self._set_state(Stage.READY)
             self._stop.wait()
             self._drain(engine, outbox, thread)
@@ -130,11 +129,13 @@ class EngineServer:
         on_progress: Progress = lambda what, fraction: self._set_state(Stage.LOADING, what, fraction)  # noqa: E731
         tokenizer = make_tokenizer(self._config)
         outbox = Outbox(tokenizer, service.be_coalesce_s, self._metrics)
-        engine, max_seq_len = make_engine(self._config, tokenizer, outbox.emit, self._record, on_progress)
-        outbox.cancel = lambda request_id: engine.post(Cancel(request_id))
-        self._intake = Intake(tokenizer, service, max_seq_len)
-        self._outbox, self._engine = outbox, engine
-        return engine, outbox
+        runtime = load_runtime(self._config, tokenizer, outbox.emit, self._record, on_progress)
+        outbox.cancel = lambda request_id: runtime.engine.post(Cancel(request_id))
+        self._intake = Intake(tokenizer, service, runtime.max_seq_len)
+        self._outbox, self._engine = outbox, runtime.engine
+        flusher = threading.Thread(target=self._flush_metrics, args=(runtime,), name="metrics", daemon=True)
+        flusher.start()
+        return runtime.engine, outbox
 
     def _record(self, plan: StepPlan, batch: StepBatch, result: StepResult, output: StepOutput) -> None:
         self._metrics.step(plan, batch, result, output)
@@ -186,13 +187,14 @@ class EngineServer:
         logger.info("no stub was connected for %g s", self._config.service.unused_exit_s)
         os.kill(os.getpid(), signal.SIGTERM)  # also ends the loading, which only a signal can
 
-    def _flush_metrics(self, engine: EngineLike) -> None:
+    def _flush_metrics(self, runtime: Runtime) -> None:
         """Send what was measured to one stub that wants it; ends with the engine."""
         while not self._stop.wait(self._config.service.metrics_flush_s):
             with self._lock:
                 connection = next((c for c in self._connections if c.wants_metrics), None)
             if connection is not None:
-                engine.post(Inspect(lambda scheduler: self._metrics.scheduler(scheduler.stats())))
+                self._metrics.honours_plans(runtime.honours_plans)
+                runtime.engine.post(Inspect(lambda scheduler: self._metrics.scheduler(scheduler.stats())))
                 connection.send(self._metrics.drain())
 
     # --- connections --------------------------------------------------------------------------------------------
@@ -278,11 +280,14 @@ class EngineServer:
             text = snapshot_json(scheduler, self._steps, time.monotonic())
             connection.send(Chunks((Chunk(handle, text, end=End(finish_reason=FinishReason.STOP.value)),)))
 
-        if self._engine is None:
-            error = EngineUnavailableError(f"the engine is {self._state.stage.value}")
-            connection.send(Chunks((Chunk(handle, end=error_end(error)),)))
-        else:
+        try:
+            if self._engine is None:
+                raise EngineUnavailableError(f"the engine is {self._state.stage.value}")
+            if not isinstance(self._engine, Engine):
+                raise InvalidRequestError("inspect: this executor keeps the KV cache and its requests to itself")
             self._engine.post(Inspect(look))
+        except BrosError as error:
+            connection.send(Chunks((Chunk(handle, end=error_end(error)),)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -128,6 +128,11 @@ METRICS = (
         Kind.GAUGE,
         "Moving average of |predicted - measured| / measured step time.",
     ),
+    Metric(
+        "bros_engine_honours_plans",
+        Kind.GAUGE,
+        "1 where each step is our scheduler's; 0 where it decides admission only (TensorRT-LLM's outer mode).",
+    ),
     Metric("bros_engine_ready", Kind.GAUGE, "1 while the engine takes requests, else 0."),
 )
 MAX_OBSERVATIONS = 10_000  # of one series between two flushes; more are dropped
@@ -177,6 +182,10 @@ class Recorder:
         """Note a step; an engine's `Record`."""
         self._accumulate("bros_step_duration_seconds", {}, result.duration_s)
         self._set("bros_step_budget_seconds", {}, plan.budget_s)
+
+    def honours_plans(self, does: bool) -> None:
+        """Note whether each step of this engine is our scheduler's."""
+        self._set("bros_engine_honours_plans", {}, float(does))
 
     def scheduler(self, stats: SchedulerStats) -> None:
         """Note where the scheduler stands."""

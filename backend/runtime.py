@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from backend.clock import Clock, MonotonicClock
@@ -39,20 +40,34 @@ def make_tokenizer(config: EngineConfig) -> PromptTokenizer:
             return load_tokenizer(config.trtllm.model)
 
 
-def make_engine(
-    config: EngineConfig, tokenizer: PromptTokenizer, emit: Emit, record: Record, report: Progress
-) -> tuple[EngineLike, int]:
-    """Load the model and return an engine around it, and the longest sequence it takes in tokens.
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """An engine that is loaded. `max_seq_len`: the longest prompt and output together, in tokens. `honours_plans`: each
+    step is our policy's; else it only decides who is admitted."""
 
-    Raises ConfigError where the model is missing, unsupported or does not fit.
+    engine: EngineLike
+    max_seq_len: int
+    honours_plans: bool = True
+
+
+def load_runtime(
+    config: EngineConfig, tokenizer: PromptTokenizer, emit: Emit, record: Record, report: Progress
+) -> Runtime:
+    """Load the model and return an engine around it.
+
+    Raises ConfigError where the model is missing, unsupported or does not fit, and ExecutorError where loading fails.
     """
     clock = MonotonicClock()
     if config.executor is ExecutorKind.TRTLLM:
-        raise NotImplementedError
+        from backend.executors.trtllm.loading import load_engine
+
+        assert config.trtllm is not None, "a trtllm configuration without its section"
+        engine = load_engine(config.trtllm, config.scheduler, emit, clock, report)
+        return Runtime(engine, engine.max_seq_len, engine.honours_plans)
     executor = _make_executor(config, clock, report)
     capacity = executor.capacity()
     scheduler = make_scheduler(config.scheduler, capacity, tokenizer.eos_token_ids)
-    return Engine(scheduler, executor, clock, emit, record), capacity.max_seq_len
+    return Runtime(Engine(scheduler, executor, clock, emit, record), capacity.max_seq_len)
 
 
 def _make_executor(config: EngineConfig, clock: Clock, report: Progress) -> Executor:

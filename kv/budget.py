@@ -42,7 +42,9 @@ class KVBudget:
         """Do `try_grow` by one slot for each of `rows` (distinct) in order, until one finds no room; return how many
         grew. A fraction of the time of single calls."""
         decodes = np.asarray(rows, np.intp)
-        if self._pool.has_free_blocks_for(np.concatenate((*self._decodes, decodes))):
+        sure = np.concatenate((*self._decodes, decodes))
+        is_once_each = np.bincount(sure).max(initial=0) <= 1
+        if is_once_each and self._pool.has_free_blocks_for(sure):
             self._decodes.append(decodes)
             return len(decodes)
         return self._counted().grow_each_by_one(decodes)

@@ -108,6 +108,12 @@ def test_decodes_counted_in_late_are_seen_by_what_follows() -> None:
     assert budget.num_held(rows[1]) == 4
 
 
+def test_two_decodes_into_one_last_slot_are_not_promised_both() -> None:
+    manager = make_manager(num_blocks=1)
+    rows = [open_row(manager, HEAD, 2), open_row(manager, TAIL, 1)]
+    assert manager.budget().try_grow_each_by_one(rows) == 1
+
+
 def test_many_decodes_are_cheap_because_nothing_is_copied_for_them() -> None:
     """A guard on the mechanism, not on the clock: a plan of decodes leaves the budget without a pool of its own."""
     manager = make_manager(num_blocks=64)

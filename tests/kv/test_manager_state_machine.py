@@ -136,10 +136,11 @@ def run_schedule(config: KVConfig, seed: int, num_steps: int) -> None:
                 both.restore(row, int(rng.integers(1, 9)))
             if rng.random() < 0.15:
                 both.grow(row, min(int(rng.integers(0, 9)), both.num_left(row)))
-        decodes = [
-            Row(row) for row in rng.permutation(both.rows).tolist() if both.num_left(Row(row)) and rng.random() < 0.8
-        ]
-        both.decode(decodes[: both.decode(decodes)])
+        decodes = [row for row in both.rows if both.num_left(row) and rng.random() < 0.8]
+        rng.shuffle(decodes)
+        num_grown = both.decode(decodes)
+        if num_grown < len(decodes):
+            both.decode(decodes[:num_grown])
         both.check()
         both.execute()
     both.end()
@@ -148,9 +149,7 @@ def run_schedule(config: KVConfig, seed: int, num_steps: int) -> None:
 @pytest.mark.parametrize("layout", Layout)
 @pytest.mark.parametrize("seed", range(12))
 def test_an_engine_s_steps_in_a_pool_too_small_leave_both_alike(layout: Layout, seed: int) -> None:
-    config = KVConfig(
-        num_blocks=4 + seed % 8, block_size=1 + seed % 4, max_seq_len=24, num_host_slots=seed, layout=layout
-    )
+    config = KVConfig(4 + seed % 8, 1 + seed % 4, max_seq_len=24, num_host_slots=seed, layout=layout)
     run_schedule(config, seed, num_steps=60)
 
 

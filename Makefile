@@ -5,6 +5,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 TORCH_INDEX ?=
+TARGET ?= cpu
 ARGS ?=
 
 BIN := .venv/bin
@@ -15,13 +16,13 @@ TORCH := torch==2.13.0
 PINS := pyproject.toml requirements/lock.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-full check format lock clean
+.PHONY: help serve test test-full check format bench study study-full demo image lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(STAMPS)/serve ## install what is missing, serve SmolLM2-135M on 127.0.0.1, print what to type next
-	@$(BIN)/bros-serve $(ARGS)
+	@$(BIN)/bros-serve --die-with-parent $(ARGS)
 
 test: $(STAMPS)/dev ## all tests but the long runs: unit, property, simulator, torch engine, real Triton server
 	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
@@ -38,6 +39,24 @@ check: $(STAMPS)/dev ## format, lint, strict types, then `make test`
 format: $(STAMPS)/dev ## let ruff format and fix
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+bench: $(STAMPS)/dev ## measure the real server under every policy (quiet machine!), write docs/benchmarks.md: half an hour
+	$(BIN)/python -m bench.serve --suite issue --out bench/results/measured.json $(ARGS)
+	$(BIN)/python -m bench.report
+
+study: $(STAMPS)/dev ## the telling part of the simulated study at GPU scale: below 30 minutes on two cores
+	$(BIN)/python -m bench.study $(ARGS)
+	$(BIN)/python -m bench.report
+
+study-full: $(STAMPS)/dev ## the whole grid: many hours, resumable
+	$(BIN)/python -m bench.study --full $(ARGS)
+	$(BIN)/python -m bench.report
+
+demo: $(STAMPS)/dev ## one load under fcfs and under bros, as one picture: three minutes
+	$(BIN)/python -m bench.demo $(ARGS)
+
+image: ## build the container image of TARGET: cpu (default) or trtllm
+	docker build --target $(TARGET) -t bros-$(TARGET) .
 
 lock: $(STAMPS)/venv ## resolve pyproject.toml anew into requirements/lock.txt
 	$(BIN)/python requirements/lock.py

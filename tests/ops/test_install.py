@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import itertools
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "requirements" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def make_report(*names: str) -> dict[str, list[dict[str, dict[str, str]]]]:
@@ -35,7 +25,7 @@ def locked_names() -> set[str]:
 
 
 def test_a_cuda_build_of_torch_is_recognised() -> None:
-    cuda_packages = load_script("check_torch").cuda_packages
+    cuda_packages = runpy.run_path(str(ROOT / "requirements" / "check_torch.py"))["cuda_packages"]
     assert cuda_packages(make_report("torch", "nvidia-cublas", "cuda-bindings", "sympy")) == [
         "nvidia-cublas",
         "cuda-bindings",

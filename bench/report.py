@@ -94,9 +94,9 @@ def draw(results: Path, images: Path) -> None:
         return
     runs = document["runs"]
     for pair in (KV_BOUND, GROUPED_QUERY):
-        at_pair = _load_runs(runs, pair)
-        plots.plot_loads(at_pair, images / f"loads_{pair}.svg")
-        plots.plot_distributions([run for run in at_pair if run["load"] == 0.5], images / f"cdf_{pair}.svg")
+        if at_pair := _load_runs(runs, pair):
+            plots.plot_loads(at_pair, images / f"loads_{pair}.svg")
+            plots.plot_distributions([run for run in at_pair if run["load"] == 0.5], images / f"cdf_{pair}.svg")
     plots.plot_burst([run for run in runs if run["group"] == "burst"], images / "burst.svg")
 
 

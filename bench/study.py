@@ -33,11 +33,11 @@ LOOSE, TIGHT = (0.4, 0.2), (0.2, 0.05)  # (TTFT, TPOT) SLOs in seconds: the publ
 # Real-time requests per second (ShareGPT lengths) that about fill the machine with no best-effort work: load 1.
 RT_CAPACITY = {
     "opt13b-a100-tp2": 8.0,
-    "opt30b-a100-tp4": 8.0,
-    "llama8b-a100": 16.0,
-    "llama8b-h100": 40.0,
-    "llama70b-h100-tp4": 16.0,
-    "llama70b-a100-tp8": 12.0,
+    "opt30b-a100-tp4": 7.0,
+    "llama8b-a100": 14.0,
+    "llama8b-h100": 36.0,
+    "llama70b-h100-tp4": 14.0,
+    "llama70b-a100-tp8": 10.0,
 }
 BURST_CV = 5.0
 KV_BOUND, GROUPED_QUERY = "opt13b-a100-tp2", "llama8b-a100"

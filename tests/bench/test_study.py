@@ -1,0 +1,109 @@
+"""The study: the grid is what it says, journals resume, and the report follows from the results alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from backend.policy.settings import POLICY_NAMES
+from bench import report
+from bench.provenance import provenance
+from bench.scenario import Scenario
+from bench.study import ABLATIONS, LOADS, RT_CAPACITY, SEEDS, Journal, Run, execute, full_runs, run_study, telling_runs
+
+TINY = Scenario(rt_rate=2.0, be_outstanding=16, warmup_s=0.0, duration_s=3.0, rt_lengths="chat_small")
+
+
+def test_every_policy_meets_every_load_on_the_same_seeds() -> None:
+    runs = [run for run in telling_runs() if run.group == "load"]
+    cells = {(run.scenario.pair, run.load, run.scenario.seed) for run in runs}
+    assert {run.scenario.policy for run in runs} == set(POLICY_NAMES)
+    assert len(runs) == len(cells) * len(POLICY_NAMES)
+    assert {seed for _, _, seed in cells} == set(SEEDS)
+    assert len(SEEDS) >= 5
+
+
+def test_policies_of_a_cell_differ_in_nothing_but_the_policy() -> None:
+    first, *others = [run.scenario for run in telling_runs() if run.group == "load"][: len(POLICY_NAMES)]
+    assert all(replace(other, policy=first.policy) == first for other in others)
+
+
+def test_the_full_grid_has_every_pair_load_and_slo_set() -> None:
+    runs = [run for run in full_runs() if run.group == "load"]
+    assert {run.scenario.pair for run in runs} == set(RT_CAPACITY)
+    assert {run.load for run in runs} == set(LOADS)
+    assert len({(run.scenario.ttft_slo_s, run.scenario.tpot_slo_s) for run in runs}) == 2
+
+
+def test_no_two_runs_share_a_key() -> None:
+    keys = [run.key for run in full_runs()]
+    assert len(keys) == len(set(keys))
+
+
+def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    runs = [Run("load", replace(TINY, seed=seed), load=0.5) for seed in range(2)]
+    out = tmp_path / "study.json"
+    journal = Journal(out.with_suffix(".partial.jsonl"), provenance()["commit"])
+    journal.add(runs[0].key, {"kept": True})
+    run_study(runs, out, num_workers=1)
+    entries = json.loads(out.read_text())["runs"]
+    assert entries[0] == {"kept": True}
+    assert entries[1]["scenario"]["seed"] == 1
+    assert not journal.path.exists()
+
+
+def test_a_journal_of_another_commit_is_discarded(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    Journal(path, "old").add("key", {})
+    assert Journal(path, "old").entries == {"key": {}}
+    assert Journal(path, "new").entries == {}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small study of real runs: two policies, two loads, two seeds, with ablations, a trace and a burst."""
+    runs = []
+    for seed in range(2):
+        for load in (0.5, 1.5):
+            for policy in ("bros", "fcfs"):
+                scenario = replace(TINY, policy=policy, seed=seed, rt_rate=4.0 * load)
+                runs.append(Run("load", scenario, load=load))
+        for label, settings in ABLATIONS.items():
+            runs.append(Run("ablation", replace(TINY, settings=settings, seed=seed), label=label, load=0.5))
+    runs.append(Run("trace", replace(TINY, rt_trace="trace_azure_conv.csv", pair="llama8b-h100")))
+    runs.append(Run("burst", replace(TINY, rt_cv=5.0), load=0.5))
+    folder = tmp_path_factory.mktemp("results")
+    document = {"provenance": provenance(), "runs": [execute(run) for run in runs]}
+    (folder / "study.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_the_report_shows_every_policy_and_load(results: Path) -> None:
+    text = report.render(results)
+    for load in ("0.5", "1.5"):
+        for policy in ("bros", "fcfs"):
+            assert f"| {load} | {policy} |" in text
+    assert all(f"| {label} |" in text for label in ABLATIONS)
+    assert "Against the bars" in text
+
+
+def test_the_report_is_a_function_of_the_results(results: Path) -> None:
+    assert report.render(results) == report.render(results)
+
+
+def test_every_picture_that_the_report_shows_is_drawn(results: Path, tmp_path: Path) -> None:
+    text = report.render(results)
+    report.draw(results, tmp_path / "img")
+    shown = {part.split(")")[0] for part in text.split("](img/")[1:]}
+    assert shown == {path.name for path in (tmp_path / "img").iterdir()}
+    assert shown
+
+
+def test_the_committed_document_is_what_the_committed_results_say() -> None:
+    document = report.ROOT / "docs" / "benchmarks.md"
+    if not document.exists():
+        pytest.skip("no document has been generated yet")
+    assert document.read_text() == report.render(report.RESULTS)

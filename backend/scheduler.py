@@ -60,6 +60,7 @@ def make_scheduler(
         max_seqs=min(capacity.max_seqs_per_step, settings.max_seqs_per_step or capacity.max_seqs_per_step),
         max_seq_len=capacity.max_seq_len,
         num_slots=capacity.num_blocks * capacity.block_size,
+        block_size=capacity.block_size,
     )
     guess = (*PRIOR[:4], capacity.host_copy_s_per_token or PRIOR[4])
     fit = settings.latency_coefficients
@@ -455,7 +456,8 @@ class Scheduler:
             )
         )
         self.view.latency.observe(step.features, max(result.duration_s, 1e-6))
-        self.view.traffic.note_step(result.duration_s)
+        num_rt_slots = int(table.num_known[table.is_active & table.is_rt].sum())
+        self.view.traffic.note_step(result.duration_s, num_rt_slots)
         totals["steps"] += 1
         totals["rt_tokens"] += num_rt_tokens
         totals["be_tokens"] += num_tokens - num_rt_tokens

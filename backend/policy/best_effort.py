@@ -21,10 +21,13 @@ class BestEffortFill:
         self._budget_s = budget_s
         self._now_s = now_s
         self._window_left = 0
-        self._future = Future(view, rt_only=False)
+        self._future = Future(view, is_rt=False)
         self._decodes = packing.groups.be_decodes
         self._prefills = packing.groups.be_prefills
         self._has_urgent = False
+        # Each running real-time request may soon need a block; best-effort that has not begun leaves them that.
+        num_rt = len(packing.groups.rt_decodes) + len(packing.groups.rt_prefills)
+        self._reserve = num_rt * view.limits.block_size
 
     def pack_urgent(self) -> None:
         """Take the requests whose finish-by deadline is near, whatever the window says."""
@@ -107,7 +110,7 @@ class BestEffortFill:
 
     def _can_come_back(self, request: Request, room: int) -> bool:
         """A preempted request comes back when all it lost fits and will go on fitting, lest it be preempted again."""
-        is_short = self._packing.has_cuts or room < request.num_uncomputed
+        is_short = self._packing.has_cuts or room - self._reserve < request.num_uncomputed
         return not is_short and self._future.has_room_for(request)
 
     def _chunk(self, request: Request, room: int, num_restored: int = 0) -> int:
@@ -124,7 +127,7 @@ class BestEffortFill:
     def _admit(self, request: Request) -> bool:
         """Take the first chunk of a waiting request, if all that run will find slots until they end."""
         packing = self._packing
-        num_tokens = self._chunk(request, packing.room_for(request))
+        num_tokens = self._chunk(request, packing.room_for(request) - self._reserve)
         if num_tokens < 1 or not self._future.has_room_for(request) or not packing.add(request, num_tokens):
             return False
         self._future.take(request)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import merge
 
 import numpy as np
@@ -21,6 +21,7 @@ from backend.request import Request
 
 _CATCH_UP = 0.8  # a late decode asks for steps of this part of its TPOT SLO, so that it gains on its schedule
 _DEFAULT_CAP_S = 0.25  # responsiveness cap while no TTFT SLO has been seen
+_SPARE_USE = 0.9  # part of the decodes' slack that late and best-effort work may use up
 _MAX_MARGIN = 0.3
 _MAX_NEW_BY_SKIPPING = 4  # best-effort requests that may be admitted a step in the places of skipped decodes
 _MAX_CREDIT_S = 0.05
@@ -58,7 +59,7 @@ class Bros:
         step = _RealTimeStep(view, now_s)
         step.pack_decodes()
         late = step.pack_prefills()
-        fill = BestEffortFill(view, step.packing, step.budget_s, now_s)
+        fill = BestEffortFill(view, step.packing, step.spare_budget_s, now_s)
         fill.pack_urgent()
         step.pack_late(late)
         fill.pack(self._window.tokens, self._be_credit_s)
@@ -83,18 +84,26 @@ def responsiveness_cap_s(view: SchedulerView) -> float:
     if view.settings.responsiveness_cap_s is not None:
         return view.settings.responsiveness_cap_s
     tightest_s = view.traffic.tightest_ttft_slo_s
-    return _DEFAULT_CAP_S if tightest_s == float("inf") else 0.5 * tightest_s
+    if tightest_s == float("inf"):
+        return _DEFAULT_CAP_S
+    left_s = tightest_s - view.latency.prefill_s(view.traffic.longest_rt_prompt, 0) - view.latency.c0
+    return min(0.5 * tightest_s, max(0.9 * left_s, 0.1 * tightest_s))
 
 
 class _RealTimeStep:
-    """The real-time part of one call of `plan`; `budget_s` tightens as requests with deadlines enter."""
+    """The real-time part of one call of `plan`; the budgets tighten as requests with deadlines enter.
+
+    On-time requests may use all of `budget_s`; late and best-effort ones only `spare_budget_s`, which leaves part of
+    the decodes' slack. As deadlines are cumulative, steps become no shorter in the long run: the slack just settles at
+    1 / _SPARE_USE tokens, and that reserve lets a long prompt in when it comes.
+    """
 
     def __init__(self, view: SchedulerView, now_s: float) -> None:
         self.packing = Packing(view)
-        self.budget_s = responsiveness_cap_s(view)
+        self.budget_s = self.spare_budget_s = responsiveness_cap_s(view)
         self._view = view
         self._now_s = now_s
-        self._future = Future(view, rt_only=True)
+        self._future = Future(view, is_rt=True)
         self._use = 1.0 - max(view.settings.budget_margin, min(_MAX_MARGIN, view.latency.overshoot_ratio))
         self._decodes = self.packing.groups.rt_decodes
         self._prefills = self.packing.groups.rt_prefills
@@ -111,7 +120,9 @@ class _RealTimeStep:
         slack_s = (table.deadline_s[rows] - self._now_s) * self._use
         is_late = slack_s < latency.c0 + latency.c1
         bound_s = np.where(is_late, np.maximum(slack_s, _CATCH_UP * table.tpot_slo_s[rows]), slack_s)
-        self.budget_s = min(self.budget_s, float(bound_s.min()))
+        tightest_s = float(bound_s.min())
+        self.budget_s = min(self.budget_s, tightest_s)
+        self.spare_budget_s = min(self.spare_budget_s, _SPARE_USE * tightest_s)
         rows = rows[self._order(rows, slack_s, is_late)]
         for row in self.packing.add_decodes(rows):
             request = table.request(row)
@@ -152,7 +163,7 @@ class _RealTimeStep:
                 break
             if self._is_late(request):
                 late.append(request)
-            elif not self._pack_prefill(request):
+            elif not self._pack_prefill(request, self.budget_s):
                 self._leave_time_for(request)
                 break
         return late
@@ -160,7 +171,7 @@ class _RealTimeStep:
     def pack_late(self, late: list[Request]) -> None:
         """Take late prefills by deadline with what is left; they bind nothing."""
         for request in merge(late, self._view.rt_waiting.relegated(), key=self._key):
-            if not self._pack_prefill(request):
+            if not self._pack_prefill(request, self.spare_budget_s):
                 break
 
     def _key(self, request: Request) -> tuple[float, int]:
@@ -172,13 +183,13 @@ class _RealTimeStep:
     def _is_late(self, request: Request) -> bool:
         return self._now_s + time_alone_s(request, self._view.latency) > self._deadline_s(request)
 
-    def _pack_prefill(self, request: Request) -> bool:
+    def _pack_prefill(self, request: Request, budget_s: float) -> bool:
         """Take as large a chunk as time, tokens and slots allow; False if nothing of it fits."""
         packing = self.packing
         is_new = request.row is None or bool(self._view.table.is_preempted[request.row])
         if is_new and not self._future.has_room_for(request):
             return False
-        time_left_s = self.budget_s - packing.predicted_s
+        time_left_s = budget_s - packing.predicted_s
         num_restored = packing.num_to_restore(request, time_left_s)
         copy_s = self._view.latency.c4 * num_restored
         num_tokens = packing.chunk(request, time_left_s - copy_s, packing.tokens_left, num_restored)
@@ -204,6 +215,7 @@ class _RealTimeStep:
             slack_s -= latency.c0 + latency.prefill_s(remaining, request.num_computed + num_tokens)
         if slack_s > self.packing.predicted_s:
             self.budget_s = min(self.budget_s, slack_s)
+            self.spare_budget_s = min(self.spare_budget_s, slack_s)
 
     # Memory
 
@@ -214,16 +226,14 @@ class _RealTimeStep:
             return True
         if packing.make_room(request, num_slots, self._be_victims()):
             return True
-        return request.row is not None and packing.make_room(request, num_slots, self._rt_victims(request))
+        return request.row is not None and packing.make_room_whole(request, num_slots, self._rt_victims(request))
 
     def _be_victims(self) -> Iterator[int]:
-        """Yield best-effort rows: those that cannot run now first, then the cheapest to repair, the youngest."""
+        """Yield best-effort rows: those that cannot run now first, then the youngest."""
         table, groups = self._view.table, self.packing.groups
         rows = np.concatenate((groups.be_decodes, groups.be_prefills))
-        rows = rows[table.num_computed[rows] > 0]
         is_running = ~table.is_preempted[rows]
-        order = np.lexsort((-table.arrival_index[rows], self._repair_s_per_slot(rows), is_running))
-        yield from self._idle(rows[order])
+        yield from self._idle(rows[np.lexsort((-table.arrival_index[rows], is_running))].tolist())
 
     def _rt_victims(self, request: Request) -> Iterator[int]:
         """Yield real-time rows whose first token was due after that of `request`, the latest first.
@@ -236,13 +246,7 @@ class _RealTimeStep:
             other.row for other in sorted(later, key=_first_due, reverse=True) if other.row is not None
         )
 
-    def _idle(self, rows: Iterator[int] | Rows) -> Iterator[int]:
+    def _idle(self, rows: Iterable[int]) -> Iterator[int]:
         for row in rows:
-            if self.packing.num_held(row) and self._view.table.request(row) not in self.packing.num_new_tokens:
-                yield int(row)
-
-    def _repair_s_per_slot(self, rows: Rows) -> NDArray[np.float64]:
-        """Return what losing a slot costs at best: a copy there and back, or computing it again after all before it."""
-        latency = self._view.latency
-        recompute_s: NDArray[np.float64] = latency.c1 + latency.c3 * self._view.table.num_computed[rows]
-        return np.minimum(2 * latency.c4, recompute_s) if self._view.settings.checkpoints else recompute_s
+            if self.packing.num_held(row) and not self.packing.is_in_step(row):
+                yield row

@@ -22,28 +22,32 @@ def peak_slots(num_held: NDArray[np.int64], num_remaining: NDArray[np.int64]) ->
 
 
 class Future:
-    """The expected growth of what runs, and of what this step lets in; computed when first asked for.
+    """Whether one more request of a class can be let in, so that all of it that runs ends without preemption.
 
-    Preempted requests count for nothing until they are let in again. rt_only: nor do best-effort requests, because
-    real-time ones may take their slots.
+    Real-time requests count among themselves, since they may take the slots of the others. Best-effort ones count among
+    themselves, in what real-time leaves: as much as it has used of late, because those that end are followed by others.
+    Preempted requests count for nothing until they are let in again. Computed when first asked for.
     """
 
-    def __init__(self, view: SchedulerView, rt_only: bool) -> None:
+    def __init__(self, view: SchedulerView, is_rt: bool) -> None:
         self._view = view
-        self._rt_only = rt_only
+        self._is_rt = is_rt
         self._growth: tuple[list[int], list[int]] | None = None
 
     def has_room_for(self, request: Request) -> bool:
-        """Return whether `request` could be let in and all still end without preemption. True if nothing runs."""
+        """Return whether `request` could be let in. True if nothing of its class runs."""
         held, remaining = self._running()
         if not held:
             return True
-        limits, settings = self._view.limits, self._view.settings
-        num_slots = limits.num_slots
-        if not self._rt_only:
-            num_slots -= int(settings.kv_headroom_ratio * num_slots)
         own = self._num_expected(request)
-        return peak_slots(np.array([*held, len(request.token_ids)]), np.array([*remaining, own])) <= num_slots
+        peak = peak_slots(np.array([*held, len(request.token_ids)]), np.array([*remaining, own]))
+        return peak <= self._num_slots()
+
+    def _num_slots(self) -> float:
+        num_slots = self._view.limits.num_slots
+        if self._is_rt:
+            return num_slots
+        return num_slots * (1.0 - self._view.settings.kv_headroom_ratio) - self._view.traffic.rt_slots
 
     def take(self, request: Request) -> None:
         """Count `request` as let in."""
@@ -56,8 +60,8 @@ class Future:
         if self._growth is None:
             table, traffic = self._view.table, self._view.traffic
             rows = table.rows()
-            rows = rows[~table.is_preempted[rows] & (table.is_rt[rows] if self._rt_only else True)]
-            ratio = np.where(table.is_rt[rows], traffic.rt_output_ratio, traffic.be_output_ratio)
+            rows = rows[~table.is_preempted[rows] & (table.is_rt[rows] == self._is_rt)]
+            ratio = traffic.rt_output_ratio if self._is_rt else traffic.be_output_ratio
             num_output = table.num_known[rows] - table.num_prompt[rows]
             max_output = table.max_total[rows] - table.num_prompt[rows]
             self._growth = table.num_known[rows].tolist(), expected_growth(ratio, num_output, max_output).tolist()
@@ -66,15 +70,11 @@ class Future:
     def _num_expected(self, request: Request) -> int:
         traffic = self._view.traffic
         ratio = traffic.rt_output_ratio if request.is_rt else traffic.be_output_ratio
-        growth = expected_growth(
-            np.array([ratio]), np.array([request.num_output]), np.array([request.sampling.max_tokens])
-        )
+        growth = expected_growth(ratio, np.array([request.num_output]), np.array([request.sampling.max_tokens]))
         return int(growth[0])
 
 
-def expected_growth(
-    ratio: NDArray[np.float64], num_output: NDArray[np.int64], max_output: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def expected_growth(ratio: float, num_output: NDArray[np.int64], max_output: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the tokens a request will still produce: up to the usual part of its maximum; beyond, half of the rest."""
     usual = np.ceil(ratio * max_output).astype(np.int64) - num_output
     rest = max_output - num_output

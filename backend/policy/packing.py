@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from kv.budget import KVBudget
 from kv.types import Row, Side
 
 _MIN_CHUNK = 16  # tokens; a smaller chunk is not worth a place in the step, unless it ends the prompt
+
+
+_MAX_COMPARED = 8  # victims looked at before one is chosen
 
 
 def side_of(request: Request) -> Side:
@@ -35,6 +39,7 @@ class Packing:
         self.kv = view.kv.budget()
         self.groups = view.table.groups()
         self._view = view
+        self._boundaries: dict[int, list[tuple[int, int]]] = {}  # victim's row -> where it can be cut, and the gain
         self._kept: dict[int, int] = {}  # victim's row -> positions it keeps
         self._restored: dict[Request, int] = {}
 
@@ -108,26 +113,39 @@ class Packing:
         """Return how many more KV slots `request` could take now."""
         return self.kv.max_growth(None if request.row is None else Row(request.row), side_of(request))
 
-    def make_room(self, request: Request, num_slots: int, victims: Iterable[int], keeps_prefix: bool = True) -> bool:
-        """Take slots from the ends of `victims` (rows, in order) until `request` can grow by `num_slots`.
+    def make_room(self, request: Request, num_slots: int, victims: Iterable[int]) -> bool:
+        """Take slots from the ends of `victims` (rows) until `request` can grow by `num_slots`.
 
-        A best-effort victim keeps what was not needed (`keeps_prefix`); otherwise a victim loses everything.
-        False if all of them do not suffice; what was taken stays taken, so ask only for what should be had.
+        Of the first _MAX_COMPARED the one whose loss is cheapest to repair per slot gained comes first; of equals, the
+        first. A victim keeps what was not needed. False if all of them do not suffice; what was taken stays taken.
         """
+        candidates = iter(victims)
+        compared = list(islice(candidates, _MAX_COMPARED))
+        while compared and (missing := num_slots - self.room_for(request)) > 0:
+            costs_s = [self._cost_per_slot_s(victim, missing) for victim in compared]
+            victim = compared[costs_s.index(min(costs_s))]
+            num_kept, _ = self._least_cut(victim, missing)
+            self.cut(victim, num_kept)
+            if not num_kept:
+                compared.remove(victim)
+                compared += islice(candidates, 1)
+        return self.room_for(request) >= num_slots
+
+    def make_room_whole(self, request: Request, num_slots: int, victims: Iterable[int]) -> bool:
+        """Do as `make_room`, but take all that a victim has, in the order given: what engines without prefixes do."""
         for victim in victims:
-            missing = num_slots - self.room_for(request)
-            if missing <= 0:
-                return True
-            for num_kept in self._cuts(victim, missing if keeps_prefix else None):
-                self.cut(victim, num_kept)
-                if self.room_for(request) >= num_slots:
-                    return True
+            if self.room_for(request) >= num_slots:
+                break
+            self.cut(victim, 0)
         return self.room_for(request) >= num_slots
 
     def cut(self, victim: int, num_kept: int) -> None:
         """Let `victim` (a row not in this step) keep its first `num_kept` positions only."""
         self.kv.shrink(Row(victim), num_kept)
         self._kept[victim] = num_kept
+        boundaries = self._boundaries.get(victim, ())
+        num_gained = next((gained for kept, gained in boundaries if kept == num_kept), 0)
+        self._boundaries[victim] = [(kept, gained - num_gained) for kept, gained in boundaries if kept < num_kept]
 
     def num_held(self, row: int) -> int:
         """Return how many positions `row` holds after the cuts of this step."""
@@ -167,23 +185,33 @@ class Packing:
             (taken if self.kv.try_grow(Row(row), side_of(self._view.table.request(row)), 1) else refused).append(row)
         return np.array(taken, np.int64), refused
 
-    def _cuts(self, victim: int, missing: int | None) -> list[int]:
-        """Return what `victim` may keep, from the least cut that could yield `missing` slots to nothing at all."""
-        if missing is None or self._view.table.is_rt[victim]:
-            return [0]
-        boundaries = self.kv.tail_boundaries(Row(victim))
-        return [num_kept for num_kept, num_gained in boundaries if num_gained >= missing] or [0]
+    def _least_cut(self, victim: int, missing: int) -> tuple[int, int]:
+        """Return what `victim` keeps and how many slots are gained by the least cut that gains `missing`, or by all."""
+        if victim not in self._boundaries:
+            self._boundaries[victim] = self.kv.tail_boundaries(Row(victim))
+        boundaries = self._boundaries[victim]
+        return next((cut for cut in boundaries if cut[1] >= missing), boundaries[-1] if boundaries else (0, 0))
+
+    def _cost_per_slot_s(self, victim: int, missing: int) -> float:
+        num_kept, num_gained = self._least_cut(victim, missing)
+        repair_s, _ = self._repair(self.num_held(victim) - num_kept, num_kept)
+        return repair_s / min(num_gained, missing) if num_gained else float("inf")
+
+    def _repair(self, num_lost: int, num_kept: int) -> tuple[float, bool]:
+        """Return the time that losing positions costs at best, and whether that is by a copy there and back."""
+        latency = self._view.latency
+        copies_s, recompute_s = 2 * latency.c4 * num_lost, latency.prefill_s(num_lost, num_kept)
+        is_copied = self._view.settings.checkpoints and copies_s < recompute_s
+        return (copies_s if is_copied else recompute_s), is_copied
 
     def _reclaim(self, victim: int, num_kept: int) -> Reclaim:
         """Choose between keeping the lost KV in the host pool and computing it again, by the model (design §4).
 
         A step that restores saves nothing: in a full host pool that could push out what it restores.
         """
-        request, latency = self._view.table.request(victim), self._view.latency
-        num_lost = request.num_computed - num_kept
-        copies_s = 2 * latency.c4 * num_lost  # there and back
-        recompute_s = latency.prefill_s(num_lost, num_kept)
-        return Reclaim(request, num_kept, checkpoint=not self._restored and copies_s < recompute_s)
+        request = self._view.table.request(victim)
+        _, is_copied = self._repair(request.num_computed - num_kept, num_kept)
+        return Reclaim(request, num_kept, checkpoint=is_copied and not self._restored)
 
     def _drop_what_no_longer_fits(self) -> None:
         """Repeat the allocations as `commit` makes them, reclaims first, and leave out what then finds no room.
@@ -215,5 +243,5 @@ def unblock(view: SchedulerView, packing: Packing) -> None:
     first = table.request(int(rows[0]))
     victims = [row for row in rows[:0:-1].tolist() if packing.num_held(row)]
     num_tokens = min(first.num_uncomputed, packing.tokens_left)
-    if packing.make_room(first, num_tokens, victims):
+    if packing.make_room_whole(first, num_tokens, victims):
         packing.add(first, num_tokens)

@@ -67,7 +67,7 @@ def _take(view: SchedulerView, packing: Packing, request: Request, budget_s: flo
     needed = request.num_uncomputed if is_preempted else num_tokens
     if packing.room_for(request) < needed:
         is_entitled = request.is_rt or not (is_preempted or request.row is None)
-        if not is_entitled or not packing.make_room(request, needed, _behind(view, packing, request), False):
+        if not is_entitled or not packing.make_room_whole(request, needed, _behind(view, packing, request)):
             return False
     return packing.add(request, num_tokens)
 

@@ -66,7 +66,7 @@ def _run(packing: Packing, request: Request, victims: list[int]) -> None:
         return
     if packing.room_for(request) < num_tokens:
         idle = (victim for victim in victims if not packing.is_in_step(victim) and packing.num_held(victim))
-        packing.make_room(request, num_tokens, idle, keeps_prefix=False)
+        packing.make_room_whole(request, num_tokens, idle)
     packing.add(request, num_tokens)
 
 

@@ -31,21 +31,28 @@ class StepLimits:
     max_seqs: int
     max_seq_len: int
     num_slots: int
+    block_size: int = 16
+
+
+_RT_SLOTS_DECAY_S = 20.0
 
 
 @dataclass(slots=True, eq=False)
 class Traffic:
     """What was learned from the requests so far. Written by the scheduler.
 
-    tightest_ttft_slo_s: the smallest TTFT SLO of late; a larger one relaxes it by 2 % per arrival. step_s: moving
-    average of the step time. rt_output_ratio, be_output_ratio: moving averages of tokens produced / max_tokens of
-    finished requests; best-effort starts with caution, real-time with what preemption can mend.
+    tightest_ttft_slo_s: the smallest TTFT SLO of late; a larger one relaxes it by 2 % per arrival. longest_rt_prompt:
+    likewise. rt_slots: the most KV slots that real-time requests held together of late. step_s: moving average of the
+    step time. rt_output_ratio, be_output_ratio: moving averages of tokens produced / max_tokens of finished requests;
+    best-effort starts with caution, real-time with what preemption can mend.
     """
 
     tightest_ttft_slo_s: float = float("inf")
     rt_output_ratio: float = 0.25
     be_output_ratio: float = 1.0
     step_s: float = 0.02
+    longest_rt_prompt: int = 0
+    rt_slots: float = 0.0
     num_rt_ended: int = 0
     num_be_ended: int = 0
 
@@ -54,6 +61,7 @@ class Traffic:
         if request.slo is not None:
             relaxed_s = 1.02 * self.tightest_ttft_slo_s
             self.tightest_ttft_slo_s = min(request.slo.ttft_slo_s, relaxed_s)
+            self.longest_rt_prompt = max(request.num_prompt, int(0.98 * self.longest_rt_prompt))
 
     def note_end(self, request: Request) -> None:
         """Learn from a request that ended by itself."""
@@ -65,9 +73,11 @@ class Traffic:
             self.num_be_ended += 1
             self.be_output_ratio += max(0.02, 1.0 / (self.num_be_ended + 3)) * (ratio - self.be_output_ratio)
 
-    def note_step(self, duration_s: float) -> None:
-        """Learn from a step."""
+    def note_step(self, duration_s: float, num_rt_slots: int) -> None:
+        """Learn from a step, after which real-time requests are `num_rt_slots` tokens long."""
         self.step_s += 0.1 * (duration_s - self.step_s)
+        decayed = self.rt_slots * (1.0 - min(1.0, duration_s / _RT_SLOTS_DECAY_S))
+        self.rt_slots = max(float(num_rt_slots), decayed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
-from backend.errors import BrosError
 from backend.protocol import Stage
 from backend.serving.child import Child, first_exit, stubs_of
 from backend.serving.engine_states import engine_states
@@ -26,7 +25,7 @@ FIRST_PAUSE_S = 0.5
 PROBE_PERIOD_S = 0.1
 
 
-class ServeError(BrosError):
+class ServeError(Exception):
     """The launch cannot go on; the message says which process failed and what it last wrote."""
 
 

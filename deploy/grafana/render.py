@@ -1,0 +1,108 @@
+"""Draw the dashboard's panels from a running server: one picture of what Grafana would show.
+
+    python deploy/grafana/render.py --metrics 127.0.0.1:8002 --for-s 90 --out docs/img/dashboard.png
+
+Starts a Prometheus of its own (from PATH; Debian's package `prometheus`) that scrapes the server every second, waits
+while you put load on it, then asks it every query of the dashboard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from make_dashboard import PANELS, PANELS_PER_ROW, Panel
+from matplotlib.axes import Axes
+
+RATE_INTERVAL = "10s"
+START_TIMEOUT_S = 30.0
+UNITS = {"s": "s", "percentunit": "share", "short": "", "reqps": "1/s"}
+
+
+def main() -> None:
+    """Scrape, then draw."""
+    parser = argparse.ArgumentParser(description="Draw the dashboard's panels from a running server.")
+    parser.add_argument("--metrics", default="127.0.0.1:8002", help="host:port of the metrics (default: %(default)s)")
+    parser.add_argument("--for-s", type=float, default=90.0, help="seconds to watch (default: %(default)s)")
+    parser.add_argument("--listen", default="127.0.0.1:19090", help="address for Prometheus (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="picture to write")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        config = Path(directory) / "prometheus.json"  # JSON is YAML
+        job = {"job_name": "bros", "static_configs": [{"targets": [arguments.metrics]}]}
+        config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}))
+        flags = [f"--config.file={config}", f"--storage.tsdb.path={directory}/data"]
+        command = ["prometheus", *flags, f"--web.listen-address={arguments.listen}", "--log.level=error"]
+        with subprocess.Popen(command) as prometheus:
+            try:
+                wait_until_ready(arguments.listen)
+                print(f"watching {arguments.metrics} for {arguments.for_s:g} s", file=sys.stderr)
+                time.sleep(arguments.for_s)
+                draw(arguments.listen, arguments.for_s, arguments.out)
+            finally:
+                prometheus.terminate()
+
+
+def wait_until_ready(address: str) -> None:
+    """Wait until Prometheus answers. Raises TimeoutError."""
+    end_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < end_s:
+        try:
+            urllib.request.urlopen(f"http://{address}/-/ready", timeout=1).close()
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+        else:
+            return
+    raise TimeoutError(f"no Prometheus at {address} after {START_TIMEOUT_S:g} s")
+
+
+def draw(address: str, duration_s: float, out: Path) -> None:
+    """Ask every query over the last `duration_s` seconds and draw one plot per panel."""
+    rows = -(-len(PANELS) // PANELS_PER_ROW)
+    figure, axes = plt.subplots(rows, PANELS_PER_ROW, figsize=(15, 2.6 * rows), layout="constrained", squeeze=False)
+    end_s = time.time()
+    for panel, axis in zip(PANELS, axes.flat, strict=False):
+        plot(panel, axis, address, (end_s - duration_s, end_s))
+    figure.savefig(out, dpi=80)
+
+
+def plot(panel: Panel, axis: Axes, address: str, span_s: tuple[float, float]) -> None:
+    """Draw one panel."""
+    lines = {}
+    for legend, query in panel.queries.items():
+        for series in ask(address, query, span_s):
+            name = legend
+            for label, value in series["metric"].items():
+                name = name.replace(f"{{{{{label}}}}}", value)
+            lines[name] = [(float(at) - span_s[0], float(value)) for at, value in series["values"]]
+    for name, points in sorted(lines.items()):
+        axis.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
+    axis.set_title(panel.title, fontsize=10)
+    axis.set_ylabel(UNITS[panel.unit], fontsize=8)
+    axis.set_xlim(0, span_s[1] - span_s[0])
+    axis.set_ylim(bottom=0)
+    axis.tick_params(labelsize=8)
+    if lines:
+        axis.legend(fontsize=7, loc="upper left")
+
+
+def ask(address: str, query: str, span_s: tuple[float, float]) -> list[dict[str, Any]]:
+    """Return the series of a range query, one sample a second."""
+    query = query.replace("$__rate_interval", RATE_INTERVAL).replace("$instance", ".*")
+    parameters = urllib.parse.urlencode({"query": query, "start": span_s[0], "end": span_s[1], "step": 1})
+    with urllib.request.urlopen(f"http://{address}/api/v1/query_range?{parameters}", timeout=30) as response:
+        return list(json.load(response)["data"]["result"])
+
+
+if __name__ == "__main__":
+    main()

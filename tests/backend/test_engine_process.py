@@ -1,0 +1,344 @@
+"""The engine process between two sockets: requests in, chunks out, and every way for either to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backend.config import REPOSITORY_ROOT, ConfigFile, engine_command, parse_config
+from backend.engine_link import EngineLink
+from backend.engine_process import AlreadyServedError, EngineServer
+from backend.executors.sim import SimSettings
+from backend.policy.settings import SchedulerSettings
+from backend.protocol import (
+    VERSION,
+    Chunks,
+    EngineState,
+    Hello,
+    Metrics,
+    Sampling,
+    Stage,
+    Submit,
+    frame,
+    send,
+    stub_reader,
+)
+from tests.backend.serving import WAIT_S, Answer, ask, linked, make_file, make_generation, running
+
+SLOW = SimSettings(coefficients=(5e-3, 0.0, 0.0, 0.0, 0.0))  # 5 ms a step: endless requests stay open
+ENDLESS = 8000
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> ConfigFile:
+    return make_file(tmp_path)
+
+
+@pytest.fixture
+def link(file: ConfigFile) -> Iterator[EngineLink]:
+    with running(file), linked(file) as link:
+        yield link
+
+
+def test_tokens_come_back_one_chunk_a_step_and_end_once(link: EngineLink) -> None:
+    answer = ask(link, max_tokens=5)
+    end = answer.end()
+    assert end.finish_reason == "length"
+    assert len(answer.token_ids) == 5
+    assert all(chunk.text for chunk in answer.chunks)
+    assert end.timings is not None
+    assert (end.timings.num_input_tokens, end.timings.num_output_tokens) == (2, 5)
+    assert end.timings.queue_s is not None
+    assert end.timings.ttft_s is not None
+    assert end.timings.tpot_s is not None
+    assert 0 <= end.timings.queue_s <= end.timings.ttft_s
+
+
+def test_without_stream_everything_comes_in_one_chunk(link: EngineLink) -> None:
+    answer = ask(link, max_tokens=5, is_streamed=False)
+    answer.end()
+    assert len(answer.chunks) == 1
+    assert len(answer.token_ids) == 5
+
+
+@pytest.mark.parametrize(
+    "prompt", [{"text": "hi"}, {"messages": '[{"role": "user", "content": "hi"}]'}, {"token_ids": (7, 8)}], ids=str
+)
+def test_each_kind_of_prompt_is_served(link: EngineLink, prompt: dict[str, object]) -> None:
+    assert ask(link, **prompt).end().finish_reason == "length"
+
+
+def test_the_prompt_is_repeated_when_asked(link: EngineLink) -> None:
+    for prompt in ({"text": "say"}, {"token_ids": (118, 100, 124)}):
+        answer = ask(link, echoes_prompt=True, **prompt)
+        answer.end()
+        assert answer.text.startswith("say")
+
+
+def test_a_stop_word_ends_the_answer_before_it_and_frees_the_request(link: EngineLink) -> None:
+    answer = ask(link, max_tokens=ENDLESS, stop_words=(" t1", " t2", " t3"))
+    assert answer.end().finish_reason == "stop"
+    assert " t1" not in answer.text
+    assert num_requests(link) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ({"token_ids": (32_000,)}, "INVALID_REQUEST", "32000 is no token id; the vocabulary has 32000"),
+        ({"text": "x" * 9000}, "TOO_LARGE", "prompt of 9000 tokens exceeds max_seq_len 8192"),
+        ({"max_tokens": 9000}, "TOO_LARGE", "max_tokens 9000"),
+    ],
+    ids=str,
+)
+def test_a_request_that_cannot_be_served_is_refused_under_the_clients_name(
+    link: EngineLink, options: dict[str, object], code: str, words: str
+) -> None:
+    answer = Answer()
+    link.submit("a7", make_generation(**options), answer)  # type: ignore[arg-type]  # mixed options
+    end = answer.end()
+    assert end.error_code == code
+    assert words in end.error_message
+    assert "a7" in end.error_message or code == "INVALID_REQUEST"
+
+
+def test_a_request_without_max_tokens_takes_the_default_or_what_the_context_leaves(link: EngineLink) -> None:
+    free = ask(link, sampling=Sampling())
+    tight = ask(link, sampling=Sampling(), text="x" * 8190)
+    free.end()
+    tight.end()
+    assert (len(free.token_ids), len(tight.token_ids)) == (128, 2)
+
+
+def num_requests(link: EngineLink) -> int:
+    """Return how many requests the engine holds, as its snapshot says."""
+    answer = Answer()
+    link.inspect(answer)
+    answer.end()
+    counts = json.loads(answer.text)["requests_by_class"].values()
+    return sum(count["num_waiting"] + count["num_running"] for count in counts)
+
+
+def test_a_cancelled_request_ends_as_cancelled_and_the_others_go_on(tmp_path: Path) -> None:
+    file = make_file(tmp_path, SLOW)
+    with running(file), linked(file) as link:
+        cancelled, other = Answer(), ask(link, max_tokens=200)
+        ticket = link.submit("", make_generation(max_tokens=ENDLESS), cancelled)
+        cancelled.first()
+        link.cancel(ticket)
+        assert cancelled.end().finish_reason == "cancelled"
+        assert other.end().finish_reason == "length"
+        link.cancel(ticket)  # has ended: ignored
+
+
+def test_a_request_that_timed_out_ends_with_an_error(tmp_path: Path) -> None:
+    file = make_file(tmp_path, SLOW)
+    with running(file), linked(file) as link:
+        answer = Answer()
+        ticket = link.submit("", make_generation(max_tokens=ENDLESS, timeout_s=0.25), answer)
+        answer.first()
+        link.cancel(ticket, timed_out=True)
+        end = answer.end()
+    assert (end.error_code, end.error_status) == ("CANCELLED", "CANCELLED")
+    assert "timeout of 250 ms ran out" in end.error_message
+
+
+def test_a_full_queue_is_refused_with_retry_advice(tmp_path: Path) -> None:
+    one_at_a_time = SimSettings(coefficients=SLOW.coefficients, max_seqs_per_step=1)
+    file = make_file(tmp_path, one_at_a_time, SchedulerSettings(max_waiting_be=1))
+    with running(file), linked(file) as link:
+        answers = [ask(link, max_tokens=ENDLESS, priority_class="be") for _ in range(4)]
+        end = answers[-1].end()
+    assert (end.error_code, end.error_status) == ("OVERLOADED", "UNAVAILABLE")
+    assert "retry_after_ms=" in end.error_message
+
+
+def test_when_a_stub_goes_its_requests_go_and_no_others(tmp_path: Path) -> None:
+    file = make_file(tmp_path, SLOW)
+    with running(file), linked(file) as other:
+        survivor = ask(other, max_tokens=300)
+        with linked(file, "bros_be") as leaving:
+            ask(leaving, max_tokens=ENDLESS).first()
+            assert num_requests(other) == 2
+        wait_until_holding(other, 1)
+        assert survivor.end().finish_reason == "length"
+
+
+def wait_until_holding(link: EngineLink, count: int) -> None:
+    """Ask until the engine holds `count` requests; each question is answered between two steps."""
+    for _ in range(1000):
+        if num_requests(link) == count:
+            return
+    raise AssertionError(f"the engine does not come to hold {count} requests")
+
+
+def test_a_stub_that_does_not_read_is_disconnected_and_the_others_are_served(tmp_path: Path) -> None:
+    file = make_file(tmp_path, max_unsent_bytes=1000)
+    with running(file), linked(file) as link, connect(file) as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        for handle in range(20):
+            send(deaf, Submit(handle, "", 0.0, make_generation(max_tokens=ENDLESS)))
+        wait_until_holding(link, 20)
+        wait_until_holding(link, 0)
+        assert ask(link).end().finish_reason == "length"
+
+
+def connect(file: ConfigFile, hello: Hello | None = None) -> socket.socket:
+    """Connect as a stub would, by hand."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(str(file.socket_path))
+    send(connection, hello or Hello(VERSION, "by-hand"))
+    return connection
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [frame(Hello(VERSION + 1, "newer")), frame(Submit(1, "", 0.0, make_generation())), b"GET / HTTP/1.1\r\n\r\n", b""],
+    ids=["other version", "no hello", "another protocol", "nothing"],
+)
+def test_a_stranger_is_shown_out_and_the_others_are_served(file: ConfigFile, opening: bytes) -> None:
+    with running(file), linked(file) as link:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
+            stranger.connect(str(file.socket_path))
+            stranger.sendall(opening)
+            stranger.shutdown(socket.SHUT_WR)
+            assert stranger.recv(1) == b""
+        assert ask(link).end().finish_reason == "length"
+
+
+def test_one_socket_has_one_engine(file: ConfigFile) -> None:
+    with running(file), pytest.raises(AlreadyServedError):
+        EngineServer(file, exits_when_unused=False).listen()
+
+
+def test_measurements_go_to_the_stub_that_wants_them(file: ConfigFile) -> None:
+    measured: dict[str, float] = {}
+    has_all = threading.Event()
+
+    def on_metrics(metrics: Metrics) -> None:
+        for sample in metrics.samples:
+            measured[sample.name] = measured.get(sample.name, 0.0) + sample.value
+        if {"bros_requests_total", "bros_kv_slots", "bros_steps_total"} <= set(measured):
+            has_all.set()
+
+    with running(file), linked(file, on_metrics=on_metrics) as link:
+        ask(link).end()
+        assert has_all.wait(WAIT_S)
+    assert measured["bros_requests_total"] == 1
+
+
+def test_draining_serves_what_is_open_and_refuses_what_is_new(tmp_path: Path) -> None:
+    file = make_file(tmp_path, SLOW)
+    with running(file) as server, linked(file) as link, connect(file) as stub, stub_reader(stub) as reader:
+        answer = ask(link, max_tokens=100)
+        answer.first()
+        server.request_stop()
+        while not (isinstance(message := reader.read(), EngineState) and message.stage is Stage.DRAINING):
+            continue
+        send(stub, Submit(1, "", 0.0, make_generation()))
+        refusal = reader.read()
+        assert isinstance(refusal, Chunks)
+        end = refusal.chunks[0].end
+        assert end is not None
+        assert (end.error_code, end.error_message) == ("ENGINE_DOWN", "the engine is draining")
+        assert answer.end().finish_reason == "length"
+
+
+def test_what_is_still_open_after_the_drain_fails(tmp_path: Path) -> None:
+    file = make_file(tmp_path, SLOW, drain_timeout_s=0.05)
+    with running(file) as server, linked(file) as link:
+        answer = ask(link, max_tokens=ENDLESS)
+        answer.first()
+        server.request_stop()
+        assert answer.end().error_code in ("EXECUTOR_FAILED", "ENGINE_DOWN")
+
+
+def test_an_engine_that_breaks_fails_its_requests_and_says_why(
+    file: ConfigFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the fan is stuck")
+
+    states: list[EngineState] = []
+    server = EngineServer(file, exits_when_unused=False)
+    server.listen()
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(server.run()))
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # the engine's thread ends by this error
+    thread.start()
+    with linked(file) as link, connect(file) as watcher, stub_reader(watcher) as reader:
+        monkeypatch.setattr("backend.scheduler.Scheduler.commit", broken)
+        assert ask(link).end().error_code == "EXECUTOR_FAILED"
+        states += [message for message in reader if isinstance(message, EngineState)]
+    thread.join(WAIT_S)
+    assert codes == [1]
+    assert (states[-1].stage, states[-1].detail) == (Stage.FAILED, "the engine stopped: the fan is stuck")
+
+
+def test_a_model_that_cannot_be_loaded_is_told_to_the_stubs(tmp_path: Path) -> None:
+    file = make_file(tmp_path)
+    config = json.loads(file.path.read_text()) | {"executor": "torch", "torch": {"model_path": "/no/such/model"}}
+    missing = ConfigFile(file.path, parse_config(config))
+    server = EngineServer(missing, exits_when_unused=False)
+    server.listen()
+    with connect(missing) as watcher, stub_reader(watcher) as reader:
+        assert isinstance(reader.read(), EngineState)
+        assert server.run() == 2
+        state = reader.read()
+        assert isinstance(state, EngineState)
+        assert state.stage is Stage.FAILED
+        assert "/no/such/model" in state.detail
+
+
+def start(file: ConfigFile) -> subprocess.Popen[bytes]:
+    """Start an engine as a process and wait until its socket is there."""
+    read_fd, write_fd = os.pipe()
+    arguments, environment = engine_command(file, write_fd)
+    process = subprocess.Popen(arguments, env=environment, pass_fds=(write_fd,), stderr=subprocess.DEVNULL)
+    os.close(write_fd)
+    os.read(read_fd, 1)
+    os.close(read_fd)
+    return process
+
+
+def test_a_process_that_nobody_uses_ends(tmp_path: Path) -> None:
+    file = make_file(tmp_path, unused_exit_s=0.2)
+    with start(file) as process:
+        with linked(file) as link:
+            ask(link).end()
+        assert process.wait(WAIT_S) == 0
+    assert not file.socket_path.exists()
+
+
+def test_a_second_process_for_a_socket_ends_quietly(tmp_path: Path) -> None:
+    file = make_file(tmp_path, unused_exit_s=0.2)
+    with running(file), start(file) as second:
+        assert second.wait(WAIT_S) == 0
+
+
+def test_sigterm_drains_and_ends_a_process(tmp_path: Path) -> None:
+    file = make_file(tmp_path, SLOW)
+    with start(file) as process, linked(file) as link:
+        answer = ask(link, max_tokens=60)
+        answer.first()
+        process.send_signal(signal.SIGTERM)
+        assert answer.end().finish_reason == "length"
+        assert process.wait(WAIT_S) == 0
+
+
+def test_a_wrong_configuration_ends_a_process_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "engine.json").write_text('{"executor": "abacus"}')
+    command = [sys.executable, "-m", "backend.engine_process", "--config", str(tmp_path / "engine.json")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY_ROOT)
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
+    assert "abacus" in ended.stderr

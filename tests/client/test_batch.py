@@ -20,6 +20,7 @@ from client.batch.results import BatchFileError, Results, open_results
 from client.batch.run import BatchSettings, run_batch
 from client.errors import ExecutionError, UnavailableError
 from client.generation import Call, Outputs
+from tests.triton.servers import Server, wait_until
 
 NO_WAIT = BatchSettings(concurrency=8, first_wait_s=0.0)
 
@@ -262,3 +263,19 @@ def test_ten_thousand_lines_survive_being_stopped_in_the_middle(tmp_path: Path, 
     second = subprocess.run(batch_command(source, tmp_path, "fake://"), capture_output=True, check=True)
     assert f"({num_before} were done before)".encode() in second.stderr.replace(b"\n", b" ")
     assert_each_answered_once(output, names)
+
+
+@pytest.mark.triton
+def test_a_batch_killed_on_a_real_server_ends_complete(tmp_path: Path, triton_server: Server) -> None:
+    names = [f"r{i}" for i in range(60)]
+    source = write_batch(tmp_path / "in.jsonl", [chat_line(name) for name in names])
+    output = tmp_path / "out.jsonl"
+    with subprocess.Popen(batch_command(source, tmp_path, triton_server.grpc_url), stderr=subprocess.DEVNULL) as first:
+        while not output.exists() or output.read_bytes().count(b"\n") < 10:
+            assert first.poll() is None, "the batch ended before it was killed"
+        first.kill()
+    wait_until(lambda: triton_server.num_requests() == 0, 5.0, "the end of what the killed batch had sent")
+    subprocess.run(batch_command(source, tmp_path, triton_server.grpc_url), capture_output=True, check=True)
+    results = read_results(output)
+    assert sorted(result["custom_id"] for result in results) == sorted(names)
+    assert {result["response"]["body"]["usage"]["completion_tokens"] for result in results} <= {1, 2, 3}

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.triton.servers import Server, wait_until
+
 PATIENCE_S = 20.0
 CTRL_C, CTRL_D = b"\x03", b"\x04"
 
@@ -100,6 +102,21 @@ def test_ctrl_c_ends_the_answer_only(slow: Terminal) -> None:
     slow.type(b"beta\n")
     slow.wait_for("beta beta beta")
     assert slow.process.poll() is None
+
+
+@pytest.mark.triton
+def test_ctrl_c_frees_the_server(triton_server: Server) -> None:
+    terminal = Terminal("--url", triton_server.grpc_url, "--max-tokens", "4000")
+    try:
+        terminal.wait_for("> ")
+        terminal.type(b"Tell me a very long story.\n")
+        wait_until(lambda: triton_server.num_requests() == 1, PATIENCE_S, "the request's arrival")
+        terminal.wait_for(r"\w+ \w+")
+        terminal.type(CTRL_C)
+        wait_until(lambda: triton_server.num_requests() == 0, 5.0, "the request's end")
+        terminal.wait_for(r"\[cancelled\]")
+    finally:
+        terminal.close()
 
 
 def test_ctrl_c_at_the_prompt_drops_the_line(slow: Terminal) -> None:

@@ -132,6 +132,19 @@ def test_a_server_that_is_down_is_unavailable() -> None:
         Client(FakeTransport(FakeServer(is_down=True))).generate(PROMPT)
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1:1", "http://127.0.0.1:1"])
+def test_a_port_without_a_server_is_unavailable(url: str) -> None:
+    with Client(url) as client, pytest.raises(UnavailableError):
+        client.generate(PROMPT)
+
+    async def run() -> None:
+        async with AsyncClient(url) as client:
+            await client.generate(PROMPT)
+
+    with pytest.raises(UnavailableError):
+        asyncio.run(run())
+
+
 def test_url_must_name_a_known_protocol() -> None:
     with pytest.raises(ValueError, match="ftp://x"):
         Client("ftp://x")

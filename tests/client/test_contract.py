@@ -140,6 +140,26 @@ def test_async_stream_yields_what_the_sync_one_does(endpoint: Endpoint, client: 
     assert "".join(asyncio.run(run())) == client.generate(PROMPT, max_tokens=8, temperature=0.0).text
 
 
+def test_cancelling_a_task_frees_the_server(endpoint: Endpoint, client: Client) -> None:
+    async def run() -> None:
+        async_client = AsyncClient(endpoint.async_transport())
+        first_chunk = asyncio.Event()
+
+        async def read() -> None:
+            async for _ in async_client.stream(PROMPT, max_tokens=4_000, ignore_eos=True):
+                first_chunk.set()
+
+        tasks = [asyncio.create_task(read()) for _ in range(4)]
+        await first_chunk.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await async_client.close()
+
+    asyncio.run(run())
+    endpoint.wait_until_idle(client)
+
+
 def test_async_errors_are_typed_too(endpoint: Endpoint) -> None:
     async def run() -> ClientError:
         client = AsyncClient(endpoint.async_transport())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from tests.triton.servers import Server
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SCRIPTS = sorted(EXAMPLES.glob("*.py")) + sorted(EXAMPLES.glob("*.sh"))
+RECORDING = EXAMPLES / "record_top.sh"  # starts a server of its own
+SCRIPTS = sorted(EXAMPLES.glob("*.py")) + sorted(set(EXAMPLES.glob("*.sh")) - {RECORDING})
+ARGUMENTS = {"burst.py": ["2"]}  # seconds
 
 
 def test_there_are_examples_for_both_protocols_and_both_styles() -> None:
@@ -25,15 +28,24 @@ def test_there_are_examples_for_both_protocols_and_both_styles() -> None:
 def test_example_runs(script: Path, triton_server: Server) -> None:
     is_http = script.name.startswith("http") or script.suffix == ".sh"
     runner = "sh" if script.suffix == ".sh" else sys.executable
-    command = [runner, str(script), triton_server.http_url if is_http else triton_server.grpc_url]
-    root = EXAMPLES.parent
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root, env=_environment(root))
+    url = triton_server.http_url if is_http else triton_server.grpc_url
+    ran = run([runner, str(script), url, *ARGUMENTS.get(script.name, [])])
     assert ran.returncode == 0, ran.stderr
     assert len(ran.stdout) > 40
     assert "error" not in ran.stdout
     assert "Error" not in ran.stderr
 
 
-def _environment(root: Path) -> dict[str, str]:
-    """Return an environment in which `import client` finds this checkout, installed or not."""
-    return {**os.environ, "PYTHONPATH": str(root)}
+@pytest.mark.triton
+@pytest.mark.slow
+def test_a_burst_is_recorded_by_one_command(tmp_path: Path) -> None:
+    ran = run(["sh", str(RECORDING), str(tmp_path / "top.svg")])
+    assert ran.returncode == 0, ran.stderr
+    root = ElementTree.parse(tmp_path / "top.svg").getroot()
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}animate"))) > 5
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run with an environment in which `import client` finds this checkout, installed or not."""
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "PYTHON": sys.executable}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=EXAMPLES.parent, env=environment)

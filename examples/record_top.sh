@@ -1,0 +1,22 @@
+#!/bin/sh
+# Serve with a small KV cache, run bursts of real-time over a best-effort backlog, and record what `bros top` shows.
+#   sh examples/record_top.sh bros-top.svg
+set -eu
+svg=${1:-bros-top.svg}
+python=${PYTHON:-python}
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD"
+
+at=$(mktemp)
+"$python" -m backend.serve --http-port 0 --grpc-port 0 --metrics-port 0 --kv-tokens 1280 --set torch.num_host_slots=1024 --json > "$at" &
+server=$!
+trap 'kill $server; wait $server || true; rm -f "$at"' EXIT
+until [ -s "$at" ]; do kill -0 $server; sleep 0.2; done
+url() { "$python" -c "import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])" "$at" "$1"; }
+
+"$python" examples/burst.py "$(url grpc_url)" 25 &
+burst=$!
+sleep 12
+"$python" -m client.cli top --url "$(url grpc_url)" --metrics-url "$(url metrics_url)" \
+  --interval-s 0.7 --for-s 9 --svg "$svg"
+wait $burst

@@ -12,7 +12,7 @@ from backend.plan import StepPlan
 from backend.policy.best_effort import BestEffortFill
 from backend.policy.future import Future
 from backend.policy.latency import LatencyModel
-from backend.policy.packing import Packing, unblock
+from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
 from backend.policy.table import Rows, first_deadline_s
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
@@ -63,8 +63,6 @@ class Bros:
         fill.pack_urgent()
         step.pack_late(late)
         fill.pack(self._window.tokens, self._be_credit_s)
-        if not step.packing.num_new_tokens:
-            unblock(view, step.packing)
         return step.packing.plan(step.budget_s)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from backend.plan import StepPlan
 from backend.policy.latency import LatencyModel
-from backend.policy.packing import Packing, unblock
+from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
 from backend.policy.table import first_deadline_s
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
@@ -73,8 +73,6 @@ class BrosPaper:
             for request in view.be_waiting.in_time():
                 if not _take_be(packing, request, budget_s):
                     break
-        if not packing.num_new_tokens:
-            unblock(view, packing)
         return packing.plan(budget_s)
 
 

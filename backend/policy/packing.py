@@ -165,7 +165,9 @@ class Packing:
         return self._view.table.request(row) in self.num_new_tokens
 
     def plan(self, budget_s: float) -> StepPlan:
-        """Return the plan of what was taken."""
+        """Return the plan of what was taken; if that is nothing, of what can be forced."""
+        if not self.num_new_tokens:
+            self._unblock()
         if not self.num_new_tokens:
             return StepPlan(budget_s=budget_s)
         reclaims = [self._reclaim(victim, num_kept) for victim, num_kept in self._kept.items()]
@@ -173,6 +175,20 @@ class Packing:
             self._drop_what_no_longer_fits()
         restores = [Restore(request, num_tokens) for request, num_tokens in self._restored.items()]
         return StepPlan(self.num_new_tokens, reclaims, restores, self.predicted_s, budget_s)
+
+    def _unblock(self) -> None:
+        """Give the oldest started request, real-time first, room from all others, since all of them wait for slots.
+
+        Age does not change while requests run, so the oldest always gets on.
+        """
+        table, rows = self._view.table, self._view.table.rows()
+        if not len(rows):
+            return
+        rows = rows[np.lexsort((table.arrival_index[rows], ~table.is_rt[rows]))]
+        first = table.request(int(rows[0]))
+        num_tokens = min(first.num_uncomputed, self.tokens_left)
+        if self.make_room_whole(first, num_tokens, [row for row in rows[:0:-1].tolist() if self.num_held(row)]):
+            self.add(first, num_tokens)
 
     def _grow_each(self, rows: Rows) -> tuple[Rows, list[int]]:
         """Take a slot for each of `rows` in order; return those that got one and those that did not."""
@@ -229,19 +245,3 @@ class Packing:
                 del self.num_new_tokens[request]
                 self._restored.pop(request, None)
                 self.predicted_s -= self.cost_s(request, num_tokens, num_restored)
-
-
-def unblock(view: SchedulerView, packing: Packing) -> None:
-    """Give the oldest started request, real-time first, room from all others: for when all of them wait for slots.
-
-    Age does not change while requests run, so the oldest always gets on.
-    """
-    table, rows = view.table, view.table.rows()
-    if not len(rows):
-        return
-    rows = rows[np.lexsort((table.arrival_index[rows], ~table.is_rt[rows]))]
-    first = table.request(int(rows[0]))
-    victims = [row for row in rows[:0:-1].tolist() if packing.num_held(row)]
-    num_tokens = min(first.num_uncomputed, packing.tokens_left)
-    if packing.make_room_whole(first, num_tokens, victims):
-        packing.add(first, num_tokens)

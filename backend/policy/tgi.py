@@ -20,7 +20,6 @@ from backend.policy.settings import SchedulerSettings
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 from backend.request import Request
 
-_BLOCK = 16  # slots; unused ends of blocks are lost to a request
 _MAX_WAITING_STEPS = 20  # TGI's --max-waiting-tokens
 
 
@@ -69,11 +68,12 @@ class Tgi:
     def _admit(self, view: SchedulerView, packing: Packing) -> None:
         table, limits = view.table, view.limits
         rows = table.rows()
-        num_free = limits.num_slots // _BLOCK - int(np.ceil(table.max_total[rows] / _BLOCK).sum())
+        block_size = limits.block_size
+        num_free = limits.num_slots // block_size - int(np.ceil((table.max_total[rows] - 1) / block_size).sum())
         num_places = limits.max_seqs - len(rows)
         waiting = (view.rt_waiting.in_time(), view.be_waiting.in_time())
         for request in merge(*waiting, key=lambda request: request.arrival_index):
-            num_free -= ceil(request.max_total_tokens / _BLOCK)
+            num_free -= ceil((request.max_total_tokens - 1) / block_size)  # the last token is never computed
             num_tokens = min(request.num_uncomputed, limits.max_tokens)
             if num_free < 0 or num_places < 1 or not packing.add(request, num_tokens):
                 return

@@ -28,7 +28,7 @@ from backend.config import parse_config
 from backend.engine import Engine, Submit
 from backend.plan import StepBatch, StepOutput, StepPlan, StepResult
 from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
-from backend.runtime import make_engine, make_tokenizer
+from backend.runtime import load_runtime, make_tokenizer
 from bench.fit_step_models import fit, predict
 from bench.provenance import provenance
 from bench.scenario import Scenario
@@ -57,7 +57,7 @@ def record_steps(duration_s: float, seed: int) -> tuple[list[StepWork], NDArray[
 
     scheduler = {"policy": "bros", "max_tokens_per_step": _MAX_TOKENS_PER_STEP, "max_seqs_per_step": _MAX_SEQS}
     config = parse_config({"executor": "torch", "torch": {"num_kv_tokens": _KV_TOKENS}, "scheduler": scheduler})
-    engine, _ = make_engine(config, make_tokenizer(config), lambda _: None, record, lambda _what, _part: None)
+    engine = load_runtime(config, make_tokenizer(config), lambda _: None, record, lambda _what, _part: None).engine
     assert isinstance(engine, Engine)
     rng = np.random.default_rng(seed)
     rt = open_loop(poisson_arrivals(1.0, duration_s, rng), CHAT_SMALL, rng)

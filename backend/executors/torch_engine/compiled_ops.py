@@ -204,5 +204,5 @@ def balanced_bounds(costs: Sequence[float] | NDArray[Any], num_threads: int) -> 
     """Split items into one contiguous range per thread, of about equal cost; int64 [num_threads + 1]."""
     cumulative = np.cumsum(costs)
     total = cumulative[-1] if len(cumulative) else 0
-    inner = np.searchsorted(cumulative, total * np.arange(1, num_threads) / num_threads)
+    inner = np.searchsorted(cumulative, total * np.arange(1, num_threads) / num_threads, side="right")
     return np.concatenate([[0], inner, [len(cumulative)]]).astype(np.int64)

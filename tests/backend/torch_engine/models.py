@@ -32,7 +32,7 @@ def save_tiny_model(directory: Path, family: str = "Llama", seed: int = 0, **cha
 
     torch.manual_seed(seed)
     config = getattr(transformers, f"{family}Config")(**{**_TINY, "initializer_range": 0.2, **changes})
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     model.save_pretrained(directory)
     return directory
 

@@ -63,11 +63,13 @@ class Runner:
             chosen = self._choose(waiting)
             self._execute(chosen)
             step += 1
+            for request in waiting:
+                if request.num_output == request.sampling.max_tokens:
+                    self._release(request, 0)
+            waiting = [r for r in waiting if r.num_output < r.sampling.max_tokens]
             if self.schedule.preempt_every and step % self.schedule.preempt_every == 0:
                 for request in waiting:
                     self._preempt(request)
-        for request in requests:
-            self._release(request, 0)
         return [request.token_ids[request.num_prompt :] for request in requests]
 
     def _choose(self, waiting: list[Request]) -> list[tuple[Request, int]]:

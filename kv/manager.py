@@ -83,7 +83,7 @@ class KVCacheManager:
         """The decode path: `grow(row, 1)` for every one of `rows` (distinct) in order, vectorised; all or nothing."""
         indices = np.asarray(rows, np.intp)
         pool = self._pool
-        is_sure = pool.num_free_blocks >= len(indices)
+        is_sure = pool.blocks.num_free >= len(indices)
         before = pool if is_sure else pool.copy()
         if pool.grow_each_by_one(indices) < len(indices):
             self._pool = before
@@ -142,28 +142,28 @@ class KVCacheManager:
     def usage(self) -> KVUsage:
         """Count slots and blocks by state."""
         pool, config = self._pool, self.config
-        num_held_blocks = config.num_blocks - pool.num_free_blocks
+        num_held_blocks = config.num_blocks - pool.blocks.num_free
         num_head_slots = int(pool.held[pool.across > 0].sum())
         num_tail_slots = int(pool.held[pool.across < 0].sum())
         return KVUsage(
             num_free_slots=config.num_slots - num_head_slots - num_tail_slots,
             num_head_slots=num_head_slots,
             num_tail_slots=num_tail_slots,
-            num_free_blocks=pool.num_free_blocks,
-            num_head_blocks=pool.num_runs[HEAD],
-            num_tail_blocks=pool.num_runs[TAIL],
-            num_shared_blocks=pool.num_runs[HEAD] + pool.num_runs[TAIL] - num_held_blocks,
+            num_free_blocks=pool.blocks.num_free,
+            num_head_blocks=pool.blocks.num_held[HEAD],
+            num_tail_blocks=pool.blocks.num_held[TAIL],
+            num_shared_blocks=pool.blocks.num_held[HEAD] + pool.blocks.num_held[TAIL] - num_held_blocks,
             num_host_slots_used=self._host.num_used,
         )
 
     def block_fills(self) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
         """Return how many slots of each block a head holds, and a tail; int16 [num_blocks] each, copies."""
-        fills = self._pool.fill.reshape(2, -1)[:, : self.config.num_blocks].copy()
+        fills = self._pool.blocks.fill.reshape(2, -1)[:, : self.config.num_blocks].copy()
         return fills[HEAD], fills[TAIL]
 
     def check_invariants(self) -> None:
         """Assert all that must hold between any two calls (see kv/invariants.py); O(slots)."""
-        check_invariants(self._pool, self._table, self._host)
+        check_invariants(self.config, self._pool, self._table, self._host)
 
     def _append(self, row: Row, num_slots: int) -> bool:
         self._check_open(row)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kv.pool import Indices, Pool, Run
+from kv.block import Indices
+from kv.pool import Pool, Run
 
 
 class SlotTable:
@@ -29,7 +30,7 @@ class SlotTable:
         """Write the slots of positions [start, held) of `row`."""
         runs = _runs_down_to(pool.last_run(row), start)
         starts = np.array([run.start for run in runs], np.intp)
-        origins = pool.origins(row, np.array([run.block for run in runs], np.intp), starts)
+        origins = pool.origins(row, np.array([run.end for run in runs], np.intp), starts)
         first_positions = np.maximum(starts, start)
         lengths = np.diff(first_positions, append=pool.held[row])
         positions = np.arange(start, pool.held[row])

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from backend.executors.torch_engine import kernels
-from backend.executors.torch_engine.attention import AttentionShape, SlotAttention, TorchAttention
+from backend.executors.torch_engine.attention import AttentionShape, TorchAttention
 from backend.executors.torch_engine.inputs import StepInputs
 from backend.executors.torch_engine.kernels import Kernel, compile_kernels
 from backend.executors.torch_engine.kv_pool import KVPool
@@ -34,12 +34,12 @@ class CompiledAttention:
         self._is_bf16 = shape.dtype is torch.bfloat16
         self._num_threads = min(torch.get_num_threads(), MAX_THREADS)
         heads_per_kv = num_heads // shape.num_kv_heads
-        self._kernel = compile_kernels(shape.head_size, heads_per_kv, self._is_bf16).attend
+        self.kernels = compile_kernels(shape.head_size, heads_per_kv, self._is_bf16)
         self._out = torch.empty((max_tokens, num_heads, shape.head_size), dtype=shape.dtype)
         self._scratch = torch.empty(self._num_threads * num_heads * (max_seq_len + shape.head_size))
         self._layer_bytes = pool.storage[0].nbytes
         self._has_gathered = False
-        self._block = Block(self._kernel, self._num_threads)
+        self._block = Block(self.kernels.attend, self._num_threads)
         self._block.set_addresses({kernels.OUT: self._out, kernels.SCRATCH: self._scratch})
         self._block.fields[kernels.SCRATCH_WIDTH] = max_seq_len
         self._block.fields[kernels.NUM_HEADS] = num_heads
@@ -92,7 +92,7 @@ class CompiledAttention:
 class CompiledLayerOps:
     """`LayerOps` by the compiled kernels; buffers are made once, for `max_tokens` tokens."""
 
-    def __init__(self, config: LlamaConfig, pool: KVPool, attention: SlotAttention, max_tokens: int) -> None:
+    def __init__(self, config: LlamaConfig, pool: KVPool, attention: CompiledAttention, max_tokens: int) -> None:
         shape = pool.shape
         self.config = config
         self._pool = pool
@@ -105,11 +105,9 @@ class CompiledLayerOps:
         self._activated = torch.empty((max_tokens, config.intermediate_size), dtype=shape.dtype)
         self._scratch = torch.empty(self._num_threads * config.intermediate_size)
         self._layer_bytes = pool.storage[0].nbytes
-        heads_per_kv = config.num_heads // config.num_kv_heads
-        compiled = compile_kernels(config.head_size, heads_per_kv, shape.dtype is torch.bfloat16)
-        self._norm_block = self._make_norm_block(compiled.add_norm)
-        self._rotate_block = self._make_rotate_block(compiled.rotate_and_store)
-        self._silu_block = self._make_silu_block(compiled.silu_multiply)
+        self._norm_block = self._make_norm_block(attention.kernels.add_norm)
+        self._rotate_block = self._make_rotate_block(attention.kernels.rotate_and_store)
+        self._silu_block = self._make_silu_block(attention.kernels.silu_multiply)
 
     def begin(self, inputs: StepInputs) -> None:
         self._attention.begin(inputs)

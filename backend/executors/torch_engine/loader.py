@@ -105,10 +105,12 @@ def _attention(settings: TorchSettings, pool: KVPool, num_heads: int, capacity: 
 
 
 def _layer_ops(config: LlamaConfig, pool: KVPool, attention: SlotAttention, capacity: ExecutorCapacity) -> LayerOps:
+    """Compiled operations go with compiled attention, where the sizes are multiples of a vector."""
     if isinstance(attention, TorchAttention) or config.hidden_size % 16 or config.intermediate_size % 16:
         return TorchLayerOps(config, pool, attention)
-    from backend.executors.torch_engine.compiled_ops import CompiledLayerOps
+    from backend.executors.torch_engine.compiled_ops import CompiledAttention, CompiledLayerOps
 
+    assert isinstance(attention, CompiledAttention)
     return CompiledLayerOps(config, pool, attention, capacity.max_tokens_per_step)
 
 

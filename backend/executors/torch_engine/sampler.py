@@ -10,6 +10,8 @@ import torch
 from backend.plan import Sequenced
 from backend.request import SamplingParams
 
+_FIRST_SORTED = 256  # tokens; top_p and min_p rarely keep more
+
 
 class Sampler:
     """Samples from logits; `eos_token_ids` end a text unless the request ignores them."""
@@ -65,19 +67,37 @@ def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _draw(logits: torch.Tensor, sequence: Sequenced) -> int:
-    """Draw by inverse transform: sort by probability, cut, and take the token where the sum passes a uniform number."""
+    """Draw by inverse transform: the token where the sum of the probabilities passes a uniform number."""
     params = sequence.sampling
     probabilities = torch.softmax(logits.double() / params.temperature, -1)
-    num_candidates = params.top_k if 0 < params.top_k < len(logits) else len(logits)
-    values, token_ids = torch.topk(probabilities, num_candidates)
+    is_cut = 0 < params.top_k < len(logits) or params.top_p < 1.0 or params.min_p > 0.0
+    values, token_ids = _candidates(probabilities, params) if is_cut else (probabilities, None)
     cumulative = values.cumsum(-1)
-    # top_p is a share of what top_k left; the token that crosses it stays in.
-    is_kept = (cumulative - values) < params.top_p * cumulative[-1]
-    is_kept &= values >= params.min_p * values[0]
+    threshold = uniform(params.seed, len(sequence.token_ids)) * float(cumulative[-1])
+    index = min(int(torch.searchsorted(cumulative, threshold, right=True)), len(values) - 1)
+    return index if token_ids is None else int(token_ids[index])
+
+
+def _candidates(probabilities: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the probabilities that top_k, then top_p (a share of what top_k left), then min_p leave, and their tokens.
+
+    The token that crosses top_p stays in. Sorting stops where nothing further can be kept.
+    """
+    num_most = params.top_k if 0 < params.top_k < len(probabilities) else len(probabilities)
+    num_sorted = min(num_most, _FIRST_SORTED)
+    values, token_ids = torch.topk(probabilities, num_sorted)
+    total = float(values.sum()) if num_sorted == num_most else float(probabilities.sum())
+    if num_sorted < num_most and (params.top_k > 0 or not _ends_within(values, total, params)):
+        values, token_ids = torch.topk(probabilities, num_most)
+        total = float(values.sum())
+    is_kept = (values.cumsum(-1) - values < params.top_p * total) & (values >= params.min_p * values[0])
     num_kept = max(1, int(is_kept.sum()))
-    threshold = uniform(params.seed, len(sequence.token_ids)) * float(cumulative[num_kept - 1])
-    index = int(torch.searchsorted(cumulative[:num_kept], threshold, right=True))
-    return int(token_ids[min(index, num_kept - 1)])
+    return values[:num_kept], token_ids[:num_kept]
+
+
+def _ends_within(values: torch.Tensor, total: float, params: SamplingParams) -> bool:
+    """True where top_p or min_p cuts inside the sorted `values`."""
+    return float(values.sum()) >= params.top_p * total or float(values[-1]) < params.min_p * float(values[0])
 
 
 def uniform(seed: int, position: int) -> float:

@@ -37,7 +37,6 @@ class WeightFormat(StrEnum):
 
     AUTO = "auto"
     DENSE = "dense"
-    INT4 = "int4"
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,9 +43,10 @@ class Client:
         call = encode(prompt, options, self._model, stream=False)
         return Stream(call.request_id, self._chunks(call)).join()
 
-    def inspect(self) -> Snapshot:
+    def inspect(self, timeout_s: float | None = None) -> Snapshot:
         """Return the engine's state now. Raises InvalidRequestError where the server does not allow it."""
-        return parse_snapshot("".join(decode(outputs).text for outputs in self._transport.stream(_inspection())))
+        responses = self._transport.stream(_inspection(timeout_s))
+        return parse_snapshot("".join(decode(outputs).text for outputs in responses))
 
     def close(self) -> None:
         """Close the connections; requests still open are cancelled."""
@@ -131,11 +132,10 @@ class AsyncClient:
         call = encode(prompt, options, self._model, stream=False)
         return await AsyncStream(call.request_id, self._chunks(call)).join()
 
-    async def inspect(self) -> Snapshot:
+    async def inspect(self, timeout_s: float | None = None) -> Snapshot:
         """Return the engine's state now. Raises InvalidRequestError where the server does not allow it."""
-        return parse_snapshot(
-            "".join([decode(outputs).text async for outputs in self._transport.stream(_inspection())])
-        )
+        responses = self._transport.stream(_inspection(timeout_s))
+        return parse_snapshot("".join([decode(outputs).text async for outputs in responses]))
 
     async def close(self) -> None:
         """Close the connections; requests still open are cancelled."""
@@ -205,8 +205,8 @@ class AsyncStream:
         await self.close()
 
 
-def _inspection() -> Call:
-    return Call(wire.MODEL, uuid4().hex, parameters={wire.INSPECT: wire.INSPECT_ENGINE})
+def _inspection(timeout_s: float | None) -> Call:
+    return Call(wire.MODEL, uuid4().hex, parameters={wire.INSPECT: wire.INSPECT_ENGINE}, timeout_s=timeout_s)
 
 
 def _cut_short(call: Call) -> ExecutionError:

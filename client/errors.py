@@ -75,6 +75,8 @@ _BY_STATUS: dict[str, type[ClientError]] = {  # gRPC status names, for messages 
     "NOT_FOUND": UnavailableError,
     "UNIMPLEMENTED": UnavailableError,
 }
+_TRITON_QUEUE_FULL = "Exceeds maximum queue size"  # Triton's own queue, where a model has one (bros_be)
+_TRITON_QUEUE_TIMEOUT = "Request timeout expired"
 _DEFAULT_RETRY_AFTER_S = 1.0  # for an overloaded server that gives no advice
 
 
@@ -82,8 +84,10 @@ def parse_error(message: str, status: str = "") -> ClientError:
     """Return the typed error for a server's `message`; `status` (a gRPC status name) decides if it holds no code."""
     coded = _CODED.search(message)
     code = coded["code"] if coded else ""
-    if code == "OVERLOADED":
+    if code == "OVERLOADED" or _TRITON_QUEUE_FULL in message:
         advice = _RETRY_AFTER.search(message)
         return OverloadedError(message, int(advice["ms"]) / 1e3 if advice else _DEFAULT_RETRY_AFTER_S)
+    if _TRITON_QUEUE_TIMEOUT in message:
+        return CancelledError(message)
     error_type = _BY_CODE.get(code) or _BY_STATUS.get(status, RequestError)
     return error_type(message)

@@ -41,8 +41,9 @@ def run(args: argparse.Namespace) -> int:
             if line == _CLEAR:
                 messages = list(system)
             elif line:
-                messages.append(Message(role="user", content=line))
-                messages.append(Message(role="assistant", content=_answer(client, messages, options_from(args))))
+                asked = [*messages, Message(role="user", content=line)]
+                if answer := _answer(client, asked, options_from(args)):  # what got no answer is not remembered
+                    messages = [*asked, Message(role="assistant", content=answer)]
     return 0
 
 

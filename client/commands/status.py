@@ -13,10 +13,11 @@ import msgspec
 from client import wire
 from client.client import Client
 from client.commands.arguments import Subparsers, add_url
-from client.errors import ClientError
+from client.errors import ClientError, InvalidRequestError
 from client.snapshot import Snapshot
 
 _TIMEOUT_S = 5.0
+_CANARY_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,11 @@ def add_parser(commands: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the status; 0 when server, models and engine are ready."""
     readiness = ask_readiness(args.http_url)
-    snapshot, problem = _inspect(args.url) if readiness.is_live else (None, f"no server at {args.http_url}")
+    if readiness.is_live:
+        with Client(args.url) as client:
+            snapshot, problem = ask_engine(client)
+    else:
+        snapshot, problem = None, f"no server at {args.http_url}"
     if args.json:
         engine = msgspec.to_builtins(snapshot) if snapshot else None
         print(json.dumps({**asdict(readiness), "engine": engine, "problem": problem}))
@@ -56,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         print(describe(readiness, snapshot))
         if problem:
             print(f"bros: {problem}", file=sys.stderr)
-    return 0 if readiness.is_ready and all(readiness.ready_models.values()) else 1
+    return 0 if readiness.is_ready and all(readiness.ready_models.values()) and problem is None else 1
 
 
 def ask_readiness(http_url: str) -> Readiness:
@@ -75,6 +80,24 @@ def ask_readiness(http_url: str) -> Readiness:
         return Readiness(is_live, is_live and is_ok("/v2/health/ready"), models)
 
 
+def ask_engine(client: Client) -> tuple[Snapshot | None, str | None]:
+    """Return the engine's state, None where it may not be asked for, and what is wrong, None if nothing is.
+
+    Triton's own health stays good with a dead engine, so an engine that may not be asked has to produce a token.
+    """
+    try:
+        return client.inspect(timeout_s=_TIMEOUT_S), None
+    except InvalidRequestError:
+        pass
+    except ClientError as error:
+        return None, str(error)
+    try:
+        client.generate("ping", max_tokens=1, priority_class="rt", timeout_s=_CANARY_TIMEOUT_S)
+        return None, None
+    except ClientError as error:
+        return None, str(error)
+
+
 def describe(readiness: Readiness, snapshot: Snapshot | None) -> str:
     """Return the status in a few lines."""
     words = {True: "ready", False: "not ready"}
@@ -89,11 +112,3 @@ def describe(readiness: Readiness, snapshot: Snapshot | None) -> str:
         ]
         lines.append(f"kv      rt {sum(snapshot.kv.head_fill)}, be {sum(snapshot.kv.tail_fill)} of {num_slots} slots")
     return "\n".join(lines)
-
-
-def _inspect(url: str) -> tuple[Snapshot | None, str | None]:
-    try:
-        with Client(url) as client:
-            return client.inspect(), None
-    except ClientError as error:
-        return None, str(error)

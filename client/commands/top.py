@@ -70,7 +70,7 @@ def look(client: Client, http: httpx2.Client, metrics_url: str) -> Frame:
     snapshot = samples = None
     problems = []
     try:
-        snapshot = client.inspect()
+        snapshot = client.inspect(timeout_s=_TIMEOUT_S)
     except ClientError as error:
         problems.append(str(error))
     try:

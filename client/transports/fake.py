@@ -104,6 +104,7 @@ class FakeTransport:
         self.server = server or FakeServer()
 
     def stream(self, call: Call) -> Generator[Outputs, None, None]:
+        """See `Transport.stream`."""
         with self.server.request(call) as responses:
             for response in responses:
                 if self.server.token_s:
@@ -121,6 +122,7 @@ class AsyncFakeTransport:
         self.server = server or FakeServer()
 
     async def stream(self, call: Call) -> AsyncGenerator[Outputs, None]:
+        """See `AsyncTransport.stream`."""
         with self.server.request(call) as responses:
             for response in responses:
                 await asyncio.sleep(self.server.token_s * _num_tokens(response))

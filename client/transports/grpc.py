@@ -44,6 +44,7 @@ class GrpcTransport:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def stream(self, call: Call) -> Generator[Outputs, None, None]:
+        """See `Transport.stream`."""
         responses = self._stub.ModelStreamInfer(
             iter((encode_request(call),)), timeout=call.timeout_s, metadata=_METADATA
         )
@@ -56,6 +57,7 @@ class GrpcTransport:
             responses.cancel()
 
     def close(self) -> None:
+        """See `Transport.close`."""
         self._channel.close()
 
 
@@ -72,6 +74,7 @@ class AsyncGrpcTransport:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def stream(self, call: Call) -> AsyncGenerator[Outputs, None]:
+        """See `AsyncTransport.stream`."""
         responses = self._stub.ModelStreamInfer(
             iter((encode_request(call),)), timeout=call.timeout_s, metadata=_METADATA
         )
@@ -84,6 +87,7 @@ class AsyncGrpcTransport:
             responses.cancel()
 
     async def close(self) -> None:
+        """See `AsyncTransport.close`."""
         await self._channel.close()
 
 

@@ -31,6 +31,7 @@ class HttpTransport:
         self._http = http or httpx2.Client(base_url=url, limits=_LIMITS)
 
     def stream(self, call: Call) -> Generator[Outputs, None, None]:
+        """See `Transport.stream`."""
         deadline_s = time.monotonic() + (call.timeout_s or float("inf"))
         with _typed_errors(call), self._http.stream("POST", **_request(call)) as response:
             if response.status_code != 200:
@@ -42,6 +43,7 @@ class HttpTransport:
                     yield decode_event(line.removeprefix(_EVENT))
 
     def close(self) -> None:
+        """See `Transport.close`."""
         self._http.close()
 
 
@@ -52,6 +54,7 @@ class AsyncHttpTransport:
         self._http = http or httpx2.AsyncClient(base_url=url, limits=_LIMITS)
 
     async def stream(self, call: Call) -> AsyncGenerator[Outputs, None]:
+        """See `AsyncTransport.stream`."""
         deadline_s = time.monotonic() + (call.timeout_s or float("inf"))
         with _typed_errors(call):
             async with self._http.stream("POST", **_request(call)) as response:
@@ -64,6 +67,7 @@ class AsyncHttpTransport:
                         yield decode_event(line.removeprefix(_EVENT))
 
     async def close(self) -> None:
+        """See `AsyncTransport.close`."""
         await self._http.aclose()
 
 

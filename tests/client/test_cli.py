@@ -6,11 +6,18 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+from client import Client, FakeServer, FakeTransport, wire
 from client.cli import main
+from client.commands.status import ask_engine
+from client.errors import InvalidRequestError
+from client.generation import Call, Outputs
+from client.transports.fake import FAKE_SNAPSHOT
+from tests.triton.servers import Server
 
 DOWN = "http://127.0.0.1:1"
 
@@ -96,6 +103,37 @@ def test_status_of_no_server_is_exit_1(capsys: pytest.CaptureFixture[str]) -> No
     captured = capsys.readouterr()
     assert "server  down" in captured.out
     assert captured.err == f"bros: no server at {DOWN}\n"
+
+
+class ClosedTransport(FakeTransport):
+    """A server that does not let its engine be asked."""
+
+    def stream(self, call: Call) -> Generator[Outputs, None, None]:
+        if wire.INSPECT in call.parameters:
+            raise InvalidRequestError("INVALID_REQUEST: inspect is off")
+        yield from super().stream(call)
+
+
+def test_status_asks_the_engine_for_its_state_or_else_for_a_token() -> None:
+    assert ask_engine(Client(FakeTransport())) == (FAKE_SNAPSHOT, None)
+    closed = ClosedTransport()
+    assert ask_engine(Client(closed)) == (None, None)
+    assert [call.inputs["max_tokens"] for call in closed.server.calls] == [1]
+
+
+def test_status_tells_of_a_dead_engine() -> None:
+    snapshot, problem = ask_engine(Client(FakeTransport(FakeServer(is_down=True))))
+    assert snapshot is None
+    assert problem is not None
+    assert "down" in problem
+
+
+@pytest.mark.triton
+def test_status_of_a_real_server_is_ready(triton_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", triton_server.grpc_url, "--http-url", triton_server.http_url, "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert status["ready_models"] == {"bros": True, "bros_rt": True, "bros_be": True}
+    assert status["engine"]["policy"] == "bros"
 
 
 def test_a_reader_that_has_seen_enough_is_no_error_message() -> None:

@@ -115,14 +115,19 @@ def test_inspect_shows_both_classes_and_the_whole_pool(client: Client) -> None:
     assert len(snapshot.kv.tail_fill) == snapshot.kv.num_blocks > 0
 
 
+def test_the_async_client_inspects_too(endpoint: Endpoint) -> None:
+    async def run() -> str:
+        async with AsyncClient(endpoint.async_transport()) as client:
+            return (await client.inspect(timeout_s=5.0)).policy
+
+    assert asyncio.run(run()) in ("bros", "fake")
+
+
 def test_async_client_runs_many_streams_at_once(endpoint: Endpoint) -> None:
     async def run() -> list[Generation]:
-        client = AsyncClient(endpoint.async_transport())
-        try:
+        async with AsyncClient(endpoint.async_transport()) as client:
             calls = [client.generate(PROMPT, max_tokens=4, ignore_eos=True, request_id=f"many-{i}") for i in range(32)]
             return await asyncio.gather(*calls)
-        finally:
-            await client.close()
 
     answers = asyncio.run(run())
     assert [answer.request_id for answer in answers] == [f"many-{i}" for i in range(32)]
@@ -131,11 +136,8 @@ def test_async_client_runs_many_streams_at_once(endpoint: Endpoint) -> None:
 
 def test_async_stream_yields_what_the_sync_one_does(endpoint: Endpoint, client: Client) -> None:
     async def run() -> Sequence[str]:
-        async_client = AsyncClient(endpoint.async_transport())
-        try:
+        async with AsyncClient(endpoint.async_transport()) as async_client:
             return [chunk.text async for chunk in async_client.stream(PROMPT, max_tokens=8, temperature=0.0)]
-        finally:
-            await async_client.close()
 
     assert "".join(asyncio.run(run())) == client.generate(PROMPT, max_tokens=8, temperature=0.0).text
 
@@ -162,12 +164,9 @@ def test_cancelling_a_task_frees_the_server(endpoint: Endpoint, client: Client) 
 
 def test_async_errors_are_typed_too(endpoint: Endpoint) -> None:
     async def run() -> ClientError:
-        client = AsyncClient(endpoint.async_transport())
-        try:
+        async with AsyncClient(endpoint.async_transport()) as client:
             with pytest.raises(ClientError) as caught:
                 await client.generate("")
             return caught.value
-        finally:
-            await client.close()
 
     assert isinstance(asyncio.run(run()), InvalidRequestError)

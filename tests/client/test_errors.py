@@ -20,6 +20,7 @@ from client.errors import OverloadedError, RequestError, parse_error
         ("in ensemble 'x', TOO_LARGE: wrapped by another model", "", errors.TooLargeError),
         ("Request for unknown model: 'bros' is not found", "NOT_FOUND", errors.UnavailableError),
         ("Deadline Exceeded", "DEADLINE_EXCEEDED", errors.CancelledError),
+        ("Request timeout expired", "UNAVAILABLE", errors.CancelledError),
         ("Expected JSON: it was not", "", errors.RequestError),
     ],
 )
@@ -37,8 +38,9 @@ def test_retry_advice_is_read_from_the_message() -> None:
     assert error.retry_after_s == 0.25
 
 
-def test_overload_without_advice_gets_a_second() -> None:
-    error = parse_error("OVERLOADED: full")
+@pytest.mark.parametrize("message", ["OVERLOADED: full", "[request id: a7] Exceeds maximum queue size"])
+def test_overload_without_advice_gets_a_second(message: str) -> None:
+    error = parse_error(message, "UNAVAILABLE")
     assert isinstance(error, OverloadedError)
     assert error.retry_after_s == 1.0
 

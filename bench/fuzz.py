@@ -4,7 +4,7 @@
     python -m bench.fuzz --replay 4711
 
 A run draws a policy, settings, a KV pool that is mostly too small, and requests of both classes; cancels some of them
-at any moment, lets steps fail, stall and jitter, and checks after every step what must hold (design §5): the invariants
+at any moment, lets steps fail, stall and jitter, and checks after every step what must hold (design §5): invariants
 of the scheduler and the KV manager, that every slot attended to holds what was written for it, that tokens come in order
 and each request ends exactly once, that no slot is left over, and that the engine never stands still with work.
 """

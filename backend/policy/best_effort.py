@@ -115,7 +115,9 @@ class BestEffortFill:
 
     def _chunk(self, request: Request, room: int, num_restored: int = 0) -> int:
         time_left_s = self._budget_s - self._packing.predicted_s - self._view.latency.c4 * num_restored
-        return self._packing.chunk(request, time_left_s, min(room, self._window_left), num_restored)
+        is_chunked = self._view.settings.chunked_prefill  # a whole prompt may be larger than the window
+        max_tokens = min(room, self._window_left) if is_chunked or self._window_left < 1 else room
+        return self._packing.chunk(request, time_left_s, max_tokens, num_restored)
 
     def _admit_waiting(self) -> None:
         for request in self._view.be_waiting.in_time():

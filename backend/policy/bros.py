@@ -24,7 +24,8 @@ _DEFAULT_CAP_S = 0.25  # responsiveness cap while no TTFT SLO has been seen
 _SPARE_USE = 0.9  # part of the decodes' slack that late and best-effort work may use up
 _MAX_MARGIN = 0.3
 _MAX_NEW_BY_SKIPPING = 4  # best-effort requests that may be admitted a step in the places of skipped decodes
-_MAX_CREDIT_S = 0.05
+_MAX_CREDIT_S = 0.05  # best-effort time that may be saved up; where prompts are not chunked, enough for a whole one
+_MAX_WHOLE_PROMPT_S = 1.0
 
 
 class Bros:
@@ -34,6 +35,7 @@ class Bros:
         min_tokens = max(1, int(settings.be_min_share * limits.max_tokens))
         self._window = AdaptiveWindow(min_tokens, limits.max_tokens, settings.adaptive_window)
         self._be_min_share = settings.be_min_share
+        self._max_credit_s = _MAX_CREDIT_S if settings.chunked_prefill else _MAX_WHOLE_PROMPT_S
         self._be_credit_s = 0.0  # step time that best-effort work may claim against any real-time load
 
     @property
@@ -53,7 +55,7 @@ class Bros:
         num_tokens = step.num_rt_tokens + step.num_be_tokens
         be_s = step.duration_s * step.num_be_tokens / max(1, num_tokens)
         credit_s = self._be_credit_s + self._be_min_share * step.duration_s - be_s
-        self._be_credit_s = min(max(0.0, credit_s), _MAX_CREDIT_S)
+        self._be_credit_s = min(max(0.0, credit_s), self._max_credit_s)
 
     def plan(self, view: SchedulerView, now_s: float) -> StepPlan:
         step = _RealTimeStep(view, now_s)

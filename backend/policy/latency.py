@@ -4,9 +4,10 @@
 
 Sequences with one new token count their context in `context_tokens`; longer chunks of n tokens after a context of s
 count n·(s + n/2) pairs. The fit is recursive least squares with forgetting in information form: a 5x5 matrix of past
-steps decays by `forgetting` a step, and non-negative coordinate descent, started from the last solution, follows it.
-Errors count relative to the step's time, and an outlier (a page fault, a compile) counts by Huber's weight only.
-Directions that recent steps say nothing about keep their coefficients.
+steps decays by `forgetting` a step (faster while the errors point one way: then the machine has changed), and
+non-negative coordinate descent, started from the last solution, follows it. Errors count relative to the step's time,
+and an outlier (a page fault, a compile) counts by Huber's weight only. Directions that recent steps say nothing about
+keep their coefficients.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ _FIT_SPREAD = 0.2
 _NOISE = 0.05  # relative spread of step times that the prior is weighed against
 _ERROR_RATE = 0.02  # weight of the newest step in the moving averages of the error
 _HUBER = 3.0  # errors beyond this multiple of the typical error lose weight
+_BIAS_RATE = 0.1
+_MAX_BIAS = 0.15  # beyond it the machine has changed: forget fast, and take no step for an outlier
+_MAX_ERROR = 0.5  # what one step counts for in the bias, so that a single stall is no change
+_FAST_FORGETTING = 0.9
 _SWEEPS = 3
 _UNBOUNDED = 1 << 30  # tokens that no step reaches
 _OVERSHOOT_QUANTILE = 0.95
@@ -61,6 +66,7 @@ class LatencyModel:
         self.num_observed = 0
         self._forgetting = forgetting
         self._typical_error = 0.5
+        self._bias = 0.0  # moving average of signed errors
         self._theta = [c * s for c, s in zip(coefficients, _SCALE, strict=True)]
         self._moments = [0.0] * NUM_COEFFICIENTS
         self._information = [[0.0] * NUM_COEFFICIENTS for _ in range(NUM_COEFFICIENTS)]
@@ -103,9 +109,10 @@ class LatencyModel:
         """Learn from one step that took `duration_s` (> 0)."""
         predicted_s = max(self.predict_s(features), 1e-6)
         error = (duration_s - predicted_s) / predicted_s
-        weight = min(1.0, _HUBER * self._typical_error / max(abs(error), 1e-9))
         self._track_error(error, predicted_s, duration_s)
-        self._accumulate(features, duration_s, weight)
+        has_drifted = abs(self._bias) > _MAX_BIAS
+        weight = 1.0 if has_drifted else min(1.0, _HUBER * self._typical_error / max(abs(error), 1e-9))
+        self._accumulate(features, duration_s, weight, _FAST_FORGETTING if has_drifted else self._forgetting)
         self._descend()
         self._publish()
         self.num_observed += 1
@@ -113,6 +120,7 @@ class LatencyModel:
     def _track_error(self, error: float, predicted_s: float, duration_s: float) -> None:
         rate = max(_ERROR_RATE, 1.0 / (self.num_observed + 1))
         self.error_ratio += rate * (abs(predicted_s - duration_s) / duration_s - self.error_ratio)
+        self._bias += _BIAS_RATE * (max(-_MAX_ERROR, min(_MAX_ERROR, error)) - self._bias)
         clipped = min(abs(error), 4.0 * self._typical_error)
         self._typical_error = max(0.01, self._typical_error + _ERROR_RATE * (clipped - self._typical_error))
         step = self._typical_error * 0.1
@@ -121,15 +129,15 @@ class LatencyModel:
         else:
             self.overshoot_ratio = max(0.0, self.overshoot_ratio - step * (1.0 - _OVERSHOOT_QUANTILE))
 
-    def _accumulate(self, features: StepFeatures, duration_s: float, weight: float) -> None:
+    def _accumulate(self, features: StepFeatures, duration_s: float, weight: float, forgetting: float) -> None:
         """Add one row, divided by its time: errors then count relatively."""
         row = [1.0 / duration_s]
         row += [value / (scale * duration_s) for value, scale in zip(features, _SCALE[1:], strict=True)]
         for j, left in enumerate(row):
             line = self._information[j]
             for k, right in enumerate(row):
-                line[k] = self._forgetting * line[k] + weight * left * right
-            self._moments[j] = self._forgetting * self._moments[j] + weight * left
+                line[k] = forgetting * line[k] + weight * left * right
+            self._moments[j] = forgetting * self._moments[j] + weight * left
 
     def _descend(self) -> None:
         """Move towards the non-negative least squares solution, held to the last one where nothing is known."""

@@ -179,7 +179,8 @@ class Packing:
     def _unblock(self) -> None:
         """Give the oldest started request, real-time first, room from all others, since all of them wait for slots.
 
-        Age does not change while requests run, so the oldest always gets on.
+        Age does not change while requests run, so the oldest always gets on. If even the whole pool is not enough, its
+        own slots have gaps, where others held the opposite ends of its blocks: it begins again without them.
         """
         table, rows = self._view.table, self._view.table.rows()
         if not len(rows):
@@ -187,8 +188,11 @@ class Packing:
         rows = rows[np.lexsort((table.arrival_index[rows], ~table.is_rt[rows]))]
         first = table.request(int(rows[0]))
         num_tokens = min(first.num_uncomputed, self.tokens_left)
-        if self.make_room_whole(first, num_tokens, [row for row in rows[:0:-1].tolist() if self.num_held(row)]):
-            self.add(first, num_tokens)
+        others = [row for row in rows[:0:-1].tolist() if self.num_held(row)]
+        if not self.make_room_whole(first, num_tokens, others):
+            self.cut(int(rows[0]), 0)
+            num_tokens = min(len(first.token_ids), self.tokens_left)
+        self.add(first, num_tokens)
 
     def _grow_each(self, rows: Rows) -> tuple[Rows, list[int]]:
         """Take a slot for each of `rows` in order; return those that got one and those that did not."""

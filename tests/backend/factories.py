@@ -8,8 +8,10 @@ from itertools import count
 
 from backend.clock import VirtualClock
 from backend.engine import Engine, Submit
+from backend.errors import ExecutorError
+from backend.executors import ExecutorCapacity
 from backend.executors.sim import SimExecutor, SimSettings
-from backend.plan import StepOutput
+from backend.plan import StepBatch, StepOutput, StepResult
 from backend.policy.settings import SchedulerSettings
 from backend.request import FinishReason, PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.scheduler import Scheduler, make_scheduler
@@ -68,6 +70,26 @@ def make_scheduler_for_test(**knobs: object) -> Scheduler:
     return make_scheduler(settings, SimExecutor(sim, VirtualClock()).capacity(), frozenset({EOS}))
 
 
+class FailingExecutor:
+    """The harness's SimExecutor, but its step `fail_at` (from 1) raises before anything is copied or computed."""
+
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
+        self._num_steps = 0
+
+    def capacity(self) -> ExecutorCapacity:
+        return self._harness.executor.capacity()
+
+    def execute(self, batch: StepBatch) -> StepResult:
+        self._num_steps += 1
+        if self._num_steps == self._harness.fail_at:
+            raise ExecutorError(f"step {self._num_steps} is meant to fail")
+        return self._harness.executor.execute(batch)
+
+    def close(self) -> None:
+        self._harness.executor.close()
+
+
 class Harness:
     """An engine on the simulator that keeps what every request was sent, and checks the promises made to clients."""
 
@@ -79,7 +101,8 @@ class Harness:
             sim, self.clock, output_length=lambda request: lengths.get(request.request_id, 1 << 30)
         )
         self.scheduler = make_scheduler(settings, self.executor.capacity(), frozenset({EOS}))
-        self.engine = Engine(self.scheduler, self.executor, self.clock, self._take)
+        self.engine = Engine(self.scheduler, FailingExecutor(self), self.clock, self._take)
+        self.fail_at: int | None = None  # the step whose execution fails
         self.tokens: dict[str, list[int]] = {}
         self.token_times: dict[str, list[float]] = {}
         self.ends: Counter[str] = Counter()

@@ -14,7 +14,7 @@ from client.transports import UrlError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; Ctrl-C cancels what is open and is a failure."""
-    args = _parser().parse_args(arguments)
+    args = make_parser().parse_args(arguments)
     try:
         return int(args.run(args))
     except ClientError as error:
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="bros",
         description="Real-time (rt) and best-effort (be) LLM requests to a Triton server with the bros models.",

@@ -54,7 +54,7 @@ class InferenceResponse:
 
 
 class Sender:
-    """A response sender. After the final flag `send` raises, and `is_cancelled` would end the server: both are noted."""
+    """A response sender. After the final flag `send` raises, and `is_cancelled` would end a server: both are noted."""
 
     def __init__(self) -> None:
         self.responses: list[InferenceResponse] = []

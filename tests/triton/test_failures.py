@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from backend.wire import MODELS
 from tests.triton.servers import Server, plain_server, serving, wait_until
 from tests.triton.streams import Answer, Stream
 
@@ -103,9 +104,13 @@ def engine_of(server: Server) -> psutil.Process:
     return engine
 
 
+def is_served(server: Server, model: str) -> bool:
+    return server.post(model, {"text_input": "x", "max_tokens": 1})[0] == 200
+
+
 def assert_engine_death_is_survived(server: Server) -> None:
     with Stream(server.grpc_url) as stream:
-        answers = [answer for model in ("bros", "bros_rt", "bros_be") for answer in open_streams(stream, 2, model)]
+        answers = [answer for model in MODELS for answer in open_streams(stream, 2, model)]
         os.kill(engine_of(server).pid, signal.SIGKILL)
         wait_until(lambda: all(answer.is_final.is_set() for answer in answers), 1.0, "the ends of open streams")
         assert {error for answer in answers for error in answer.errors} == {
@@ -115,7 +120,7 @@ def assert_engine_death_is_survived(server: Server) -> None:
         refused = stream.ask({"text_input": "x"})
         assert refused.errors[0].startswith("ENGINE_DOWN: ")
         assert "retry_after_ms=" in refused.errors[0]
-    wait_until(lambda: server.post("bros_be", {"text_input": "x", "max_tokens": 1})[0] == 200, 15.0, "a new engine")
+    wait_until(lambda: all(is_served(server, model) for model in MODELS), 15.0, "a new engine")
 
 
 def test_the_death_of_the_engine_is_told_at_once_and_bros_serve_starts_another(tmp_path: Path) -> None:
@@ -157,10 +162,11 @@ def test_a_killed_server_leaves_no_process_behind(tmp_path: Path) -> None:
     def as_it_is(_: Path) -> None: ...
 
     with plain_server(tmp_path, {"executor": "sim", "service": {"unused_exit_s": 0.5}}, as_it_is) as server:
-        everything = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-        assert len(everything) == 5  # server, three stubs, engine
+        launched = psutil.Process(server.pid)
+        wait_until(lambda: len(launched.children(recursive=True)) == 4, 10.0, "three stubs and one engine")
+        everything = launched.children(recursive=True)
         with Stream(server.grpc_url) as stream:
             open_streams(stream, 8)
             os.kill(server.pid, signal.SIGKILL)
-            _, alive = psutil.wait_procs(everything[1:], timeout=10.0)
+            _, alive = psutil.wait_procs(everything, timeout=10.0)
             assert not alive

@@ -1,0 +1,254 @@
+"""What going through Triton costs: the same engine in this process, and behind a real server over one gRPC stream.
+
+    python -m bench.overhead [--executor torch|sim] [--json] [--out bench/results/overhead.json]
+
+Two numbers, each as medians over interleaved rounds: time to first token of one request alone, and output tokens per
+second of 32 streams at once, of either class. Engine, server and this client share the machine's cores: on a small
+machine the second is about those, so the simulated executor, which only sleeps, is there to tell the two apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpc_client
+from tritonclient.utils import InferenceServerException
+
+from backend.config import EngineConfig, ExecutorKind, parse_config
+from backend.engine import Submit
+from backend.executors.sim import SimSettings
+from backend.plan import StepOutput
+from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
+from backend.runtime import load_runtime, make_tokenizer
+from bench.provenance import provenance
+from bench.server import running_server
+
+PROMPT_TOKENS = 64
+NUM_STREAMS = 32
+STREAM_TOKENS = 96
+NUM_ALONE = 10  # requests for the time to first token, per round
+SIM_STEP_S = 0.02  # of the simulated executor, whatever the step
+_TIMEOUT_S = 300.0
+_LOOSE_SLO_MS = 60_000.0  # so that no deadline shapes the steps that are compared
+
+
+@dataclass(slots=True)
+class Flight:
+    """One request under way: when it was sent, when tokens came, how many."""
+
+    sent_s: float = field(default_factory=time.monotonic)
+    first_s: float | None = None
+    num_tokens: int = 0
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def note(self, num_tokens: int, has_ended: bool) -> None:
+        """Take tokens in as they arrive."""
+        if num_tokens and self.first_s is None:
+            self.first_s = time.monotonic()
+        self.num_tokens += num_tokens
+        if has_ended:
+            self.ended.set()
+
+
+Send = Callable[[Sequence[int], int, PriorityClass], Flight]  # prompt, output tokens, class
+
+
+def main() -> int:
+    """Measure and print; see the module's docstring."""
+    options = _parser().parse_args()
+    values = _config_values(options)
+    with ExitStack() as stack:
+        send_directly = stack.enter_context(in_process(parse_config(values)))
+        send_through = stack.enter_context(through_triton(values))
+        result = measure({"in_process": send_directly, "through_triton": send_through}, options.rounds)
+    result = {"executor": options.executor, **result, "provenance": provenance()}
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result) if options.json else describe(result))
+    return 0
+
+
+def measure(ways: dict[str, Send], num_rounds: int) -> dict[str, Any]:
+    """Return the medians of every way, and what the second costs against the first."""
+    ttft_s: dict[str, list[float]] = {way: [] for way in ways}
+    rates: dict[str, dict[str, list[float]]] = {c.value: {way: [] for way in ways} for c in PriorityClass}
+    for send in ways.values():  # warm up
+        together(send, PriorityClass.REAL_TIME)
+    for _ in range(num_rounds):
+        for way, send in ways.items():
+            ttft_s[way] += [alone(send) for _ in range(NUM_ALONE)]
+            for priority_class in PriorityClass:
+                rates[priority_class.value][way].append(together(send, priority_class))
+    medians = {name: {way: statistics.median(seen) for way, seen in found.items()} for name, found in rates.items()}
+    ttft_ms = {way: statistics.median(seen) * 1e3 for way, seen in ttft_s.items()}
+    return {
+        "num_rounds": num_rounds,
+        "ttft_ms": ttft_ms,
+        "added_ttft_ms": ttft_ms["through_triton"] - ttft_ms["in_process"],
+        "tokens_per_s": medians,
+        "throughput_ratio": {name: rate["through_triton"] / rate["in_process"] for name, rate in medians.items()},
+    }
+
+
+def alone(send: Send) -> float:
+    """Return the time to first token of one request on an idle engine, in seconds."""
+    flight = send(_prompt(0), 2, PriorityClass.REAL_TIME)
+    _wait([flight])
+    assert flight.first_s is not None, "a request ended without a token"
+    return flight.first_s - flight.sent_s
+
+
+def together(send: Send, priority_class: PriorityClass) -> float:
+    """Return output tokens per second of all streams at once, from the first sent to the last token."""
+    start_s = time.monotonic()
+    flights = [send(_prompt(seed), STREAM_TOKENS, priority_class) for seed in range(NUM_STREAMS)]
+    _wait(flights)
+    duration_s = time.monotonic() - start_s
+    num_tokens = sum(flight.num_tokens for flight in flights)
+    assert num_tokens == NUM_STREAMS * STREAM_TOKENS, f"{num_tokens} tokens came"
+    return num_tokens / duration_s
+
+
+def _prompt(seed: int) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(1000, 20_000, PROMPT_TOKENS)]
+
+
+def _wait(flights: Sequence[Flight]) -> None:
+    for flight in flights:
+        assert flight.ended.wait(_TIMEOUT_S), "a request did not end"
+
+
+@contextmanager
+def in_process(config: EngineConfig) -> Iterator[Send]:
+    """Run the engine in a thread of this process; yield how to send it a request."""
+    flights: dict[RequestId, Flight] = {}
+    numbers = itertools.count()
+
+    def emit(output: StepOutput) -> None:
+        for token in output.tokens:
+            flights[token.request.request_id].note(1, has_ended=False)
+        for request in output.finished:
+            flights.pop(request.request_id).note(0, has_ended=True)
+
+    runtime = load_runtime(config, make_tokenizer(config), emit, lambda *_: None, lambda *_: None)
+
+    def send(prompt: Sequence[int], num_tokens: int, priority_class: PriorityClass) -> Flight:
+        request_id = RequestId(str(next(numbers)))
+        slo = Slo(_LOOSE_SLO_MS / 1e3, _LOOSE_SLO_MS / 1e3) if priority_class is PriorityClass.REAL_TIME else None
+        sampling = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
+        flight = flights[request_id] = Flight()
+        runtime.engine.post(Submit(Request(request_id, priority_class, tuple(prompt), sampling, flight.sent_s, slo)))
+        return flight
+
+    thread = threading.Thread(target=runtime.engine.run)
+    thread.start()
+    try:
+        yield send
+    finally:
+        runtime.engine.stop()
+        thread.join()
+
+
+@contextmanager
+def through_triton(values: dict[str, Any]) -> Iterator[Send]:
+    """Start a server with the same configuration; yield how to send it a request over one gRPC stream."""
+    settings = [
+        f"{section}.{key}={json.dumps(value)}" for section, keys in _sections(values) for key, value in keys.items()
+    ]
+    arguments = ["--executor", values["executor"], *(word for setting in settings for word in ("--set", setting))]
+    flights: dict[str, Flight] = {}
+    numbers = itertools.count()
+
+    def on_response(result: Any, error: InferenceServerException | None) -> None:
+        assert error is None, error
+        response = result.get_response()
+        output_ids = result.as_numpy("output_ids")
+        is_final = response.parameters["triton_final_response"].bool_param
+        flights[response.id].note(0 if output_ids is None else len(output_ids), is_final)
+
+    with running_server(arguments) as address, grpc_client.InferenceServerClient(address.grpc_url) as client:
+        client.start_stream(on_response)
+
+        def send(prompt: Sequence[int], num_tokens: int, priority_class: PriorityClass) -> Flight:
+            request_id = str(next(numbers))
+            inputs = _inputs(prompt, num_tokens, priority_class)
+            flight = flights[request_id] = Flight()
+            client.async_stream_infer("bros", inputs, request_id=request_id)
+            return flight
+
+        yield send
+        client.stop_stream()
+
+
+def _inputs(prompt: Sequence[int], num_tokens: int, priority_class: PriorityClass) -> list[Any]:
+    tensors: dict[str, tuple[str, Any]] = {
+        "input_ids": ("INT32", np.array(prompt, np.int32)),
+        "max_tokens": ("INT32", np.array([num_tokens], np.int32)),
+        "priority_class": ("BYTES", np.array([priority_class.value.encode()], np.object_)),
+        "ttft_slo_ms": ("FP32", np.array([_LOOSE_SLO_MS], np.float32)),
+        "tpot_slo_ms": ("FP32", np.array([_LOOSE_SLO_MS], np.float32)),
+        "ignore_eos": ("BOOL", np.array([True])),
+        "stream": ("BOOL", np.array([True])),
+    }
+    inputs = []
+    for name, (datatype, array) in tensors.items():
+        infer_input = grpc_client.InferInput(name, list(array.shape), datatype)
+        infer_input.set_data_from_numpy(array)
+        inputs.append(infer_input)
+    return inputs
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Return the result in words."""
+    ttft, rates, ratios = result["ttft_ms"], result["tokens_per_s"], result["throughput_ratio"]
+    lines = [
+        f"executor {result['executor']}, medians of {result['num_rounds']} rounds",
+        f"time to first token: {ttft['in_process']:.1f} ms in process, {ttft['through_triton']:.1f} ms through Triton "
+        f"(+{result['added_ttft_ms']:.1f} ms)",
+    ]
+    for name, rate in rates.items():
+        lines.append(
+            f"{NUM_STREAMS} {name} streams: {rate['in_process']:.0f} tokens/s in process, "
+            f"{rate['through_triton']:.0f} through Triton ({ratios[name]:.1%})"
+        )
+    return "\n".join(lines)
+
+
+def _sections(values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(key, value) for key, value in values.items() if isinstance(value, dict)]
+
+
+def _config_values(options: argparse.Namespace) -> dict[str, Any]:
+    if options.executor == ExecutorKind.SIM:
+        coefficients = [SIM_STEP_S, 0.0, 0.0, 0.0, 0.0]
+        return {"executor": "sim", "sim": {"coefficients": coefficients, "num_blocks": SimSettings().num_blocks}}
+    torch = {"num_threads": options.threads, "num_kv_tokens": 2 * NUM_STREAMS * (PROMPT_TOKENS + STREAM_TOKENS)}
+    return {"executor": "torch", "torch": torch}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.overhead", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--executor", choices=["torch", "sim"], default="torch", help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of the torch engine (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved repetitions (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,7 +23,8 @@ _CATCH_UP = 0.8  # a late decode asks for steps of this part of its TPOT SLO, so
 _DEFAULT_CAP_S = 0.25  # responsiveness cap while no TTFT SLO has been seen
 _SPARE_USE = 0.9  # part of the decodes' slack that late and best-effort work may use up
 _MAX_MARGIN = 0.3
-_MAX_NEW_BY_SKIPPING = 4  # best-effort requests that may be admitted a step in the places of skipped decodes
+_EASY_LOAD = 0.5  # part of the slots or places that real-time takes, up to which best-effort may use all spare time
+_FULL_LOAD = 0.8  # the same, from which it may use none
 _MAX_CREDIT_S = 0.05  # best-effort time that may be saved up; where prompts are not chunked, enough for a whole one
 _MAX_WHOLE_PROMPT_S = 1.0
 
@@ -61,7 +62,7 @@ class Bros:
         step = _RealTimeStep(view, now_s)
         step.pack_decodes()
         late = step.pack_prefills()
-        fill = BestEffortFill(view, step.packing, step.spare_budget_s, now_s)
+        fill = BestEffortFill(view, step.packing, step.best_effort_budget_s(), now_s)
         fill.pack_urgent()
         step.pack_late(late)
         fill.pack(self._window.tokens, self._be_credit_s)
@@ -112,7 +113,10 @@ class _RealTimeStep:
     # Decodes
 
     def pack_decodes(self) -> None:
-        """Take the decodes by deadline, late ones last; those far ahead give way to best-effort if places are short."""
+        """Take the decodes by deadline, late ones last; where time is short, those furthest ahead are left out.
+
+        There is no pacing beyond that: see docs/decisions/0001-real-time-runs-ahead.md.
+        """
         rows = self._decodes
         if not len(rows):
             return
@@ -133,23 +137,8 @@ class _RealTimeStep:
         """Return the indices of the decodes to take, in order; only as many as the step's time allows."""
         table, latency = self._view.table, self._view.latency
         order = np.lexsort((table.arrival_index[rows], slack_s, is_late))
-        num_ahead = self._num_skippable(slack_s)
-        if num_ahead:
-            order = order[np.sort(np.argsort(-slack_s[order], kind="stable")[num_ahead:])]
         cost_s = latency.c0 + np.cumsum(latency.c1 + latency.c2 * table.num_computed[rows[order]])
         return np.asarray(order[: max(1, int(np.searchsorted(cost_s, self.budget_s, side="right")))])
-
-    def _num_skippable(self, slack_s: NDArray[np.float64]) -> int:
-        """Return how many decodes may give their places to best-effort: only if those that could run at once lack
-        places, and only decodes that can miss this step and the next and still be on time."""
-        groups, view = self.packing.groups, self._view
-        num_preempted = int(view.table.is_preempted[groups.be_prefills].sum())
-        num_ready = len(groups.be_decodes) + len(groups.be_prefills) - num_preempted
-        num_new = 0 if num_preempted else min(len(view.be_waiting), _MAX_NEW_BY_SKIPPING)
-        num_short = len(slack_s) + num_ready + num_new - view.limits.max_seqs
-        if num_short <= 0:
-            return 0
-        return min(num_short, int((slack_s > self.budget_s + 2 * view.traffic.step_s).sum()))
 
     # Prefills
 
@@ -218,6 +207,17 @@ class _RealTimeStep:
             self.spare_budget_s = min(self.spare_budget_s, slack_s)
 
     # Memory
+
+    def best_effort_budget_s(self) -> float:
+        """Return the end of best-effort work: the spare budget, drawn in as real-time fills the slots or the places.
+
+        Best-effort work stretches steps, longer steps stretch the lives of real-time requests, and so more of them are
+        there at once. Left alone, that loop ends with real-time requests preempting each other.
+        """
+        limits, predicted_s = self._view.limits, self.packing.predicted_s
+        load = max(self._future.peak_ratio(), self._num_rt / limits.max_seqs)
+        share = min(1.0, max(0.0, (_FULL_LOAD - load) / (_FULL_LOAD - _EASY_LOAD)))
+        return predicted_s + share * max(0.0, self.spare_budget_s - predicted_s)
 
     def _make_room(self, request: Request, num_slots: int) -> bool:
         """Find slots: free ones, then best-effort ones, then those of real-time requests that are due later."""

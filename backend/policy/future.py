@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from backend.policy.view import SchedulerView
 from backend.request import Request
 
+_UNUSED_OF_BLOCK = 0.6  # part of its last block that a real-time request leaves to no other one
+
 
 def peak_slots(num_held: NDArray[np.int64], num_remaining: NDArray[np.int64]) -> int:
     """Return the most slots that requests will hold at once if each grows by one a step and leaves when it is done.
@@ -43,10 +45,15 @@ class Future:
         peak = peak_slots(np.array([*held, len(request.token_ids)]), np.array([*remaining, own]))
         return peak <= self._num_slots()
 
+    def peak_ratio(self) -> float:
+        """Return the most that the running requests will hold at once, as a part of all slots."""
+        held, remaining = self._running()
+        return peak_slots(np.array(held), np.array(remaining)) / self._view.limits.num_slots
+
     def _num_slots(self) -> float:
         num_slots = self._view.limits.num_slots
         if self._is_rt:
-            return num_slots
+            return num_slots - _UNUSED_OF_BLOCK * self._view.limits.block_size * len(self._running()[0])
         return num_slots * (1.0 - self._view.settings.kv_headroom_ratio) - self._view.traffic.rt_slots
 
     def take(self, request: Request) -> None:

@@ -3,8 +3,8 @@
     python -m bench.study                 the telling part (`make study`, below 30 minutes on two cores)
     python -m bench.study --full          the whole grid (`make study-full`, many hours)
 
-Each finished run is kept in a journal beside the result file, so an interrupted study goes on where it stopped; a
-journal of another commit is discarded. `python -m bench.report` makes tables and plots of the result files.
+Each finished run is kept in a journal beside the result file, so an interrupted study goes on where it stopped. Runs
+of another commit are done again, but for policies named by --keep. `python -m bench.report` makes the document.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ LOADS = (0.25, 0.5, 0.75, 1.0, 1.5)
 LOOSE, TIGHT = (0.4, 0.2), (0.2, 0.05)  # (TTFT, TPOT) SLOs in seconds: the published ones, and tighter ones
 # Real-time requests per second (ShareGPT lengths) that about fill the machine with no best-effort work: load 1.
 RT_CAPACITY = {
-    "opt13b-a100-tp2": 8.0,
+    "opt13b-a100-tp2": 7.0,
     "opt30b-a100-tp4": 7.0,
     "llama8b-a100": 14.0,
     "llama8b-h100": 36.0,
@@ -49,7 +49,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "sharing and checkpoints off": {"sharing": False, "checkpoints": False},
 }
 # A run begins empty; real-time requests that arrive in its first part are not scored.
-_BASE = Scenario(be_outstanding=256, warmup_s=40.0, duration_s=140.0)
+_BASE = Scenario(be_outstanding=256, warmup_s=40.0, duration_s=120.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,28 +117,24 @@ def _burst_runs(pair: str) -> Iterator[Run]:
         yield Run("burst", replace(scenario, policy=policy), load=0.5)
 
 
-def execute(run: Run) -> dict[str, Any]:
-    """Simulate one run; called in a worker process."""
+def execute(run: Run, commit: str) -> dict[str, Any]:
+    """Simulate one run with the code of `commit`; called in a worker process."""
     simulation = Simulation(run.scenario)
     simulation.run()
-    entry = {"group": run.group, "label": run.label, "load": run.load, **simulation.result()}
+    entry = {"commit": commit, "group": run.group, "label": run.label, "load": run.load, **simulation.result()}
     if run.group == "burst":
         entry["timeline"] = simulation.timeline()
     return entry
 
 
 class Journal:
-    """Results of finished runs, one JSON line each, behind a header that names the commit."""
+    """Results of finished runs by key, one JSON line each; a later line of the same key replaces an earlier one."""
 
-    def __init__(self, path: Path, commit: str) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.entries: dict[str, dict[str, Any]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines() if path.exists() else []
-        if lines and json.loads(lines[0]) == {"commit": commit}:
-            self.entries = dict(json.loads(line) for line in lines[1:])
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"commit": commit}) + "\n")
+        self.entries: dict[str, dict[str, Any]] = dict(json.loads(line) for line in lines)
 
     def add(self, key: str, entry: dict[str, Any]) -> None:
         """Keep one result, on disk at once."""
@@ -147,15 +143,21 @@ class Journal:
             file.write(json.dumps([key, entry]) + "\n")
 
 
-def run_study(runs: list[Run], out: Path, num_workers: int) -> None:
-    """Execute what the journal lacks and write `out`."""
+def run_study(runs: list[Run], out: Path, num_workers: int, kept_policies: Sequence[str] = ()) -> None:
+    """Execute what the journal lacks and write `out`. Runs of `kept_policies` count whatever commit they are of."""
     facts = provenance()
-    journal = Journal(out.with_suffix(".partial.jsonl"), facts["commit"])
-    missing = [run for run in runs if run.key not in journal.entries]
+    commit = facts["commit"]
+    journal = Journal(out.with_suffix(".partial.jsonl"))
+
+    def is_done(run: Run) -> bool:
+        entry = journal.entries.get(run.key)
+        return entry is not None and (entry["commit"] == commit or run.scenario.policy in kept_policies)
+
+    missing = [run for run in runs if not is_done(run)]
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "left:", TimeRemainingColumn())
     with Progress(*columns) as progress, ProcessPoolExecutor(num_workers) as pool:
         task = progress.add_task("study", total=len(runs), completed=len(runs) - len(missing))
-        futures = {pool.submit(execute, run): run for run in missing}
+        futures = {pool.submit(execute, run, commit): run for run in missing}
         for future in as_completed(futures):
             journal.add(futures[future].key, future.result())
             progress.advance(task)
@@ -174,10 +176,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="seeds of the telling part (default: 5)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--out", type=Path, help="default: bench/results/study.json, with --full study-full.json")
+    parser.add_argument(
+        "--keep", nargs="+", default=[], choices=POLICY_NAMES, help="policies whose code did not change"
+    )
     arguments = parser.parse_args()
     runs = list(full_runs() if arguments.full else telling_runs(range(arguments.seeds)))
     out = arguments.out or RESULTS / ("study-full.json" if arguments.full else "study.json")
-    run_study(runs, out, arguments.jobs)
+    run_study(runs, out, arguments.jobs, arguments.keep)
     print(f"{len(runs)} runs in {out}; next: python -m bench.report", file=sys.stderr)
     return 0
 

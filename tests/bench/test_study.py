@@ -46,20 +46,24 @@ def test_no_two_runs_share_a_key() -> None:
 def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     runs = [Run("load", replace(TINY, seed=seed), load=0.5) for seed in range(2)]
     out = tmp_path / "study.json"
-    journal = Journal(out.with_suffix(".partial.jsonl"), provenance()["commit"])
-    journal.add(runs[0].key, {"kept": True})
+    journal = Journal(out.with_suffix(".partial.jsonl"))
+    kept = {"commit": provenance()["commit"], "kept": True}
+    journal.add(runs[0].key, kept)
     run_study(runs, out, num_workers=1)
     entries = json.loads(out.read_text())["runs"]
-    assert entries[0] == {"kept": True}
+    assert entries[0] == kept
     assert entries[1]["scenario"]["seed"] == 1
     assert not journal.path.exists()
 
 
-def test_a_journal_of_another_commit_is_discarded(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    Journal(path, "old").add("key", {})
-    assert Journal(path, "old").entries == {"key": {}}
-    assert Journal(path, "new").entries == {}
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_run_of_another_commit_is_done_again_unless_its_policy_is_kept(tmp_path: Path, is_kept: bool) -> None:
+    run = Run("load", replace(TINY, policy="fcfs"), load=0.5)
+    out = tmp_path / "study.json"
+    Journal(out.with_suffix(".partial.jsonl")).add(run.key, {"commit": "old"})
+    run_study([run], out, num_workers=1, kept_policies=["fcfs"] if is_kept else [])
+    (entry,) = json.loads(out.read_text())["runs"]
+    assert (entry["commit"] == "old") == is_kept
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs.append(Run("trace", replace(TINY, rt_trace="trace_azure_conv.csv", pair="llama8b-h100")))
     runs.append(Run("burst", replace(TINY, rt_cv=5.0), load=0.5))
     folder = tmp_path_factory.mktemp("results")
-    document = {"provenance": provenance(), "runs": [execute(run) for run in runs]}
+    document = {"provenance": provenance(), "runs": [execute(run, "0" * 12) for run in runs]}
     (folder / "study.json").write_text(json.dumps(document))
     return folder
 

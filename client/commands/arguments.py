@@ -25,13 +25,21 @@ _OPTIONS = (
 )
 
 
+def add_seconds(parser: argparse.ArgumentParser, flag: str, help: str, default: float | str) -> None:
+    """Declare a time in seconds; `default` is a number, or words for what happens without one."""
+    value = default if isinstance(default, float) else None
+    parser.add_argument(flag, type=_seconds, metavar="S", default=value, help=f"{help}, seconds (default: {default})")
+
+
+def add_count(parser: argparse.ArgumentParser, flag: str, help: str, default: int) -> None:
+    """Declare a whole number of at least 1."""
+    parser.add_argument(flag, type=_count, metavar="N", default=default, help=f"{help} (default: {default})")
+
+
 def add_url(parser: argparse.ArgumentParser) -> None:
     """Declare where the server is."""
-    parser.add_argument(
-        "--url",
-        default=wire.DEFAULT_GRPC_URL,
-        help="server: [grpc://]host:port, grpcs://…, http://…, https://…, or fake:// for none (default: %(default)s)",
-    )
+    schemes = "[grpc://]host:port, grpcs://…, http://…, https://…, or fake:// for none"
+    parser.add_argument("--url", default=wire.DEFAULT_GRPC_URL, help=f"server: {schemes} (default: %(default)s)")
 
 
 def add_metrics_url(parser: argparse.ArgumentParser) -> None:
@@ -43,22 +51,18 @@ def add_metrics_url(parser: argparse.ArgumentParser) -> None:
 
 def add_slos(parser: argparse.ArgumentParser) -> None:
     """Declare the objectives of real-time requests."""
-    parser.add_argument("--ttft-slo-s", type=seconds, help="rt: time to first token, seconds (default: the server's)")
-    parser.add_argument(
-        "--tpot-slo-s", type=seconds, help="rt: mean time per further token, seconds (default: the server's)"
-    )
-    parser.add_argument("--itl-slo-s", type=seconds, help="rt: longest gap between two tokens, seconds (default: none)")
+    add_seconds(parser, "--ttft-slo-s", "rt: time to first token", "the server's")
+    add_seconds(parser, "--tpot-slo-s", "rt: mean time per further token", "the server's")
+    add_seconds(parser, "--itl-slo-s", "rt: longest gap between two tokens", "none")
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     """Declare how tokens are chosen, and how many."""
-    parser.add_argument(
-        "--max-tokens", type=count, default=max_tokens, help="output tokens at most (default: %(default)s)"
-    )
-    parser.add_argument("--temperature", type=float, help="0 is greedy (default: the server's)")
-    parser.add_argument("--top-p", type=float, help="sample among tokens of this total probability (default: 1)")
-    parser.add_argument("--seed", type=int, help="same seed, same tokens (default: random)")
-    parser.add_argument("--stop", action="append", help="the output ends before this string; may be given again")
+    add_count(parser, "--max-tokens", "output tokens at most", max_tokens)
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the server's)")
+    parser.add_argument("--top-p", type=float, metavar="P", help="sample among tokens of this probability (default: 1)")
+    parser.add_argument("--seed", type=int, metavar="N", help="same seed, same tokens (default: random)")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this string; may be given again")
 
 
 def options_from(args: argparse.Namespace) -> Options:
@@ -67,16 +71,14 @@ def options_from(args: argparse.Namespace) -> Options:
     return cast(Options, {name: value for name, value in given.items() if value is not None})
 
 
-def seconds(text: str) -> float:
-    """Parse a positive number of seconds."""
+def _seconds(text: str) -> float:
     value = float(text)
     if not 0.0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
     return value
 
 
-def count(text: str) -> int:
-    """Parse a whole number of at least 1."""
+def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from client.batch.results import Results, count_lines, open_results
 from client.batch.run import OVERLOAD_RETRY, BatchSettings, run_batch
 from client.client import AsyncClient
-from client.commands.arguments import Subparsers, add_url, count, seconds
+from client.commands.arguments import Subparsers, add_count, add_seconds, add_url
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -25,19 +25,18 @@ def add_parser(commands: Subparsers) -> None:
         description="Run a file of requests as best-effort. Interrupted and started again, it goes on where it was.",
     )
     parser.add_argument("input", type=Path, help="requests, a JSON object per line (OpenAI's batch format)")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="answers, in the order in which they finish")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", required=True, help="answers, in the order in which they finish"
+    )
     parser.add_argument(
         "--errors",
         type=Path,
-        help="requests that failed (default: errors.jsonl beside the output); delete it to try them again",
+        metavar="FILE",
+        help="requests that failed; delete it to try them again (default: errors.jsonl beside the output)",
     )
-    parser.add_argument("--concurrency", type=count, default=32, help="requests open at once (default: %(default)s)")
-    parser.add_argument(
-        "--max-tokens", type=count, default=256, help="output tokens of lines that do not say (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--finish-by-s", type=seconds, help="ask the scheduler to be done in this many seconds from now (default: none)"
-    )
+    add_count(parser, "--concurrency", "requests open at once", 32)
+    add_count(parser, "--max-tokens", "output tokens of lines that do not say", 256)
+    add_seconds(parser, "--finish-by-s", "ask the scheduler to be done so long from now", "none")
     add_url(parser)
     parser.set_defaults(run=run)
 

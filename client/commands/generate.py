@@ -8,7 +8,7 @@ import sys
 import msgspec
 
 from client.client import Client
-from client.commands.arguments import Subparsers, add_sampling, add_slos, add_url, options_from, seconds
+from client.commands.arguments import Subparsers, add_sampling, add_seconds, add_slos, add_url, options_from
 from client.generation import Chunk, Message, Prompt
 from client.retry import Retry
 
@@ -19,11 +19,15 @@ def add_parser(commands: Subparsers) -> None:
     parser.add_argument("prompt", help="text that the model continues; - reads it from stdin")
     parser.add_argument("--chat", action="store_true", help="put the prompt through the model's chat template")
     parser.add_argument(
-        "--class", dest="priority_class", choices=("rt", "be"), default="rt", help="(default: %(default)s)"
+        "--class",
+        dest="priority_class",
+        choices=("rt", "be"),
+        default="rt",
+        help="class of service (default: %(default)s)",
     )
     add_slos(parser)
-    parser.add_argument("--deadline-s", type=seconds, help="be: finish by, seconds from now (default: none)")
-    parser.add_argument("--timeout-s", type=seconds, help="cancel after this many seconds (default: never)")
+    add_seconds(parser, "--deadline-s", "be: finish by, from now", "none")
+    add_seconds(parser, "--timeout-s", "cancel after so long", "never")
     add_sampling(parser, max_tokens=128)
     parser.add_argument("--json", action="store_true", help="a JSON object per chunk, the last with metrics (seconds)")
     add_url(parser)

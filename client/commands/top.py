@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from client.client import Client
-from client.commands.arguments import Subparsers, add_metrics_url, add_url, seconds
+from client.commands.arguments import Subparsers, add_metrics_url, add_seconds, add_url
 from client.errors import ClientError
 from client.prometheus import scrape
 from client.top.history import Frame, History
@@ -33,13 +33,13 @@ def add_parser(commands: Subparsers) -> None:
         help="watch the engine",
         description="Watch requests, latencies, steps and the KV pool live. Ctrl-C ends it.",
     )
-    parser.add_argument("--interval-s", type=seconds, default=0.5, help="between two looks (default: %(default)s)")
-    parser.add_argument(
-        "--window-s", type=seconds, default=10.0, help="that rates and quantiles cover (default: %(default)s)"
-    )
-    parser.add_argument("--for-s", type=seconds, help="end after this many seconds (default: never)")
+    add_seconds(parser, "--interval-s", "between two looks", 0.5)
+    add_seconds(parser, "--window-s", "that rates and quantiles cover", 10.0)
+    add_seconds(parser, "--for-s", "end after so long", "never")
     parser.add_argument("--json", action="store_true", help="a JSON object per look, of the engine's state")
-    parser.add_argument("--svg", type=Path, help="record an animated SVG instead of showing; needs --for-s")
+    parser.add_argument(
+        "--svg", type=Path, metavar="FILE", help="record an animated SVG instead of showing; needs --for-s"
+    )
     add_url(parser)
     add_metrics_url(parser)
     parser.set_defaults(run=run)

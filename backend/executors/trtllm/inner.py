@@ -18,7 +18,7 @@ from backend.clock import Clock
 from backend.executors.trtllm.decision import Decision, ManagerAdapter, Share, is_started
 from backend.executors.trtllm.mirror import Adopted, Mirror, Progress, Queues, Twin
 from backend.executors.trtllm.surface import InnerScheduler, LlmRequest, SchedulerOutput
-from backend.plan import StepPlan
+from backend.plan import Reclaim, StepPlan
 from backend.policy import POLICIES
 from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
 from backend.policy.queue import WaitingQueue
@@ -37,6 +37,7 @@ class _Step:
 
     start_s: float
     predicted_s: float
+    budget_s: float
     requests: Sequence[Request]
     features: StepFeatures
     num_rt_tokens: int
@@ -66,6 +67,7 @@ class BrosRequestScheduler:
             max_seqs=min(max_seqs, settings.max_seqs_per_step or max_seqs),
             max_seq_len=max_seq_len,
             num_slots=size.num_blocks * size.block_size,
+            block_size=size.block_size,
         )
         self.error: Exception | None = None
         self.policy = POLICIES[settings.policy](settings, limits)
@@ -118,7 +120,7 @@ class BrosRequestScheduler:
             return self._inner.schedule_request(active_requests, inflight_request_ids)
         output = self._manager.answer(decision, inflight_request_ids)
         try:
-            self._adopt(output, now_s, start_s)
+            self._adopt(output, plan.budget_s, now_s, start_s)
         except Exception as error:
             self._give_up(error)
         return output
@@ -152,16 +154,15 @@ class BrosRequestScheduler:
         """Say the plan in terms of TensorRT-LLM's own requests, leaving out those it must not touch now."""
         planned = plan.num_new_tokens
         shares = [_share(self.mirror.twin(request), num_tokens) for request, num_tokens in planned.items()]
-        lost = {reclaim.request: None for reclaim in plan.reclaims}
-        movable = [
-            twin
+        movable = {
+            twin.request: twin
             for twin in self.mirror.twins()
             if is_started(twin.llm) and twin.llm.request_id not in inflight_request_ids and twin.request not in planned
-        ]
-        victims = [twin.llm for twin in map(self.mirror.twin, lost) if twin in movable]
-        withheld = [twin for twin in movable if twin.request not in lost and twin.request.row is not None]
+        }
+        victims = [movable.pop(request) for request in _whole_victims(plan.reclaims) if request in movable]
+        withheld = [twin for twin in movable.values() if twin.request.row is not None]
         withheld.sort(key=lambda twin: (twin.request.is_rt, -twin.request.arrival_index))
-        return Decision(self.mirror.passed_on, shares, victims, [twin.llm for twin in withheld])
+        return Decision(self.mirror.passed_on, shares, [twin.llm for twin in victims], [twin.llm for twin in withheld])
 
     def _give_up(self, error: Exception) -> None:
         logger.exception("our scheduler failed; TensorRT-LLM schedules by itself from here on")
@@ -177,7 +178,7 @@ class BrosRequestScheduler:
         """Return when the step to plan will start: under overlap, the one before it is still running."""
         return now_s + (self._steps[-1].predicted_s if self._steps and self._steps.maxlen == 2 else 0.0)
 
-    def _adopt(self, output: SchedulerOutput, now_s: float, start_s: float) -> None:
+    def _adopt(self, output: SchedulerOutput, budget_s: float, now_s: float, start_s: float) -> None:
         """Note what TensorRT-LLM made of the decision."""
         chunks = [(llm, _chunk_size(llm)) for llm in output.context_requests]
         chunks += [(llm, 1) for llm in output.generation_requests]
@@ -193,6 +194,7 @@ class BrosRequestScheduler:
             _Step(
                 start_s=start_s,
                 predicted_s=self.view.latency.predict_s(features),
+                budget_s=budget_s,
                 requests=[adopted.request for adopted, _ in ours],
                 features=features,
                 num_rt_tokens=num_rt_tokens,
@@ -207,10 +209,19 @@ class BrosRequestScheduler:
             in_time_s = step.start_s + step.predicted_s
             num_late = sum(in_time_s <= deadline_s < now_s for deadline_s in progress.rt_deadlines_s)
             self.policy.observe(
-                StepRecord(duration_s, step.predicted_s, step.num_rt_tokens, step.num_be_tokens, num_late)
+                StepRecord(
+                    duration_s=duration_s,
+                    predicted_s=step.predicted_s,
+                    num_rt_tokens=step.num_rt_tokens,
+                    num_be_tokens=step.num_be_tokens,
+                    num_late=num_late,
+                    num_seqs=len(step.requests),
+                    budget_s=step.budget_s,
+                )
             )
             self.view.latency.observe(step.features, duration_s)
-            self.view.traffic.note_step(duration_s)
+            table = self.mirror.table
+            self.view.traffic.note_step(duration_s, int(table.num_known[table.is_active & table.is_rt].sum()))
             self._totals.update(steps=1, rt_tokens=step.num_rt_tokens, be_tokens=step.num_be_tokens)
         self._settle(now_s)
 
@@ -239,6 +250,18 @@ def _features(adopted: Sequence[tuple[Adopted, int]]) -> StepFeatures:
         prefill_pairs=sum(num_tokens * (start + 0.5 * num_tokens) for start, num_tokens in chunks),
         copied_tokens=sum(request.num_restored for request, _ in adopted),
     )
+
+
+def _whole_victims(reclaims: Sequence[Reclaim]) -> list[Request]:
+    """Return who gives up its KV so that at least what the plan reclaims comes free. TensorRT-LLM takes it from a
+    request whole or not at all, so fewer requests than the plan cuts may do."""
+    num_missing = sum(reclaim.request.num_computed - reclaim.num_kept for reclaim in reclaims)
+    victims = []
+    for reclaim in reclaims:
+        if num_missing > 0:
+            victims.append(reclaim.request)
+            num_missing -= reclaim.request.num_computed
+    return victims
 
 
 def _share(twin: Twin, num_tokens: int) -> Share:

@@ -138,6 +138,17 @@ def test_copies_of_this_step_are_not_dropped_for_others_of_this_step() -> None:
     assert (manager.num_restorable(first), manager.num_restorable(second)) == (4, 0)
 
 
+def test_a_run_cut_short_drops_what_the_same_step_saved_beyond_it() -> None:
+    manager = make_manager(num_host_slots=4)
+    victim = make_victim(manager, 8)
+    before = slots_of(manager, victim)
+    manager.shrink(victim, 5, checkpoint=True)
+    copies = manager.shrink(victim, 2, checkpoint=True)
+    assert copies.device_slots.tolist() == before[2:3]
+    assert manager.num_restorable(victim) == 1
+    manager.check_invariants()
+
+
 def test_a_host_slot_read_in_this_step_is_not_written_in_it() -> None:
     """Copies out run before copies in: a slot taken over would be overwritten before it is read."""
     manager = make_manager(num_host_slots=4)
@@ -158,6 +169,17 @@ def test_positions_grown_in_this_step_are_not_copied() -> None:
     copies = manager.shrink(victim, 1, checkpoint=True)
     assert len(copies) == 2
     assert manager.num_restorable(victim) == 2
+
+
+def test_giving_up_what_grew_in_this_step_drops_the_copies_beyond_it() -> None:
+    manager = make_manager(num_host_slots=8)
+    victim = make_victim(manager, 6)
+    manager.shrink(victim, 3, checkpoint=True)
+    manager.begin_step()
+    manager.grow(victim, 1)
+    assert manager.num_restorable(victim) == 2
+    manager.shrink(victim, 3, checkpoint=True)
+    assert manager.num_restorable(victim) == 0
 
 
 def test_copies_of_a_failed_step_can_be_taken_back() -> None:

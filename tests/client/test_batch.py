@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from client import AsyncClient, AsyncFakeTransport, FakeServer, Retry
@@ -20,7 +21,7 @@ from client.batch.results import BatchFileError, Results, open_results
 from client.batch.run import BatchSettings, run_batch
 from client.errors import ExecutionError, UnavailableError
 from client.generation import Call, Outputs
-from tests.triton.servers import Server, wait_until
+from tests.triton.servers import Server, serving, wait_until
 
 NO_WAIT = BatchSettings(concurrency=8, first_wait_s=0.0)
 
@@ -279,3 +280,22 @@ def test_a_batch_killed_on_a_real_server_ends_complete(tmp_path: Path, triton_se
     results = read_results(output)
     assert sorted(result["custom_id"] for result in results) == sorted(names)
     assert {result["response"]["body"]["usage"]["completion_tokens"] for result in results} <= {1, 2, 3}
+
+
+@pytest.mark.triton
+def test_a_batch_outlives_the_death_of_the_engine(tmp_path: Path) -> None:
+    names = [f"r{i}" for i in range(200)]
+    source = write_batch(tmp_path / "in.jsonl", [chat_line(name, max_tokens=60) for name in names])
+    output = tmp_path / "out.jsonl"
+    with (
+        serving(tmp_path / "log", "--executor", "sim") as server,
+        subprocess.Popen(batch_command(source, tmp_path, server.grpc_url), stderr=subprocess.PIPE) as batch,
+    ):
+        while not output.exists() or output.read_bytes().count(b"\n") < 20:
+            assert batch.poll() is None, "the batch ended before the engine was killed"
+        below = psutil.Process(server.pid).children(recursive=True)
+        (engine,) = [process for process in below if "backend.engine_process" in process.cmdline()]
+        engine.kill()
+        _, words = batch.communicate(timeout=60)
+    assert batch.returncode == 0, words
+    assert sorted(result["custom_id"] for result in read_results(output)) == sorted(names)

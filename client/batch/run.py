@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -91,18 +90,18 @@ class _Worker:
                 self.on_result(len(generation.token_ids))
 
     async def _generate(self, request: BatchRequest) -> Generation:
-        for attempt in itertools.count(1):
+        lost: ClientError = ExecutionError(f"line {request.index}: the server cancelled it")
+        waits_s = [0.0, *(self.settings.first_wait_s * 2**n for n in range(_MAX_ATTEMPTS - 1))]
+        for wait_s in waits_s:
+            await asyncio.sleep(wait_s)
             try:
                 generation = await self.client.generate(request.prompt, **self._options(request))
+            except (UnavailableError, ExecutionError) as error:
+                lost = error
+            else:
                 if generation.finish_reason != "cancelled":
                     return generation
-                error: ClientError = ExecutionError(f"line {request.index}: the server cancelled it")
-            except (UnavailableError, ExecutionError) as lost:
-                error = lost
-            if attempt == _MAX_ATTEMPTS:
-                raise error
-            await asyncio.sleep(self.settings.first_wait_s * 2 ** (attempt - 1))
-        raise AssertionError("unreachable")
+        raise lost
 
     def _options(self, request: BatchRequest) -> Options:
         options: Options = {"max_tokens": self.settings.max_tokens, **request.options, "priority_class": "be"}

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from backend.executors.torch_engine import kernels
-from backend.executors.torch_engine.attention import AttentionShape, TorchAttention
+from backend.executors.torch_engine.attention import AttentionShape, SlotAttention, TorchAttention
 from backend.executors.torch_engine.inputs import StepInputs
 from backend.executors.torch_engine.kernels import Kernel, compile_kernels
 from backend.executors.torch_engine.kv_pool import KVPool
@@ -96,7 +96,7 @@ class CompiledLayerOps:
         shape = pool.shape
         self.config = config
         self._pool = pool
-        self._attention = attention
+        self.attention: SlotAttention = attention
         self._num_threads = min(torch.get_num_threads(), MAX_THREADS)
         self._bounds: dict[int, NDArray[np.int64]] = {}
         self._tables = rotary_tables(config)
@@ -110,7 +110,7 @@ class CompiledLayerOps:
         self._silu_block = self._make_silu_block(attention.kernels.silu_multiply)
 
     def begin(self, inputs: StepInputs) -> None:
-        self._attention.begin(inputs)
+        self.attention.begin(inputs)
         bounds = self._even_bounds(inputs.num_tokens)
         arrays = {kernels.BOUNDS: bounds, kernels.POSITIONS: inputs.positions, kernels.SLOTS: inputs.slots}
         self._rotate_block.set_arrays(arrays)
@@ -134,7 +134,7 @@ class CompiledLayerOps:
         return self._queries[: len(qkv)]
 
     def attend(self, queries: torch.Tensor, layer_index: int) -> torch.Tensor:
-        return self._attention.attend(queries, layer_index, self.config.attention_shape).view(len(queries), -1)
+        return self.attention.attend(queries, layer_index, self.config.attention_shape).view(len(queries), -1)
 
     def silu_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
         self._silu_block.fields[kernels.X] = gate_up.data_ptr()

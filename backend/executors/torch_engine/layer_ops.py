@@ -45,6 +45,7 @@ class LayerOps(Protocol):
     """The work between matrix products, for N tokens. What a method returns is valid until its next call."""
 
     config: LlamaConfig
+    attention: SlotAttention
 
     def begin(self, inputs: StepInputs) -> None:
         """Prepare for a step; called once before its layers."""
@@ -73,14 +74,14 @@ class TorchLayerOps:
     def __init__(self, config: LlamaConfig, pool: KVPool, attention: SlotAttention) -> None:
         self.config = config
         self._pool = pool
-        self._attention = attention
+        self.attention = attention
         self._device = pool.storage.device
         self._tables = tuple(table.to(self._device) for table in rotary_tables(config))
         self._cos, self._sin = self._tables
         self._slots = torch.empty(0, dtype=torch.int64)
 
     def begin(self, inputs: StepInputs) -> None:
-        self._attention.begin(inputs)
+        self.attention.begin(inputs)
         positions = torch.from_numpy(inputs.positions).to(self._device)
         self._cos, self._sin = (table[positions][:, None] for table in self._tables)
         self._slots = torch.from_numpy(inputs.slots).to(self._device)
@@ -102,7 +103,7 @@ class TorchLayerOps:
         return turned[:, : config.num_heads]
 
     def attend(self, queries: torch.Tensor, layer_index: int) -> torch.Tensor:
-        return self._attention.attend(queries, layer_index, self.config.attention_shape).reshape(len(queries), -1)
+        return self.attention.attend(queries, layer_index, self.config.attention_shape).reshape(len(queries), -1)
 
     def silu_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, -1)

@@ -91,6 +91,8 @@ def load_library_model(files: ModelFiles, dtype: torch.dtype, device: torch.devi
         model = AutoModelForCausalLM.from_pretrained(*args, dtype=dtype, attn_implementation=_IMPLEMENTATION, **kwargs)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model {str(files.path)!r}: transformers cannot load it: {error}") from error
+    if any(hasattr(module, "sinks") for module in model.modules()):
+        raise ConfigError(f"model {str(files.path)!r}: attention sinks are not supported")
     loaded: Any = model
     return loaded.to(device).eval()
 
@@ -125,11 +127,9 @@ def _attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **others: Any,
+    **_others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention as the library calls it: query [1, H, N, D], key and value [1, G, N, D]; returns [1, N, H, D]."""
-    if others.get("s_aux") is not None:
-        raise ConfigError("attention sinks are not supported")
     step: _Step = module.bros_step
     layer_index = module.layer_idx
     step.pool.write(layer_index, key[0].transpose(0, 1), value[0].transpose(0, 1), step.slots)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,7 @@ from backend.executors.torch_engine.settings import Dtype, TorchSettings
 from backend.model_files import resolve_model
 from backend.plan import StepBatch
 from tests.backend.test_tokenizer import needs_default_model
-from tests.backend.torch_engine.models import reference_tokens
+from tests.backend.torch_engine.models import library_llama_from_gguf, reference_tokens
 from tests.backend.torch_engine.schedules import Runner, Schedule, make_request, random_prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), needs_default_model]
@@ -40,29 +38,26 @@ SCHEDULES = {
 }
 
 
-def executor_for(dtype: Dtype) -> Executor:
+def executor_for(dtype: Dtype, num_kv_tokens: int, host_kv_gib: float) -> Executor:
     settings = TorchSettings(
-        dtype=dtype, num_kv_tokens=112_000, host_kv_gib=5.0, max_tokens_per_step=2048, num_threads=1
+        dtype=dtype,
+        num_kv_tokens=num_kv_tokens,
+        host_kv_gib=host_kv_gib,
+        max_tokens_per_step=2048,
+        num_threads=1,
     )
     return load(settings, lambda _stage, _fraction: None)
 
 
 @pytest.fixture(scope="module")
-def reference() -> Any:
-    from transformers import AutoModelForCausalLM
-
-    path = resolve_model(None).path
-    return AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def expected(reference: Any) -> list[list[int]]:
-    return [reference_tokens(reference, prompt, NUM_TOKENS) for prompt in PROMPTS]
+def expected() -> list[list[int]]:
+    model = library_llama_from_gguf(resolve_model(None).path)
+    return [reference_tokens(model, prompt, NUM_TOKENS) for prompt in PROMPTS]
 
 
 @pytest.fixture(scope="module")
 def float32_executor() -> Executor:
-    return executor_for(Dtype.FLOAT32)
+    return executor_for(Dtype.FLOAT32, 112_000, 3.5)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
@@ -97,7 +92,7 @@ def test_float32_logits_are_bitwise_the_same_in_any_chunks(float32_executor: Exe
 
 
 def test_bf16_logits_are_close_to_float32(float32_executor: Executor) -> None:
-    bf16 = executor_for(Dtype.BF16)
+    bf16 = executor_for(Dtype.BF16, 4096, 0.0)
     for prompt in random_prompts(6, 600, 49152, seed=2):
         for chunk in (5, 512):
             difference = (logits_of(bf16, prompt, chunk) - logits_of(float32_executor, prompt, 512)).abs()

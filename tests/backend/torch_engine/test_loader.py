@@ -1,0 +1,120 @@
+"""Loading: what does not fit or is not supported is said before anything is computed; fallbacks work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from backend.errors import ConfigError, ExecutorError
+from backend.executors.torch_engine import load
+from backend.executors.torch_engine.attention import TorchAttention
+from backend.executors.torch_engine.executor import TorchExecutor
+from backend.executors.torch_engine.llama import LlamaModel
+from backend.executors.torch_engine.settings import AttentionKernel, ModelPath, TorchSettings
+from tests.backend.torch_engine.models import save_tiny_model
+from tests.backend.torch_engine.schedules import Runner, Schedule, make_request
+from tests.backend.torch_engine.test_families import settings_for
+
+COMPILED_MODULE = "backend.executors.torch_engine.compiled_ops"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("llama"), tie_word_embeddings=True)
+
+
+def load_quietly(settings: TorchSettings) -> TorchExecutor:
+    executor = load(settings, lambda _stage, _fraction: None)
+    assert isinstance(executor, TorchExecutor)
+    return executor
+
+
+def test_progress_grows_to_one(llama: Path) -> None:
+    stages: list[tuple[str, float]] = []
+    load(settings_for(llama), lambda stage, fraction: stages.append((stage, fraction)))
+    fractions = [fraction for _, fraction in stages]
+    assert fractions == sorted(fractions)
+    assert stages[-1] == ("ready", 1.0)
+
+
+def test_kv_that_does_not_fit_names_the_bytes_needed(llama: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"does not fit: weights need \d+ bytes and KV \d+ .*in all; cpu has \d+ free"
+    ):
+        load_quietly(settings_for(llama, num_kv_tokens=1 << 40))
+
+
+def test_capacity_follows_the_settings(llama: Path) -> None:
+    capacity = load_quietly(settings_for(llama, num_kv_tokens=1000, max_model_len=500)).capacity()
+    assert (capacity.num_blocks, capacity.block_size, capacity.max_seq_len) == (62, 16, 500)
+    assert capacity.num_host_slots > 0
+    assert capacity.host_copy_s_per_token > 0
+
+
+def test_kv_gib_is_turned_into_blocks(llama: Path) -> None:
+    executor = load_quietly(settings_for(llama, num_kv_tokens=None, kv_gib=0.01))
+    pool_bytes = executor.pool.storage.nbytes
+    assert 0.0095 < pool_bytes / (1 << 30) <= 0.01
+
+
+def test_without_numba_auto_falls_back_to_torch_and_says_so(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, COMPILED_MODULE, None)
+    executor = load_quietly(settings_for(llama))
+    assert isinstance(executor.model, LlamaModel)
+    assert "no compiled kernels" in caplog.text
+    plain = Runner(executor, Schedule()).run([make_request("r", [5, 6, 7], max_tokens=5)])
+    monkeypatch.undo()
+    compiled = Runner(load_quietly(settings_for(llama)), Schedule()).run([make_request("r", [5, 6, 7], max_tokens=5)])
+    assert plain == compiled
+
+
+def test_without_numba_compiled_kernels_are_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, COMPILED_MODULE, None)
+    with pytest.raises(ConfigError, match="needs numba"):
+        load_quietly(settings_for(llama, attention=AttentionKernel.COMPILED))
+
+
+def test_own_layers_are_refused_for_other_families(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no plain Llama"):
+        load_quietly(settings_for(save_tiny_model(tmp_path, "Qwen2"), layers=ModelPath.OWN))
+
+
+def test_directory_without_weights_is_named(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((llama / "config.json").read_text())
+    with pytest.raises(ConfigError, match=r"no model\.safetensors"):
+        load_quietly(settings_for(tmp_path))
+
+
+def test_failing_step_is_an_executor_error_and_the_next_one_runs(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = load_quietly(settings_for(llama))
+
+    def fail(*_arguments: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(executor.model, "forward", fail)
+        with pytest.raises(ExecutorError, match="1 tokens failed: out of memory"):
+            Runner(executor, Schedule()).run([make_request("r", [5], max_tokens=1)])
+    assert len(Runner(executor, Schedule()).run([make_request("r", [5], max_tokens=3)])[0]) == 3
+
+
+def test_step_larger_than_the_buffers_is_caught(llama: Path) -> None:
+    executor = load_quietly(settings_for(llama, max_tokens_per_step=8))
+    with pytest.raises(AssertionError, match="9 tokens"):
+        Runner(executor, Schedule()).run([make_request("r", [5] * 9, max_tokens=1)])
+
+
+def test_closing_twice_is_harmless(llama: Path) -> None:
+    executor = load_quietly(settings_for(llama))
+    executor.close()
+    executor.close()
+
+
+def test_torch_attention_can_be_asked_for(llama: Path) -> None:
+    executor = load_quietly(settings_for(llama, attention=AttentionKernel.TORCH))
+    assert isinstance(executor.model, LlamaModel)
+    assert isinstance(executor.model.ops.attention, TorchAttention)

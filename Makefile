@@ -6,6 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 TORCH_INDEX ?=
 TARGET ?= cpu
+MODEL ?=
 ARGS ?=
 
 BIN := .venv/bin
@@ -16,7 +17,7 @@ TORCH := torch==2.13.0
 PINS := pyproject.toml requirements/lock.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-full check format bench study study-full demo image lock clean
+.PHONY: help serve test test-full test-trtllm check format bench study study-full demo image lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +30,12 @@ test: $(STAMPS)/dev ## all tests but the long runs: unit, property, simulator, t
 
 test-full: $(STAMPS)/dev ## the long runs too
 	$(BIN)/python -m pytest -q $(ARGS)
+
+test-trtllm: ## on a GPU, with TensorRT-LLM's python3 on PATH: serve and test MODEL=/checkpoint
+	@test -n "$(MODEL)" || { echo "name a checkpoint: make test-trtllm MODEL=/path/to/checkpoint" >&2; exit 2; }
+	@python3 -m pip show --quiet tensorrt_llm || { echo "this python3 has no tensorrt_llm: run in NVIDIA's container" >&2; exit 2; }
+	python3 -m pip install --quiet --no-deps -c requirements/lock.txt -r requirements/trtllm-image.txt -r requirements/trtllm-test.txt
+	BROS_TRTLLM_MODEL=$(MODEL) python3 -m pytest -v -p no:cacheprovider tests/backend/trtllm/test_gpu.py $(ARGS)
 
 check: $(STAMPS)/dev ## format, lint, strict types, then `make test`
 	$(BIN)/ruff format --check

@@ -221,6 +221,7 @@ def test_too_large_and_too_many_are_refused_by_name(monkeypatch: pytest.MonkeyPa
     huge, *others = be(num_prompt=5000), be(), be(), be()
     ends = world.play([huge, *others]).ends
     assert "exceed 4096" in ends[huge.request_id]
+    assert world.engine.max_seq_len == 4096
     assert sorted("queue" in ends[request.request_id] for request in others) == [False, True, True]
 
 

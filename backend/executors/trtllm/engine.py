@@ -76,11 +76,6 @@ class TrtllmEngine:
         """The longest prompt and output together, in tokens."""
         return self._gate.limits.max_tokens
 
-    @property
-    def max_seq_len(self) -> int:
-        """The longest prompt and output together, in tokens."""
-        return self._gate.limits.max_tokens
-
     def stats(self) -> SchedulerStats:
         """Return where the scheduling stands."""
         return self._accounts.stats()

@@ -1,0 +1,79 @@
+"""The measured part of the report, and the fit to recorded steps, on made-up but complete inputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import report
+from bench.fit import fit_steps
+from bench.fit_step_models import random_step
+from bench.limit import Slos
+from bench.provenance import provenance
+from bench.score import RequestRecord, score_be, score_rt
+from bench.serve import SLOS, Setup
+from bench.step_models import load_pairs
+
+
+def make_run(mix: str, policy: str, num_met: int, num_rt: int, be_tokens_per_s: float) -> dict[str, Any]:
+    """A result as bench.serve writes it: `num_met` requests meet every SLO, the others are never answered."""
+    setup = Setup(mix, be_backlog=150, warmup_s=0.0, duration_s=60.0)
+    records = [
+        RequestRecord(f"rt-{i}", True, 1.0 + i, 5, 2, [1.1 + i, 1.12 + i] if i < num_met else [], 1.2 + i)
+        for i in range(num_rt)
+    ]
+    return {
+        "setup": {name: getattr(setup, name) for name in Setup.__slots__},
+        "seed": 0,
+        "policy": policy,
+        **score_rt(records, Slos(1.0, 0.1), setup.window),
+        "rt_attainment_at": {
+            f"{s.ttft_slo_s:g} s, {s.tpot_slo_s * 1e3:g} ms": score_rt(records, s, setup.window)["rt_attainment"]
+            for s in SLOS
+        },
+        **score_be([], setup.window),
+        "be_tokens_per_s": be_tokens_per_s,
+        "engine_busy_ratio": 0.25,
+        "foreign_cores": 0.0,
+    }
+
+
+def rendered(tmp_path: Path, runs: list[dict[str, Any]]) -> str:
+    (tmp_path / "measured.json").write_text(json.dumps({"provenance": provenance(), "runs": runs}))
+    return report.render(tmp_path)
+
+
+@pytest.mark.parametrize(("num_met", "verdict"), [(45, "met"), (44, "**missed**")])
+def test_the_attainment_bar_is_judged_on_requests(tmp_path: Path, num_met: int, verdict: str) -> None:
+    text = rendered(tmp_path, [make_run("backlog", "bros", num_met, 45, 50.0)])
+    assert f"meets (1 s, 100 ms) for {num_met} of 45 (bar 99%: {verdict})" in text
+
+
+@pytest.mark.parametrize(("kept", "verdict"), [(60.0, "met"), (59.0, "**missed**")])
+def test_the_best_effort_bar_is_what_real_time_leaves(tmp_path: Path, kept: float, verdict: str) -> None:
+    """Alone 100 tokens/s; RT alone keeps the engine busy for a quarter: 80 % of the other 75 is 60."""
+    runs = [
+        make_run("backlog", "bros", 45, 45, kept),
+        make_run("be_alone", "bros", 0, 0, 100.0),
+        make_run("rt_alone", "bros", 45, 45, 0.0),
+    ]
+    assert f"less the RT work (bar 80%: {verdict})" in rendered(tmp_path, runs)
+
+
+def test_measured_rows_carry_an_interval_over_requests(tmp_path: Path) -> None:
+    assert "| backlog | fcfs | 45 | 0.0 % [0, 8] |" in rendered(tmp_path, [make_run("backlog", "fcfs", 0, 45, 9.0)])
+
+
+def test_a_fit_recovers_a_known_machine_and_its_linear_form() -> None:
+    rng = np.random.default_rng(0)
+    pair = load_pairs()["llama8b-h100"]
+    works = [random_step(rng) for _ in range(300)]
+    document = fit_steps(works, np.asarray([1e3 * pair.step_s(work) for work in works]), seed=0)
+    assert document["heldout_error"]["mean_pct"] < 1.5
+    assert document["linear_heldout_error"] < 0.15
+    assert len(document["latency_coefficients"]) == 5
+    assert min(document["latency_coefficients"]) >= 0.0

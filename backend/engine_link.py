@@ -38,6 +38,7 @@ from backend.protocol import (
     ToEngine,
     ToStub,
     error_end,
+    peer_of,
     send,
     stub_reader,
 )
@@ -181,6 +182,9 @@ class EngineLink:
         try:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
             connection.connect(str(self._file.socket_path))
+            _, uid = peer_of(connection)
+            if uid not in (os.getuid(), 0):
+                raise EngineUnavailableError(f"user {uid} listens there, who is not us")
             send(connection, self._hello)
         except (OSError, EngineUnavailableError) as error:
             logger.debug("no engine at %s: %s", self._file.socket_path, error)

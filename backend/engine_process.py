@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import itertools
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
@@ -73,48 +75,51 @@ class EngineServer:
         self._metrics = Recorder()
         self._steps = StepLog()
         self._connections: dict[Connection, None] = {}
-        self._lock = threading.Lock()  # guards the two of: connections, state; held while a state is sent to all
+        self._lock = threading.Lock()  # guards state and connections, and is held while a state is sent to all
         self._exits_when_unused = exits_when_unused
         self._unused_timer: threading.Timer | None = None
         self._stop = threading.Event()
         self._intake: Intake | None = None
         self._outbox: Outbox | None = None
         self._engine: EngineLike | None = None
-        self._lock_file: int | None = None
-        self._listener: socket.socket | None = None
+        self._held = ExitStack()  # the lock file and the socket
 
     def listen(self) -> None:
         """Take the socket, for as long as this process lives. Raises AlreadyServedError."""
         self._socket_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock_file = os.open(f"{self._socket_path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(f"{self._socket_path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._held.callback(os.close, lock)
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._held.close()
             raise AlreadyServedError(str(self._socket_path)) from error
         self._socket_path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(self._socket_path))
+        listener = self._held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        listener.bind(str(self._socket_path))
+        self._held.callback(self._socket_path.unlink, missing_ok=True)
+        self._held.callback(listener.shutdown, socket.SHUT_RDWR)
         self._socket_path.chmod(0o600)
-        self._listener.listen()
-        threading.Thread(target=self._accept, args=(self._listener,), name="accept", daemon=True).start()
+        listener.listen()
+        threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True).start()
         with self._lock:
             self._watch_use()
 
     def run(self) -> int:
         """Load the model, serve until `request_stop`, drain; return the exit code."""
-        try:
-            engine, outbox = self._load()
-            thread = threading.Thread(target=self._run_engine, args=(engine,), name="engine", daemon=True)
-            thread.start()
-            self._set_state(Stage.READY)
-            self._stop.wait()
-            self._drain(engine, outbox, thread)
-            self._close(outbox)
-        except BrosError as error:
-            logger.error("%s: %s", error.code, error)
-            self._set_state(Stage.FAILED, str(error))
-            return 2 if isinstance(error, ConfigError) else 1
-        return 0 if engine.error is None else 1
+        with self._held:
+            try:
+                runtime, outbox = self._load()
+            except BrosError as error:
+                logger.error("%s: %s", error.code, error)
+                self._set_state(Stage.FAILED, str(error))
+                return 2 if isinstance(error, ConfigError) else 1
+            except Exception as error:
+                logger.exception("the model cannot be loaded")
+                self._set_state(Stage.FAILED, repr(error))
+                return 1
+            self._serve_until_stopped(runtime, outbox)
+            return 0 if runtime.engine.error is None else 1
 
     def request_stop(self) -> None:
         """Make `run` drain and return."""
@@ -124,7 +129,7 @@ class EngineServer:
     def is_loading(self) -> bool:
         return self._state.stage is Stage.LOADING
 
-    def _load(self) -> tuple[EngineLike, Outbox]:
+    def _load(self) -> tuple[Runtime, Outbox]:
         service = self._config.service
         on_progress: Progress = lambda what, fraction: self._set_state(Stage.LOADING, what, fraction)  # noqa: E731
         tokenizer = make_tokenizer(self._config)
@@ -133,9 +138,19 @@ class EngineServer:
         outbox.cancel = lambda request_id: runtime.engine.post(Cancel(request_id))
         self._intake = Intake(tokenizer, service, runtime.max_seq_len)
         self._outbox, self._engine = outbox, runtime.engine
-        flusher = threading.Thread(target=self._flush_metrics, args=(runtime,), name="metrics", daemon=True)
-        flusher.start()
-        return runtime.engine, outbox
+        return runtime, outbox
+
+    def _serve_until_stopped(self, runtime: Runtime, outbox: Outbox) -> None:
+        thread = threading.Thread(target=self._run_engine, args=(runtime.engine,), name="engine", daemon=True)
+        thread.start()
+        threading.Thread(target=self._flush_metrics, args=(runtime,), name="metrics", daemon=True).start()
+        self._set_state(Stage.READY)
+        self._stop.wait()
+        self._drain(runtime.engine, outbox)
+        thread.join(_JOIN_TIMEOUT_S)
+        self._close(outbox)
+        if not thread.is_alive():
+            runtime.close()
 
     def _record(self, plan: StepPlan, batch: StepBatch, result: StepResult, output: StepOutput) -> None:
         self._metrics.step(plan, batch, result, output)
@@ -147,7 +162,7 @@ class EngineServer:
         finally:
             self._stop.set()
 
-    def _drain(self, engine: EngineLike, outbox: Outbox, thread: threading.Thread) -> None:
+    def _drain(self, engine: EngineLike, outbox: Outbox) -> None:
         if engine.error is None:
             self._set_state(Stage.DRAINING)
             if not outbox.wait_until_idle(self._config.service.drain_timeout_s):
@@ -155,7 +170,6 @@ class EngineServer:
         else:
             self._set_state(Stage.FAILED, f"the engine stopped: {engine.error}")
         engine.stop()
-        thread.join(_JOIN_TIMEOUT_S)
 
     def _close(self, outbox: Outbox) -> None:
         outbox.close()
@@ -164,7 +178,6 @@ class EngineServer:
         for connection in connections:
             connection.flush(timeout_s=1.0)
             connection.close()
-        self._socket_path.unlink(missing_ok=True)
 
     def _set_state(self, stage: Stage, detail: str = "", fraction: float | None = None) -> None:
         if (stage, detail) != (self._state.stage, self._state.detail):
@@ -200,12 +213,13 @@ class EngineServer:
     # --- connections --------------------------------------------------------------------------------------------
 
     def _accept(self, listener: socket.socket) -> None:
-        num_accepted = 0
-        while True:
-            sock, _ = listener.accept()
-            num_accepted += 1
-            connection = Connection(sock, num_accepted, self._config.service.max_unsent_bytes)
-            threading.Thread(target=self._serve, args=(connection,), name=f"read-{num_accepted}", daemon=True).start()
+        for index in itertools.count(1):
+            try:
+                sock, _ = listener.accept()
+            except OSError:  # the listener was closed: this process ends
+                return
+            connection = Connection(sock, index, self._config.service.max_unsent_bytes)
+            threading.Thread(target=self._serve, args=(connection,), name=f"read-{index}", daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
         """Read one stub's messages until it is gone, then cancel what it left."""

@@ -11,22 +11,20 @@ import os
 import select
 import signal
 import socket
-import struct
 import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+from backend.protocol import peer_of
+
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 2.0  # a stub notices a dead server within one second, and then cleans up
-_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 def watch_stub(connection: socket.socket, server_pid: int) -> None:
     """Watch the stub at the other end of `connection` and its server in a thread, until the stub is gone."""
-    (stub_pid, _, _) = _CREDENTIALS.unpack(
-        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    )
+    stub_pid, _ = peer_of(connection)
     threading.Thread(target=_watch, args=(stub_pid, server_pid), name=f"watch-{stub_pid}", daemon=True).start()
 
 

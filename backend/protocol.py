@@ -23,6 +23,7 @@ from backend.errors import BrosError, EngineUnavailableError
 VERSION = 1
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _LENGTH = struct.Struct(">I")
+_CREDENTIALS = struct.Struct("3i")  # struct ucred
 
 
 class Stage(enum.Enum):
@@ -238,6 +239,14 @@ def engine_reader(connection: socket.socket) -> Reader[ToEngine]:
 def stub_reader(connection: socket.socket) -> Reader[ToStub]:
     """Return the stub's end: reads what the engine sends."""
     return Reader(connection, ToStub)  # type: ignore[arg-type]  # as above
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Return the process id and the user id at the other end of a Unix socket, as the kernel knows them."""
+    pid, uid, _gid = _CREDENTIALS.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return pid, uid
 
 
 def send(connection: socket.socket, message: ToEngine | ToStub) -> None:

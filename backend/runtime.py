@@ -42,12 +42,16 @@ def make_tokenizer(config: EngineConfig) -> PromptTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """An engine that is loaded. `max_seq_len`: the longest prompt and output together, in tokens. `honours_plans`: each
-    step is our policy's; else it only decides who is admitted."""
+    """An engine that is loaded.
+
+    max_seq_len: the longest prompt and output together, in tokens. honours_plans: each step is our policy's; else it
+    only decides who is admitted. close: to be called after `engine.run` has returned.
+    """
 
     engine: EngineLike
     max_seq_len: int
     honours_plans: bool = True
+    close: Callable[[], None] = lambda: None
 
 
 def load_runtime(
@@ -67,7 +71,7 @@ def load_runtime(
     executor = _make_executor(config, clock, report)
     capacity = executor.capacity()
     scheduler = make_scheduler(config.scheduler, capacity, tokenizer.eos_token_ids)
-    return Runtime(Engine(scheduler, executor, clock, emit, record), capacity.max_seq_len)
+    return Runtime(Engine(scheduler, executor, clock, emit, record), capacity.max_seq_len, close=executor.close)
 
 
 def _make_executor(config: EngineConfig, clock: Clock, report: Progress) -> Executor:

@@ -16,7 +16,7 @@ import pytest
 from backend.config import ConfigFile
 from backend.engine_link import EngineLink
 from backend.errors import EngineUnavailableError
-from backend.protocol import EngineState, Hello, Stage, Submit, ToStub, engine_reader, frame
+from backend.protocol import EngineState, Hello, Stage, Submit, ToStub, engine_reader, frame, peer_of
 from tests.backend.serving import WAIT_S, Answer, ask, linked, make_file, make_generation, running
 
 
@@ -132,6 +132,15 @@ def test_when_the_engine_goes_every_open_stream_ends_once_with_an_error(file: Co
         link.close()
 
 
+def test_another_users_engine_gets_no_requests(file: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.engine_link.peer_of", lambda _: (1, os.getuid() + 1))
+    with running(file):
+        link = EngineLink(file, "bros")
+        with pytest.raises(EngineUnavailableError, match="no engine to talk to"):
+            ask(link)
+        link.close()
+
+
 def test_garbage_from_the_engine_is_as_good_as_its_death(file: ConfigFile) -> None:
     with fake_engine(file) as engine:
         link = EngineLink(file, "bros")
@@ -195,8 +204,7 @@ def test_stubs_start_one_engine_between_them_and_another_when_it_dies(tmp_path: 
 def engine_pid(link: EngineLink) -> int:
     """Return the process at the other end of a link."""
     assert link._socket is not None
-    credentials = link._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int.from_bytes(credentials[:4], "little")
+    return peer_of(link._socket)[0]
 
 
 def test_an_engine_that_cannot_be_started_is_an_error_and_not_a_crash(tmp_path: Path) -> None:

@@ -299,6 +299,20 @@ def test_a_model_that_cannot_be_loaded_is_told_to_the_stubs(tmp_path: Path) -> N
         assert "/no/such/model" in state.detail
 
 
+def test_whatever_goes_wrong_in_loading_is_told_to_the_stubs(file: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr("backend.engine_process.load_runtime", broken)
+    server = EngineServer(file, exits_when_unused=False)
+    server.listen()
+    with connect(file) as watcher, stub_reader(watcher) as reader:
+        reader.read()
+        assert server.run() == 1
+        assert reader.read() == EngineState(Stage.FAILED, "RuntimeError('no such kernel')")
+    assert not file.socket_path.exists()
+
+
 def start(file: ConfigFile) -> subprocess.Popen[bytes]:
     """Start an engine as a process and wait until its socket is there."""
     read_fd, write_fd = os.pipe()

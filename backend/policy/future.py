@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 from backend.policy.view import SchedulerView
 from backend.request import Request
 
+Counts = NDArray[np.int64]
+
 _UNUSED_OF_BLOCK = 0.6  # part of its last block that a real-time request leaves to no other one
 
 
-def peak_slots(num_held: NDArray[np.int64], num_remaining: NDArray[np.int64]) -> int:
+def peak_slots(num_held: Counts, num_remaining: Counts) -> int:
     """Return the most slots that requests will hold at once if each grows by one a step and leaves when it is done.
 
     When the request with r tokens to go ends, it and all that outlive it have grown by r.
@@ -34,21 +36,20 @@ class Future:
     def __init__(self, view: SchedulerView, is_rt: bool) -> None:
         self._view = view
         self._is_rt = is_rt
-        self._growth: tuple[list[int], list[int]] | None = None
+        self._growth: tuple[Counts, Counts] | None = None
 
     def has_room_for(self, request: Request) -> bool:
         """Return whether `request` could be let in. True if nothing of its class runs."""
         held, remaining = self._running()
-        if not held:
+        if not len(held):
             return True
         own = self._num_expected(request)
-        peak = peak_slots(np.array([*held, len(request.token_ids)]), np.array([*remaining, own]))
-        return peak <= self._num_slots()
+        return peak_slots(np.append(held, len(request.token_ids)), np.append(remaining, own)) <= self._num_slots()
 
     def peak_ratio(self) -> float:
         """Return the most that the running requests will hold at once, as a part of all slots."""
         held, remaining = self._running()
-        return peak_slots(np.array(held), np.array(remaining)) / self._view.limits.num_slots
+        return peak_slots(held, remaining) / self._view.limits.num_slots
 
     def _num_slots(self) -> float:
         num_slots = self._view.limits.num_slots
@@ -59,10 +60,9 @@ class Future:
     def take(self, request: Request) -> None:
         """Count `request` as let in."""
         held, remaining = self._running()
-        held.append(len(request.token_ids))
-        remaining.append(self._num_expected(request))
+        self._growth = (np.append(held, len(request.token_ids)), np.append(remaining, self._num_expected(request)))
 
-    def _running(self) -> tuple[list[int], list[int]]:
+    def _running(self) -> tuple[Counts, Counts]:
         """Return tokens held once all is computed, and tokens expected to come, of the running requests."""
         if self._growth is None:
             table, traffic = self._view.table, self._view.traffic
@@ -71,7 +71,7 @@ class Future:
             ratio = traffic.rt_output_ratio if self._is_rt else traffic.be_output_ratio
             num_output = table.num_known[rows] - table.num_prompt[rows]
             max_output = table.max_total[rows] - table.num_prompt[rows]
-            self._growth = table.num_known[rows].tolist(), expected_growth(ratio, num_output, max_output).tolist()
+            self._growth = table.num_known[rows], expected_growth(ratio, num_output, max_output)
         return self._growth
 
     def _num_expected(self, request: Request) -> int:
@@ -81,7 +81,7 @@ class Future:
         return int(growth[0])
 
 
-def expected_growth(ratio: float, num_output: NDArray[np.int64], max_output: NDArray[np.int64]) -> NDArray[np.int64]:
+def expected_growth(ratio: float, num_output: Counts, max_output: Counts) -> Counts:
     """Return the tokens a request will still produce: up to the usual part of its maximum; beyond, half of the rest."""
     usual = np.ceil(ratio * max_output).astype(np.int64) - num_output
     rest = max_output - num_output

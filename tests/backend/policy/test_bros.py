@@ -160,21 +160,23 @@ def test_best_effort_keeps_its_share_under_any_real_time_load() -> None:
     raise AssertionError(f"best-effort starved: {background.num_computed} of 3000 tokens")
 
 
-def test_decodes_far_ahead_give_their_places_to_best_effort() -> None:
+def test_decodes_far_ahead_run_all_the_same_where_time_allows() -> None:
+    """See docs/decisions/0001-real-time-runs-ahead.md."""
     scheduler = make(max_seqs_per_step=4)
     ahead = [rt(4, 50, tpot_slo_s=5.0) for _ in range(4)]
     start(scheduler, *ahead)
-    waiting = be(4, 5)
-    scheduler.add(waiting, 0.0)
-    assert waiting in scheduler.plan(0.01).num_new_tokens
-
-
-def test_decodes_on_schedule_keep_their_places() -> None:
-    scheduler = make(max_seqs_per_step=4)
-    tight = [rt(4, 50, tpot_slo_s=0.02) for _ in range(4)]
-    start(scheduler, *tight)
     scheduler.add(be(4, 5), 0.0)
-    assert set(scheduler.plan(0.005).num_new_tokens) == set(tight)
+    assert set(scheduler.plan(0.01).num_new_tokens) == set(ahead)
+
+
+def test_best_effort_is_drawn_in_as_real_time_fills_the_places() -> None:
+    def best_effort_tokens(num_rt: int) -> int:
+        scheduler = make(max_seqs_per_step=10, adaptive_window=False)
+        start(scheduler, *(rt(4, 50) for _ in range(num_rt)))
+        scheduler.add(be(2000, 5), 0.0)
+        return sum(num for request, num in scheduler.plan(0.01).num_new_tokens.items() if not request.is_rt)
+
+    assert best_effort_tokens(3) > best_effort_tokens(7) > best_effort_tokens(9) == 0
 
 
 def test_an_urgent_finish_by_deadline_overtakes_older_best_effort() -> None:

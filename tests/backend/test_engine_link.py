@@ -133,9 +133,17 @@ def test_when_the_engine_goes_every_open_stream_ends_once_with_an_error(file: Co
 
 
 def test_another_users_engine_gets_no_requests(file: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backend.engine_link.peer_of", lambda _: (1, os.getuid() + 1))
+    tries = threading.Semaphore(0)
+
+    def stranger(_: socket.socket) -> tuple[int, int]:
+        tries.release()
+        return 1, os.getuid() + 1
+
+    monkeypatch.setattr("backend.engine_link.peer_of", stranger)
     with running(file):
         link = EngineLink(file, "bros")
+        assert tries.acquire(timeout=WAIT_S)
+        assert tries.acquire(timeout=WAIT_S)  # it tries again, since it did not take the first
         with pytest.raises(EngineUnavailableError, match="no engine to talk to"):
             ask(link)
         link.close()

@@ -38,7 +38,7 @@ class RoundRobin:
         self._is_rt_turn = step.num_rt_tokens == 0
 
     def plan(self, view: SchedulerView, now_s: float) -> StepPlan:
-        """Serve the class in turn; the other where it has nothing to do."""
+        """Serve the class in turn; the other where it has nothing to do; the oldest where all wait for slots."""
         del now_s
         turns = (class_rank, _reversed_rank) if self._is_rt_turn else (_reversed_rank, class_rank)
         for rank in turns:
@@ -46,7 +46,7 @@ class RoundRobin:
             run_then_admit(view, packing, rank, only=rank)
             if packing.num_new_tokens:
                 return packing.plan(float("inf"))
-        return StepPlan()
+        return Packing(view).plan(float("inf"))
 
 
 def _reversed_rank(request: Request) -> int:

@@ -12,8 +12,8 @@ from backend.plan import StepBatch, StepOutput, StepPlan, StepResult
 from tests.backend.factories import Harness, be, rt
 
 GOLDEN = {
-    "mixed": "16170ea179cda488",
-    "memory": "e31202d14210e473",
+    "mixed": "acc4a38324fd8bcc",
+    "memory": "979a337c699b54e5",
     "baseline": "699cab6bcd3c5750",
 }
 KNOBS: dict[str, dict[str, object]] = {

@@ -5,11 +5,15 @@ L layers, S slots, G key-value heads, D head size.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from kv.types import SlotCopy
+
+_TRIED_TOKENS, _TRIES = 64, 5  # when the speed of copies is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,20 @@ class KVPool:
         """Bring host slots back to device slots."""
         device_slots, host_slots = self._indices(copy)
         self.storage.index_copy_(1, device_slots, self._host[host_slots].transpose(0, 1).to(self.storage.device))
+
+    def measure_copy_s_per_token(self) -> float:
+        """Return the time a token takes to the host pool or back, the best of some tries; only for an unused pool."""
+        num_tokens = min(_TRIED_TOKENS, self.storage.shape[1], len(self._host))
+        if num_tokens == 0:
+            return 0.0
+        slots = np.arange(num_tokens, dtype=np.int32)
+        return min(self._seconds_of_copies(SlotCopy(slots, slots)) for _ in range(_TRIES)) / (2 * num_tokens)
+
+    def _seconds_of_copies(self, copy: SlotCopy) -> float:
+        started_s = time.perf_counter()
+        self.copy_out(copy)
+        self.copy_in(copy)
+        return time.perf_counter() - started_s
 
     def _indices(self, copy: SlotCopy) -> tuple[torch.Tensor, torch.Tensor]:
         device_slots = torch.from_numpy(copy.device_slots).to(self.storage.device, torch.int64)

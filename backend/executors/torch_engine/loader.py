@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable
@@ -117,6 +118,7 @@ def _layer_ops(config: LlamaConfig, pool: KVPool, attention: SlotAttention, capa
 def _executor(
     model: Model, pool: KVPool, files: ModelFiles, capacity: ExecutorCapacity, report: Report
 ) -> TorchExecutor:
+    capacity = dataclasses.replace(capacity, host_copy_s_per_token=pool.measure_copy_s_per_token())
     report("ready", 1.0)
     return TorchExecutor(model, pool, Sampler(read_eos_ids(files)), capacity)
 

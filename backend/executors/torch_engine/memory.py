@@ -12,7 +12,6 @@ from backend.executors.torch_engine.settings import TorchSettings
 _GIB = 1 << 30
 _KV_SHARE_OF_FREE_MEMORY = 0.25  # on a CPU, which other programs share
 _KV_SHARE_OF_FREE_DEVICE_MEMORY = 0.85
-_HOST_COPY_BYTES_PER_S = 4e9  # gathered rows, measured on a 2-core machine; a GPU's bus is faster
 
 
 def plan_capacity(settings: TorchSettings, shape: KVShape, weight_bytes: int, max_positions: int) -> ExecutorCapacity:
@@ -38,7 +37,6 @@ def plan_capacity(settings: TorchSettings, shape: KVShape, weight_bytes: int, ma
         max_seq_len=min(settings.max_model_len or max_positions, max_positions),
         max_tokens_per_step=settings.max_tokens_per_step,
         max_seqs_per_step=settings.max_seqs_per_step,
-        host_copy_s_per_token=shape.bytes_per_token / _HOST_COPY_BYTES_PER_S if num_host_slots else 0.0,
     )
 
 

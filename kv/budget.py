@@ -15,7 +15,7 @@ from kv.types import Row, Side
 class KVBudget:
     """Arithmetic twin of the manager for one plan: `try_grow` here succeeds exactly when `grow` in the same order will.
 
-    Owned by the plan that asked for it. Making one is free: the manager's pool is copied (a few memcpys, 9 bytes a
+    Owned by the plan that asked for it. Making one is free: the manager's pool is copied (a few memcpys, 10 bytes a
     block) when something must be counted in. Decodes are not, as long as free blocks suffice for all of them anyway.
     """
 
@@ -30,13 +30,7 @@ class KVBudget:
         `row=None` is a request that has no row yet: each such call stands for another request, opened on `side`.
         """
         pool = self._counted()
-        if row is not None:
-            return pool.grow(row, num_slots)
-        new_row = pool.open_row(INDEX_OF_SIDE[side])
-        if pool.grow(new_row, num_slots):
-            return True
-        pool.close_row(new_row)
-        return False
+        return pool.grow(pool.open_row(INDEX_OF_SIDE[side]) if row is None else row, num_slots)
 
     def try_grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32]) -> int:
         """Do `try_grow` by one slot for each of `rows` (distinct) in order, until one finds no room; return how many

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kv.block import Indices
+
 HostSlots = NDArray[np.int32]
 
 _NO_SLOTS: HostSlots = np.empty(0, np.int32)
@@ -79,6 +81,13 @@ class HostPool:
         if row in self._checkpoints:
             is_copying = self._is_copying(row)
             self._release(self._cut(row, slice(None, num_positions), slice(num_positions, None)), is_copying)
+
+    def forget_first_of_each(self, rows: Indices) -> None:
+        """Do `forget(row, 1)` for each of `rows`, few of which have a checkpoint."""
+        if self._checkpoints:
+            computed = set(rows.tolist())
+            for row in [row for row in self._checkpoints if row in computed]:
+                self.forget(row, 1)
 
     def drop(self, row: int) -> None:
         """Remove the row's checkpoint."""

@@ -89,9 +89,7 @@ class KVCacheManager:
             self._pool = before
             return False
         self._table.write_last(pool, indices)
-        if self._host.num_used:
-            for row in indices.tolist():
-                self._host.forget(row, 1)
+        self._host.forget_first_of_each(indices)
         return True
 
     def shrink(self, row: Row, num_kept: int, checkpoint: bool) -> SlotCopy:

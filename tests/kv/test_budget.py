@@ -114,6 +114,14 @@ def test_two_decodes_into_one_last_slot_are_not_promised_both() -> None:
     assert manager.budget().try_grow_each_by_one(rows) == 1
 
 
+def test_a_row_that_decodes_again_and_again_is_promised_no_more_than_there_is() -> None:
+    manager = make_manager(num_blocks=1)
+    row = open_row(manager, HEAD, 2)
+    budget = manager.budget()
+    assert [budget.try_grow_each_by_one([row]) for _ in range(3)] == [1, 1, 0]
+    assert budget.num_held(row) == 4
+
+
 def test_many_decodes_are_cheap_because_nothing_is_copied_for_them() -> None:
     """A guard on the mechanism, not on the clock: a plan of decodes leaves the budget without a pool of its own."""
     manager = make_manager(num_blocks=64)

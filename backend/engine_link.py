@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backend.config import ConfigFile, engine_command
-from backend.errors import EngineUnavailableError
+from backend.errors import BrosError, EngineUnavailableError
 from backend.protocol import (
     VERSION,
     Cancel,
@@ -32,6 +32,7 @@ from backend.protocol import (
     Hello,
     Metrics,
     ProtocolError,
+    Refused,
     Snapshot,
     Stage,
     Submit,
@@ -108,15 +109,15 @@ class EngineLink:
         """Ask for the engine's snapshot; `sink` gets it as one chunk. Raises EngineUnavailableError."""
         self._open(sink, "", Snapshot)
 
+    def note_refusal(self, priority_class: str, error: BrosError) -> None:
+        """Let the engine count a request that was refused here; forgotten where there is no engine."""
+        self._try_to_send(self._socket, Refused(priority_class, error.code))
+
     def cancel(self, ticket: Ticket, *, timed_out: bool = False) -> None:
         """End a request; its sink still gets an end. Unknown and ended requests are ignored."""
         with self._changed:
             connection = self._socket if ticket.handle in self._sinks else None
-        if connection is not None:
-            try:
-                self._send(connection, Cancel(ticket.handle, ticket.client_id, timed_out))
-            except EngineUnavailableError as error:
-                logger.debug("a cancellation was not sent, since all streams of this connection fail: %s", error)
+        self._try_to_send(connection, Cancel(ticket.handle, ticket.client_id, timed_out))
 
     def close(self) -> None:
         """Disconnect, fail what is open, end the thread."""
@@ -148,6 +149,13 @@ class EngineLink:
             if self._is_closed or self._state is None:
                 raise EngineUnavailableError("the link to the engine was closed")
             return self._state
+
+    def _try_to_send(self, connection: socket.socket | None, message: ToEngine) -> None:
+        if connection is not None:
+            try:
+                self._send(connection, message)
+            except EngineUnavailableError as error:
+                logger.debug("not sent, since all of this connection fails: %s", error)
 
     def _send(self, connection: socket.socket, message: ToEngine) -> None:
         try:

@@ -44,6 +44,7 @@ from backend.protocol import (
     Hello,
     ProtocolError,
     Reader,
+    Refused,
     Snapshot,
     Stage,
     ToEngine,
@@ -256,6 +257,8 @@ class EngineServer:
                     self._submit(connection, message)
                 case CancelMessage(handle, client_id, timed_out):
                     self._cancel(connection, handle, client_id, timed_out)
+                case Refused(priority_class, error_code):
+                    self._metrics.refused(priority_class, error_code)
                 case Snapshot(handle):
                     self._inspect(connection, handle)
                 case Hello():

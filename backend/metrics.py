@@ -59,7 +59,12 @@ _TOKEN_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3
 _LONG_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 
 METRICS = (
-    Metric("bros_requests_total", Kind.COUNTER, "Requests that ended, by how.", _BY_CLASS | {"outcome": OUTCOMES}),
+    Metric(
+        "bros_requests_total",
+        Kind.COUNTER,
+        "Requests that ended, by how; one that is refused as invalid counts under its model's class.",
+        _BY_CLASS | {"outcome": OUTCOMES},
+    ),
     Metric("bros_prompt_tokens_total", Kind.COUNTER, "Prompt tokens of requests that ended.", _BY_CLASS),
     Metric("bros_output_tokens_total", Kind.COUNTER, "Tokens sent to clients.", _BY_CLASS),
     Metric(

@@ -1,6 +1,6 @@
 """Messages between the Triton stubs and the engine process, and their frames on a Unix socket.
 
-    stub ── Hello, Submit, Cancel, Snapshot ──► engine
+    stub ── Hello, Submit, Cancel, Refused, Snapshot ──► engine
     stub ◄── EngineState, Chunks, Metrics, SnapshotReply ── engine
 
 A frame is four bytes of length (big-endian) and one message in msgpack. A message's type is its first element; a
@@ -106,6 +106,13 @@ class Cancel(msgspec.Struct, frozen=True, tag=True, array_like=True):
     timed_out: bool = False
 
 
+class Refused(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """A request was refused before it got here; it is to be counted."""
+
+    priority_class: str
+    error_code: str
+
+
 class Snapshot(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Ask for the engine's state as JSON; the answer is a chunk of text that ends at once."""
 
@@ -177,7 +184,7 @@ class Metrics(msgspec.Struct, frozen=True, tag=True, array_like=True):
     samples: tuple[Sample, ...]
 
 
-ToEngine = Hello | Submit | Cancel | Snapshot
+ToEngine = Hello | Submit | Cancel | Refused | Snapshot
 ToStub = Chunks | EngineState | Metrics
 
 M = TypeVar("M")

@@ -73,6 +73,7 @@ class TritonPythonModel:
             try:
                 self._take(request, reply)
             except BrosError as error:
+                self._link.note_refusal(self._defaults.usual_class, error)
                 self._close(reply, Chunk(0, end=error_end(error)))
             except Exception as error:
                 logger.exception("a request failed on its way in")

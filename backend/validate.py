@@ -72,6 +72,11 @@ class Defaults:
     model_class: str
     service: ServiceSettings
 
+    @property
+    def usual_class(self) -> str:
+        """The class of a request that names none."""
+        return self.service.default_class.value if self.model_class == wire.PER_REQUEST else self.model_class
+
 
 def wants_snapshot(parameters: Mapping[str, object], service: ServiceSettings) -> bool:
     """Tell whether a request asks for the engine's snapshot instead of text. Raises InvalidRequestError."""
@@ -228,7 +233,7 @@ def _priority_class(values: _Values, defaults: Defaults) -> str:
         if asked is None and parameter in values.parameters:
             asked = _as_class(parameter, values.parameters[parameter])
     if defaults.model_class == wire.PER_REQUEST:
-        return asked or defaults.service.default_class.value
+        return asked or defaults.usual_class
     if asked is not None and asked != defaults.model_class:
         raise InvalidRequestError(
             f"priority_class: model {defaults.model_name!r} serves class {defaults.model_class!r} only, got {asked!r}"

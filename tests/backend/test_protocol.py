@@ -21,6 +21,7 @@ from backend.protocol import (
     Hello,
     Metrics,
     ProtocolError,
+    Refused,
     Sample,
     Sampling,
     Snapshot,
@@ -37,7 +38,13 @@ from backend.protocol import (
 GENERATION = Generation(
     priority_class="rt", token_ids=(1, 2), sampling=Sampling(max_tokens=3, seed=2**64 - 1), stop_words=("a", "ä")
 )
-TO_ENGINE = [Hello(VERSION, "bros", True, 7), Submit(1, "a7", 0.5, GENERATION), Cancel(1, "a7", True), Snapshot(2)]
+TO_ENGINE = [
+    Hello(VERSION, "bros", True, 7),
+    Submit(1, "a7", 0.5, GENERATION),
+    Cancel(1, "a7", True),
+    Refused("rt", "INVALID_REQUEST"),
+    Snapshot(2),
+]
 TO_STUB = [
     EngineState(Stage.LOADING, "reading", 0.5),
     Chunks((Chunk(1, " ü", (3, 4), (-0.5,)), Chunk(2, end=End("stop", Timings(0.1, 0.2, None, 0, 5, 1))))),

@@ -73,6 +73,13 @@ def test_a_request_ends_with_an_error_when_its_own_timeout_runs_out(sim: Server)
     assert sim.num_requests() == 0
 
 
+def test_refusals_are_counted(sim: Server) -> None:
+    series = 'bros_requests_total{class="rt",outcome="invalid_request"}'
+    before = sim.metric(series)
+    assert sim.post("bros_rt", {"text_input": ""})[0] == 400
+    wait_until(lambda: sim.metric(series) == before + 1, 5.0, "the count of refusals")
+
+
 def test_every_request_of_a_storm_ends_exactly_once(sim: Server) -> None:
     chance = random.Random(7)
 

@@ -85,7 +85,7 @@ PANELS = (
         "Requests ended per second",
         "reqps",
         {
-            "{{class}} {{outcome}}": f"sum by (class, outcome) (rate(bros_requests_total{{{INSTANCE}}}{RATE}))",
+            "{{class}} {{outcome}}": f"sum by (class, outcome) (rate(bros_requests_total{{{INSTANCE}}}{RATE})) > 0",
         },
     ),
     Panel("RT time in the queue", "s", latencies("bros_queue_duration_seconds", ', class="rt"')),

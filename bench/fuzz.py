@@ -63,9 +63,9 @@ class FuzzRun:
         self.executor = SimExecutor(self.sim, self.clock, output_length=self._output_length)
         self.scheduler = make_scheduler(self.settings, self.executor.capacity(), frozenset({EOS}))
         self.engine = Engine(self.scheduler, self.executor, self.clock, self._take)
-        self.requests = [self._draw_request(index) for index in range(self.random.randint(1, 16))]
+        self.requests = [self._draw_request(index) for index in range(self.random.randint(1, 10))]
         self.output_lengths: dict[str, int] = {
-            request.request_id: self.random.randint(1, 80) for request in self.requests if self.random.random() < 0.5
+            request.request_id: self.random.randint(1, 40) for request in self.requests if self.random.random() < 0.5
         }
         self.tokens: dict[str, list[int]] = {request.request_id: [] for request in self.requests}
         self.ends: dict[str, FinishReason | None] = {}
@@ -141,7 +141,7 @@ class FuzzRun:
     def _draw_sim(self, seed: int) -> SimSettings:
         draw = self.random
         return SimSettings(
-            num_blocks=draw.randint(12, 60),
+            num_blocks=draw.randint(12, 40),
             block_size=draw.choice((4, 8, 16)),
             num_host_slots=draw.choice((0, 40, 400)),
             max_seq_len=400,
@@ -179,8 +179,8 @@ class FuzzRun:
         return Request(
             request_id=RequestId(f"r{index}"),
             priority_class=PriorityClass.REAL_TIME if is_rt else PriorityClass.BEST_EFFORT,
-            prompt_token_ids=tuple(range(3, 3 + draw.choice((1, 15, 16, 17, draw.randint(1, 200))))),
-            sampling=SamplingParams(max_tokens=draw.randint(1, 60), ignore_eos=False),
+            prompt_token_ids=tuple(range(3, 3 + draw.choice((1, 15, 16, 17, draw.randint(1, 150))))),
+            sampling=SamplingParams(max_tokens=draw.randint(1, 30), ignore_eos=False),
             arrival_s=0.0,
             slo=Slo(draw.choice((0.05, 0.4)), draw.choice((0.01, 0.2)), itl_slo_s) if is_rt else None,
             deadline_s=draw.choice((None, draw.uniform(0.1, 5.0))) if not is_rt else None,

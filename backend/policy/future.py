@@ -37,14 +37,14 @@ class Future:
         self._view = view
         self._is_rt = is_rt
         self._growth: tuple[Counts, Counts] | None = None
+        self._asked: tuple[Request, Counts, Counts] | None = None
 
     def has_room_for(self, request: Request) -> bool:
         """Return whether `request` could be let in. True if nothing of its class runs."""
-        held, remaining = self._running()
+        held, _ = self._running()
         if not len(held):
             return True
-        own = self._num_expected(request)
-        return peak_slots(np.append(held, len(request.token_ids)), np.append(remaining, own)) <= self._num_slots()
+        return peak_slots(*self._with(request)) <= self._num_slots()
 
     def peak_ratio(self) -> float:
         """Return the most that the running requests will hold at once, as a part of all slots."""
@@ -59,26 +59,32 @@ class Future:
 
     def take(self, request: Request) -> None:
         """Count `request` as let in."""
-        held, remaining = self._running()
-        self._growth = (np.append(held, len(request.token_ids)), np.append(remaining, self._num_expected(request)))
+        self._growth = self._with(request)
 
     def _running(self) -> tuple[Counts, Counts]:
         """Return tokens held once all is computed, and tokens expected to come, of the running requests."""
         if self._growth is None:
-            table, traffic = self._view.table, self._view.traffic
+            table = self._view.table
             rows = table.rows()
             rows = rows[~table.is_preempted[rows] & (table.is_rt[rows] == self._is_rt)]
-            ratio = traffic.rt_output_ratio if self._is_rt else traffic.be_output_ratio
             num_output = table.num_known[rows] - table.num_prompt[rows]
             max_output = table.max_total[rows] - table.num_prompt[rows]
-            self._growth = table.num_known[rows], expected_growth(ratio, num_output, max_output)
+            self._growth = table.num_known[rows], expected_growth(self._ratio(), num_output, max_output)
         return self._growth
 
-    def _num_expected(self, request: Request) -> int:
+    def _with(self, request: Request) -> tuple[Counts, Counts]:
+        """Return `_running` with `request` added; kept, because what was asked about is mostly taken next."""
+        if self._asked is None or self._asked[0] is not request:
+            held, remaining = self._running()
+            own = expected_growth(
+                self._ratio(), np.array([request.num_output]), np.array([request.sampling.max_tokens])
+            )
+            self._asked = request, np.append(held, len(request.token_ids)), np.append(remaining, own)
+        return self._asked[1:]
+
+    def _ratio(self) -> float:
         traffic = self._view.traffic
-        ratio = traffic.rt_output_ratio if request.is_rt else traffic.be_output_ratio
-        growth = expected_growth(ratio, np.array([request.num_output]), np.array([request.sampling.max_tokens]))
-        return int(growth[0])
+        return traffic.rt_output_ratio if self._is_rt else traffic.be_output_ratio
 
 
 def expected_growth(ratio: float, num_output: Counts, max_output: Counts) -> Counts:

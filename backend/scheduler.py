@@ -16,10 +16,11 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import BrosError, InvalidRequestError, OverloadedError, RequestTooLargeError
+from backend.errors import BrosError, InvalidRequestError
 from backend.executors import ExecutorCapacity
 from backend.plan import EmittedToken, FailedRequest, Reclaim, Restore, StepBatch, StepOutput, StepPlan, StepResult
 from backend.policy import POLICIES
+from backend.policy.admission import check_admissible
 from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
 from backend.policy.packing import side_of
 from backend.policy.queue import WaitingQueue
@@ -79,6 +80,7 @@ class _Step:
     num_new_tokens: NDArray[np.int64]
     features: StepFeatures
     plan: StepPlan
+    started: list[Request]
     checkpointed: list[Request]  # whose KV this step copies out
 
 
@@ -154,7 +156,9 @@ class Scheduler:
 
     def add(self, request: Request, now_s: float) -> None:
         """Queue `request`, or raise InvalidRequestError, RequestTooLargeError or OverloadedError."""
-        self._check_admissible(request, now_s)
+        if request.request_id in self._requests:
+            raise InvalidRequestError(f"request {request.request_id!r}: a request of this id is being served")
+        check_admissible(self.view, self.policy, request, now_s)
         request.arrival_index = self._num_arrived
         self._num_arrived += 1
         self._requests[request.request_id] = request
@@ -193,12 +197,15 @@ class Scheduler:
         requests = list(plan.num_new_tokens)
         num_new_tokens = list(plan.num_new_tokens.values())
         counts = np.array(num_new_tokens, np.int64)
-        rows = np.array(self._rows_of(requests), np.int64)
+        started = [request for request in requests if request.row is None]
+        for request in started:
+            self._start(request)
+        rows = np.array([request.row for request in requests], np.int64)
         copies_in = self._grow(requests, rows, counts, {restore.request: restore for restore in plan.restores})
         batch = StepBatch(requests, num_new_tokens, self.kv.slot_table, _joined(copies_out), _joined(copies_in))
         checkpointed = [reclaim.request for reclaim, copy in zip(plan.reclaims, copies_out, strict=True) if len(copy)]
         features = self._features(rows, counts, len(batch.copies_out) + len(batch.copies_in))
-        self._step = _Step(batch, requests, rows, counts, features, plan, checkpointed)
+        self._step = _Step(batch, requests, rows, counts, features, plan, started, checkpointed)
         return batch
 
     def complete(self, batch: StepBatch, result: StepResult, now_s: float) -> StepOutput:
@@ -210,6 +217,8 @@ class Scheduler:
         self._totals["recomputed"] += table.compute(step.rows, step.num_new_tokens)
         for request, num_tokens in zip(requests, batch.num_new_tokens, strict=True):
             request.num_computed += num_tokens
+        for request in step.started:
+            request.first_scheduled_s = now_s - result.duration_s
         sampled = _Sampled.of(step, result)
         finished = self._emit(sampled, now_s)
         self._settle(now_s)
@@ -292,42 +301,7 @@ class Scheduler:
                 f"request {request.request_id!r}: {num_held} slots for {request.num_computed} computed tokens"
             )
 
-    # Admission
-
-    def _check_admissible(self, request: Request, now_s: float) -> None:
-        name, limits, latency = f"request {request.request_id!r}", self.view.limits, self.view.latency
-        if request.request_id in self._requests:
-            raise InvalidRequestError(f"{name}: a request of this id is being served")
-        if request.sampling.max_tokens < 1:
-            raise InvalidRequestError(f"{name}: max_tokens {request.sampling.max_tokens} is below 1")
-        if request.is_rt and request.slo is None:
-            raise InvalidRequestError(f"{name}: a real-time request needs an SLO")
-        if request.max_total_tokens > limits.max_seq_len:
-            raise RequestTooLargeError(
-                f"{name}: prompt of {request.num_prompt} and max_tokens {request.sampling.max_tokens} "
-                f"exceed the context of {limits.max_seq_len} tokens"
-            )
-        if request.max_total_tokens - 1 > limits.num_slots:  # the last token is never computed
-            raise RequestTooLargeError(
-                f"{name}: prompt of {request.num_prompt} and max_tokens {request.sampling.max_tokens} "
-                f"exceed the KV pool of {limits.num_slots} slots"
-            )
-        if self.view.settings.refuse_hopeless_rt and self.policy.is_late(request, latency, now_s):
-            raise InvalidRequestError(
-                f"{name}: its TTFT SLO cannot be met with a prompt of {request.num_prompt} tokens"
-            )
-        self._check_queue(request)
-
-    def _check_queue(self, request: Request) -> None:
-        settings, view = self.view.settings, self.view
-        queue, limit = (
-            (view.rt_waiting, settings.max_waiting_rt) if request.is_rt else (view.be_waiting, settings.max_waiting_be)
-        )
-        if len(queue) >= limit:
-            raise OverloadedError(
-                f"request {request.request_id!r}: {limit} {request.priority_class.value} requests are waiting",
-                retry_after_s=max(0.1, view.traffic.step_s * limit / view.limits.max_seqs),
-            )
+    # Queues and stops
 
     def _queues(self, request: Request) -> list[WaitingQueue]:
         if request.is_rt:
@@ -350,16 +324,6 @@ class Scheduler:
         self.view.table.enter(request, row, request.max_total_tokens)
         for queue in self._queues(request):
             queue.note_left()
-
-    def _rows_of(self, requests: list[Request]) -> list[int | None]:
-        """Return the rows of `requests`, starting those that have none."""
-        rows = [request.row for request in requests]
-        if None in rows:
-            for request in requests:
-                if request.row is None:
-                    self._start(request)
-            rows = [request.row for request in requests]
-        return rows
 
     def _reclaim(self, reclaim: Reclaim) -> SlotCopy:
         request = reclaim.request

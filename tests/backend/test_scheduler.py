@@ -149,6 +149,14 @@ def test_the_engine_never_stands_still_while_every_request_waits_for_slots() -> 
     harness.run(2000)
 
 
+def test_the_first_step_of_a_request_is_noted_for_its_queue_time() -> None:
+    scheduler, request = make_scheduler_for_test(), be(4, 2)
+    scheduler.add(request, 1.0)
+    step(scheduler, 3.0)
+    step(scheduler, 4.0)
+    assert request.first_scheduled_s == pytest.approx(3.0)
+
+
 # Determinism
 
 _TRACE_DIGEST = "from tests.backend.test_golden import digest; print(digest('mixed'))"

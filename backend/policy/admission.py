@@ -1,0 +1,41 @@
+"""Admission: what is refused at once, and why."""
+
+from __future__ import annotations
+
+from backend.errors import InvalidRequestError, OverloadedError, RequestTooLargeError
+from backend.policy.view import Policy, SchedulerView
+from backend.request import Request
+
+
+def check_admissible(view: SchedulerView, policy: Policy, request: Request, now_s: float) -> None:
+    """Raise InvalidRequestError, RequestTooLargeError or OverloadedError for a request that is not to be queued."""
+    name = f"request {request.request_id!r}"
+    if request.sampling.max_tokens < 1:
+        raise InvalidRequestError(f"{name}: max_tokens {request.sampling.max_tokens} is below 1")
+    if request.is_rt and request.slo is None:
+        raise InvalidRequestError(f"{name}: a real-time request needs an SLO")
+    _check_size(view, request, name)
+    if view.settings.refuse_hopeless_rt and policy.is_late(request, view.latency, now_s):
+        raise InvalidRequestError(f"{name}: its TTFT SLO cannot be met with a prompt of {request.num_prompt} tokens")
+    _check_queue(view, request, name)
+
+
+def _check_size(view: SchedulerView, request: Request, name: str) -> None:
+    sizes = f"prompt of {request.num_prompt} and max_tokens {request.sampling.max_tokens}"
+    if request.max_total_tokens > view.limits.max_seq_len:
+        raise RequestTooLargeError(f"{name}: {sizes} exceed the context of {view.limits.max_seq_len} tokens")
+    if request.max_total_tokens - 1 > view.limits.num_slots:  # the last token is never computed
+        raise RequestTooLargeError(f"{name}: {sizes} exceed the KV pool of {view.limits.num_slots} slots")
+
+
+def _check_queue(view: SchedulerView, request: Request, name: str) -> None:
+    settings = view.settings
+    if request.is_rt:
+        queue, limit = view.rt_waiting, settings.max_waiting_rt
+    else:
+        queue, limit = view.be_waiting, settings.max_waiting_be
+    if len(queue) >= limit:
+        raise OverloadedError(
+            f"{name}: {limit} {request.priority_class.value} requests are waiting",
+            retry_after_s=max(0.1, view.traffic.step_s * limit / view.limits.max_seqs),
+        )

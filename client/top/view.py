@@ -28,7 +28,7 @@ def render(history: History, width: int, height: int) -> RenderableType:
         return Panel(Text(frame.problem or "no answer"), title="bros top", border_style="red")
     num_requests = max(3, min(12, height // 4))
     parts: list[RenderableType] = [_classes(history, frame.snapshot), _engine(history, frame.snapshot)]
-    max_bands = max(1, (height - num_requests - 19) // 3)
+    max_bands = max(1, (height - num_requests - 20) // 3)
     parts += [_kv(frame.snapshot, history.previous_snapshot, width - _FRAME, max_bands)]
     parts += [_requests(frame.snapshot, num_requests)]
     if frame.problem:
@@ -122,7 +122,9 @@ def _kv(snapshot: Snapshot, before: Snapshot | None, width: int, max_bands: int)
         ("█ ", FREE_COLOR), f"free   {shared} of {kv.num_blocks} blocks shared",
     )  # fmt: skip
     lines = draw(kv, before.kv if before else None, width, max_bands)
-    return Panel(Group(*lines, caption, _host(kv, snapshot)), title="KV pool", title_align="left", border_style="dim")
+    return Panel(
+        Group(*lines, Text(), caption, _host(kv, snapshot)), title="KV pool", title_align="left", border_style="dim"
+    )
 
 
 def _host(kv: KVPoolView, snapshot: Snapshot) -> Text:

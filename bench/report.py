@@ -121,7 +121,10 @@ def bars(runs: Sequence[Run]) -> list[str]:
 
 def _study_sections(document: Mapping[str, Any]) -> list[str]:
     runs = document["runs"]
-    sections = [SIMULATION.format(**runs[0]["scenario"]), describe(document["provenance"])]
+    seeds = sorted({run["scenario"]["seed"] for run in runs})
+    commits = sorted({run["commit"] for run in runs})
+    count = f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}, scheduler at commit {', '.join(commits)}."
+    sections = [SIMULATION.format(**runs[0]["scenario"]), describe(document["provenance"]) + " " + count]
     for pair in RT_CAPACITY:
         for slos in sorted({_slos(run) for run in _load_runs(runs, pair)}, reverse=True):
             sections += _pair_sections(runs, pair, slos)

@@ -146,6 +146,21 @@ def test_an_answer_that_ends_without_a_reason_is_an_error(monkeypatch: pytest.Mo
     assert "without a reason" in world.play([request], after_iteration=end_oddly).ends[request.request_id]
 
 
+def test_an_error_after_a_cancellation_is_no_second_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = be(max_tokens=100)
+    world = make(monkeypatch)
+
+    def cancel_then_fail() -> None:
+        if world.executor.num_iterations == 3:
+            world.engine.post(Cancel(request.request_id))
+        if world.executor.num_iterations == 4:
+            entry = world.executor.active[0]
+            entry.output.respond([], [], error="too late to matter")
+            world.executor._end(entry)
+
+    assert world.play([request], after_iteration=cancel_then_fail).ends[request.request_id] == "cancelled"
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_stopping_fails_what_is_inside_what_waits_and_what_was_just_posted(
     monkeypatch: pytest.MonkeyPatch, mode: TrtllmMode

@@ -88,8 +88,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     load_s = time.perf_counter() - started_s
     assert isinstance(executor, TorchExecutor)
     engine = _Engine(executor, arguments.seed)
+    cases = [_timed(engine, case, arguments.repeats) for case in _cases()]
+    prefills = [_prefill(engine, length, arguments.repeats) for length in PREFILLS]
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     bandwidth = read_bandwidth_bytes_per_s()
-    cases = [_timed(engine, case, arguments.repeats, bandwidth) for case in _cases()]
+    for case in cases:
+        case["attention_floor_s"] = case["kv_bytes_read"] / bandwidth
     return {
         "provenance": provenance(),
         "config": {
@@ -104,9 +108,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "load_s": load_s,
         "read_bandwidth_gb_per_s": bandwidth / 1e9,
         "kv_pool_bytes": _NUM_KV_TOKENS * engine.model_kv_bytes,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_bytes,
         "cases": cases,
-        "prefills": [_prefill(engine, length, arguments.repeats) for length in PREFILLS],
+        "prefills": prefills,
     }
 
 
@@ -139,6 +143,7 @@ class _Engine:
         model = executor.model
         assert isinstance(model, LlamaModel), "the bench times our own layers"
         self.weights, self.ops = model.weights, model.ops
+        executor.pool.storage.fill_(0.1)  # touched, so that the peak memory holds all of it
         self.model_kv_bytes = executor.pool.shape.bytes_per_token
         self.max_len = max(PREFILLS)
         blocks = self.random.permutation(capacity.num_blocks)[: _ROWS * self.max_len // capacity.block_size]
@@ -168,7 +173,7 @@ def _cases() -> list[Case]:
     ]
 
 
-def _timed(engine: _Engine, case: Case, repeats: int, bandwidth: float) -> dict[str, Any]:
+def _timed(engine: _Engine, case: Case, repeats: int) -> dict[str, Any]:
     """Time a case and its parts."""
     batch = engine.batch(case)
     engine.executor.execute(batch)
@@ -189,7 +194,7 @@ def _timed(engine: _Engine, case: Case, repeats: int, bandwidth: float) -> dict[
         "step_s": step_s,
         **medians,
         "rest_s": step_s - sum(medians.values()),
-        "attention_floor_s": context_tokens * engine.model_kv_bytes / bandwidth,
+        "kv_bytes_read": context_tokens * engine.model_kv_bytes,
     }
 
 

@@ -33,8 +33,7 @@ class CompiledAttention:
         self._gathered = TorchAttention(pool)
         self._is_bf16 = shape.dtype is torch.bfloat16
         self._num_threads = min(torch.get_num_threads(), MAX_THREADS)
-        heads_per_kv = num_heads // shape.num_kv_heads
-        self.kernels = compile_kernels(shape.head_size, heads_per_kv, self._is_bf16)
+        self.kernels = compile_kernels(shape.head_size, self._is_bf16)
         self._out = torch.empty((max_tokens, num_heads, shape.head_size), dtype=shape.dtype)
         self._scratch = torch.empty(self._num_threads * num_heads * (max_seq_len + shape.head_size))
         self._layer_bytes = pool.storage[0].nbytes

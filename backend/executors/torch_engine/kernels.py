@@ -26,15 +26,13 @@ from backend.executors.torch_engine.lanes import (
     i32_pointer,
     i64_pointer,
     load,
-    load_each,
     multiply,
     multiply_add,
     negate,
     prefetch,
-    repeat,
     splat,
     store,
-    store_sums,
+    sum_lanes,
 )
 from backend.executors.torch_engine.team import THREAD_INDEX_SYMBOL
 
@@ -69,7 +67,6 @@ NUM_FIELDS = 24
 
 _PREFETCH_KEYS = 6  # keys ahead; measured: 4 to 8 are alike, 0 costs a third more
 _CACHE_LINE = 64
-_MAX_LANES = 256  # of one vector value: half of AVX-512's registers
 _VECTOR = 16  # lanes of the element-wise kernels
 
 _thread_index = types.ExternalFunction(THREAD_INDEX_SYMBOL, types.int32())
@@ -80,7 +77,7 @@ Kernel = Any  # numba's CFunc; `.address` is what `run_on_team` takes
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The kernels compiled for one head size, number of query heads per key-value head, and dtype."""
+    """The kernels compiled for one head size and dtype."""
 
     attend: Kernel
     rotate_and_store: Kernel
@@ -88,19 +85,14 @@ class Kernels:
     silu_multiply: Kernel
 
 
-def compile_kernels(head_size: int, heads_per_kv: int, is_bf16: bool) -> Kernels:
+def compile_kernels(head_size: int, is_bf16: bool) -> Kernels:
     """Compile, or read from numba's cache on disk (a few seconds the first time)."""
-    heads_at_once = max(n for n in range(1, heads_per_kv + 1) if heads_per_kv % n == 0 and _fits(n, head_size))
     return Kernels(
-        attend=_attend(head_size, heads_per_kv, heads_at_once, is_bf16),
+        attend=_attend(head_size, is_bf16),
         rotate_and_store=_rotate_and_store(head_size, is_bf16),
         add_norm=_add_norm(is_bf16),
         silu_multiply=_silu_multiply(is_bf16),
     )
-
-
-def _fits(num_heads: int, head_size: int) -> bool:
-    return num_heads == 1 or num_heads * head_size <= _MAX_LANES
 
 
 def _kernel(function: Callable[[Any], None]) -> Kernel:
@@ -140,14 +132,13 @@ def _softmax(scores: Any, first: int, end: int, softcap: Any) -> None:
         scores[j] *= scale
 
 
-def _attend(head_size: int, heads_per_kv: int, heads_at_once: int, is_bf16: bool) -> Kernel:
+def _attend(head_size: int, is_bf16: bool) -> Kernel:
     """An item is one of TOKENS (int32) and HEADS_PER_ITEM of its key-value heads. X: queries [N, H, D]; OUT: [N, H, D].
 
     SCRATCH, per thread: float32 scores [H, SCRATCH_WIDTH], then scaled queries [H, D].
     """
     value_bytes = 2 if is_bf16 else 4
     head_bytes = head_size * value_bytes
-    lanes = heads_at_once * head_size
 
     def attend(data: Any) -> None:
         block = carray(data, (NUM_FIELDS,), np.int64)
@@ -155,7 +146,8 @@ def _attend(head_size: int, heads_per_kv: int, heads_at_once: int, is_bf16: bool
         thread = np.int64(_thread_index())
         bounds = carray(i64_pointer(block[BOUNDS]), (thread + 2,))
         num_heads, num_kv, heads_per_item = block[NUM_HEADS], block[NUM_KV_HEADS], block[HEADS_PER_ITEM]
-        items_per_token, width = num_kv // heads_per_item, block[SCRATCH_WIDTH]
+        heads_per_kv, items_per_token = num_heads // num_kv, num_kv // heads_per_item
+        width = block[SCRATCH_WIDTH]
         slot_bytes = 2 * num_kv * head_bytes
         scores = block[SCRATCH] + thread * num_heads * (width + head_size) * 4
         queries = scores + num_heads * width * 4
@@ -183,30 +175,27 @@ def _attend(head_size: int, heads_per_kv: int, heads_at_once: int, is_bf16: bool
                         prefetch(ahead + offset)
                 key_address = keys + np.int64(slots[j]) * slot_bytes
                 for index in range(heads_per_item):
-                    key = repeat(load(key_address + index * head_bytes, head_size, is_bf16), heads_at_once)
-                    for part in range(0, heads_per_kv, heads_at_once):
-                        head = first_head + index * heads_per_kv + part
-                        query = load(queries + head * head_size * 4, lanes, False)
-                        store_sums(scores + (head * width + j) * 4, width * 4, multiply(query, key), heads_at_once)
+                    key = load(key_address + index * head_bytes, head_size, is_bf16)
+                    for head in range(first_head + index * heads_per_kv, first_head + (index + 1) * heads_per_kv):
+                        query = load(queries + head * head_size * 4, head_size, False)
+                        carray(f32_pointer(scores + head * width * 4), (end,))[j] = sum_lanes(multiply(query, key))
 
             for head in range(first_head, end_head):
                 _softmax(carray(f32_pointer(scores + head * width * 4), (end,)), first, end, softcap)
 
             values = keys + num_kv * head_bytes
-            for index in range(heads_per_item):
-                for part in range(0, heads_per_kv, heads_at_once):
-                    head = first_head + index * heads_per_kv + part
-                    total = splat(_f32(0.0), lanes)
-                    for j in range(first, end):
-                        if index + part == 0 and j + _PREFETCH_KEYS < end:
-                            ahead = values + np.int64(slots[j + _PREFETCH_KEYS]) * slot_bytes
-                            for offset in range(0, heads_per_item * head_bytes, _CACHE_LINE):
-                                prefetch(ahead + offset)
-                        address = values + np.int64(slots[j]) * slot_bytes + index * head_bytes
-                        value = repeat(load(address, head_size, is_bf16), heads_at_once)
-                        weight = load_each(scores + (head * width + j) * 4, width * 4, heads_at_once, head_size)
-                        total = multiply_add(weight, value, total)
-                    store(block[OUT] + (token * num_heads + head) * head_bytes, total, is_bf16)
+            for head in range(first_head, end_head):
+                weights = carray(f32_pointer(scores + head * width * 4), (end,))
+                head_values = values + (head // heads_per_kv - first_kv) * head_bytes
+                total = splat(_f32(0.0), head_size)
+                for j in range(first, end):
+                    if head == first_head and j + _PREFETCH_KEYS < end:
+                        ahead = values + np.int64(slots[j + _PREFETCH_KEYS]) * slot_bytes
+                        for offset in range(0, heads_per_item * head_bytes, _CACHE_LINE):
+                            prefetch(ahead + offset)
+                    value = load(head_values + np.int64(slots[j]) * slot_bytes, head_size, is_bf16)
+                    total = multiply_add(splat(weights[j], head_size), value, total)
+                store(block[OUT] + (token * num_heads + head) * head_bytes, total, is_bf16)
 
     return _kernel(attend)
 

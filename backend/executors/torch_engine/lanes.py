@@ -1,4 +1,4 @@
-"""Vectors as numba values: one value holds a whole attention head or several, and LLVM maps it on the registers.
+"""Vectors as numba values: one value holds a whole attention head, and LLVM maps it on registers.
 
 Numba vectorises loops, but keeps accumulators of a loop over keys in memory; a vector value stays in registers, which
 made attention 2.5 times faster (one AVX-512 core). Addresses are integers; `lanes` must be a compile-time constant.
@@ -87,47 +87,17 @@ def splat(_context: Any, _value: Any, lanes: Any) -> _Signature:
     return Lanes(count)(types.float32, lanes), generate
 
 
-@intrinsic(prefer_literal=True)
-def repeat(_context: Any, vector: Any, times: Any) -> _Signature:
-    """repeat(vector, times): put a vector `times` times after itself."""
-    indices = list(range(vector.count)) * times.literal_value
-    return Lanes(len(indices))(vector, times), lambda _c, builder, _s, args: _shuffle(builder, args[0], indices)
-
-
-@intrinsic(prefer_literal=True)
-def load_each(_context: Any, _address: Any, _stride: Any, num_heads: Any, lanes: Any) -> _Signature:
-    """load_each(address, stride, num_heads, lanes): read one float32 per head, each copied to its head's lanes."""
-    heads, count = num_heads.literal_value, lanes.literal_value
-
-    def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
-        values = ir.Constant(_vector(heads), ir.Undefined)
-        for head in range(heads):
-            address = builder.add(args[0], builder.mul(args[1], args[1].type(head)))
-            value = builder.load(builder.inttoptr(address, _F32.as_pointer()))
-            values = builder.insert_element(values, value, _I32(head))
-        return _shuffle(builder, values, [head for head in range(heads) for _ in range(count)])
-
-    return Lanes(heads * count)(types.int64, types.int64, num_heads, lanes), generate
-
-
-@intrinsic(prefer_literal=True)
-def store_sums(_context: Any, _address: Any, _stride: Any, vector: Any, num_heads: Any) -> _Signature:
-    """store_sums(address, stride, vector, num_heads): add up each head's lanes and write one float32 per head."""
-    heads = num_heads.literal_value
-    count = vector.count // heads
+@intrinsic
+def sum_lanes(_context: Any, x: Any) -> _Signature:
+    """sum_lanes(x): add up the lanes, in any order but always the same."""
+    count = x.count
     function_type = ir.FunctionType(_F32, [_F32, _vector(count)])
 
-    def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
-        name = f"llvm.vector.reduce.fadd.v{count}f32"
-        add_up = cgutils.get_or_insert_function(builder.module, function_type, name)
-        for head in range(heads):
-            lanes = _shuffle(builder, args[2], list(range(head * count, (head + 1) * count)))
-            value = builder.call(add_up, [_F32(0.0), lanes], fastmath=_REASSOCIATE)
-            address = builder.add(args[0], builder.mul(args[1], args[1].type(head)))
-            builder.store(value, builder.inttoptr(address, _F32.as_pointer()))
-        return context.get_dummy_value()
+    def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
+        add_up = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.vector.reduce.fadd.v{count}f32")
+        return builder.call(add_up, [_F32(0.0), args[0]], fastmath=_REASSOCIATE)
 
-    return types.none(types.int64, types.int64, vector, num_heads), generate
+    return types.float32(x), generate
 
 
 @intrinsic(prefer_literal=True)

@@ -66,7 +66,7 @@ def measure(
     waiting_class: PriorityClass = PriorityClass.BEST_EFFORT,
 ) -> Cost:
     """Return the cost of a step with `running` requests in it and `waiting` in the queues."""
-    load = _Load(running, waiting, policy, waiting_class)
+    load = Load(running, waiting, policy, waiting_class)
     for _ in range(3 * _OUTPUT):
         load.step()
     gc.collect()
@@ -78,7 +78,7 @@ def measure(
     return Cost(running, waiting, float(np.median(costs_us)), float(np.quantile(costs_us, 0.99)))
 
 
-class _Load:
+class Load:
     """A scheduler kept at a number of running and of waiting requests."""
 
     def __init__(self, running: int, waiting: int, policy: str, waiting_class: PriorityClass) -> None:

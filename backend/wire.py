@@ -86,7 +86,7 @@ CLASS_WORDS = {"rt": "rt", "1": "rt", "be": "be", "2": "be"}
 
 # config.pbtxt parameters of the three models
 MODEL_CLASS = "priority_class"  # rt | be: every request of this model; per_request: the request says
-MODEL_MAX_INFLIGHT = "max_inflight"  # requests in the engine at once; more wait in Triton's queue. 0: no bound
+MODEL_MAX_INFLIGHT = "max_inflight"  # of each instance, in the engine at once; more wait in Triton's queue. 0: no bound
 MODEL_REPORTS_METRICS = "reports_metrics"  # true for exactly one model, so that nothing counts twice
 PER_REQUEST = "per_request"
 

@@ -142,7 +142,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     def tighten(repository: Path) -> None:
         path = repository / "bros_be" / "config.pbtxt"
         text = path.read_text()
-        for old, new in (('string_value: "256"', 'string_value: "2"'), ("max_queue_size: 4096", "max_queue_size: 1")):
+        for old, new in (('string_value: "128"', 'string_value: "1"'), ("max_queue_size: 4096", "max_queue_size: 1")):
             assert old in text
             text = text.replace(old, new)
         path.write_text(text)
@@ -170,7 +170,7 @@ def test_a_killed_server_leaves_no_process_behind(tmp_path: Path) -> None:
 
     with plain_server(tmp_path, {"executor": "sim", "service": {"unused_exit_s": 0.5}}, as_it_is) as server:
         launched = psutil.Process(server.pid)
-        wait_until(lambda: len(launched.children(recursive=True)) == 4, 10.0, "three stubs and one engine")
+        wait_until(lambda: len(launched.children(recursive=True)) == 5, 10.0, "four stubs and one engine")
         everything = launched.children(recursive=True)
         with Stream(server.grpc_url) as stream:
             open_streams(stream, 8)

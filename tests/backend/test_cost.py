@@ -14,7 +14,7 @@ from bench.micro import Load, main
 def calls_per_step(running: int, waiting: int, waiting_class: PriorityClass) -> float:
     """Return the Python and C calls of a step of the scheduler, on average."""
     load, counter, num_steps = Load(running, waiting, "bros", waiting_class), count(), 20
-    for _ in range(20):
+    for _ in range(80):  # until those that were queued at once have turned late at once
         load.step()
     sys.setprofile(lambda *_: next(counter) and None)
     try:

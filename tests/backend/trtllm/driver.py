@@ -73,10 +73,9 @@ class Rig:
         cancels: Sequence[tuple[float, Request]] = (),
         until_s: float = float("inf"),
         after_iteration: Callable[[], None] = lambda: None,
-        can_stall: bool = False,
     ) -> Transcript:
         """Post each request when it arrives; run until all have ended or time is up; stop; return the transcript."""
-        asyncio.run(self._play(requests, cancels, until_s, after_iteration, can_stall))
+        asyncio.run(self._play(requests, cancels, until_s, after_iteration))
         assert set(self.transcript.num_ends.values()) <= {1}, "a request had two ends"
         missing = {request.request_id for request in requests} - self.transcript.ends.keys()
         posted = {request.request_id for request in requests if request.arrival_s <= self.clock.now_s()}
@@ -89,7 +88,6 @@ class Rig:
         cancels: Sequence[tuple[float, Request]],
         until_s: float,
         after_iteration: Callable[[], None],
-        can_stall: bool,
     ) -> None:
         commands = [(request.arrival_s, 0, Submit(request)) for request in requests]
         commands += [(time_s, 1, Cancel(request.request_id)) for time_s, request in cancels]
@@ -106,7 +104,7 @@ class Rig:
                 after_iteration()
             elif events:
                 self.clock.advance_to(events[0][0])
-            elif len(self.transcript.ends) >= len(requests) or can_stall:
+            elif len(self.transcript.ends) >= len(requests):
                 break
         else:
             raise AssertionError(f"no end after {_MAX_ITERATIONS} iterations")

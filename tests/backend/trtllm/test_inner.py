@@ -178,7 +178,7 @@ def test_requests_that_are_not_ours_are_served_too(monkeypatch: pytest.MonkeyPat
     async def scenario() -> None:
         output = FakeRequestOutput(999, world.executor)
         world.executor.enqueue(foreign, output, SimpleNamespace(logprobs=None))
-        await world._play([be(max_tokens=30), rt(max_tokens=5)], (), float("inf"), lambda: None, False)
+        await world._play([be(max_tokens=30), rt(max_tokens=5)], (), float("inf"), lambda: None)
 
     asyncio.run(scenario())
     assert foreign.num_generated == 5

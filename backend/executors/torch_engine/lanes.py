@@ -1,7 +1,7 @@
 """Vectors as numba values: one value holds a whole attention head, and LLVM maps it on registers.
 
-Numba vectorises loops, but keeps accumulators of a loop over keys in memory; a vector value stays in registers, which
-made attention 2.5 times faster (one AVX-512 core). Addresses are integers; `lanes` must be a compile-time constant.
+Numba vectorises loops, but keeps the accumulators of a loop over keys in memory; a vector value stays in registers.
+Vectors wider than one head were tried and spilled. Addresses are integers; `lanes` is a compile-time constant.
 """
 
 # llvmlite has no type hints, numba only some.

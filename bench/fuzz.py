@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
         FuzzRun(args.replay).run()
         print(f"seed {args.replay}: passed")
         return 0
-    start_s = time.monotonic()
+    start_s, source = time.monotonic(), provenance()  # of the code that runs, whatever is committed meanwhile
     results: list[RunResult] = []
     seeds = range(args.seed, args.seed + args.runs)
     with ProcessPoolExecutor(args.jobs, initializer=_quiet) as pool:
@@ -224,14 +224,16 @@ def main(argv: list[str] | None = None) -> int:
             _show_progress(len(results), args.runs, start_s)
     failures = [result for result in results if result.error]
     if args.out:
-        Path(args.out).write_text(json.dumps(_summary(results, args.seed, time.monotonic() - start_s), indent=1) + "\n")
+        Path(args.out).write_text(
+            json.dumps({"provenance": source, **_summary(results, args.seed, time.monotonic() - start_s)}, indent=1)
+            + "\n"
+        )
     print(f"\n{len(results)} runs, {len(failures)} failures, {time.monotonic() - start_s:.0f} s", file=sys.stderr)
     return 1 if failures else 0
 
 
 def _summary(results: list[RunResult], first_seed: int, wall_s: float) -> dict[str, object]:
     return {
-        "provenance": provenance(),
         "first_seed": first_seed,
         "runs": len(results),
         "failures": [{"seed": r.seed, "policy": r.policy, "error": r.error} for r in results if r.error],

@@ -17,7 +17,7 @@ from bench import plots
 from bench.measured_tables import load_json, measured_sections
 from bench.provenance import describe
 from bench.step_models import DOCUMENT_PATH
-from bench.study import GROUPED_QUERY, KV_BOUND, RT_CAPACITY
+from bench.study import BURST_CV, GROUPED_QUERY, KV_BOUND, RT_CAPACITY
 from bench.tables import (
     FULL_ATTAINMENT,
     Run,
@@ -48,7 +48,7 @@ from these tables: network, tokenizer and host work beyond 0.3 ms a step are not
 RT: Poisson arrivals, ShareGPT lengths, SLO as stated; scored by arrival after a warm-up of {warmup_s:g} s, unfinished
 ones count as missed. BE: {be_outstanding} requests kept in the system, prompts U(512,1024), outputs U(32,128). Load 1
 is about what RT alone can fill the machine with. *% of limit* is BE tokens processed over a linear-programming upper
-bound that knows the future (`bench/limit.py`). *scheduling* is the real time that planning took here, over the
+bound that knows the future (`bench/limit.py`). *scheduling* is the processor time that scheduling took here, over the
 simulated step time: on the GPUs it would be hidden or added, and it is not in the other columns. All policies have the
 same limits: {max_seqs} sequences and {max_tokens_per_step} tokens a step."""
 
@@ -137,8 +137,8 @@ def _study_sections(document: Mapping[str, Any]) -> list[str]:
         ]
     if any(run["group"] == "burst" for run in runs):
         sections += [
-            "### A bursty hour in small",
-            "Gamma arrivals, coefficient of variation 5.",
+            "### A burst as it happens",
+            f"Gamma arrivals, coefficient of variation {BURST_CV:g}.",
             "![burst](img/burst.svg)",
         ]
     return [*sections, "### Against the bars", "\n".join(bars(runs))]

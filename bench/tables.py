@@ -21,7 +21,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def load_table(runs: Sequence[Run]) -> str:
     """One row per load and policy: attainment, latency and best-effort throughput, means over seeds."""
     header = ["load", "policy", "RT met both SLOs %", "TTFT met %", "TPOT met %", "TTFT p99 s", "TPOT p99 ms"]
-    header += ["BE req/s", "BE tok/s", "% of limit", "scheduling"]
+    header += ["BE req/s", "BE tok/s", "% of limit", "scheduling %"]
     return markdown_table(header, [_load_row(load, policy, group) for (load, policy), group in _by_load(runs)])
 
 
@@ -136,9 +136,9 @@ def _load_row(load: float, policy: str, group: Sequence[Run]) -> tuple[str, ...]
         mean_of(group, p99("ttft_s")),
         mean_of(group, p99("tpot_s"), 1e3),
         mean_of(group, be_rate),
-        mean_of(group, lambda run: run["be_tokens_per_s"]),
+        mean_of(group, lambda run: run["be_tokens_per_s"], digits=0),
         limit_share(group),
-        mean_of(group, lambda run: run["scheduler_share"], 100.0, digits=1) + " %",
+        mean_of(group, lambda run: run["scheduler_share"], 100.0, digits=1),
     )
 
 

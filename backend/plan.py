@@ -1,6 +1,8 @@
 """The values that travel around one step: plan, batch, result, output.
 
-    policy.plan ──StepPlan──► scheduler.commit ──StepBatch──► executor.execute ──StepResult──► scheduler.complete ──StepOutput──► engine
+    policy.plan ──StepPlan──► scheduler.commit ──StepBatch──► executor.execute
+                                                                      │ StepResult
+                                 engine ◄──StepOutput── scheduler.complete ◄
 
 The step of a request is a number of new tokens; `start = num_computed` before it. The request that computes its last
 known token samples one more.

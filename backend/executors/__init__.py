@@ -13,7 +13,7 @@ from backend.plan import StepBatch, StepResult
 
 @dataclass(frozen=True, slots=True)
 class ExecutorCapacity:
-    """What an executor can hold and do in one step. Slots are token positions of KV, `num_blocks * block_size` in all."""
+    """What an executor can hold and do in one step. A slot is a position of KV; there are `num_blocks * block_size`."""
 
     block_size: int
     num_blocks: int

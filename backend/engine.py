@@ -90,7 +90,7 @@ class Engine:
             self._wake.notify()
 
     def run(self) -> None:
-        """Step until `stop`; sleep while there is nothing to do. An unexpected error fails all requests and is raised."""
+        """Step until `stop`; sleep while there is nothing to do. Raises what broke it, after failing all requests."""
         try:
             while not self._stopping:
                 if not self.step():

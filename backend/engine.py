@@ -67,6 +67,11 @@ class Engine:
         self._wake = threading.Condition()
         self._stopping = False
 
+    @property
+    def honours_plans(self) -> bool:
+        """Always: each step is the policy's. Engines with a loop of their own may only let it admit requests."""
+        return True
+
     def step(self) -> bool:
         """Run one step; return False when there was nothing to do."""
         self._drain_inbox()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import gc
 import itertools
 import logging
 import os
@@ -158,6 +159,8 @@ class EngineServer:
         self._steps.record(plan, batch, result, output)
 
     def _run_engine(self, engine: EngineLike) -> None:
+        gc.collect()
+        gc.freeze()  # the model's objects outlive every step: collections that walk them would stretch steps
         try:
             engine.run()
         finally:
@@ -207,7 +210,7 @@ class EngineServer:
             with self._lock:
                 connection = next((c for c in self._connections if c.wants_metrics), None)
             if connection is not None:
-                self._metrics.honours_plans(runtime.honours_plans)
+                self._metrics.honours_plans(runtime.engine.honours_plans)
                 runtime.engine.post(Inspect(lambda scheduler: self._metrics.scheduler(scheduler.stats())))
                 connection.send(self._metrics.drain())
 

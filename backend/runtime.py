@@ -23,6 +23,11 @@ class EngineLike(Protocol):
 
     error: BaseException | None
 
+    @property
+    def honours_plans(self) -> bool:
+        """Whether each step is our policy's; else it only decides who is admitted. May turn false while running."""
+        ...
+
     def post(self, command: Command) -> None: ...
     def run(self) -> None: ...
     def stop(self) -> None: ...
@@ -44,13 +49,11 @@ def make_tokenizer(config: EngineConfig) -> PromptTokenizer:
 class Runtime:
     """An engine that is loaded.
 
-    max_seq_len: the longest prompt and output together, in tokens. honours_plans: each step is our policy's; else it
-    only decides who is admitted. close: to be called after `engine.run` has returned.
+    max_seq_len: the longest prompt and output together, in tokens. close: to be called after `engine.run` has returned.
     """
 
     engine: EngineLike
     max_seq_len: int
-    honours_plans: bool = True
     close: Callable[[], None] = lambda: None
 
 
@@ -67,7 +70,7 @@ def load_runtime(
 
         assert config.trtllm is not None, "a trtllm configuration without its section"
         engine = load_engine(config.trtllm, config.scheduler, emit, clock, report)
-        return Runtime(engine, engine.max_seq_len, engine.honours_plans)
+        return Runtime(engine, engine.max_seq_len)
     executor = _make_executor(config, clock, report)
     capacity = executor.capacity()
     scheduler = make_scheduler(config.scheduler, capacity, tokenizer.eos_token_ids)

@@ -77,7 +77,8 @@ class EngineServer:
         self._metrics = Recorder()
         self._steps = StepLog()
         self._connections: dict[Connection, None] = {}
-        self._lock = threading.Lock()  # guards state and connections, and is held while a state is sent to all
+        self._is_closed = False
+        self._lock = threading.Lock()  # guards state, connections and is_closed; held while a state is sent to all
         self._exits_when_unused = exits_when_unused
         self._unused_timer: threading.Timer | None = None
         self._stop = threading.Event()
@@ -178,6 +179,7 @@ class EngineServer:
     def _close(self, outbox: Outbox) -> None:
         outbox.close()
         with self._lock:
+            self._is_closed = True
             connections = list(self._connections)
         for connection in connections:
             connection.flush(timeout_s=1.0)
@@ -254,6 +256,10 @@ class EngineServer:
             self._connections[connection] = None
             self._watch_use()
             connection.send(self._state)
+            is_late = self._is_closed
+        if is_late:
+            connection.flush(timeout_s=1.0)
+            return
         for message in reader:
             match message:
                 case SubmitMessage():

@@ -284,6 +284,17 @@ def test_an_engine_that_breaks_fails_its_requests_and_says_why(
     assert (states[-1].stage, states[-1].detail) == (Stage.FAILED, "the engine stopped: the fan is stuck")
 
 
+def test_a_stub_that_says_hello_after_the_end_is_told_so_and_hung_up_on(file: ConfigFile) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as late:
+        with running(file), linked(file):
+            late.connect(str(file.socket_path))
+        late.settimeout(WAIT_S)
+        send(late, Hello(VERSION, "bros"))
+        with stub_reader(late) as reader:
+            messages = list(reader)
+        assert [message.stage for message in messages if isinstance(message, EngineState)] == [Stage.DRAINING]
+
+
 def test_a_model_that_cannot_be_loaded_is_told_to_the_stubs(tmp_path: Path) -> None:
     file = make_file(tmp_path)
     config = json.loads(file.path.read_text()) | {"executor": "torch", "torch": {"model_path": "/no/such/model"}}

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -111,8 +112,11 @@ class EngineServer:
     def run(self) -> int:
         """Load the model, serve until `request_stop`, drain; return the exit code."""
         with self._held:
+            loaded: Future[tuple[Runtime, Outbox]] = Future()
+            thread = threading.Thread(target=self._load_and_run, args=(loaded,), name="engine", daemon=True)
+            thread.start()
             try:
-                runtime, outbox = self._load()
+                runtime, outbox = loaded.result()
             except BrosError as error:
                 logger.error("%s: %s", error.code, error)
                 self._set_state(Stage.FAILED, str(error))
@@ -121,7 +125,7 @@ class EngineServer:
                 logger.exception("the model cannot be loaded")
                 self._set_state(Stage.FAILED, repr(error))
                 return 1
-            self._serve_until_stopped(runtime, outbox)
+            self._serve_until_stopped(runtime, outbox, thread)
             return 0 if runtime.engine.error is None else 1
 
     def request_stop(self) -> None:
@@ -131,6 +135,20 @@ class EngineServer:
     @property
     def is_loading(self) -> bool:
         return self._state.stage is Stage.LOADING
+
+    def _load_and_run(self, loaded: Future[tuple[Runtime, Outbox]]) -> None:
+        """Load the model on the thread that will step it.
+
+        OpenMP keeps a team of threads for every thread that ever computed. With a second team on the same cores no team
+        spins between two kernels, and steps take twice as long.
+        """
+        try:
+            runtime, outbox = self._load()
+        except BaseException as error:
+            loaded.set_exception(error)
+            return
+        loaded.set_result((runtime, outbox))
+        self._run_engine(runtime.engine)
 
     def _load(self) -> tuple[Runtime, Outbox]:
         service = self._config.service
@@ -143,9 +161,7 @@ class EngineServer:
         self._outbox, self._engine = outbox, runtime.engine
         return runtime, outbox
 
-    def _serve_until_stopped(self, runtime: Runtime, outbox: Outbox) -> None:
-        thread = threading.Thread(target=self._run_engine, args=(runtime.engine,), name="engine", daemon=True)
-        thread.start()
+    def _serve_until_stopped(self, runtime: Runtime, outbox: Outbox, thread: threading.Thread) -> None:
         threading.Thread(target=self._flush_metrics, args=(runtime,), name="metrics", daemon=True).start()
         self._set_state(Stage.READY)
         self._stop.wait()

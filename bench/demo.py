@@ -3,7 +3,7 @@
     python -m bench.demo --out docs/img/demo.svg
 
 A backlog of best-effort requests arrives at once while real-time requests keep coming; both policies get the same
-seeded arrivals, each on a server of its own. The numbers behind the picture stand beside it as JSON.
+seeded arrivals, each on a server of its own. The numbers behind the picture go to `--results`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bench.serve import ASKED, Setup, measure_policy
 
 mpl.use("svg")
 mpl.rcParams.update({"svg.hashsalt": "bros", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-SETUP = Setup("demo", rt_rate=0.8, be_backlog=150, warmup_s=0.0, duration_s=60.0, drain_s=5.0)
+SETUP = Setup("demo", rt_rate=0.8, be_backlog=150, warmup_s=0.0, duration_s=60.0, drain_s=15.0)
 POLICIES = ("fcfs", "bros")
 
 
@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--duration-s", type=float, default=SETUP.duration_s, help="of load on each server")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs/img/demo.svg"), help="picture to write")
+    parser.add_argument("--results", type=Path, default=Path("bench/results/demo.json"), help="numbers to write")
     arguments = parser.parse_args()
     setup = Setup(**{**asdict(SETUP), "duration_s": arguments.duration_s})
     runs = {}
@@ -46,7 +47,7 @@ def main() -> int:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     draw(runs, setup, arguments.out)
     document = {"provenance": provenance(), "runs": {policy: result for policy, (result, _) in runs.items()}}
-    arguments.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    arguments.results.write_text(json.dumps(document, indent=1) + "\n")
     print(arguments.out)
     return 0
 

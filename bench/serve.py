@@ -68,7 +68,7 @@ class Setup:
         return Window(self.warmup_s, self.duration_s)
 
 
-# The loads of facts measured on vLLM on another machine of two cores (AMD Zen 4, AVX-512; the rows above: Intel with AMX), and each class alone.
+# The loads on which vLLM was measured (bench/results/peers.json), and each class alone.
 SUITES: dict[str, list[tuple[Setup, tuple[str, ...]]]] = {
     "issue": [
         (Setup("backlog", rt_rate=0.8, be_backlog=150), ("bros", "priority_tuned", "priority", "fcfs")),

@@ -1,0 +1,35 @@
+"""What the served model says is what the library says, token for token, with both classes in one small cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backend.model_files import resolve_model
+from tests.backend.test_tokenizer import needs_default_model
+from tests.backend.torch_engine.models import library_llama_from_gguf, reference_tokens
+from tests.backend.torch_engine.schedules import random_prompts
+from tests.triton.servers import serving
+from tests.triton.streams import Stream
+
+pytestmark = [pytest.mark.triton, needs_default_model]
+
+NUM_TOKENS = 16
+PROMPTS = list(random_prompts(20, 160, 49_152, seed=3))
+KV_TOKENS = 1024  # about half of what the 20 requests would hold at once
+
+
+def test_greedy_float32_tokens_served_to_both_classes_equal_the_librarys(tmp_path: Path) -> None:
+    model = library_llama_from_gguf(resolve_model(None).path)
+    expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in PROMPTS]
+    options = ("--dtype", "float32", "--threads", "2", "--kv-tokens", str(KV_TOKENS))
+    with serving(tmp_path / "log", *options) as server, Stream(server.grpc_url) as stream:
+        asked = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "stream": True}
+        answers = [
+            stream.send({"input_ids": prompt, **asked}, "bros_rt" if index % 2 else "bros_be")
+            for index, prompt in enumerate(PROMPTS)
+        ]
+        assert all(answer.is_final.wait(120.0) for answer in answers)
+    assert [answer.errors for answer in answers] == [[]] * len(PROMPTS)
+    assert [answer.token_ids for answer in answers] == expected

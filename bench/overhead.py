@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ from backend.engine import Submit
 from backend.executors.sim import SimSettings
 from backend.plan import StepOutput
 from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
-from backend.runtime import load_runtime, make_tokenizer
+from backend.runtime import Runtime, load_runtime, make_tokenizer
 from bench.provenance import provenance
 from bench.server import running_server
 
@@ -142,7 +143,16 @@ def in_process(config: EngineConfig) -> Iterator[Send]:
         for request in output.finished:
             flights.pop(request.request_id).note(0, has_ended=True)
 
-    runtime = load_runtime(config, make_tokenizer(config), emit, lambda *_: None, lambda *_: None)
+    loaded: Future[Runtime] = Future()
+
+    def load_and_run() -> None:  # on one thread, as the engine process does
+        runtime = load_runtime(config, make_tokenizer(config), emit, lambda *_: None, lambda *_: None)
+        loaded.set_result(runtime)
+        runtime.engine.run()
+
+    thread = threading.Thread(target=load_and_run, daemon=True)
+    thread.start()
+    runtime = loaded.result(timeout=120.0)
 
     def send(prompt: Sequence[int], num_tokens: int, priority_class: PriorityClass) -> Flight:
         request_id = RequestId(str(next(numbers)))
@@ -152,8 +162,6 @@ def in_process(config: EngineConfig) -> Iterator[Send]:
         runtime.engine.post(Submit(Request(request_id, priority_class, tuple(prompt), sampling, flight.sent_s, slo)))
         return flight
 
-    thread = threading.Thread(target=runtime.engine.run)
-    thread.start()
     try:
         yield send
     finally:

@@ -26,10 +26,15 @@ NOTICED_S = 0.5  # 0.1 s by design; the rest is for a busy machine and for askin
 
 
 def open_streams(stream: Stream, count: int, model: str = "bros_rt") -> list[Answer]:
-    """Send endless requests and wait until each has its first token."""
-    answers = [stream.send(LONG, model) for _ in range(count)]
-    wait_until(lambda: all(answer.responses for answer in answers), 10.0, "the first tokens")
-    return answers
+    """Open endless requests one by one, each with its first token before the next: a queue of one place suffices."""
+    return [open_stream(stream, model) for _ in range(count)]
+
+
+def open_stream(stream: Stream, model: str) -> Answer:
+    answer = stream.send(LONG, model)
+    wait_until(lambda: bool(answer.responses) or answer.is_final.is_set(), 10.0, "the first token")
+    assert not answer.errors
+    return answer
 
 
 def num_cancelled(server: Server) -> float:
@@ -157,10 +162,12 @@ def test_a_plain_tritonserver_starts_its_engine_and_starts_it_again_when_it_dies
 
 def test_best_effort_beyond_its_places_waits_in_tritons_queue_and_beyond_that_is_refused(alone: Server) -> None:
     with Stream(alone.grpc_url) as stream:
-        answers = [stream.send(LONG, "bros_be") for _ in range(8)]
+        open_streams(stream, 2, "bros_be")
+        answers = [stream.send(LONG, "bros_be") for _ in range(6)]
         wait_until(lambda: sum(bool(answer.errors) for answer in answers) >= 3, 5.0, "refusals")
         assert all("maximum queue size" in error for answer in answers for error in answer.errors)
-        wait_until(lambda: alone.num_requests() == 2, 2.0, "two requests in the engine")
+        assert not all(answer.errors for answer in answers)
+        assert alone.num_requests() == 2
         assert stream.ask({"text_input": "x", "max_tokens": 1}, "bros_rt").finish_reason == "length"
     wait_until(lambda: alone.num_requests() == 0, 2.0, "cancellation")
 

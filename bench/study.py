@@ -3,17 +3,19 @@
     python -m bench.study                 the telling part (`make study`, below 30 minutes on two cores)
     python -m bench.study --full          the whole grid (`make study-full`, many hours)
 
-Each finished run is kept in a journal beside the result file, so an interrupted study goes on where it stopped. Runs
-of another commit are done again, but for policies named by --keep. `python -m bench.report` makes the document.
+Each finished run is kept in a journal beside the result file, so an interrupted study goes on where it stopped. What
+the journal or the result file has of the same simulation code is not run again; a commit that touches none of
+`SIMULATION_CODE` costs nothing. `python -m bench.report` makes the document.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +29,15 @@ from bench.scenario import Scenario
 from bench.simulate import Simulation
 
 RESULTS = Path(__file__).with_name("results")
+# All that decides a run's outcome, relative to the checkout.
+SIMULATION_CODE = (
+    "kv/*.py",
+    "backend/policy/*.py",
+    "backend/executors/__init__.py",
+    *(f"backend/{name}.py" for name in ("__init__", "clock", "engine", "errors", "plan", "request", "scheduler*")),
+    *(f"bench/{name}.py" for name in ("gpu_executor", "limit", "scenario", "score", "simulate", "stats", "workload")),
+    "bench/step_models.*",
+)
 SEEDS = (0, 1, 2, 3, 4)
 LOADS = (0.25, 0.5, 0.75, 1.0, 1.5)
 LOOSE, TIGHT = (0.4, 0.2), (0.2, 0.05)  # (TTFT, TPOT) SLOs in seconds: the published ones, and tighter ones
@@ -63,7 +74,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        return json.dumps([self.group, self.label, self.scenario.to_json()], sort_keys=True)
+        return _key(self.group, self.label, self.scenario.to_json())
 
 
 def telling_runs(seeds: Iterable[int] = SEEDS) -> Iterator[Run]:
@@ -117,54 +128,64 @@ def _burst_runs(pair: str) -> Iterator[Run]:
         yield Run("burst", replace(scenario, policy=policy), load=0.5)
 
 
-def execute(run: Run, commit: str) -> dict[str, Any]:
-    """Simulate one run with the code of `commit`; called in a worker process."""
+def simulation_code() -> str:
+    """Return a digest of the files of `SIMULATION_CODE`."""
+    root = Path(__file__).parents[1]
+    paths = sorted(path for pattern in SIMULATION_CODE for path in root.glob(pattern))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+
+
+def execute(run: Run, source: Mapping[str, str]) -> dict[str, Any]:
+    """Simulate one run; called in a worker process. `source` (commit and code digest) is noted in the entry."""
     simulation = Simulation(run.scenario)
     simulation.run()
-    entry = {"commit": commit, "group": run.group, "label": run.label, "load": run.load, **simulation.result()}
+    entry = {**source, "group": run.group, "label": run.label, "load": run.load, **simulation.result()}
     if run.group == "burst":
         entry["timeline"] = simulation.timeline()
     return entry
 
 
 class Journal:
-    """Results of finished runs by key, one JSON line each; a later line of the same key replaces an earlier one."""
+    """Results of finished runs by key: those of a result file, then one JSON line each, of which the last counts."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.entries: dict[str, dict[str, Any]] = dict(json.loads(line) for line in lines)
+    def __init__(self, out: Path) -> None:
+        self.path = out.with_suffix(".partial.jsonl")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        published = json.loads(out.read_text())["runs"] if out.exists() else []
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        entries = [*published, *map(json.loads, lines)]
+        self.entries: dict[str, dict[str, Any]] = {
+            _key(entry["group"], entry["label"], entry["scenario"]): entry for entry in entries
+        }
 
     def add(self, key: str, entry: dict[str, Any]) -> None:
         """Keep one result, on disk at once."""
         self.entries[key] = entry
         with self.path.open("a") as file:
-            file.write(json.dumps([key, entry]) + "\n")
+            file.write(json.dumps(entry) + "\n")
 
 
-def run_study(runs: list[Run], out: Path, num_workers: int, kept_policies: Sequence[str] = ()) -> None:
-    """Execute what the journal lacks and write `out`. Runs of `kept_policies` count whatever commit they are of."""
+def _key(group: str, label: str, scenario: Mapping[str, Any]) -> str:
+    return json.dumps([group, label, scenario], sort_keys=True)
+
+
+def run_study(runs: list[Run], out: Path, num_workers: int) -> None:
+    """Execute what journal and result file lack of this code, and write `out`."""
     facts = provenance()
-    commit = facts["commit"]
-    journal = Journal(out.with_suffix(".partial.jsonl"))
-
-    def is_done(run: Run) -> bool:
-        entry = journal.entries.get(run.key)
-        return entry is not None and (entry["commit"] == commit or run.scenario.policy in kept_policies)
-
-    missing = [run for run in runs if not is_done(run)]
+    source = {"commit": facts["commit"], "code": simulation_code()}
+    journal = Journal(out)
+    missing = [run for run in runs if journal.entries.get(run.key, {}).get("code") != source["code"]]
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "left:", TimeRemainingColumn())
     with Progress(*columns) as progress, ProcessPoolExecutor(num_workers) as pool:
         task = progress.add_task("study", total=len(runs), completed=len(runs) - len(missing))
-        futures = {pool.submit(execute, run, commit): run for run in missing}
+        futures = {pool.submit(execute, run, source): run for run in missing}
         for future in as_completed(futures):
             journal.add(futures[future].key, future.result())
             progress.advance(task)
     entries = [journal.entries[run.key] for run in runs]
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     out.write_text(f'{{"provenance": {json.dumps(facts)},\n"runs": [\n{lines}\n]}}\n')
-    journal.path.unlink()
+    journal.path.unlink(missing_ok=True)
 
 
 def main() -> int:
@@ -176,13 +197,10 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="seeds of the telling part (default: 5)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--out", type=Path, help="default: bench/results/study.json, with --full study-full.json")
-    parser.add_argument(
-        "--keep", nargs="+", default=[], choices=POLICY_NAMES, help="policies whose code did not change"
-    )
     arguments = parser.parse_args()
     runs = list(full_runs() if arguments.full else telling_runs(range(arguments.seeds)))
     out = arguments.out or RESULTS / ("study-full.json" if arguments.full else "study.json")
-    run_study(runs, out, arguments.jobs, arguments.keep)
+    run_study(runs, out, arguments.jobs)
     print(f"{len(runs)} runs in {out}; next: python -m bench.report", file=sys.stderr)
     return 0
 

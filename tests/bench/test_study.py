@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backend.policy.settings import POLICY_NAMES
 from bench import report
 from bench.provenance import provenance
+from bench.report import ROOT
 from bench.scenario import Scenario
-from bench.study import ABLATIONS, LOADS, RT_CAPACITY, SEEDS, Journal, Run, execute, full_runs, run_study, telling_runs
+from bench.study import (
+    ABLATIONS,
+    LOADS,
+    RT_CAPACITY,
+    SEEDS,
+    SIMULATION_CODE,
+    Journal,
+    Run,
+    execute,
+    full_runs,
+    run_study,
+    simulation_code,
+    telling_runs,
+)
 
 TINY = Scenario(rt_rate=2.0, be_outstanding=16, warmup_s=0.0, duration_s=3.0, rt_lengths="chat_small")
 
@@ -43,11 +60,17 @@ def test_no_two_runs_share_a_key() -> None:
     assert len(keys) == len(set(keys))
 
 
+def entry_of(run: Run, code: str) -> dict[str, Any]:
+    """Return what a journal has of a run, with a mark to know it again by."""
+    fields = {"group": run.group, "label": run.label, "scenario": run.scenario.to_json()}
+    return {"commit": "0" * 12, "code": code, **fields, "kept": True}
+
+
 def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     runs = [Run("load", replace(TINY, seed=seed), load=0.5) for seed in range(2)]
     out = tmp_path / "study.json"
-    journal = Journal(out.with_suffix(".partial.jsonl"))
-    kept = {"commit": provenance()["commit"], "kept": True}
+    journal = Journal(out)
+    kept = entry_of(runs[0], simulation_code())
     journal.add(runs[0].key, kept)
     run_study(runs, out, num_workers=1)
     entries = json.loads(out.read_text())["runs"]
@@ -56,14 +79,26 @@ def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert not journal.path.exists()
 
 
-@pytest.mark.parametrize("is_kept", [False, True])
-def test_a_run_of_another_commit_is_done_again_unless_its_policy_is_kept(tmp_path: Path, is_kept: bool) -> None:
+@pytest.mark.parametrize("is_same_code", [False, True])
+def test_a_published_run_is_done_again_only_if_the_simulation_changed(tmp_path: Path, is_same_code: bool) -> None:
     run = Run("load", replace(TINY, policy="fcfs"), load=0.5)
     out = tmp_path / "study.json"
-    Journal(out.with_suffix(".partial.jsonl")).add(run.key, {"commit": "old"})
-    run_study([run], out, num_workers=1, kept_policies=["fcfs"] if is_kept else [])
+    published = entry_of(run, simulation_code() if is_same_code else "of old")
+    out.write_text(json.dumps({"runs": [published]}))
+    run_study([run], out, num_workers=1)
     (entry,) = json.loads(out.read_text())["runs"]
-    assert (entry["commit"] == "old") == is_kept
+    assert entry.get("kept", False) == is_same_code
+
+
+def test_the_digest_covers_every_module_that_a_simulation_loads() -> None:
+    program = "import bench.simulate, sys; print(*(getattr(m, '__file__', '') or '' for m in sys.modules.values()))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {
+        path for path in map(Path, done.stdout.split()) if path.is_relative_to(ROOT) and ".venv" not in path.parts
+    }
+    assert len(loaded) > 30
+    digested = {path for pattern in SIMULATION_CODE for path in ROOT.glob(pattern)}
+    assert loaded - digested == {ROOT / "bench" / "__init__.py", ROOT / "bench" / "provenance.py"}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +115,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs.append(Run("trace", replace(TINY, rt_trace="trace_azure_conv.csv", pair="llama8b-h100")))
     runs.append(Run("burst", replace(TINY, rt_cv=5.0), load=0.5))
     folder = tmp_path_factory.mktemp("results")
-    document = {"provenance": provenance(), "runs": [execute(run, "0" * 12) for run in runs]}
+    document = {
+        "provenance": provenance(),
+        "runs": [execute(run, {"commit": "0" * 12, "code": "0" * 12}) for run in runs],
+    }
     (folder / "study.json").write_text(json.dumps(document))
     return folder
 
@@ -107,7 +145,7 @@ def test_every_picture_that_the_report_shows_is_drawn(results: Path, tmp_path: P
 
 
 def test_the_committed_document_is_what_the_committed_results_say() -> None:
-    document = report.ROOT / "docs" / "benchmarks.md"
+    document = ROOT / "docs" / "benchmarks.md"
     if not document.exists():
         pytest.skip("no document has been generated yet")
     assert document.read_text() == report.render(report.RESULTS)

@@ -1,8 +1,8 @@
 """Compare one workload on the simulator and on the fake TensorRT-LLM, under the same policy and the same step times.
 
-    python -m tests.backend.trtllm.compare --seed 0 --seed 1 --horizon-s 60
+    python -m tests.backend.trtllm.compare --seed 0 --seed 1 --horizon-s 60 --out bench/results/trtllm_compare.json
 
-Prints one JSON object per path and seed: RT attainment (both SLOs met) and BE tokens per second. The simulator runs in
+Prints one JSON object per path and seed: RT attainment (both SLOs met) and BE tokens per second; `--out` keeps them. The simulator runs in
 whole blocks, as TensorRT-LLM does; KV manager V2 is held against it with its host pool, V1 against it without one,
 because V1 recomputes. Nothing is measured here: all times are virtual.
 """
@@ -14,6 +14,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,7 @@ from backend.policy.latency import LatencyModel
 from backend.policy.settings import SchedulerSettings
 from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.scheduler import make_scheduler
+from bench.provenance import provenance
 from tests.backend.trtllm.driver import Transcript, make_rig
 from tests.backend.trtllm.fake_executor import make_executor
 
@@ -35,6 +37,7 @@ NUM_HOST_BLOCKS = 2000
 MAX_TOKENS_PER_STEP = 2048
 MAX_SEQS = 128
 TTFT_SLO_S, TPOT_SLO_S = 0.4, 0.1
+NUM_BE_PER_S = 20  # best-effort requests in the backlog for each second served: about twice what is served
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,11 @@ class Score:
     be_tokens_per_s: float
 
 
-def workload(seed: int, horizon_s: float, rt_per_s: float = 4.0, num_be: int = 400) -> list[Request]:
-    """Return a backlog of best-effort requests and Poisson real-time ones; new objects at each call."""
+def workload(seed: int, horizon_s: float, rt_per_s: float = 4.0) -> list[Request]:
+    """Return a backlog of best-effort requests that outlasts the horizon, and Poisson real-time ones; new objects at
+    each call."""
     draw = random.Random(seed)
+    num_be = round(NUM_BE_PER_S * horizon_s)
     requests = [
         _request(f"be-{index}", PriorityClass.BEST_EFFORT, draw.randint(128, 1024), draw.randint(32, 256), 0.0)
         for index in range(num_be)
@@ -120,6 +125,7 @@ def score(requests: Sequence[Request], transcript: Transcript, horizon_s: float)
     rt = [request for request in requests if request.is_rt and request.arrival_s < horizon_s - 15.0]
     met = sum(_meets_slos(request, transcript.token_times_s.get(request.request_id, [])) for request in rt)
     be_times_s = [transcript.token_times_s.get(request.request_id, []) for request in requests if not request.is_rt]
+    assert not all(be_times_s), "the backlog was over too soon: the paths were not compared"
     num_be_tokens = sum(sum(time_s <= horizon_s for time_s in times_s) for times_s in be_times_s)
     return Score(met / len(rt), num_be_tokens / horizon_s)
 
@@ -146,7 +152,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, action="append", required=True, help="seed of the workload; repeatable")
     parser.add_argument("--horizon-s", type=float, default=60.0, help="virtual seconds to serve (default 60)")
+    parser.add_argument("--out", type=Path, help="result file to write")
     arguments = parser.parse_args()
+    results = []
     for seed in arguments.seed:
         for manager in ("v1", "v2"):
             rows = {f"sim for {manager}": run_sim(seed, arguments.horizon_s, keeps_kv=manager == "v2")}
@@ -154,7 +162,11 @@ def main() -> None:
                 name = f"{manager}{' overlap' if has_overlap else ''}"
                 rows[name] = run_fake(seed, arguments.horizon_s, manager, has_overlap)
             for path, row in rows.items():
-                print(json.dumps({"seed": seed, "path": path, **asdict(row)}), flush=True)
+                results.append({"seed": seed, "path": path, **asdict(row)})
+                print(json.dumps(results[-1]), flush=True)
+    if arguments.out:
+        document = {"provenance": provenance(), "horizon_s": arguments.horizon_s, "results": results}
+        arguments.out.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class State(enum.Enum):
     """`LlmRequestState`, as far as schedulers name it. Only the order of the numbers means something."""
 
     ENCODER_INIT = 1
+    DISAGG_CONTEXT_WAIT_SCHEDULER = 7
     DISAGG_GENERATION_INIT = 8
     DISAGG_GENERATION_TRANS_IN_PROGRESS = 9
     CONTEXT_INIT = 10
@@ -49,6 +50,7 @@ class FakeLlmRequest:
     py_multimodal_data = None
     py_encoder_output_ready_event = None
     encoder_output_len = None
+    is_encoder_init_state = False
     is_generation_only_request = False
     sampling_config = SimpleNamespace(beam_width=1)
 

@@ -69,7 +69,7 @@ class BoundCapacityScheduler:
 class BoundMicroBatchScheduler:
     """`bindings.internal.algorithms.MicroBatchScheduler`."""
 
-    def __init__(self, ctx_chunk_config: Any, *_: object) -> None:
+    def __init__(self, ctx_chunk_config: Any, *_: object, **__: object) -> None:
         self._unit = 32 if ctx_chunk_config is None else ctx_chunk_config[1]
 
     def __call__(self, active: Any, inflight: set[int], max_batch_size: int, max_num_tokens: int) -> Any:

@@ -113,9 +113,9 @@ def test_a_closed_stream_leaves_no_request_in_the_engine(server: Server) -> None
     with Stream(server.grpc_url) as stream:
         start_background(stream)
     states = [f'bros_requests{{class="be",state="{state}"}}' for state in ("waiting", "running", "preempted")]
-    wait_until(lambda: not any(map(server.metric, states)), 60.0, "best-effort requests leave")
+    wait_until(lambda: not any(map(server.metric, states)), "best-effort requests leave", 60.0)
 
 
 def test_the_mode_is_a_metric(server: Server, request: pytest.FixtureRequest) -> None:
     is_inner = request.node.callspec.params["server"] == "inner"
-    wait_until(lambda: server.metric("bros_engine_honours_plans") == float(is_inner), 30.0, "the mode is reported")
+    wait_until(lambda: server.metric("bros_engine_honours_plans") == float(is_inner), "the mode is reported")

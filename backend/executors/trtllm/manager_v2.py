@@ -56,32 +56,37 @@ class ManagerV2:
         evicted = self._evict(decision.victims)
         self._inner.max_num_requests = min(self._max_seqs, decision.num_seqs)
         self._inner.max_num_tokens = min(self._max_tokens, decision.num_tokens(self._chunk_unit))
-        runnable = [*decision.passed_on, *(share.request for share in decision.shares)]
-        spare = [*decision.withheld, *(request for request in reversed(runnable) if is_started(request))]
-        return self._amend(self._schedule(runnable, spare, evicted, inflight_request_ids), evicted)
+        return self._amend(self._schedule(decision, evicted, inflight_request_ids), evicted)
 
     def release(self) -> None:
         self._inner.max_num_requests = self._max_seqs
         self._inner.max_num_tokens = self._max_tokens
 
-    def _schedule(
-        self, runnable: list[LlmRequest], spare: list[LlmRequest], evicted: list[LlmRequest], inflight: set[int]
-    ) -> SchedulerOutput:
-        """Ask TensorRT-LLM's scheduler. Where it finds itself deadlocked, evict one after the other of `spare`."""
+    def _schedule(self, decision: Decision, evicted: list[LlmRequest], inflight: set[int]) -> SchedulerOutput:
+        """Ask TensorRT-LLM's scheduler. Where it can run nothing, evict who is withheld, one after the other: newer
+        versions call it a deadlock after 1,000 such steps only, and a real-time request would wait for them. Where it
+        does say deadlock, those that were to run may be evicted, too."""
+        runnable = [*decision.passed_on, *(share.request for share in decision.shares)]
+        started = [request for request in reversed(runnable) if is_started(request)]
         while True:
+            deadlock: RuntimeError | None = None
             try:
                 output: SchedulerOutput = self._inner.schedule_request(runnable, inflight)
-                self._num_stalled = 0
-                return output
             except RuntimeError as error:
                 if "deadlock" not in str(error):
                     raise
-                taken = self._evict(spare, at_most=1)
-                if not taken:
-                    return self._wait_out(error, inflight)
-                logger.warning("request %s is evicted: %s", taken[0].py_request_id, error)
-                evicted += taken
-                runnable = [request for request in runnable if request not in taken]
+                deadlock = error
+            else:
+                self._num_stalled = 0
+                if not decision.shares or _has_effect(output):
+                    return output
+            spare = [*decision.withheld, *(started if deadlock else ())]
+            taken = self._evict(spare, at_most=1)
+            if not taken:
+                return self._wait_out(deadlock, inflight) if deadlock else output
+            logger.warning("request %s is evicted: %s", taken[0].py_request_id, deadlock or "nothing could run")
+            evicted += taken
+            runnable = [request for request in runnable if request not in taken]
 
     def _wait_out(self, error: RuntimeError, inflight: set[int]) -> SchedulerOutput:
         """Return an empty step: pages of a request whose last step is in flight come back by themselves. Raises `error`
@@ -110,6 +115,12 @@ class ManagerV2:
     def _pages(self, level: int) -> Any:
         """Return the statistics of the scarcest page group of a cache level: `total`, `free`, `available`."""
         return min(self._kv.impl.get_storage_statistics(level), key=lambda statistics: statistics.available)
+
+
+def _has_effect(output: SchedulerOutput) -> bool:
+    """Return whether a step runs or evicts anybody."""
+    paused = [*output.paused_requests, *getattr(output, "recompute_paused_requests", ())]
+    return bool(output.context_requests or output.generation_requests or paused)
 
 
 def has_lower_tier(kv: Any) -> bool:

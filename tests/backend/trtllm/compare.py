@@ -2,9 +2,9 @@
 
     python -m tests.backend.trtllm.compare --seed 0 --seed 1 --horizon-s 60 --out bench/results/trtllm_compare.json
 
-Prints one JSON object per path and seed: RT attainment (both SLOs met) and BE tokens per second; `--out` keeps them. The simulator runs in
-whole blocks, as TensorRT-LLM does; KV manager V2 is held against it with its host pool, V1 against it without one,
-because V1 recomputes. Nothing is measured here: all times are virtual.
+Prints one JSON object per path and seed: RT attainment (both SLOs met) and BE tokens per second; `--out` keeps them.
+The simulator runs in whole blocks, as TensorRT-LLM does; KV manager V2 is held against it with its host pool, V1
+against it without one, because V1 recomputes. Nothing is measured here: all times are virtual.
 """
 
 from __future__ import annotations

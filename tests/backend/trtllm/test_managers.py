@@ -150,6 +150,32 @@ class TestV2:
         assert ids(output.generation_requests) == [1]
         assert ids(output.paused_requests) == [2]
 
+    def test_a_step_that_could_run_nothing_does_not_wait_for_the_deadlock_error(self) -> None:
+        manager = self.manager(10, patience=1000)
+        blocked, withheld = running(1, 95, manager._kv), running(2, 191, manager._kv)
+        manager._kv.suspend_request(blocked)
+        manager._kv.num_foreign = 1
+        output = manager.answer(decide([share(blocked)], withheld=[withheld]), set())
+        assert ids(output.generation_requests) == [1]
+        assert ids(output.paused_requests) == [2]
+
+    def test_a_step_that_could_run_nothing_evicts_nobody_who_was_to_run(self) -> None:
+        manager = self.manager(10, patience=1000)
+        blocked, other = FakeLlmRequest(1, 64, 10), running(2, 31, manager._kv)
+        other.state = State.GENERATION_TO_COMPLETE
+        manager._kv.num_foreign = 9
+        output = manager.answer(decide([share(blocked, 64)], passed_on=[other]), set())
+        assert not output.paused_requests
+        assert not output.context_requests
+
+    def test_an_idle_step_evicts_nobody(self) -> None:
+        manager = self.manager(10, patience=1000)
+        ending, withheld = running(1, 31, manager._kv), running(2, 31, manager._kv)
+        ending.state = State.GENERATION_TO_COMPLETE
+        output = manager.answer(decide(withheld=[withheld], passed_on=[ending]), set())
+        assert not output.paused_requests
+        assert manager.is_resident(withheld)
+
     def test_a_deadlock_that_nobody_can_break_is_waited_out_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(manager_v2, "_MAX_STALLED", 3)
         manager = self.manager(10)

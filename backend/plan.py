@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from backend.errors import BrosError
 from backend.request import Request, RequestId, SamplingParams
+from kv.budget import KVBudget
 from kv.types import SlotCopy
 
 _NO_SLOTS = SlotCopy(device_slots=np.empty(0, np.int32), host_slots=np.empty(0, np.int32))
@@ -44,12 +45,24 @@ class Restore:
     num_tokens: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedSlots:
+    """Where a plan's requests find their KV slots: on the budget it was tried on, which `commit` adopts as it is.
+
+    rows: int64, of the requests in the plan's order. newcomers: those of them that get a row, in the budget's order.
+    """
+
+    budget: KVBudget
+    rows: NDArray[np.int64]
+    newcomers: Sequence[Request]
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """A decision about one step; nothing has moved yet.
 
-    `num_new_tokens` is in the order in which slots are taken. `predicted_s` is the latency model's step time and
-    `budget_s` the bound the policy packed under (infinite when nothing binds).
+    `predicted_s` is the latency model's step time and `budget_s` the bound the policy packed under (infinite when
+    nothing binds). `slots` is None where nothing is to run.
     """
 
     num_new_tokens: Mapping[Request, int] = field(default_factory=dict)
@@ -57,6 +70,7 @@ class StepPlan:
     restores: Sequence[Restore] = ()
     predicted_s: float = 0.0
     budget_s: float = float("inf")
+    slots: PlannedSlots | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_empty(self) -> bool:

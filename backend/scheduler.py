@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from backend.errors import BrosError, InvalidRequestError
 from backend.executors import ExecutorCapacity
-from backend.plan import EmittedToken, FailedRequest, Reclaim, Restore, StepBatch, StepOutput, StepPlan, StepResult
+from backend.plan import EmittedToken, FailedRequest, PlannedSlots, Reclaim, StepBatch, StepOutput, StepPlan, StepResult
 from backend.policy import POLICIES
 from backend.policy.admission import check_admissible
 from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
-from backend.policy.packing import side_of
 from backend.policy.queue import WaitingQueue
 from backend.policy.settings import SchedulerSettings
 from backend.policy.stats import ClassCounts, PreemptionKind, SchedulerStats
@@ -80,7 +79,7 @@ class _Step:
     num_new_tokens: NDArray[np.int64]
     features: StepFeatures
     plan: StepPlan
-    started: list[Request]
+    started: Sequence[Request]
     checkpointed: list[Request]  # whose KV this step copies out
 
 
@@ -193,19 +192,14 @@ class Scheduler:
         """Apply `plan`: reclaim, restore and grow slots, move requests. Asserts that the plan fits."""
         assert self._step is None, "the last step was neither completed nor failed"
         self.kv.begin_step()
-        copies_out = [self._reclaim(reclaim) for reclaim in plan.reclaims]
-        requests = list(plan.num_new_tokens)
-        num_new_tokens = list(plan.num_new_tokens.values())
+        slots = plan.slots or PlannedSlots(self.kv.budget(), np.empty(0, np.int64), ())
+        copies_out, copies_in = self._allocate(plan, slots)
+        requests, num_new_tokens = list(plan.num_new_tokens), list(plan.num_new_tokens.values())
         counts = np.array(num_new_tokens, np.int64)
-        started = [request for request in requests if request.row is None]
-        for request in started:
-            self._start(request)
-        rows = np.array([request.row for request in requests], np.int64)
-        copies_in = self._grow(requests, rows, counts, {restore.request: restore for restore in plan.restores})
         batch = StepBatch(requests, num_new_tokens, self.kv.slot_table, _joined(copies_out), _joined(copies_in))
         checkpointed = [reclaim.request for reclaim, copy in zip(plan.reclaims, copies_out, strict=True) if len(copy)]
-        features = self._features(rows, counts, len(batch.copies_out) + len(batch.copies_in))
-        self._step = _Step(batch, requests, rows, counts, features, plan, started, checkpointed)
+        features = self._features(slots.rows, counts, len(batch.copies_out) + len(batch.copies_in))
+        self._step = _Step(batch, requests, slots.rows, counts, features, plan, slots.newcomers, checkpointed)
         return batch
 
     def complete(self, batch: StepBatch, result: StepResult, now_s: float) -> StepOutput:
@@ -314,10 +308,25 @@ class Scheduler:
 
     # Moving requests and slots
 
-    def _start(self, request: Request) -> None:
-        """Move a waiting request into a row of its own."""
+    def _allocate(self, plan: StepPlan, slots: PlannedSlots) -> tuple[list[SlotCopy], list[SlotCopy]]:
+        """Make the plan's slots real; return the copies out, one for each reclaim, and the copies in."""
+        budget = slots.budget
+        for request, row in zip(slots.newcomers, budget.opened, strict=True):
+            self._start(request, row)
+        checkpoints = {_row(reclaim.request) for reclaim in plan.reclaims if reclaim.checkpoint}
+        restores = {_row(restore.request): restore.num_tokens for restore in plan.restores}
+        adopted = self.kv.adopt(budget, checkpoints, restores)
+        copies_out = [adopted.copies_out[_row(reclaim.request)] for reclaim in plan.reclaims]
+        for reclaim, copy in zip(plan.reclaims, copies_out, strict=True):
+            self._note_loss(reclaim, copy)
+        for restore in plan.restores:
+            restore.request.num_computed += restore.num_tokens
+            self.view.table.num_computed[_row(restore.request)] += restore.num_tokens
+        return copies_out, adopted.copies_in
+
+    def _start(self, request: Request, row: Row) -> None:
+        """Move a waiting request into its first row."""
         assert request.state is RequestState.WAITING, f"request {request.request_id!r}: {request.state} without a row"
-        row = self.kv.open(side_of(request))
         request.row = row
         request.first_scheduled_s = self._planned_s
         request.state = RequestState.RUNNING
@@ -325,46 +334,15 @@ class Scheduler:
         for queue in self._queues(request):
             queue.note_left()
 
-    def _reclaim(self, reclaim: Reclaim) -> SlotCopy:
+    def _note_loss(self, reclaim: Reclaim, copy: SlotCopy) -> None:
         request = reclaim.request
-        assert request.row is not None, f"request {request.request_id!r}: nothing to reclaim"
-        copy = self.kv.shrink(Row(request.row), reclaim.num_kept, reclaim.checkpoint)
         if request.state is not RequestState.PREEMPTED:
             kind = PreemptionKind.CHECKPOINT if len(copy) else PreemptionKind.RECOMPUTE
             self._preemptions[request.priority_class, kind] += 1
             request.num_preemptions += 1
         request.state = RequestState.PREEMPTED
         request.num_computed = reclaim.num_kept
-        self.view.table.cut(request.row, reclaim.num_kept)
-        return copy
-
-    def _grow(
-        self, requests: list[Request], rows: Rows, counts: NDArray[np.int64], restores: dict[Request, Restore]
-    ) -> list[SlotCopy]:
-        """Take slots in the plan's order: runs of decodes together, each other request by itself."""
-        copies_in: list[SlotCopy] = []
-        is_special = counts != 1
-        for request in restores:
-            is_special[requests.index(request)] = True
-        start = 0
-        for index in [*np.flatnonzero(is_special).tolist(), len(requests)]:
-            if index > start:
-                grew = self.kv.grow_each_by_one(rows[start:index].astype(np.int32))
-                assert grew, f"a plan of {len(requests)} requests does not fit: no slots for decodes"
-            if index < len(requests):
-                copies_in += self._grow_one(requests[index], int(counts[index]), restores.get(requests[index]))
-            start = index + 1
-        return copies_in
-
-    def _grow_one(self, request: Request, num_tokens: int, restore: Restore | None) -> list[SlotCopy]:
-        assert request.row is not None
-        row, copies = Row(request.row), []
-        if restore is not None:
-            copies.append(self.kv.restore(row, restore.num_tokens))
-            request.num_computed += restore.num_tokens
-            self.view.table.num_computed[row] += restore.num_tokens
-        assert self.kv.grow(row, num_tokens), f"request {request.request_id!r}: no slots for {num_tokens} tokens"
-        return copies
+        self.view.table.cut(_row(request), reclaim.num_kept)
 
     def _release(self, request: Request, reason: FinishReason) -> None:
         """End `request`: it leaves every structure and frees its slots."""
@@ -473,6 +451,11 @@ class Scheduler:
         num_preempted = int((mine & table.is_preempted).sum())
         queue = self.view.rt_waiting if is_rt else self.view.be_waiting
         return ClassCounts(len(queue), int(mine.sum()) - num_preempted, num_preempted)
+
+
+def _row(request: Request) -> Row:
+    assert request.row is not None, f"request {request.request_id!r} has no row"
+    return Row(request.row)
 
 
 def _joined(copies: Sequence[SlotCopy]) -> SlotCopy:

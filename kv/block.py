@@ -25,6 +25,8 @@ INDEX_OF_SIDE = {Side.HEAD: HEAD, Side.TAIL: TAIL}
 SETTLED = 2 * MAX_BLOCK_SIZE
 ROOM_MASK = SETTLED - 1
 
+_FIRST_LOOK = 256  # blocks that are searched for free ones at first
+
 
 def ceil_div(a: int, b: int) -> int:
     """Return a / b rounded up."""
@@ -112,10 +114,11 @@ class Blocks:
         if side == TAIL:
             heads, tails = heads[::-1], tails[::-1]
         start = self.first_free[side]
-        for stop in (start + 64 + 8 * max_ends, self.nowhere):  # seldom is a look at all blocks needed
-            found: Indices = (heads[start:stop] | tails[start:stop] == 0).nonzero()[0]
-            if len(found) >= max_ends:
-                break
+        stop = start + _FIRST_LOOK
+        found: Indices = (heads[start:stop] | tails[start:stop] == 0).nonzero()[0]
+        while len(found) < max_ends and stop < self.nowhere:  # seldom is a look at all blocks needed
+            stop += 3 * (stop - start)
+            found = (heads[start:stop] | tails[start:stop] == 0).nonzero()[0]
         found = found[:max_ends] + start
         self.first_free[side] = int(found[0])
         return found if side == HEAD else self.stride + self.nowhere - 1 - found
@@ -128,6 +131,17 @@ class Blocks:
         return blocks[order] + side * self.stride
 
     # Changes: each keeps every column and count in step
+
+    def enter_free(self, side: int, ends: Indices, num_slots: int) -> None:
+        """Give ends of free blocks to one holder on `side`, which fills them up in order and grows in the last."""
+        last = int(ends[-1])
+        num_in_last = num_slots - (len(ends) - 1) * self.size
+        self.num_held[side] += len(ends)
+        self.num_free -= len(ends)
+        self.fill[ends] = self.size
+        self.fill[last] = num_in_last
+        self.grows[last] = True
+        self.shared_room[self.opposite(last)] = self.rank_beside[1, num_in_last]
 
     def enter(self, ends: Indices, num_slots: Indices | int) -> None:
         """Give ends, so far without a holder, to holders that fill `num_slots` of each and grow there."""
@@ -158,20 +172,22 @@ class Blocks:
         self.fill[ends] = fill
         self.shared_room[opposite] = np.maximum(self.shared_room[opposite] - 1, 0)
 
-    def leave(self, ends: Indices) -> None:
-        """Take ends from their holders."""
-        opposite = (ends + self.stride) % (2 * self.stride)
-        blocks = np.minimum(ends, opposite)
-        num_heads = int(np.count_nonzero(ends < self.stride))
-        self.num_held[HEAD] -= num_heads
-        self.num_held[TAIL] -= len(ends) - num_heads
-        self.fill[ends] = 0
-        self.grows[ends] = False
+    def leave(self, side: int, ends: list[int]) -> None:
+        """Take ends from a holder on `side`."""
+        left = np.array(ends, np.intp)
+        opposite = left + (self.stride if side == HEAD else -self.stride)
+        beside = self.fill[opposite]
+        num_shared = int(np.count_nonzero(beside))
+        self.num_held[side] -= len(ends)
+        self.num_free += len(ends) - num_shared
+        self.fill[left] = 0
+        self.grows[left] = False
         self.shared_room[opposite] = 0
-        self.shared_room[ends] = self.rank_beside[self.grows[opposite].astype(np.intp), self.fill[opposite]]
-        self.num_free += int(np.count_nonzero(self.fill[opposite] == 0))
-        self.first_free[HEAD] = min(self.first_free[HEAD], int(blocks.min()))
-        self.first_free[TAIL] = min(self.first_free[TAIL], self.nowhere - 1 - int(blocks.max()))
+        if num_shared:
+            self.shared_room[left] = self.rank_beside[self.grows[opposite].astype(np.intp), beside]
+        first_block = side * self.stride
+        self.first_free[HEAD] = min(self.first_free[HEAD], min(ends) - first_block)
+        self.first_free[TAIL] = min(self.first_free[TAIL], self.nowhere - 1 - (max(ends) - first_block))
 
 
 def _rank_beside(config: KVConfig) -> NDArray[np.int16]:

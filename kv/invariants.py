@@ -33,11 +33,9 @@ def _check_rows(pool: Pool) -> None:
     for row in range(pool.num_rows):
         held, run = int(pool.held[row]), pool.last_run(row)
         assert held == 0 or pool.is_open(row), f"closed row {row} holds positions"
-        assert 0 <= pool.written[row] <= held, f"row {row}: {pool.written[row]} of {held} positions are written"
         assert (run is None) == (held == 0), f"row {row}: {held} positions and last run {run}"
         if run is not None:
-            origin = pool.origins(row, np.array([run.end]), np.array([run.start]))
-            assert pool.origin[row] == origin[0], f"row {row}: stale origin"
+            assert pool.origin[row] == pool.origin_of(row, run), f"row {row}: stale origin"
 
 
 def _derived_fill(config: KVConfig, pool: Pool) -> Indices:

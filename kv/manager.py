@@ -10,7 +10,9 @@ Growth and giving up are the pool's (kv/pool.py), positions to slots the table's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,16 @@ from kv.invariants import check_invariants
 from kv.pool import Pool
 from kv.table import SlotTable
 from kv.types import KVConfig, KVUsage, Row, Side, SlotCopy
+
+_NO_COPIES = SlotCopy(np.empty(0, np.int32), np.empty(0, np.int32))
+_NOTHING: Mapping[Row, int] = MappingProxyType({})
+
+
+class Adopted(NamedTuple):
+    """The copies of an adopted budget: out of each row it cut (none for those that are computed again), and in."""
+
+    copies_out: Mapping[Row, SlotCopy]
+    copies_in: list[SlotCopy]
 
 
 class KVCacheManager:
@@ -37,6 +49,8 @@ class KVCacheManager:
         self._pool = Pool(config)
         self._table = SlotTable(config.max_seq_len)
         self._host = HostPool(config.num_host_slots)
+        self._written = self._pool.held.copy()  # by row: leading positions that were computed before this step
+        self._num_changes = 0
 
     @property
     def slot_table(self) -> NDArray[np.int32]:
@@ -50,19 +64,21 @@ class KVCacheManager:
         again, and positions grown since are not worth a copy.
         """
         self._host.begin_step()
-        self._pool.mark_written()
+        self._written = self._pool.held.copy()
 
     def open(self, side: Side) -> Row:
         """Return a new row, which holds nothing."""
+        self._num_changes += 1
         row = self._pool.open_row(INDEX_OF_SIDE[side])
-        if self._pool.num_rows > len(self.slot_table):
-            self._table.add_rows(self._pool.num_rows, int(self._pool.held.max()))
+        self._fit_rows()
         return Row(row)
 
     def close(self, row: Row) -> None:
         """Free the row, all its slots and its copies on the host."""
         self._check_open(row)
+        self._num_changes += 1
         self._pool.close_row(row)
+        self._written[row : row + 1] = 0
         self._host.drop(row)
 
     def num_held(self, row: Row) -> int:
@@ -81,16 +97,30 @@ class KVCacheManager:
 
     def grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32]) -> bool:
         """The decode path: `grow(row, 1)` for every one of `rows` (distinct) in order, vectorised; all or nothing."""
-        indices = np.asarray(rows, np.intp)
-        pool = self._pool
-        is_sure = pool.blocks.num_free >= len(indices)
-        before = pool if is_sure else pool.copy()
-        if pool.grow_each_by_one(indices) < len(indices):
-            self._pool = before
+        budget = self.budget()
+        if budget.try_grow_each_by_one(rows) < len(rows):
             return False
-        self._table.write_last(pool, indices)
-        self._host.forget_first_of_each(indices)
+        self.adopt(budget)
         return True
+
+    def adopt(
+        self, budget: KVBudget, checkpoints: Collection[Row] = (), restores: Mapping[Row, int] = _NOTHING
+    ) -> Adopted:
+        """Make all that `budget` counted real, at the slots it found; it must be of the manager's present state.
+
+        What rows lost is checkpointed for those in `checkpoints`; of what a row grew by, the first `restores[row]`
+        positions come back from the host. The same as `shrink` of each row cut, then `restore` and `grow` of the rest.
+        """
+        assert budget.version == self._num_changes, "the cache has changed since this budget was made"
+        self._num_changes += 1
+        copies_out = {row: self._give_up(row, num_kept, row in checkpoints) for row, num_kept in budget.cuts.items()}
+        pool = self._pool = budget.settled_pool()
+        self._fit_rows()
+        copies_in = [self._bring_in(row, start, restores.get(row, 0)) for row, start in budget.grown.items()]
+        if len(decodes := budget.decodes()):
+            self._table.write_last(pool, decodes)
+            self._host.forget_first_of_each(decodes)
+        return Adopted(copies_out, [copy for copy in copies_in if len(copy)])
 
     def shrink(self, row: Row, num_kept: int, checkpoint: bool) -> SlotCopy:
         """Give up positions [num_kept, held). With `checkpoint`, as many of them as the host pool takes are kept there:
@@ -99,16 +129,10 @@ class KVCacheManager:
         Returns the device-to-host copies to make before anything is overwritten.
         """
         self._check_open(row)
-        num_held, num_written = int(self._pool.held[row]), int(self._pool.written[row])
+        self._num_changes += 1
+        copies = self._give_up(row, num_kept, checkpoint)
         self._pool.shrink(row, num_kept)
-        if num_kept == num_held:
-            return _no_copies()
-        if not checkpoint or num_written < num_held:  # what the host has lies beyond a gap now
-            self._host.drop(row)
-        if not checkpoint or num_written <= num_kept:
-            return _no_copies()
-        host_slots = self._host.save(row, num_written - num_kept)
-        return SlotCopy(self.slot_table[row, num_kept : num_kept + len(host_slots)].copy(), host_slots)
+        return copies
 
     def num_restorable(self, row: Row) -> int:
         """Return the number of positions directly after the held ones that the host pool has.
@@ -125,8 +149,7 @@ class KVCacheManager:
         num_held = self.num_held(row)
         has_room = self._append(row, num_slots)
         assert has_room, f"row {row}: no room to restore {num_slots} positions"
-        device_slots = self.slot_table[row, num_held : num_held + num_slots].copy()
-        return SlotCopy(device_slots, self._host.take(row, num_slots))
+        return self._copy_in(row, num_held, num_slots)
 
     def discard_copies(self, row: Row) -> None:
         """Free what the host pool has of `row`: the step that was to copy it failed."""
@@ -135,7 +158,7 @@ class KVCacheManager:
 
     def budget(self) -> KVBudget:
         """Return a fresh budget in the manager's present state; it is good until the manager's next change."""
-        return KVBudget(self._pool)
+        return KVBudget(self._pool, self._num_changes)
 
     def usage(self) -> KVUsage:
         """Count slots and blocks by state."""
@@ -162,6 +185,7 @@ class KVCacheManager:
     def check_invariants(self) -> None:
         """Assert all that must hold between any two calls (see kv/invariants.py); O(slots)."""
         check_invariants(self.config, self._pool, self._table, self._host)
+        assert np.all(self._written <= self._pool.held[: len(self._written)]), "a position not held counts as written"
 
     def _append(self, row: Row, num_slots: int) -> bool:
         self._check_open(row)
@@ -169,15 +193,41 @@ class KVCacheManager:
         assert 0 <= num_slots <= self.config.max_seq_len - start, (
             f"row {row}: {start} + {num_slots} positions exceed max_seq_len {self.config.max_seq_len}"
         )
+        self._num_changes += 1
         if not self._pool.grow(row, num_slots):
             return False
         if num_slots:
             self._table.write_from(self._pool, row, start)
         return True
 
+    def _bring_in(self, row: Row, start: int, num_restored: int) -> SlotCopy:
+        """Note that `row` grew from `start` positions on: first by `num_restored` that the host has."""
+        self._table.write_from(self._pool, row, start)
+        copies = self._copy_in(row, start, num_restored) if num_restored else _NO_COPIES
+        self._host.forget(row, self.num_held(row) - start - num_restored)
+        return copies
+
+    def _copy_in(self, row: Row, start: int, num_slots: int) -> SlotCopy:
+        """Return the copies of `num_slots` positions from `start` on, whose slots are in the table, out of the host."""
+        device_slots = self.slot_table[row, start : start + num_slots].copy()
+        return SlotCopy(device_slots, self._host.take(row, num_slots))
+
+    def _give_up(self, row: Row, num_kept: int, checkpoint: bool) -> SlotCopy:
+        """Do what `shrink` does, but for the pool: save to the host, or drop what it has."""
+        num_held, num_written = self.num_held(row), int(self._written[row]) if row < len(self._written) else 0
+        if num_kept == num_held:
+            return _NO_COPIES
+        self._written[row : row + 1] = min(num_written, num_kept)
+        if not checkpoint or num_written < num_held:  # what the host has lies beyond a gap now
+            self._host.drop(row)
+        if not checkpoint or num_written <= num_kept:
+            return _NO_COPIES
+        host_slots = self._host.save(row, num_written - num_kept)
+        return SlotCopy(self.slot_table[row, num_kept : num_kept + len(host_slots)].copy(), host_slots)
+
+    def _fit_rows(self) -> None:
+        if self._pool.num_rows > len(self.slot_table):
+            self._table.add_rows(self._pool.num_rows, int(self._pool.held.max()))
+
     def _check_open(self, row: Row) -> None:
         assert self._pool.is_open(row), f"row {row} is not open"
-
-
-def _no_copies() -> SlotCopy:
-    return SlotCopy(np.empty(0, np.int32), np.empty(0, np.int32))

@@ -6,12 +6,13 @@ copy of the pool on which the plan's growth is tried.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kv.block import HEAD, SETTLED, TAIL, Blocks, Indices
+from kv.block import HEAD, SETTLED, TAIL, Blocks, Indices, ceil_div
 from kv.types import KVConfig, Layout
 
 _MIN_ROWS = 64
@@ -35,7 +36,6 @@ class Pool:
     held: Indices  # positions
     open: Indices  # the end where the row grows; nowhere while it is empty or asleep
     origin: Indices  # slot of position 0, if the last run reached back that far
-    written: Indices  # leading positions that were computed before this step
     first: Indices  # offset in a block of the first position put there
     step: Indices  # +1 or -1: from a position's slot to the next one's
     across: Indices  # from the row's own ends to the opposite ones; 0 in closed rows
@@ -45,11 +45,11 @@ class Pool:
         self.closed_rows: list[int] = []
         self._layout = config.layout
         self._runs: list[Run | None] = []
-        self._columns = np.zeros((7, 0), np.intp)
+        self._columns = np.zeros((6, 0), np.intp)
         self._bind()
 
     def _bind(self) -> None:
-        self.held, self.open, self.origin, self.written, self.first, self.step, self.across = self._columns
+        self.held, self.open, self.origin, self.first, self.step, self.across = self._columns
 
     def copy(self) -> Pool:
         """Return an independent pool in the same state."""
@@ -99,13 +99,9 @@ class Pool:
         """Return the run at the end of `row`, which leads to the others; None where it holds nothing."""
         return self._runs[row]
 
-    def origins(self, row: int, ends: Indices, starts: Indices) -> Indices:
-        """Return, for runs of `row`, the slot that position 0 would have if the run reached back that far."""
-        return ends % self.blocks.stride * self.blocks.size + int(self.first[row]) - int(self.step[row]) * starts
-
-    def mark_written(self) -> None:
-        """Take all positions held now as computed."""
-        self.written[:] = self.held
+    def origin_of(self, row: int, run: Run) -> int:
+        """Return, for a run of `row`, the slot that position 0 would have if the run reached back that far."""
+        return run.end % self.blocks.stride * self.blocks.size + int(self.first[row]) - int(self.step[row]) * run.start
 
     def _add_rows(self) -> None:
         num_added = max(self.num_rows, _MIN_ROWS)
@@ -174,14 +170,13 @@ class Pool:
             stop = run.start
             run = run.previous
         if left:
-            blocks.leave(np.array(left, np.intp))
+            blocks.leave(self.side_of(row), left)
         if run is not None:
             blocks.resize(run.end, num_kept - stop, grows=False)
-            self.origin[row] = self._origin(row, run.end, run.start)
+            self.origin[row] = self.origin_of(row, run)
         self._runs[row] = run
         self.held[row] = num_kept
         self.open[row] = self.side_of(row) * blocks.stride + blocks.nowhere
-        self.written[row] = min(int(self.written[row]), num_kept)
 
     def boundaries(self, row: int) -> list[tuple[int, int]]:
         """From the end of `row` backwards, run by run: (positions kept without it, slots a new head gains so far)."""
@@ -198,22 +193,25 @@ class Pool:
     def _enter(self, row: int, ends: Indices, num_slots: int) -> None:
         """Put `num_slots` positions at the end of `row` into `ends`, in order; all but the last are filled up."""
         blocks, start = self.blocks, int(self.held[row])
-        counts = (blocks.size - blocks.fill[ends + self.across[row]]).astype(np.intp)
-        starts = start + np.cumsum(counts) - counts
-        counts[-1] = start + num_slots - starts[-1]
-        blocks.enter(ends, counts)
-        blocks.settle(ends[:-1])
+        starts: Iterable[int]
+        if ceil_div(num_slots, blocks.size) <= blocks.num_free:  # then all ends are those of free blocks
+            blocks.enter_free(self.side_of(row), ends, num_slots)
+            starts = range(start, start + num_slots, blocks.size)
+        else:
+            counts = (blocks.size - blocks.fill[ends + self.across[row]]).astype(np.intp)
+            stops = np.cumsum(counts)
+            starts = (start + stops - counts).tolist()
+            counts[-1] += num_slots - stops[-1]
+            blocks.enter(ends, counts)
+            blocks.settle(ends[:-1])
         run = self._runs[row]
-        for end, run_start in zip(ends.tolist(), starts.tolist(), strict=True):
+        for end, run_start in zip(ends.tolist(), starts, strict=True):
             run = Run(end, run_start, run)
+        assert run is not None, f"row {row}: no end to enter"
         self._runs[row] = run
-        self.open[row] = ends[-1]
-        self.origin[row] = self._origin(row, int(ends[-1]), int(starts[-1]))
+        self.open[row] = run.end
+        self.origin[row] = self.origin_of(row, run)
         self.held[row] += num_slots
-
-    def _origin(self, row: int, end: int, start: int) -> int:
-        """`origins` for one run."""
-        return end % self.blocks.stride * self.blocks.size + int(self.first[row]) - int(self.step[row]) * start
 
     # All rows move on
 

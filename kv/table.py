@@ -28,13 +28,12 @@ class SlotTable:
 
     def write_from(self, pool: Pool, row: int, start: int) -> None:
         """Write the slots of positions [start, held) of `row`."""
+        num_held = int(pool.held[row])
         runs = _runs_down_to(pool.last_run(row), start)
-        starts = np.array([run.start for run in runs], np.intp)
-        origins = pool.origins(row, np.array([run.end for run in runs], np.intp), starts)
-        first_positions = np.maximum(starts, start)
-        lengths = np.diff(first_positions, append=pool.held[row])
-        positions = np.arange(start, pool.held[row])
-        self.slots[row, start : pool.held[row]] = np.repeat(origins, lengths) + pool.step[row] * positions
+        starts = [start, *(run.start for run in runs[1:])]
+        lengths = [stop - first for first, stop in zip(starts, [*starts[1:], num_held], strict=True)]
+        origins = np.array([pool.origin_of(row, run) for run in runs]).repeat(lengths)
+        self.slots[row, start:num_held] = origins + int(pool.step[row]) * np.arange(start, num_held)
 
 
 def _runs_down_to(run: Run | None, start: int) -> list[Run]:

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "backend.errors": set[str](),
     "backend.clock": set[str](),
     "backend.request": set[str](),
-    "backend.plan": {"kv.types", "backend.errors", "backend.request"},
+    "backend.plan": {"kv.budget", "kv.types", "backend.errors", "backend.request"},
     "backend.policy": {"kv", "backend.errors", "backend.plan", "backend.request", "backend.policy"},
     "backend.scheduler": {
         "kv",

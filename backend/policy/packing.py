@@ -7,11 +7,10 @@ from itertools import islice
 
 import numpy as np
 
-from backend.plan import Reclaim, Restore, StepPlan
+from backend.plan import PlannedSlots, Reclaim, Restore, StepPlan
 from backend.policy.table import Rows
 from backend.policy.view import SchedulerView
 from backend.request import Request
-from kv.budget import KVBudget
 from kv.types import Row, Side
 
 _MIN_CHUNK = 16  # tokens; a smaller chunk is not worth a place in the step, unless it ends the prompt
@@ -26,7 +25,7 @@ def side_of(request: Request) -> Side:
 
 
 class Packing:
-    """Takes requests into a step one after the other, in the order in which `commit` will allocate their slots.
+    """Takes requests into a step one after the other; `commit` adopts the budget on which their slots are tried here.
 
     `predicted_s` is the model's time of what is in so far. What does not fit is refused by an ordinary return value.
     """
@@ -42,6 +41,8 @@ class Packing:
         self._boundaries: dict[int, list[tuple[int, int]]] = {}  # victim's row -> where it can be cut, and the gain
         self._kept: dict[int, int] = {}  # victim's row -> positions it keeps
         self._restored: dict[Request, int] = {}
+        self._rows: list[Rows] = []  # of what was taken, in order
+        self._newcomers: list[Request] = []
 
     def add_decodes(self, rows: Rows) -> list[int]:
         """Take one token of each of `rows`, as far as the limits go; return the rows that found no slot."""
@@ -49,6 +50,7 @@ class Packing:
         rows = rows[: min(self.seqs_left, self.tokens_left)]
         taken, refused = self._grow_each(rows)
         self.num_new_tokens.update(dict.fromkeys(table.requests_in(taken), 1))
+        self._rows.append(taken)
         self.tokens_left -= len(taken)
         self.seqs_left -= len(taken)
         self.predicted_s += latency.c1 * len(taken) + latency.c2 * int(table.num_computed[taken].sum())
@@ -62,7 +64,11 @@ class Packing:
         row = None if request.row is None else Row(request.row)
         if not self.kv.try_grow(row, side_of(request), num_tokens + num_restored):
             return False
+        if row is None:
+            row = self.kv.opened[-1]
+            self._newcomers.append(request)
         self.num_new_tokens[request] = num_tokens
+        self._rows.append(np.array([row], np.int64))
         if num_restored:
             self._restored[request] = num_restored
         self.tokens_left -= num_tokens
@@ -171,10 +177,9 @@ class Packing:
         if not self.num_new_tokens:
             return StepPlan(budget_s=budget_s)
         reclaims = [self._reclaim(victim, num_kept) for victim, num_kept in self._kept.items()]
-        if reclaims:
-            self._drop_what_no_longer_fits()
         restores = [Restore(request, num_tokens) for request, num_tokens in self._restored.items()]
-        return StepPlan(self.num_new_tokens, reclaims, restores, self.predicted_s, budget_s)
+        slots = PlannedSlots(self.kv, np.concatenate(self._rows), self._newcomers)
+        return StepPlan(self.num_new_tokens, reclaims, restores, self.predicted_s, budget_s, slots)
 
     def _unblock(self) -> None:
         """Give the oldest started request, real-time first, room from all others, since all of them wait for slots.
@@ -196,7 +201,7 @@ class Packing:
 
     def _grow_each(self, rows: Rows) -> tuple[Rows, list[int]]:
         """Take a slot for each of `rows` in order; return those that got one and those that did not."""
-        num_grown = self.kv.try_grow_each_by_one(rows.astype(np.int32))
+        num_grown = self.kv.try_grow_each_by_one(rows)
         if num_grown == len(rows):
             return rows, []
         refused = [int(rows[num_grown])]
@@ -232,20 +237,3 @@ class Packing:
         request = self._view.table.request(victim)
         _, is_copied = self._repair(request.num_computed - num_kept, num_kept)
         return Reclaim(request, num_kept, checkpoint=is_copied and not self._restored)
-
-    def _drop_what_no_longer_fits(self) -> None:
-        """Repeat the allocations as `commit` makes them, reclaims first, and leave out what then finds no room.
-
-        A head that moves into a reclaimed tail instead of a free block may cost a later request a few slots. The
-        first request can only gain by the change of order, so something always stays.
-        """
-        kv: KVBudget = self._view.kv.budget()
-        for victim, num_kept in self._kept.items():
-            kv.shrink(Row(victim), num_kept)
-        for request, num_tokens in list(self.num_new_tokens.items()):
-            row = None if request.row is None else Row(request.row)
-            num_restored = self._restored.get(request, 0)
-            if not kv.try_grow(row, side_of(request), num_tokens + num_restored):
-                del self.num_new_tokens[request]
-                self._restored.pop(request, None)
-                self.predicted_s -= self.cost_s(request, num_tokens, num_restored)

@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 
 import pytest
 
 from backend.errors import ExecutorError, InvalidRequestError, OverloadedError, RequestTooLargeError
 from backend.plan import StepBatch, StepResult
 from backend.policy.settings import POLICY_NAMES
-from backend.request import FinishReason, PriorityClass, Request, RequestState
+from backend.request import FinishReason, PriorityClass, Request, RequestId, RequestState
 from backend.scheduler import Scheduler
+from kv import KVBudget
 from tests.backend.factories import BE, RT, Harness, be, make_scheduler_for_test, rt
 
 
@@ -177,21 +179,38 @@ def test_plans_do_not_depend_on_the_hash_seed() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICY_NAMES)
-def test_an_allocation_that_fails_against_the_plan_is_an_error_that_names_the_request(policy: str) -> None:
-    """`commit` never goes on with a plan that does not fit: the n-th allocation fails, for every n."""
-    for failing in range(1, 6):
-        scheduler = make_scheduler_for_test(policy=policy, num_blocks=32, max_seq_len=128)
-        for request in (rt(40, 8), be(40, 8)):
-            scheduler.add(request, 0.0)
-        calls = 0
-        grow, grow_each = scheduler.kv.grow, scheduler.kv.grow_each_by_one
+def test_an_allocation_that_finds_no_room_costs_a_step_and_no_request(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The n-th allocation of a run is refused, for every n: every request still ends, by itself, once."""
+    for failing in count(1):
+        calls = count(1)
+        with monkeypatch.context() as patch:
+            for name in ("try_grow", "try_grow_each_by_one"):
+                allocate = getattr(KVBudget, name)
+                patch.setattr(
+                    KVBudget,
+                    name,
+                    lambda budget, *args, allocate=allocate, calls=calls, failing=failing: (
+                        allocate(budget, *args) if next(calls) != failing else 0
+                    ),
+                )
+            harness = Harness(policy=policy, num_blocks=12, max_seq_len=128)
+            harness.submit(rt(40, 8, request_id="a"), be(60, 8, request_id="b"), rt(50, 8, request_id="c"))
+            for _ in range(100):
+                harness.step()
+                if harness.scheduler.is_idle:
+                    break
+        assert harness.reasons == dict.fromkeys("abc", FinishReason.LENGTH)
+        if next(calls) <= failing:
+            return
 
-        def fails(allocate: object, *args: object, failing: int = failing) -> bool:
-            nonlocal calls
-            calls += 1
-            return calls != failing and allocate(*args)  # type: ignore[operator]  # a method of the manager
 
-        scheduler.kv.grow = lambda *args, grow=grow: fails(grow, *args)  # type: ignore[method-assign]
-        scheduler.kv.grow_each_by_one = lambda *args, grow=grow_each: fails(grow, *args)  # type: ignore[method-assign]
-        with pytest.raises(AssertionError, match=r"no slots for|does not fit"):
-            run_steps(scheduler, 20)
+def test_a_plan_is_refused_once_the_cache_has_changed() -> None:
+    scheduler = make_scheduler_for_test()
+    scheduler.add(be(request_id="a"), 0.0)
+    step(scheduler, 0.0)
+    plan = scheduler.plan(0.1)
+    scheduler.cancel(RequestId("a"), 0.1)
+    with pytest.raises(AssertionError, match="the cache has changed"):
+        scheduler.commit(plan)

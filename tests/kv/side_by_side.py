@@ -11,9 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kv import KVCacheManager, KVConfig, Row, Side, SlotCopy
+from kv import KVBudget, KVCacheManager, KVConfig, Row, Side, SlotCopy
 from tests.kv.factories import slots_of
 from tests.kv.twin import Twin
+
+Change = tuple[str, Row, int]  # "cut" or "save" to a length, "grow" by some, "decode", or open a "head" or "tail"
 
 
 class SideBySide:
@@ -42,9 +44,7 @@ class SideBySide:
     def open(self, side: Side) -> Row:
         row = self.manager.open(side)
         self.twin.open(row, side)
-        self.num_written[row] = 0
-        self.num_opened += 1
-        self.names[row] = self.num_opened
+        self._name(row)
         return row
 
     def close(self, row: Row) -> None:
@@ -81,6 +81,48 @@ class SideBySide:
             self.copies_in.append(self.manager.restore(row, num_slots))
             self.twin.restore(row, num_slots)
             self.num_written[row] += num_slots
+
+    def adopt(self, changes: Sequence[Change]) -> None:
+        """Try a plan on a budget and adopt it. What is restorable of a row that grows by more than one comes back.
+
+        The twin places each slot when the plan does, and does to its host pool what shrinks, then growth in order, do.
+        """
+        assert not self.copies_in, "a step shrinks before it restores"
+        budget = self.manager.budget()
+        num_saved = {}
+        for kind, row, number in changes:
+            if kind in ("cut", "save"):
+                budget.shrink(row, number)
+                num_saved[row] = self.twin.shrink(row, number, kind == "save")
+                self.num_written[row] = min(self.num_written[row], number)
+            elif kind == "grow":
+                assert budget.try_grow(row, Side.HEAD, number) == self.twin.place(row, number)
+            elif kind == "decode":
+                assert budget.try_grow_each_by_one([row]) == int(self.twin.place(row, 1))
+            else:
+                self._open_in(budget, Side.HEAD if kind == "head" else Side.TAIL, number)
+        saved = {row for kind, row, _ in changes if kind == "save"}
+        num_grown = {row: len(self.twin.rows[row].slots) - start for row, start in budget.grown.items()}
+        can_restore = [row for row, start in budget.grown.items() if self.num_written[row] == start]
+        restores = {row: min(self.twin.copies.get(row, 0), num_grown[row]) for row in can_restore}
+        adopted = self.manager.adopt(budget, saved, restores)
+        assert {row: len(copies) for row, copies in adopted.copies_out.items()} == num_saved
+        self.copies_out += adopted.copies_out.values()
+        self.copies_in += adopted.copies_in
+        for row in [*budget.grown, *map(Row, budget.decodes().tolist())]:
+            num_restored = restores.get(row, 0)
+            self.twin.cut_copies(row, num_restored, is_read=True)
+            self.twin.cut_copies(row, num_grown.get(row, 1) - num_restored, is_read=False)
+            self.num_written[row] += num_restored
+
+    def _open_in(self, budget: KVBudget, side: Side, num_slots: int) -> None:
+        if not budget.try_grow(None, side, num_slots):
+            assert self.twin.max_growth(None, side) < num_slots
+            return
+        row = budget.opened[-1]
+        self.twin.open(row, side)
+        assert self.twin.place(row, num_slots)
+        self._name(row)
 
     def discard_copies(self, row: Row) -> None:
         self.manager.discard_copies(row)
@@ -122,6 +164,11 @@ class SideBySide:
         usage = self.manager.usage()
         assert (usage.num_free_slots, usage.num_free_blocks) == (self.config.num_slots, self.config.num_blocks)
         assert usage.num_host_slots_used == 0
+
+    def _name(self, row: Row) -> None:
+        self.num_written[row] = 0
+        self.num_opened += 1
+        self.names[row] = self.num_opened
 
     def _value(self, row: Row, position: int) -> int:
         """Return what stands for the K and V of a position: different for every holder there ever was."""

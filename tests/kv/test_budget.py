@@ -129,4 +129,4 @@ def test_many_decodes_are_cheap_because_nothing_is_copied_for_them() -> None:
     budget = manager.budget()
     assert budget.try_grow_each_by_one(rows[:10]) == 10
     assert budget.try_grow_each_by_one(rows[10:]) == 10
-    assert not budget._is_copy
+    assert budget._pool is manager._pool

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kv import KVConfig, Layout, Row, Side
 from tests.kv.factories import configs
-from tests.kv.side_by_side import SideBySide
+from tests.kv.side_by_side import Change, SideBySide
 
 SIDES = st.sampled_from(Side)
 ROWS = st.integers(0, 30)  # an index among the open rows, modulo their number
@@ -101,6 +101,26 @@ class KVMachine(RuleBasedStateMachine):
             else:
                 assert budget.try_grow(row, side, num_slots) == trial.grow(row, num_slots)
         assert all(budget.num_held(row) == len(trial.rows[row].slots) for row in self.both.rows)
+
+    @precondition(lambda self: not self.both.copies_in)
+    @rule(data=st.data())
+    def adopt(self, data: st.DataObject) -> None:
+        """Make a plan real: rows are cut and grow, new ones open, in any order; each is cut, if at all, before it grows
+        for the only time."""
+        changes: list[Change] = []
+        for row in data.draw(st.permutations(self.both.rows)):
+            num_held, kind = (
+                self.both.manager.num_held(row),
+                data.draw(st.sampled_from(["cut", "save", "none", "none"])),
+            )
+            if kind != "none":
+                num_held = data.draw(st.integers(0, num_held))
+                changes.append((kind, row, num_held))
+            number = min(data.draw(st.integers(0, 9)), self.both.config.max_seq_len - num_held)
+            changes += [("decode" if number == 1 else "grow", row, number)] if number else []
+            opened = data.draw(st.sampled_from(["head", "tail", "none", "none", "none"]))
+            changes += [(opened, row, number)] if opened != "none" else []
+        self.both.adopt(changes)
 
     @invariant()
     def agrees_with_twin(self) -> None:

@@ -47,9 +47,9 @@ class Twin:
     # Growth
 
     def grow(self, row: int, num_slots: int) -> bool:
-        if not self._place(row, num_slots):
+        if not self.place(row, num_slots):
             return False
-        self._cut_copies(row, min(num_slots, self.copies.get(row, 0)), is_read=False)
+        self.cut_copies(row, num_slots, is_read=False)
         return True
 
     def grow_all(self, rows: list[int]) -> int:
@@ -65,15 +65,16 @@ class Twin:
             row = -1
             trial.open(row, side)
         num_slots = 0
-        while trial._place(row, 1):
+        while trial.place(row, 1):
             num_slots += 1
         return num_slots
 
     def restore(self, row: int, num_slots: int) -> None:
-        assert self._place(row, num_slots)
-        self._cut_copies(row, num_slots, is_read=True)
+        assert self.place(row, num_slots)
+        self.cut_copies(row, num_slots, is_read=True)
 
-    def _place(self, row: int, num_slots: int) -> bool:
+    def place(self, row: int, num_slots: int) -> bool:
+        """Give slots, without a word to the host pool."""
         before = copy.deepcopy(self.rows[row])
         for _ in range(num_slots):
             slot = self._next_slot(row)
@@ -143,14 +144,14 @@ class Twin:
         return self.config.num_host_slots - sum(self.copies.values()) - self.num_resting
 
     def discard_copies(self, row: int) -> None:
-        self._cut_copies(row, self.copies.get(row, 0), is_read=False)
+        self.cut_copies(row, self.copies.get(row, 0), is_read=False)
 
     def _save(self, row: int, num_positions: int) -> int:
         while self.num_host_free() < num_positions:
             droppable = [other for other in self.copies if other not in self.copied_now]
             if not droppable:
                 break
-            self._cut_copies(droppable[0], 1, is_read=False)
+            self.cut_copies(droppable[0], 1, is_read=False)
         num_saved = min(num_positions, self.num_host_free())
         if num_saved < num_positions:
             self.discard_copies(row)
@@ -159,7 +160,9 @@ class Twin:
             self.copied_now.add(row)
         return num_saved
 
-    def _cut_copies(self, row: int, num_slots: int, *, is_read: bool) -> None:
+    def cut_copies(self, row: int, num_slots: int, *, is_read: bool) -> None:
+        """Take the first copies of `row`, as many as are there."""
+        num_slots = min(num_slots, self.copies.get(row, 0))
         if not num_slots:
             return
         if is_read or row in self.copied_now:

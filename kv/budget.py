@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kv.block import INDEX_OF_SIDE, Indices
+from kv.block import INDEX_OF_SIDE, Indices, ceil_div
 from kv.pool import Pool
 from kv.types import Row, Side
 
 _NO_ROWS: Indices = np.empty(0, np.intp)
 
 
+class _Growth(NamedTuple):
+    """A row's growth that is promised and not counted in; `opens_on` where the row is to be opened first."""
+
+    row: Row
+    num_slots: int
+    opens_on: Side | None
+
+
 class KVBudget:
     """A plan's arithmetic, on the pool's own code: what was counted in here, `KVCacheManager.adopt` makes real.
 
-    Owned by the plan that asked for it. Making one is free: the manager's pool is copied (a few memcpys, 10 bytes a
-    block) when something must be counted in. Decodes are not, as long as free blocks suffice for all of them anyway.
+    Owned by the plan that asked for it. Making one is free. As long as free blocks suffice for all growth, whichever
+    blocks it takes, growth is promised without being tried, and counted in by the manager's own pool when adopted. Only
+    when something else is asked the pool is copied (a few memcpys, 10 bytes a block) and everything counted in there.
 
     To be adopted, a plan gives up before it grows, row by row, and lets each row grow once. `opened`: the rows of
     requests that had none, in the order of their calls. `cuts`: positions kept by each row that gave some up. `grown`:
@@ -33,22 +43,24 @@ class KVBudget:
         self.grown: dict[Row, int] = {}
         self._before = self._pool = pool
         self._decodes: list[Indices] = []  # rows that grew by one
-        self._num_counted = 0  # of `_decodes`, that the pool knows of; the others are sure to find room
-        self._num_sure = 0  # rows in those others
+        self._promised: list[Indices | _Growth] = []  # not counted in yet; arrays of decodes
+        self._max_blocks = 0  # free blocks that what was promised takes at most
+        self._num_opening = 0  # rows that what was promised opens
 
     def try_grow(self, row: Row | None, side: Side, num_slots: int) -> bool:
         """Count `num_slots` more positions of `row` in; return False, with nothing counted, when there is no room.
 
         `row=None` is a request that has no row yet: each such call stands for another request, opened on `side`.
         """
+        if self._is_sure(num_slots) and (row is not None or self._num_opening < len(self._pool.closed_rows)):
+            self._promise(row, side, num_slots)
+            return True
         pool = self._counted()
         grown = Row(pool.open_row(INDEX_OF_SIDE[side])) if row is None else row
         start = int(pool.held[grown])
         has_grown = pool.grow(grown, num_slots)
-        if has_grown and num_slots:
-            self.grown.setdefault(grown, start)
-        if row is None and has_grown:
-            self.opened.append(grown)
+        if has_grown:
+            self._note(grown, start, is_new=row is None)
         elif row is None:
             pool.close_row(grown)
         return has_grown
@@ -57,16 +69,18 @@ class KVBudget:
         """Do `try_grow` by one slot for each of `rows` (distinct) in order, until one finds no room; return how many
         grew. A fraction of the time of single calls."""
         decodes = np.asarray(rows, np.intp)
-        if self._num_sure + len(decodes) > self._pool.blocks.num_free:
-            decodes = decodes[: self._counted().grow_each_by_one(decodes)]
-            self._num_counted += 1
+        if self._max_blocks + len(decodes) <= self._pool.blocks.num_free:
+            self._promised.append(decodes)
+            self._max_blocks += len(decodes)
         else:
-            self._num_sure += len(decodes)
+            decodes = decodes[: self._counted().grow_each_by_one(decodes)]
         self._decodes.append(decodes)
         return len(decodes)
 
-    def max_growth(self, row: Row | None, side: Side) -> int:
-        """Return the largest `num_slots` for which `try_grow` would succeed now."""
+    def max_growth(self, row: Row | None, side: Side, enough: int | None = None) -> int:
+        """Return the largest `num_slots` for which `try_grow` would succeed now; or any that is at least `enough`."""
+        if enough is not None and self._is_sure(enough):
+            return enough
         pool = self._counted()
         return pool.blocks.newcomer_room(INDEX_OF_SIDE[side]) if row is None else pool.max_growth(row)
 
@@ -94,30 +108,60 @@ class KVBudget:
 
     def settled_pool(self) -> Pool:
         """Return the pool with everything counted in, for the manager to go on with. Asserts that it may."""
-        rows = np.concatenate((self.decodes(), np.fromiter(self.grown, np.intp)))
+        rows = np.concatenate((self.decodes(), np.fromiter(self.grown, np.intp, len(self.grown))))
         assert np.bincount(rows).max(initial=0) <= 1, "a row of an adopted budget grew more than once"
         for row, num_kept in self.cuts.items():
             assert self.grown.get(row, num_kept) == num_kept, f"row {row} of an adopted budget grew before it was cut"
-        if self._pool is self._before:  # nothing but sure decodes: no copy is needed
-            self._count_decodes()
-            return self._pool
-        return self._counted()
+        self._keep_promises()  # where nothing had to be counted in so far: on the manager's own pool
+        return self._pool
 
     def _counted(self) -> Pool:
         """Return the budget's own pool, with everything counted in."""
         if self._pool is self._before:
             self._pool = self._before.copy()
-        if self._num_sure:
-            self._count_decodes()
+        self._keep_promises()
         return self._pool
 
-    def _count_decodes(self) -> None:
-        sure = self._decodes[self._num_counted :]
-        rows = _joined(sure)
-        each = [rows] if len(sure) == 1 or np.bincount(rows).max(initial=0) <= 1 else sure  # each row once in a call
-        num_grown = sum(map(self._pool.grow_each_by_one, each))
-        assert num_grown == len(rows), f"{num_grown} of {len(rows)} sure decodes found room"
-        self._num_counted, self._num_sure = len(self._decodes), 0
+    def _is_sure(self, num_slots: int) -> bool:
+        """Whether there are free blocks for a growth by `num_slots`, and for all that was promised."""
+        blocks = self._pool.blocks
+        return self._max_blocks + ceil_div(num_slots, blocks.size) <= blocks.num_free
+
+    def _promise(self, row: Row | None, side: Side, num_slots: int) -> None:
+        pool = self._pool
+        self._max_blocks += ceil_div(num_slots, pool.blocks.size)
+        if row is None:
+            self._num_opening += 1
+            opened = Row(pool.closed_rows[-self._num_opening])
+            self._promised.append(_Growth(opened, num_slots, side))
+            self._note(opened, 0, is_new=True)
+        else:
+            self._promised.append(_Growth(row, num_slots, None))
+            self._note(row, int(pool.held[row]), is_new=False)
+
+    def _note(self, row: Row, start: int, is_new: bool) -> None:
+        self.grown.setdefault(row, start)
+        if is_new:
+            self.opened.append(row)
+
+    def _keep_promises(self) -> None:
+        """Count in what was promised, in the order of the calls."""
+        if not self._promised:
+            return
+        for growth in self._promised:
+            if isinstance(growth, _Growth):
+                is_kept = self._grow_as_promised(growth)
+            else:
+                is_kept = self._pool.grow_each_by_one(growth) == len(growth)
+            assert is_kept, f"no room for a growth that was promised: {growth}"
+        self._promised.clear()
+        self._max_blocks = self._num_opening = 0
+
+    def _grow_as_promised(self, growth: _Growth) -> bool:
+        if growth.opens_on is not None:
+            row = self._pool.open_row(INDEX_OF_SIDE[growth.opens_on])
+            assert row == growth.row, f"row {growth.row} was promised, not {row}"
+        return self._pool.grow(growth.row, growth.num_slots)
 
 
 def _joined(parts: Sequence[Indices]) -> Indices:

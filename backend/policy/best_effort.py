@@ -97,7 +97,7 @@ class BestEffortFill:
         if not self._is_free(request.row) or packing.seqs_left < 1:
             return True
         is_preempted = bool(self._view.table.is_preempted[request.row])
-        room = packing.room_for(request)
+        room = packing.room_for(request, self._reserve + request.num_uncomputed)
         if is_preempted and not self._can_come_back(request, room):
             return False
         num_restored = packing.num_to_restore(request, self._budget_s - packing.predicted_s)
@@ -129,7 +129,8 @@ class BestEffortFill:
     def _admit(self, request: Request) -> bool:
         """Take the first chunk of a waiting request, if all that run will find slots until they end."""
         packing = self._packing
-        num_tokens = self._chunk(request, packing.room_for(request) - self._reserve)
+        room = packing.room_for(request, self._reserve + request.num_uncomputed)
+        num_tokens = self._chunk(request, room - self._reserve)
         if num_tokens < 1 or not self._future.has_room_for(request) or not packing.add(request, num_tokens):
             return False
         self._future.take(request)

@@ -222,7 +222,7 @@ class _RealTimeStep:
     def _make_room(self, request: Request, num_slots: int) -> bool:
         """Find slots: free ones, then best-effort ones, then those of real-time requests that are due later."""
         packing = self.packing
-        if packing.room_for(request) >= num_slots:
+        if packing.room_for(request, num_slots) >= num_slots:
             return True
         if packing.make_room(request, num_slots, self._be_victims()):
             return True

@@ -68,7 +68,7 @@ class Packing:
             row = self.kv.opened[-1]
             self._newcomers.append(request)
         self.num_new_tokens[request] = num_tokens
-        self._rows.append(np.array([row], np.int64))
+        self._rows.append(np.array((row,), np.int64))
         if num_restored:
             self._restored[request] = num_restored
         self.tokens_left -= num_tokens
@@ -115,9 +115,9 @@ class Packing:
             return latency.c1 + latency.c2 * start + latency.c4 * num_restored
         return latency.prefill_s(num_tokens, start) + latency.c4 * num_restored
 
-    def room_for(self, request: Request) -> int:
-        """Return how many more KV slots `request` could take now."""
-        return self.kv.max_growth(None if request.row is None else Row(request.row), side_of(request))
+    def room_for(self, request: Request, enough: int | None = None) -> int:
+        """Return how many more KV slots `request` could take now; or any number that is at least `enough`."""
+        return self.kv.max_growth(None if request.row is None else Row(request.row), side_of(request), enough)
 
     def make_room(self, request: Request, num_slots: int, victims: Iterable[int]) -> bool:
         """Take slots from the ends of `victims` (rows) until `request` can grow by `num_slots`.
@@ -135,15 +135,15 @@ class Packing:
             if not num_kept:
                 compared.remove(victim)
                 compared += islice(candidates, 1)
-        return self.room_for(request) >= num_slots
+        return self.room_for(request, num_slots) >= num_slots
 
     def make_room_whole(self, request: Request, num_slots: int, victims: Iterable[int]) -> bool:
         """Do as `make_room`, but take all that a victim has, in the order given: what engines without prefixes do."""
         for victim in victims:
-            if self.room_for(request) >= num_slots:
+            if self.room_for(request, num_slots) >= num_slots:
                 break
             self.cut(victim, 0)
-        return self.room_for(request) >= num_slots
+        return self.room_for(request, num_slots) >= num_slots
 
     def cut(self, victim: int, num_kept: int) -> None:
         """Let `victim` (a row not in this step) keep its first `num_kept` positions only."""

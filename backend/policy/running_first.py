@@ -64,7 +64,7 @@ def _run(packing: Packing, request: Request, victims: list[int]) -> None:
     num_tokens = min(request.num_uncomputed, packing.tokens_left)
     if num_tokens < 1 or packing.seqs_left < 1:
         return
-    if packing.room_for(request) < num_tokens:
+    if packing.room_for(request, num_tokens) < num_tokens:
         idle = (victim for victim in victims if not packing.is_in_step(victim) and packing.num_held(victim))
         packing.make_room_whole(request, num_tokens, idle)
     packing.add(request, num_tokens)

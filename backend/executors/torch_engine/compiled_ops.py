@@ -33,15 +33,15 @@ class CompiledAttention:
         self._gathered = TorchAttention(pool)
         self._is_bf16 = shape.dtype is torch.bfloat16
         self._num_threads = min(torch.get_num_threads(), MAX_THREADS)
-        self.kernels = compile_kernels(shape.head_size, self._is_bf16)
+        self.kernels = compile_kernels(shape.head_size, num_heads // shape.num_kv_heads, self._is_bf16)
         self._out = torch.empty((max_tokens, num_heads, shape.head_size), dtype=shape.dtype)
-        self._scratch = torch.empty(self._num_threads * num_heads * (max_seq_len + shape.head_size))
+        scratch_width = max_seq_len + kernels.SCRATCH_PADDING
+        self._scratch = torch.empty(self._num_threads * num_heads * (scratch_width + shape.head_size))
         self._layer_bytes = pool.storage[0].nbytes
         self._has_gathered = False
         self._block = Block(self.kernels.attend, self._num_threads)
         self._block.set_addresses({kernels.OUT: self._out, kernels.SCRATCH: self._scratch})
-        self._block.fields[kernels.SCRATCH_WIDTH] = max_seq_len
-        self._block.fields[kernels.NUM_HEADS] = num_heads
+        self._block.fields[kernels.SCRATCH_WIDTH] = scratch_width
         self._block.fields[kernels.NUM_KV_HEADS] = shape.num_kv_heads
 
     def begin(self, inputs: StepInputs) -> None:
@@ -102,7 +102,6 @@ class CompiledLayerOps:
         self._normed = torch.empty((max_tokens, config.hidden_size), dtype=shape.dtype)
         self._queries = torch.empty((max_tokens, config.num_heads, config.head_size), dtype=shape.dtype)
         self._activated = torch.empty((max_tokens, config.intermediate_size), dtype=shape.dtype)
-        self._scratch = torch.empty(self._num_threads * config.intermediate_size)
         self._layer_bytes = pool.storage[0].nbytes
         self._norm_block = self._make_norm_block(attention.kernels.add_norm)
         self._rotate_block = self._make_rotate_block(attention.kernels.rotate_and_store)
@@ -157,7 +156,7 @@ class CompiledLayerOps:
 
     def _make_silu_block(self, kernel: Kernel) -> Block:
         block = Block(kernel, self._num_threads)
-        block.set_addresses({kernels.OUT: self._activated, kernels.SCRATCH: self._scratch})
+        block.set_addresses({kernels.OUT: self._activated})
         block.fields[kernels.WIDTH] = self.config.intermediate_size
         return block
 

@@ -21,18 +21,26 @@ import numpy as np
 from numba import carray, cfunc, njit, types
 
 from backend.executors.torch_engine.lanes import (
-    bits_as_f32,
-    f32_pointer,
+    add,
+    add_weighted,
+    divide,
+    dot_heads,
+    exp,
     i32_pointer,
     i64_pointer,
     load,
+    max_lanes,
+    maximum,
     multiply,
     multiply_add,
     negate,
     prefetch,
     splat,
     store,
+    store_heads,
+    subtract,
     sum_lanes,
+    zero_heads,
 )
 from backend.executors.torch_engine.team import THREAD_INDEX_SYMBOL
 
@@ -65,9 +73,10 @@ from backend.executors.torch_engine.team import THREAD_INDEX_SYMBOL
 ) = range(24)
 NUM_FIELDS = 24
 
-_PREFETCH_KEYS = 6  # keys ahead
+_PREFETCH_KEYS = 16  # keys ahead
 _CACHE_LINE = 64
 _VECTOR = 16  # lanes of the element-wise kernels
+SCRATCH_PADDING = _VECTOR  # float32 after a row of scores: its last vector may be half empty
 
 _thread_index = types.ExternalFunction(THREAD_INDEX_SYMBOL, types.int32())
 _f32 = np.float32
@@ -77,7 +86,7 @@ Kernel = Any  # numba's CFunc; `.address` is what `run_on_team` takes
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The kernels compiled for one head size and dtype."""
+    """The kernels compiled for one head size, number of heads per key-value head and dtype."""
 
     attend: Kernel
     rotate_and_store: Kernel
@@ -85,10 +94,10 @@ class Kernels:
     silu_multiply: Kernel
 
 
-def compile_kernels(head_size: int, is_bf16: bool) -> Kernels:
+def compile_kernels(head_size: int, heads_per_kv: int, is_bf16: bool) -> Kernels:
     """Compile, or read from numba's cache on disk (a few seconds the first time)."""
     return Kernels(
-        attend=_attend(head_size, is_bf16),
+        attend=_attend(head_size, heads_per_kv, is_bf16),
         rotate_and_store=_rotate_and_store(head_size, is_bf16),
         add_norm=_add_norm(is_bf16),
         silu_multiply=_silu_multiply(is_bf16),
@@ -99,103 +108,95 @@ def _kernel(function: Callable[[Any], None]) -> Kernel:
     return cfunc(types.void(types.voidptr), cache=True, fastmath=True)(function)
 
 
-@njit(forceinline=True, fastmath=True)
-def _exp(x: Any) -> Any:
-    """exp(x) for float32 by Cephes' polynomial (relative error 2e-7), which LLVM vectorises, unlike a call."""
-    x = min(max(x, _f32(-87.0)), _f32(88.0))
-    power = np.floor(x * _f32(1.44269504) + _f32(0.5))
-    r = x - power * _f32(0.693359375) + power * _f32(2.12194440e-4)
-    p = _f32(1.9875691500e-4)
-    p = p * r + _f32(1.3981999507e-3)
-    p = p * r + _f32(8.3334519073e-3)
-    p = p * r + _f32(4.1665795894e-2)
-    p = p * r + _f32(1.6666665459e-1)
-    p = p * r + _f32(5.0000001201e-1)
-    return (p * r * r + r + _f32(1.0)) * bits_as_f32(np.uint32((np.int32(power) + np.int32(127)) << np.int32(23)))
-
-
-@njit(forceinline=True, fastmath=True)
-def _softmax(scores: Any, first: int, end: int, softcap: Any) -> None:
-    """Turn scores [first, end) into probabilities, in place; softcap 0 is none."""
+@njit(forceinline=True)
+def _softmax(scores: Any, count: Any, softcap: Any) -> None:
+    """Turn the float32 at address `scores` into probabilities, in place; writes up to 15 more. softcap 0 is none."""
+    store(scores + count * 4, splat(_f32(-np.inf), _VECTOR), False)
+    highest = splat(_f32(-np.inf), _VECTOR)
+    for j in range(0, count, _VECTOR):
+        score = load(scores + j * 4, _VECTOR, False)
+        if softcap > _f32(0.0):
+            one, two = splat(_f32(1.0), _VECTOR), splat(_f32(2.0), _VECTOR)
+            power = exp(multiply(score, splat(_f32(2.0) / softcap, _VECTOR)))
+            tanh = subtract(one, divide(two, add(power, one)))
+            score = multiply(tanh, splat(softcap, _VECTOR))
+            store(scores + j * 4, score, False)
+        highest = maximum(highest, score)
     if softcap > _f32(0.0):
-        for j in range(first, end):
-            scores[j] = softcap * (_f32(1.0) - _f32(2.0) / (_exp(_f32(2.0) / softcap * scores[j]) + _f32(1.0)))
-    highest = scores[first]
-    for j in range(first, end):
-        highest = max(highest, scores[j])
-    total = _f32(0.0)
-    for j in range(first, end):
-        scores[j] = _exp(scores[j] - highest)
-        total += scores[j]
-    scale = _f32(1.0) / total
-    for j in range(first, end):
-        scores[j] *= scale
+        store(scores + count * 4, splat(_f32(-np.inf), _VECTOR), False)
+    total, top = splat(_f32(0.0), _VECTOR), splat(max_lanes(highest), _VECTOR)
+    for j in range(0, count, _VECTOR):
+        weight = exp(subtract(load(scores + j * 4, _VECTOR, False), top))
+        store(scores + j * 4, weight, False)
+        total = add(total, weight)
+    scale = splat(_f32(1.0) / sum_lanes(total), _VECTOR)
+    for j in range(0, count, _VECTOR):
+        store(scores + j * 4, multiply(load(scores + j * 4, _VECTOR, False), scale), False)
 
 
-def _attend(head_size: int, is_bf16: bool) -> Kernel:
+def _attend(head_size: int, heads_per_kv: int, is_bf16: bool) -> Kernel:
     """An item is one of TOKENS (int32) and HEADS_PER_ITEM of its key-value heads. X: queries [N, H, D]; OUT: [N, H, D].
 
-    SCRATCH, per thread: float32 scores [H, SCRATCH_WIDTH], then scaled queries [H, D].
+    SCRATCH, per thread: float32 scores [R, SCRATCH_WIDTH] of one key-value head, then scaled queries [R, D].
     """
     value_bytes = 2 if is_bf16 else 4
     head_bytes = head_size * value_bytes
+    group_bytes = heads_per_kv * head_bytes
 
     def attend(data: Any) -> None:
         block = carray(data, (NUM_FIELDS,), np.int64)
         numbers = carray(data, (NUM_FIELDS,), np.float64)
         thread = np.int64(_thread_index())
         bounds = carray(i64_pointer(block[BOUNDS]), (thread + 2,))
-        num_heads, num_kv, heads_per_item = block[NUM_HEADS], block[NUM_KV_HEADS], block[HEADS_PER_ITEM]
-        heads_per_kv, items_per_token = num_heads // num_kv, num_kv // heads_per_item
-        width = block[SCRATCH_WIDTH]
+        num_kv, heads_per_item = block[NUM_KV_HEADS], block[HEADS_PER_ITEM]
+        items_per_token = num_kv // heads_per_item
+        score_bytes = block[SCRATCH_WIDTH] * 4
         slot_bytes = 2 * num_kv * head_bytes
-        scores = block[SCRATCH] + thread * num_heads * (width + head_size) * 4
-        queries = scores + num_heads * width * 4
+        item_scores = heads_per_item * heads_per_kv * score_bytes
+        scores = block[SCRATCH] + thread * num_kv * heads_per_kv * (score_bytes + head_size * 4)
+        queries = scores + num_kv * heads_per_kv * score_bytes
         scale, softcap = _f32(numbers[SCALE]), _f32(numbers[SOFTCAP])
         for item in range(bounds[thread], bounds[thread + 1]):
             token = np.int64(
                 carray(i32_pointer(block[TOKENS]), (item // items_per_token + 1,))[item // items_per_token]
             )
             first_kv = item % items_per_token * heads_per_item
-            first_head, end_head = first_kv * heads_per_kv, (first_kv + heads_per_item) * heads_per_kv
             row = np.int64(carray(i32_pointer(block[ROWS]), (token + 1,))[token])
             end = carray(i64_pointer(block[POSITIONS]), (token + 1,))[token] + 1
             first = max(np.int64(0), end - block[WINDOW])
-            table = block[SLOT_TABLE] + row * block[SLOT_TABLE_WIDTH] * 4
-            slots = carray(i32_pointer(table), (end,))
-            for head in range(first_head, end_head):
-                query = load(block[X] + (token * num_heads + head) * head_bytes, head_size, is_bf16)
+            slots = carray(i32_pointer(block[SLOT_TABLE] + row * block[SLOT_TABLE_WIDTH] * 4), (end,))
+            rows_offset = (token * num_kv + first_kv) * group_bytes
+            for head in range(heads_per_item * heads_per_kv):
+                query = load(block[X] + rows_offset + head * head_bytes, head_size, is_bf16)
                 store(queries + head * head_size * 4, multiply(query, splat(scale, head_size)), False)
 
             keys = block[POOL] + first_kv * head_bytes
+            values = keys + num_kv * head_bytes
             for j in range(first, end):
                 if j + _PREFETCH_KEYS < end:
-                    ahead = keys + np.int64(slots[j + _PREFETCH_KEYS]) * slot_bytes
+                    ahead = np.int64(slots[j + _PREFETCH_KEYS]) * slot_bytes
                     for offset in range(0, heads_per_item * head_bytes, _CACHE_LINE):
-                        prefetch(ahead + offset)
-                key_address = keys + np.int64(slots[j]) * slot_bytes
+                        prefetch(keys + ahead + offset)
+                        prefetch(values + ahead + offset)
+                address = keys + np.int64(slots[j]) * slot_bytes
                 for index in range(heads_per_item):
-                    key = load(key_address + index * head_bytes, head_size, is_bf16)
-                    for head in range(first_head + index * heads_per_kv, first_head + (index + 1) * heads_per_kv):
-                        query = load(queries + head * head_size * 4, head_size, False)
-                        carray(f32_pointer(scores + head * width * 4), (end,))[j] = sum_lanes(multiply(query, key))
+                    dot_heads(
+                        queries + index * heads_per_kv * head_size * 4,
+                        load(address + index * head_bytes, head_size, is_bf16),
+                        scores + index * heads_per_kv * score_bytes + (j - first) * 4,
+                        score_bytes,
+                        heads_per_kv,
+                    )
+            for offset in range(0, item_scores, score_bytes):
+                _softmax(scores + offset, end - first, softcap)
 
-            for head in range(first_head, end_head):
-                _softmax(carray(f32_pointer(scores + head * width * 4), (end,)), first, end, softcap)
-
-            values = keys + num_kv * head_bytes
-            for head in range(first_head, end_head):
-                weights = carray(f32_pointer(scores + head * width * 4), (end,))
-                head_values = values + (head // heads_per_kv - first_kv) * head_bytes
-                total = splat(_f32(0.0), head_size)
+            for index in range(heads_per_item):
+                weights = scores + index * heads_per_kv * score_bytes
+                totals = zero_heads(heads_per_kv, head_size)
                 for j in range(first, end):
-                    if head == first_head and j + _PREFETCH_KEYS < end:
-                        ahead = values + np.int64(slots[j + _PREFETCH_KEYS]) * slot_bytes
-                        for offset in range(0, heads_per_item * head_bytes, _CACHE_LINE):
-                            prefetch(ahead + offset)
-                    value = load(head_values + np.int64(slots[j]) * slot_bytes, head_size, is_bf16)
-                    total = multiply_add(splat(weights[j], head_size), value, total)
-                store(block[OUT] + (token * num_heads + head) * head_bytes, total, is_bf16)
+                    value = load(values + index * head_bytes + np.int64(slots[j]) * slot_bytes, head_size, is_bf16)
+                    totals = add_weighted(totals, weights + (j - first) * 4, score_bytes, value)
+                store_heads(block[OUT] + rows_offset + index * group_bytes, totals, is_bf16)
 
     return _kernel(attend)
 
@@ -259,11 +260,12 @@ def _add_norm(is_bf16: bool) -> Kernel:
                     delta = load(source + e * value_bytes, _VECTOR, is_bf16)
                     one = splat(_f32(1.0), _VECTOR)
                     store(address + e * 4, multiply_add(delta, one, load(address + e * 4, _VECTOR, False)), False)
-            hidden = carray(f32_pointer(address), (width,))
-            total = _f32(0.0)
-            for e in range(width):
-                total += hidden[e] * hidden[e]
-            scale = splat(_f32(1.0) / np.sqrt(total / _f32(width) + _f32(numbers[EPSILON])), _VECTOR)
+            squares = splat(_f32(0.0), _VECTOR)
+            for e in range(0, width, _VECTOR):
+                hidden = load(address + e * 4, _VECTOR, False)
+                squares = multiply_add(hidden, hidden, squares)
+            mean = sum_lanes(squares) / _f32(width)
+            scale = splat(_f32(1.0) / np.sqrt(mean + _f32(numbers[EPSILON])), _VECTOR)
             for e in range(0, width, _VECTOR):
                 normed = multiply(load(address + e * 4, _VECTOR, False), scale)
                 weight = load(block[WEIGHT] + e * 4, _VECTOR, False)
@@ -281,18 +283,15 @@ def _silu_multiply(is_bf16: bool) -> Kernel:
         thread = np.int64(_thread_index())
         bounds = carray(i64_pointer(block[BOUNDS]), (thread + 2,))
         width = block[WIDTH]
-        scratch = block[SCRATCH] + thread * width * 4
-        gate = carray(f32_pointer(scratch), (width,))
+        one = splat(_f32(1.0), _VECTOR)
         for token in range(bounds[thread], bounds[thread + 1]):
-            source = block[X] + token * 2 * width * value_bytes
+            gates = block[X] + token * 2 * width * value_bytes
+            ups = gates + width * value_bytes
             target = block[OUT] + token * width * value_bytes
             for f in range(0, width, _VECTOR):
-                store(scratch + f * 4, load(source + f * value_bytes, _VECTOR, is_bf16), False)
-            for f in range(width):
-                gate[f] = gate[f] / (_f32(1.0) + _exp(-gate[f]))
-            source += width * value_bytes
-            for f in range(0, width, _VECTOR):
-                up = load(source + f * value_bytes, _VECTOR, is_bf16)
-                store(target + f * value_bytes, multiply(load(scratch + f * 4, _VECTOR, False), up), is_bf16)
+                gate = load(gates + f * value_bytes, _VECTOR, is_bf16)
+                sigmoid = divide(one, add(one, exp(negate(gate))))
+                up = load(ups + f * value_bytes, _VECTOR, is_bf16)
+                store(target + f * value_bytes, multiply(multiply(gate, sigmoid), up), is_bf16)
 
     return _kernel(silu_multiply)

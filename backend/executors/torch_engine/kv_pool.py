@@ -5,6 +5,8 @@ L layers, S slots, G key-value heads, D head size.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import time
 from dataclasses import dataclass
 
@@ -36,7 +38,10 @@ class KVPool:
     def __init__(self, shape: KVShape, num_slots: int, num_host_slots: int, device: torch.device) -> None:
         self.shape = shape
         token_size = (2, shape.num_kv_heads, shape.head_size)
-        self.storage = torch.zeros((shape.num_layers, num_slots, *token_size), dtype=shape.dtype, device=device)
+        self.storage = torch.empty((shape.num_layers, num_slots, *token_size), dtype=shape.dtype, device=device)
+        if device.type == "cpu":
+            _advise_huge_pages(self.storage)
+        self.storage.zero_()
         # A host slot holds all layers of a token side by side: a checkpoint of a token is one run of bytes.
         self._host = torch.zeros(
             (num_host_slots, shape.num_layers, *token_size), dtype=shape.dtype, pin_memory=device.type == "cuda"
@@ -81,3 +86,16 @@ class KVPool:
     def _indices(self, copy: SlotCopy) -> tuple[torch.Tensor, torch.Tensor]:
         device_slots = torch.from_numpy(copy.device_slots).to(self.storage.device, torch.int64)
         return device_slots, torch.from_numpy(copy.host_slots).to(torch.int64)
+
+
+def _advise_huge_pages(tensor: torch.Tensor) -> None:
+    """Ask for large pages before memory is touched: scattered slots otherwise wait for address translation.
+
+    Advice only: where the system has none to give, nothing changes.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    num_bytes = tensor.data_ptr() + tensor.nbytes - first
+    if num_bytes > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(num_bytes), mmap.MADV_HUGEPAGE)

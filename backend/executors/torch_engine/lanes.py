@@ -18,6 +18,7 @@ from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
 _F32, _I16, _I32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
+_FOLDED = 16  # lanes into which a product is added up before they are added up
 _CONTRACT, _REASSOCIATE = ("contract",), ("reassoc", "contract")
 
 
@@ -139,6 +140,77 @@ def multiply_add(_context: Any, x: Any, _y: Any, _z: Any) -> _Signature:
 
 
 @intrinsic
+def subtract(_context: Any, x: Any, _y: Any) -> _Signature:
+    """subtract(x, y)"""
+    return x(x, x), lambda _c, builder, _s, args: builder.fsub(*args)
+
+
+@intrinsic
+def divide(_context: Any, x: Any, _y: Any) -> _Signature:
+    """divide(x, y)"""
+    return x(x, x), lambda _c, builder, _s, args: builder.fdiv(*args)
+
+
+@intrinsic
+def add(_context: Any, x: Any, _y: Any) -> _Signature:
+    """add(x, y)"""
+    return x(x, x), lambda _c, builder, _s, args: builder.fadd(*args)
+
+
+@intrinsic
+def maximum(_context: Any, x: Any, _y: Any) -> _Signature:
+    """maximum(x, y): lane by lane, of numbers that are not NaN."""
+    return x(x, x), lambda _c, builder, _s, args: _select(builder, ">", args[0], args[1])
+
+
+@intrinsic
+def max_lanes(_context: Any, x: Any) -> _Signature:
+    """max_lanes(x): the highest lane."""
+    function_type = ir.FunctionType(_F32, [_vector(x.count)])
+
+    def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
+        name = f"llvm.vector.reduce.fmax.v{x.count}f32"
+        return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
+
+    return types.float32(x), generate
+
+
+@intrinsic
+def exp(_context: Any, x: Any) -> _Signature:
+    """exp(x) by Cephes' polynomial, relative error 2e-7; x is held within [-87, 88]."""
+    return x(x), lambda _c, builder, _s, args: _exp(builder, args[0], x.count)
+
+
+_EXP_COEFFICIENTS = (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+
+
+def _exp(builder: Any, x: Any, count: int) -> Any:
+    def every(value: float) -> Any:
+        return ir.Constant(x.type, [value] * count)
+
+    def fused(a: Any, b: Any, c: Any) -> Any:
+        return builder.fadd(builder.fmul(a, b, flags=_CONTRACT), c, flags=_CONTRACT)
+
+    x = _select(builder, ">", _select(builder, "<", x, every(88.0)), every(-87.0))
+    floor_type = ir.FunctionType(x.type, [x.type])
+    floor = cgutils.get_or_insert_function(builder.module, floor_type, f"llvm.floor.v{count}f32")
+    power = builder.call(floor, [fused(x, every(1.44269504), every(0.5))])
+    r = fused(power, every(2.12194440e-4), fused(power, every(-0.693359375), x))
+    p = every(1.9875691500e-4)
+    for coefficient in _EXP_COEFFICIENTS:
+        p = fused(p, r, every(coefficient))
+    p = fused(builder.fmul(p, r), r, builder.fadd(r, every(1.0)))
+    words = _vector(count, _I32)
+    exponent = builder.add(builder.fptosi(power, words), ir.Constant(words, [127] * count))
+    return builder.fmul(p, builder.bitcast(builder.shl(exponent, ir.Constant(words, [23] * count)), x.type))
+
+
+def _select(builder: Any, comparison: str, x: Any, y: Any) -> Any:
+    """Return, lane by lane, x where it compares so to y, and y elsewhere."""
+    return builder.select(builder.fcmp_ordered(comparison, x, y), x, y)
+
+
+@intrinsic
 def negate(_context: Any, x: Any) -> _Signature:
     """negate(x)"""
     return x(x), lambda _c, builder, _s, args: builder.fneg(args[0])
@@ -152,16 +224,85 @@ def prefetch(_context: Any, _address: Any) -> _Signature:
 
     def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
         function = builder.module.declare_intrinsic("llvm.prefetch", [byte_pointer], function_type)
-        builder.call(function, [builder.inttoptr(args[0], byte_pointer), _I32(0), _I32(3), _I32(1)])
+        builder.call(function, [builder.inttoptr(args[0], byte_pointer), _I32(0), _I32(2), _I32(1)])
         return context.get_dummy_value()
 
     return types.none(types.int64), generate
 
 
+@intrinsic(prefer_literal=True)
+def zero_heads(_context: Any, num_heads: Any, lanes: Any) -> _Signature:
+    """zero_heads(num_heads, lanes): a tuple of zero vectors, one per head; they stay in registers."""
+    result = types.UniTuple(Lanes(lanes.literal_value), num_heads.literal_value)
+
+    def generate(context: Any, builder: Any, _s: Any, _a: Any) -> Any:
+        zero = ir.Constant(_vector(lanes.literal_value), [0.0] * lanes.literal_value)
+        return context.make_tuple(builder, result, [zero] * num_heads.literal_value)
+
+    return result(num_heads, lanes), generate
+
+
 @intrinsic
-def bits_as_f32(_context: Any, _bits: Any) -> _Signature:
-    """bits_as_f32(bits): read a 32-bit pattern as a float32."""
-    return types.float32(types.uint32), lambda _c, builder, _s, args: builder.bitcast(args[0], _F32)
+def add_weighted(_context: Any, totals: Any, _weights: Any, _stride: Any, _value: Any) -> _Signature:
+    """add_weighted(totals, weights, stride, value): total h += value * (the float32 at `weights + h * stride`)."""
+    count = totals.dtype.count
+
+    def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+        vectors, address, stride, value = args
+        sums = []
+        for total in cgutils.unpack_tuple(builder, vectors):
+            weight = builder.load(builder.inttoptr(address, _F32.as_pointer()))
+            single = builder.insert_element(ir.Constant(_vector(1), ir.Undefined), weight, _I32(0))
+            product = builder.fmul(_shuffle(builder, single, [0] * count), value, flags=_CONTRACT)
+            sums.append(builder.fadd(product, total, flags=_CONTRACT))
+            address = builder.add(address, stride)
+        return context.make_tuple(builder, totals, sums)
+
+    return totals(totals, types.int64, types.int64, totals.dtype), generate
+
+
+@intrinsic(prefer_literal=True)
+def store_heads(_context: Any, _address: Any, totals: Any, is_bf16: Any) -> _Signature:
+    """store_heads(address, totals, is_bf16): write the vectors of a tuple one after the other."""
+    halves, count = bool(is_bf16.literal_value), totals.dtype.count
+
+    def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+        for head, total in enumerate(cgutils.unpack_tuple(builder, args[1])):
+            value = _narrow(builder, total, count) if halves else total
+            address = builder.add(args[0], ir.Constant(args[0].type, head * count * (2 if halves else 4)))
+            written = builder.store(value, builder.inttoptr(address, value.type.as_pointer()))
+            written.align = 2 if halves else 4
+        return context.get_dummy_value()
+
+    return types.none(types.int64, totals, is_bf16), generate
+
+
+@intrinsic(prefer_literal=True)
+def dot_heads(_context: Any, _queries: Any, key: Any, _scores: Any, _stride: Any, num_heads: Any) -> _Signature:
+    """dot_heads(queries, key, scores, stride, num_heads): write key . query h, float32, at `scores + h * stride`.
+
+    The queries are float32 and lie one after the other.
+    """
+    count, width = key.count, min(key.count, _FOLDED)
+
+    def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+        queries, vector, scores, stride, _ = args
+        slices = [_shuffle(builder, vector, list(range(i, i + width))) for i in range(0, count, width)]
+        function_type = ir.FunctionType(_F32, [_F32, _vector(width)])
+        name = f"llvm.vector.reduce.fadd.v{width}f32"
+        add_up = cgutils.get_or_insert_function(builder.module, function_type, name)
+        for _head in range(num_heads.literal_value):
+            folded = None
+            for part in slices:
+                product = builder.fmul(_load_vector(builder, queries, width, _F32), part, flags=_CONTRACT)
+                folded = product if folded is None else builder.fadd(product, folded, flags=_CONTRACT)
+                queries = builder.add(queries, ir.Constant(queries.type, width * 4))
+            score = builder.call(add_up, [_F32(0.0), folded], fastmath=_REASSOCIATE)
+            builder.store(score, builder.inttoptr(scores, _F32.as_pointer()))
+            scores = builder.add(scores, stride)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, key, types.int64, types.int64, num_heads), generate
 
 
 def _pointer_to(element: Any, layout: ir.Type) -> Any:
@@ -175,6 +316,5 @@ def _pointer_to(element: Any, layout: ir.Type) -> Any:
     return pointer
 
 
-f32_pointer = _pointer_to(types.float32, _F32)
 i32_pointer = _pointer_to(types.int32, _I32)
 i64_pointer = _pointer_to(types.int64, ir.IntType(64))

@@ -29,7 +29,7 @@ class Sampler:
         ]
         for row, sequence in zip(logits, sequences, strict=True):
             self._restrict(row, sequence)
-        token_ids: list[int] = logits.argmax(-1).tolist()
+        token_ids = _most_likely(logits)
         for index, sequence in enumerate(sequences):
             if sequence.sampling.temperature > 0.0:
                 token_ids[index] = _draw(logits[index], sequence)
@@ -44,6 +44,12 @@ class Sampler:
         if len(sequence.token_ids) - sequence.num_prompt < params.min_tokens:
             ends = {*self._eos_token_ids, *params.stop_token_ids}
             logits[sorted(end for end in ends if end < len(logits))] = float("-inf")
+
+
+def _most_likely(logits: torch.Tensor) -> list[int]:
+    """Return each row's highest token, the first of equals; numpy's search is vectorised, torch's on the CPU is not."""
+    token_ids: list[int] = (logits.numpy() if logits.device.type == "cpu" else logits).argmax(-1).tolist()
+    return token_ids
 
 
 def _has_penalties(params: SamplingParams) -> bool:

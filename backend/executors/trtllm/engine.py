@@ -18,11 +18,11 @@ from typing import Protocol, cast
 from backend.clock import Clock
 from backend.engine import MAX_INBOX, Cancel, Command, Emit, Inspect, Submit
 from backend.errors import BrosError, ExecutorError, OverloadedError
-from backend.executors.trtllm.carrier import Ticket
 from backend.executors.trtllm.gate import Gate
 from backend.executors.trtllm.runtime import Runtime
 from backend.executors.trtllm.sampling import FINISH_REASONS
 from backend.executors.trtllm.surface import CompletionOutput, RequestOutput
+from backend.executors.trtllm.tickets import Ticket
 from backend.plan import EmittedToken, FailedRequest, StepOutput
 from backend.policy.stats import SchedulerStats
 from backend.request import FinishReason, Request, RequestId, RequestState
@@ -202,6 +202,7 @@ class TrtllmEngine:
             self._fail(request, ExecutorError(f"TensorRT-LLM failed {request.request_id!r}: {error}"))
         finally:
             del self._inside[request.request_id]
+            self._runtime.forget(output)
             self._gate.leave(request)
             self._wake.set()
 

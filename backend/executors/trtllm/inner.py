@@ -18,6 +18,7 @@ from backend.clock import Clock
 from backend.executors.trtllm.decision import Decision, ManagerAdapter, Share, is_started
 from backend.executors.trtllm.mirror import Adopted, Mirror, Progress, Queues, Twin
 from backend.executors.trtllm.surface import InnerScheduler, LlmRequest, SchedulerOutput
+from backend.executors.trtllm.tickets import Tickets
 from backend.plan import Reclaim, StepPlan
 from backend.policy import POLICIES
 from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
@@ -55,6 +56,7 @@ class BrosRequestScheduler:
         self,
         inner: InnerScheduler,
         manager: ManagerAdapter,
+        tickets: Tickets,
         settings: SchedulerSettings,
         clock: Clock,
         max_seq_len: int,
@@ -73,7 +75,7 @@ class BrosRequestScheduler:
         self.policy = POLICIES[settings.policy](settings, limits)
         order = self.policy.order
         queues = Queues(WaitingQueue(order), WaitingQueue(order), WaitingQueue(first_deadline_s))
-        self.mirror = Mirror(manager, queues, max_seq_len)
+        self.mirror = Mirror(manager, queues, tickets, max_seq_len)
         self.view = SchedulerView(
             table=self.mirror.table,
             rt_waiting=queues.rt,

@@ -16,7 +16,6 @@ from typing import Any, cast
 from backend.clock import Clock
 from backend.engine import Emit
 from backend.errors import ConfigError, ExecutorError
-from backend.executors.trtllm.carrier import carrier_class
 from backend.executors.trtllm.decision import ManagerAdapter
 from backend.executors.trtllm.engine import TrtllmEngine
 from backend.executors.trtllm.gate import Gate, GateLimits
@@ -27,6 +26,7 @@ from backend.executors.trtllm.outer import GateAccounts
 from backend.executors.trtllm.runtime import Runtime, takes_priority
 from backend.executors.trtllm.settings import TrtllmMode, TrtllmSettings
 from backend.executors.trtllm.surface import Library, Llm, PyExecutor
+from backend.executors.trtllm.tickets import Tickets
 from backend.policy.settings import SchedulerSettings
 
 logger = logging.getLogger(__name__)
@@ -119,16 +119,17 @@ def _inner_engine(
     if executor is None:
         raise NoInnerMode("the executor does not run in this process")
     manager = _manager(executor, settings)
+    tickets = Tickets()
     max_seq_len = int(executor.kv_cache_manager.max_seq_len)
     scheduler = BrosRequestScheduler(
         inner=executor.scheduler,
         manager=manager,
+        tickets=tickets,
         settings=scheduler_settings,
         clock=clock,
         max_seq_len=max_seq_len,
         has_overlap=not getattr(executor, "disable_overlap_scheduler", False),
     )
-    scheduling_params = importlib.import_module("tensorrt_llm.scheduling_params").SchedulingParams
     executor.scheduler = scheduler
     size = manager.pool_size()
     gate = Gate(
@@ -152,7 +153,7 @@ def _inner_engine(
         size.block_size,
         "kept" if manager.keeps_kv else "computed again",
     )
-    runtime = Runtime(llm, library.SamplingParams, carrier_class(scheduling_params))
+    runtime = Runtime(llm, library.SamplingParams, tickets)
     return TrtllmEngine(gate, runtime, scheduler, clock, emit)
 
 
@@ -179,7 +180,7 @@ def _outer_engine(
     llm: Llm,
 ) -> TrtllmEngine:
     gate = Gate(outer_limits(settings, scheduler_settings))
-    runtime = Runtime(llm, library.SamplingParams)
+    runtime = Runtime(llm, library.SamplingParams, Tickets())
     return TrtllmEngine(gate, runtime, GateAccounts(gate, runtime, settings.be_kv_ratio), clock, emit)
 
 

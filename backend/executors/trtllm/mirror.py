@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backend.executors.trtllm.carrier import Ticket, ticket_of
 from backend.executors.trtllm.decision import ManagerAdapter, is_schedulable
 from backend.executors.trtllm.surface import LlmRequest
+from backend.executors.trtllm.tickets import Ticket, Tickets
 from backend.policy.packing import side_of
 from backend.policy.queue import WaitingQueue
 from backend.policy.stats import PreemptionKind
@@ -82,13 +82,14 @@ class Adopted:
 class Mirror:
     """Requests by TensorRT-LLM's id, and the KV blocks they hold. Lives on the thread of TensorRT-LLM's step loop."""
 
-    def __init__(self, manager: ManagerAdapter, queues: Queues, max_seq_len: int) -> None:
+    def __init__(self, manager: ManagerAdapter, queues: Queues, tickets: Tickets, max_seq_len: int) -> None:
         size = manager.pool_size()
         self.table = RequestTable()
         self.traffic = Traffic()
         self.queues = queues
         self.passed_on: list[LlmRequest] = []  # active, but not ours or not schedulable now
         self._manager = manager
+        self._tickets = tickets
         self._twins: dict[int, Twin] = {}
         self._kv = KVCacheManager(
             KVConfig(
@@ -138,13 +139,13 @@ class Mirror:
         self.passed_on = []
         ours: dict[int, LlmRequest] = {}
         for llm in active:
-            ticket = ticket_of(llm.py_scheduling_params)
-            if ticket is None:
-                self.passed_on.append(llm)
-                continue
-            ours[llm.py_request_id] = llm
             if llm.py_request_id not in self._twins:
+                ticket = self._tickets.find(llm.py_client_id)
+                if ticket is None:
+                    self.passed_on.append(llm)
+                    continue
                 self._arrive(llm, ticket)
+            ours[llm.py_request_id] = llm
             if not is_schedulable(llm):
                 self.passed_on.append(llm)
         for request_id in [request_id for request_id in self._twins if request_id not in ours]:

@@ -5,33 +5,36 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from backend.executors.trtllm.carrier import Ticket
 from backend.executors.trtllm.sampling import sampling_arguments
 from backend.executors.trtllm.surface import Llm, RequestOutput
+from backend.executors.trtllm.tickets import Ticket, Tickets
 
 _PRIORITY_RT, _PRIORITY_BE = 1.0, 0.0  # TensorRT-LLM's range is 0 to 1; it orders its waiting queue only
 _STATS_TIMEOUT_S = 1.0
 
 
 class Runtime:
-    """Submits requests and looks after the LLM. `carrier` is made by `carrier_class`; None: nothing can be carried."""
+    """Submits requests and looks after the LLM. `tickets` is where our scheduler looks them up, in inner mode."""
 
-    def __init__(self, llm: Llm, sampling_params: type[Any], carrier: type[Any] | None = None) -> None:
+    def __init__(self, llm: Llm, sampling_params: type[Any], tickets: Tickets) -> None:
         self._llm = llm
         self._sampling_params = sampling_params
-        self._carrier = carrier
+        self._tickets = tickets
         self._takes_priority = takes_priority(llm)
 
     def submit(self, ticket: Ticket) -> RequestOutput:
         """Hand a request to TensorRT-LLM. Call it on a running event loop, which its answers are bound to."""
         request = ticket.request
         options: dict[str, object] = {"streaming": True}
-        if self._carrier is not None:
-            options["scheduling_params"] = self._carrier(ticket)
         if self._takes_priority:
             options["priority"] = _PRIORITY_RT if request.is_rt else _PRIORITY_BE
         sampling_params = self._sampling_params(**sampling_arguments(request.sampling))
-        return self._llm.generate_async(list(request.prompt_token_ids), sampling_params, **options)
+        prompt = list(request.prompt_token_ids)
+        return self._tickets.submit(ticket, lambda: self._llm.generate_async(prompt, sampling_params, **options))
+
+    def forget(self, output: RequestOutput) -> None:
+        """Note that TensorRT-LLM has let go of a request."""
+        self._tickets.forget(output)
 
     def is_shut_down(self) -> bool:
         """Return whether TensorRT-LLM's executor has ended, as far as this version says."""

@@ -21,7 +21,7 @@ class LlmRequest(Protocol):
     is_context_init_state: bool
     is_first_context_chunk: bool
     is_generation_in_progress_state: bool  # true of GENERATION_TO_COMPLETE too
-    py_scheduling_params: object | None
+    py_client_id: int | None  # `RequestOutput.request_id` of the answer
 
     def get_num_tokens(self, beam: int) -> int:
         """Return prompt and generated tokens of a beam; without the token of a step that is still in flight."""
@@ -68,6 +68,7 @@ class CompletionOutput(Protocol):
 class RequestOutput(Protocol):
     """What `generate_async` returns: iterate over it for news, `abort` it to end it in an iteration or two."""
 
+    request_id: int  # of the client side; the executor has an id of its own
     outputs: Sequence[CompletionOutput]
     finished: bool
 

@@ -15,6 +15,8 @@ from backend.engine import Cancel, Submit
 from backend.executors.trtllm.engine import TrtllmEngine
 from backend.executors.trtllm.loading import load_engine
 from backend.executors.trtllm.settings import TrtllmMode, TrtllmSettings
+from backend.executors.trtllm.surface import RequestOutput
+from backend.executors.trtllm.tickets import Ticket
 from backend.plan import StepOutput
 from backend.policy.settings import SchedulerSettings
 from backend.request import FinishReason, Request, RequestId
@@ -59,13 +61,14 @@ class Transcript:
 
 @dataclass
 class Rig:
-    """An engine on a fake TensorRT-LLM."""
+    """An engine on a fake TensorRT-LLM. `submitted`: the requests that it took, in its order."""
 
     engine: TrtllmEngine
     executor: FakePyExecutor
     llm: FakeLlm
     clock: VirtualClock
     transcript: Transcript
+    submitted: list[Request] = field(default_factory=list)
 
     def play(
         self,
@@ -131,4 +134,13 @@ def make_rig(
     transcript = Transcript(clock)
     settings = settings or TrtllmSettings("/model", reserved_rt_seqs=8)
     engine = load_engine(replace(settings, mode=mode), scheduler or SchedulerSettings(), transcript.emit, clock)
-    return Rig(engine, executor, llm, clock, transcript)
+    rig = Rig(engine, executor, llm, clock, transcript)
+    submit = engine._runtime.submit
+
+    def note(ticket: Ticket) -> RequestOutput:
+        output = submit(ticket)
+        rig.submitted.append(ticket.request)
+        return output
+
+    monkeypatch.setattr(engine._runtime, "submit", note)
+    return rig

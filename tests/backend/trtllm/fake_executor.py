@@ -18,6 +18,7 @@ from tests.backend.trtllm.fake_managers import FakeKVManagerV1, FakeKVManagerV2,
 from tests.backend.trtllm.fake_requests import FakeLlmRequest, FakeRequestOutput, State
 
 StepTime = Callable[[StepFeatures], float]
+FIRST_CLIENT_ID = 5000  # the client side counts requests by itself
 SPIN_S = 1e-4  # an iteration that runs nothing
 
 
@@ -72,10 +73,10 @@ class FakePyExecutor:
         entry = _Entry(request, output, sampling)
         heapq.heappush(self._waiting, (-request.priority, self._num_enqueued, entry))
 
-    def cancel_request(self, request_id: int) -> None:
+    def abort_request(self, client_id: int) -> None:
         entries = [entry for *_, entry in self._waiting] + self.active
         for entry in entries:
-            entry.is_cancelled = entry.is_cancelled or entry.request.request_id == request_id
+            entry.is_cancelled = entry.is_cancelled or entry.request.py_client_id == client_id
 
     def has_work(self) -> bool:
         return bool(self._waiting or self.active or self._in_flight)
@@ -233,17 +234,6 @@ class FakeSamplingParams(SimpleNamespace):
         super().__init__(**{"logprobs": None, **arguments})
 
 
-class FakeSchedulingParams:
-    """`tensorrt_llm.scheduling_params.SchedulingParams`: a data class with slots, keywords only."""
-
-    __slots__ = ("agent_hierarchy", "attention_dp_rank", "attention_dp_relax")
-
-    def __init__(self, *, attention_dp_rank: int | None = None, attention_dp_relax: bool = True) -> None:
-        self.attention_dp_rank = attention_dp_rank
-        self.attention_dp_relax = attention_dp_relax
-        self.agent_hierarchy = None
-
-
 class FakeLlm:
     """`LLM` of 1.3.0rc10 and later: `generate_async` takes a priority."""
 
@@ -261,16 +251,16 @@ class FakeLlm:
         inputs: list[int],
         sampling_params: Any = None,
         streaming: bool = False,
-        scheduling_params: object | None = None,
         priority: float = 0.5,
     ) -> FakeRequestOutput:
         assert 0.0 <= priority <= 1.0
         if self.refuse is not None:
             raise ValueError(self.refuse)
         request_id = len(self.submitted)
-        self.submitted.append(SimpleNamespace(sampling=sampling_params, priority=priority, params=scheduling_params))
-        output = FakeRequestOutput(request_id, self.py_executor)
-        request = FakeLlmRequest(request_id, len(inputs), sampling_params.max_tokens, scheduling_params, priority)
+        client_id = FIRST_CLIENT_ID + request_id
+        self.submitted.append(SimpleNamespace(sampling=sampling_params, priority=priority))
+        output = FakeRequestOutput(client_id, self.py_executor)
+        request = FakeLlmRequest(request_id, len(inputs), sampling_params.max_tokens, client_id, priority)
         assert streaming
         self.py_executor.enqueue(request, output, sampling_params)
         return output
@@ -289,9 +279,9 @@ class FakeLlm12(FakeLlm):
     """`LLM` of 1.2: no request priority."""
 
     def generate_async(  # type: ignore[override]  # as it was
-        self, inputs: list[int], sampling_params: Any = None, streaming: bool = False, scheduling_params: Any = None
+        self, inputs: list[int], sampling_params: Any = None, streaming: bool = False
     ) -> FakeRequestOutput:
-        return super().generate_async(inputs, sampling_params, streaming, scheduling_params)
+        return super().generate_async(inputs, sampling_params, streaming)
 
 
 def make_executor(
@@ -342,6 +332,4 @@ def fake_modules(llm: FakeLlm, version: str = "1.3.0rc20") -> dict[str, ModuleTy
     llmapi = ModuleType("tensorrt_llm.llmapi")
     llmapi.CapacitySchedulerPolicy = {"MAX_UTILIZATION": "MAX_UTILIZATION"}  # type: ignore[attr-defined]
     llmapi.SchedulerConfig = SimpleNamespace  # type: ignore[attr-defined]
-    params = ModuleType("tensorrt_llm.scheduling_params")
-    params.SchedulingParams = FakeSchedulingParams  # type: ignore[attr-defined]
-    return {module.__name__: module for module in (package, llmapi, params)}
+    return {module.__name__: module for module in (package, llmapi)}

@@ -175,7 +175,7 @@ class FakeKVManagerV2:
         self.num_blocks = num_blocks
         self.num_host_blocks = num_host_blocks
         self.max_util_for_resume = max_util_for_resume
-        self.has_cache_tier_below_gpu = num_host_blocks > 0
+        self.has_cache_tier_below_gpu = self.can_evict = num_host_blocks > 0
         self.kv_cache_map: dict[int, FakeKVCache] = {}
         self.num_foreign = 0
         self.num_refused_resumes = 0

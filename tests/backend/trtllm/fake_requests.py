@@ -55,10 +55,10 @@ class FakeLlmRequest:
     sampling_config = SimpleNamespace(beam_width=1)
 
     def __init__(
-        self, request_id: int, prompt_len: int, max_new_tokens: int, params: object | None = None, priority: float = 0.5
+        self, request_id: int, prompt_len: int, max_new_tokens: int, client_id: int | None = None, priority: float = 0.5
     ) -> None:
-        self.request_id = self.py_request_id = self.py_client_id = request_id
-        self.py_scheduling_params = params
+        self.request_id = self.py_request_id = request_id
+        self.py_client_id = client_id
         self.priority = priority
         self.state = State.CONTEXT_INIT
         self.prompt_len = self.orig_prompt_len = prompt_len
@@ -147,15 +147,15 @@ class FakeCompletion:
 class FakeRequestOutput:
     """`RequestOutput`: an asynchronous iterator over itself, one turn for each response of the executor."""
 
-    def __init__(self, request_id: int, executor: Any) -> None:
-        self.request_id = request_id
+    def __init__(self, client_id: int, executor: Any) -> None:
+        self.request_id = client_id
         self.outputs = [FakeCompletion()]
         self.finished = False
         self._executor = executor
         self._responses: asyncio.Queue[tuple[list[int], list[float], str | None, str | None]] = asyncio.Queue()
 
     def abort(self) -> None:
-        self._executor.cancel_request(self.request_id)
+        self._executor.abort_request(self.request_id)
 
     def respond(
         self, token_ids: list[int], logprobs: list[float], finish_reason: str | None = None, error: str | None = None

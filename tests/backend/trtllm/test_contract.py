@@ -28,10 +28,14 @@ def source(monkeypatch: pytest.MonkeyPatch) -> RealSource:
     return load(Path(os.environ[VARIABLE]), monkeypatch)
 
 
-@pytest.fixture(params=["v1", "v2"])
+@pytest.fixture(params=["v1", "v2", "v2 without a tier"])
 def manager(request: pytest.FixtureRequest, source: RealSource) -> str:
-    if request.param == "v2" and source.scheduler_v2 is None:
+    if request.param != "v1" and source.scheduler_v2 is None:
         pytest.skip("this version has no scheduler for KV manager V2")
+    if request.param == "v2 without a tier" and not hasattr(
+        source.scheduler_v2.KVCacheV2Scheduler, "_recompute_pause_request"
+    ):
+        pytest.skip("this version preempts only into a tier below the GPU")
     return str(request.param)
 
 
@@ -45,7 +49,9 @@ def make(
     """Return a rig whose executor asks the real scheduler."""
     clock = VirtualClock()
     make_scheduler = source.make_v1 if manager == "v1" else source.make_v2
-    executor = make_executor(manager, clock=clock, make_scheduler=make_scheduler, **knobs)
+    if manager == "v2 without a tier":
+        knobs["num_host_blocks"] = 0
+    executor = make_executor(manager[:2], clock=clock, make_scheduler=make_scheduler, **knobs)
     return make_rig(monkeypatch, executor, clock, scheduler=scheduler)
 
 

@@ -50,12 +50,12 @@ def crowded() -> list[Request]:
 
 def assert_exact(world: Rig, transcript: Transcript) -> None:
     """Every client got its tokens in order, whatever happened to the request."""
-    for index, submitted in enumerate(world.llm.submitted):
-        asked = submitted.params.bros_ticket.request
+    for index, asked in enumerate(world.submitted):
         expected = [token_of(index, position) for position in range(asked.sampling.max_tokens)]
         assert transcript.token_ids[asked.request_id] == expected
         assert transcript.ends[asked.request_id] == "length"
     assert bros(world).error is None
+    assert not bros(world).mirror._tickets._by_client_id, "a ticket leaked"
     world.executor.assert_nothing_leaked()
 
 

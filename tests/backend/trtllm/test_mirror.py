@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from backend.executors.trtllm.carrier import Ticket, carrier_class, ticket_of
 from backend.executors.trtllm.manager_v2 import ManagerV2
 from backend.executors.trtllm.mirror import Mirror, Queues
+from backend.executors.trtllm.tickets import Ticket, Tickets
 from backend.policy.queue import WaitingQueue
 from backend.request import Request, RequestState
 from tests.backend.factories import be, rt
-from tests.backend.trtllm.fake_executor import FakeSchedulingParams
 from tests.backend.trtllm.fake_managers import FakeKVManagerV2, FakeSchedulerV2
-from tests.backend.trtllm.fake_requests import FakeLlmRequest, State
-
-Carrier = carrier_class(FakeSchedulingParams)
+from tests.backend.trtllm.fake_requests import FakeLlmRequest, FakeRequestOutput, State
 
 
 class World:
@@ -23,13 +20,16 @@ class World:
     def __init__(self, num_blocks: int = 100) -> None:
         self.kv = FakeKVManagerV2(num_blocks, 100)
         queues = Queues(*(WaitingQueue(lambda request: request.arrival_index) for _ in range(3)))
-        self.mirror = Mirror(ManagerV2(FakeSchedulerV2(self.kv, 8, 1024), self.kv, 1.0), queues, 4096)
+        self.tickets = Tickets()
+        manager = ManagerV2(FakeSchedulerV2(self.kv, 8, 1024), self.kv, 1.0)
+        self.mirror = Mirror(manager, queues, self.tickets, 4096)
         self.active: list[Any] = []
 
     def add(self, request: Request) -> FakeLlmRequest:
         request.arrival_index = len(self.active)
-        params = Carrier(Ticket(request))
-        llm = FakeLlmRequest(len(self.active), request.num_prompt, request.sampling.max_tokens, params)
+        client_id = 100 + len(self.active)
+        self.tickets.submit(Ticket(request), lambda: FakeRequestOutput(client_id, None))
+        llm = FakeLlmRequest(len(self.active), request.num_prompt, request.sampling.max_tokens, client_id)
         self.active.append(llm)
         return llm
 
@@ -47,15 +47,6 @@ class World:
         assert self.kv.resize_context(llm, num_tokens)
         self.mirror.adopt(llm, num_tokens, 0.0)
         llm.context_current_position += num_tokens
-
-
-def test_the_carrier_is_a_scheduling_parameter_with_a_ticket() -> None:
-    ticket = Ticket(be())
-    params = Carrier(ticket)
-    assert isinstance(params, FakeSchedulingParams)
-    assert params.attention_dp_relax is True
-    assert ticket_of(params) is ticket
-    assert ticket_of(None) is None
 
 
 def test_a_newcomer_waits_until_tensorrt_llm_runs_it() -> None:

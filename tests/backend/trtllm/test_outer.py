@@ -75,4 +75,3 @@ def test_classes_are_told_apart_by_priority(monkeypatch: pytest.MonkeyPatch) -> 
     world = make(monkeypatch)
     world.play([be(), rt()])
     assert sorted(submitted.priority for submitted in world.llm.submitted) == [0.0, 1.0]
-    assert all(submitted.params is None for submitted in world.llm.submitted)

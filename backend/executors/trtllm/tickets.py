@@ -1,0 +1,55 @@
+"""How our scheduler, inside TensorRT-LLM's loop, comes to know a request's class and SLO: by the id of its client side.
+
+No object of ours gets as far as the active list: `SchedulingParams` end at the executor's own request, and
+`LlmRequest` keeps none of them (read in 1.0 to main of autumn 2026). Both sides have the client id: it is the answer's
+`request_id`, and the active request's `py_client_id`. It is known only when `generate_async` has returned, and the
+request may be active by then: whoever looks for a ticket waits for the submission under way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from backend.executors.trtllm.surface import RequestOutput
+from backend.request import Request
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """What our scheduler needs to know of a request, and what it counts for it.
+
+    `request` belongs to the engine's thread: of it, only what the client asked for may be read by the scheduler.
+    """
+
+    request: Request
+    num_preemptions: int = 0
+    first_scheduled_s: float | None = None
+
+
+class Tickets:
+    """The requests inside TensorRT-LLM by client id. The engine's thread submits and forgets, the step loop's finds."""
+
+    def __init__(self) -> None:
+        self._by_client_id: dict[int, Ticket] = {}
+        self._lock = threading.Lock()
+
+    def submit(self, ticket: Ticket, generate: Callable[[], RequestOutput]) -> RequestOutput:
+        """Call `generate`, which hands a request to TensorRT-LLM, and keep its ticket under the id it got."""
+        with self._lock:
+            output = generate()
+            self._by_client_id[output.request_id] = ticket
+        return output
+
+    def find(self, client_id: int | None) -> Ticket | None:
+        """Return the ticket of a request; None for one that is not ours, such as a warm-up request."""
+        if client_id is None:
+            return None
+        with self._lock:
+            return self._by_client_id.get(client_id)
+
+    def forget(self, output: RequestOutput) -> None:
+        """Drop the ticket of a request that has ended."""
+        with self._lock:
+            self._by_client_id.pop(output.request_id, None)

@@ -215,7 +215,7 @@ class _RealTimeStep:
         there at once. Left alone, that loop ends with real-time requests preempting each other.
         """
         limits, predicted_s = self._view.limits, self.packing.predicted_s
-        load = max(self._future.peak_ratio(), self._num_rt / limits.max_seqs)
+        load = max(self._future.peak_ratio(_EASY_LOAD), self._num_rt / limits.max_seqs)
         share = min(1.0, max(0.0, (_FULL_LOAD - load) / (_FULL_LOAD - _EASY_LOAD)))
         return predicted_s + share * max(0.0, self.spare_budget_s - predicted_s)
 

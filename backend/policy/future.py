@@ -30,57 +30,64 @@ class Future:
 
     Real-time requests count among themselves, since they may take the slots of the others. Best-effort ones count among
     themselves, in what real-time leaves: as much as it has used of late, because those that end are followed by others.
-    Preempted requests count for nothing until they are let in again. Computed when first asked for.
+    Preempted requests count for nothing until they are let in again.
+
+    The peak is computed only where it matters: mostly there is room for all that the requests could ever hold.
     """
 
     def __init__(self, view: SchedulerView, is_rt: bool) -> None:
         self._view = view
         self._is_rt = is_rt
+        table = view.table
+        self._rows = (table.is_active & ~table.is_preempted & (table.is_rt == is_rt)).nonzero()[0]
+        self._taken: list[Request] = []
+        self._most = int(table.max_total[self._rows].sum())  # slots that all could ever hold together
         self._growth: tuple[Counts, Counts] | None = None
-        self._asked: tuple[Request, Counts, Counts] | None = None
 
     def has_room_for(self, request: Request) -> bool:
         """Return whether `request` could be let in. True if nothing of its class runs."""
-        held, _ = self._running()
-        if not len(held):
+        if not len(self._rows) and not self._taken:
             return True
-        return peak_slots(*self._with(request)) <= self._num_slots()
+        num_slots = self._num_slots()
+        return self._most + request.max_total_tokens <= num_slots or self._peak([request]) <= num_slots
 
-    def peak_ratio(self) -> float:
-        """Return the most that the running requests will hold at once, as a part of all slots."""
-        held, remaining = self._running()
-        return peak_slots(held, remaining) / self._view.limits.num_slots
+    def peak_ratio(self, low: float) -> float:
+        """Return the most that the running requests will hold at once, as a part of all slots; or, where that is below
+        `low`, any number that is."""
+        num_slots = self._view.limits.num_slots
+        return self._most / num_slots if self._most < low * num_slots else self._peak([]) / num_slots
+
+    def take(self, request: Request) -> None:
+        """Count `request` as let in."""
+        self._taken.append(request)
+        self._most += request.max_total_tokens
 
     def _num_slots(self) -> float:
         num_slots = self._view.limits.num_slots
         if self._is_rt:
-            return num_slots - _UNUSED_OF_BLOCK * self._view.limits.block_size * len(self._running()[0])
+            num_running = len(self._rows) + len(self._taken)
+            return num_slots - _UNUSED_OF_BLOCK * self._view.limits.block_size * num_running
         return num_slots * (1.0 - self._view.settings.kv_headroom_ratio) - self._view.traffic.rt_slots
 
-    def take(self, request: Request) -> None:
-        """Count `request` as let in."""
-        self._growth = self._with(request)
+    def _peak(self, more: list[Request]) -> int:
+        """Return the peak of the requests that run, of those let in since, and of `more`."""
+        held, remaining = self._running()
+        if added := self._taken + more:
+            num_output = np.array([request.num_output for request in added])
+            max_output = np.array([request.sampling.max_tokens for request in added])
+            own = expected_growth(self._ratio(), num_output, max_output)
+            held = np.concatenate((held, [len(request.token_ids) for request in added]))
+            remaining = np.concatenate((remaining, own))
+        return peak_slots(held, remaining)
 
     def _running(self) -> tuple[Counts, Counts]:
         """Return tokens held once all is computed, and tokens expected to come, of the running requests."""
         if self._growth is None:
-            table = self._view.table
-            rows = table.rows()
-            rows = rows[~table.is_preempted[rows] & (table.is_rt[rows] == self._is_rt)]
-            num_output = table.num_known[rows] - table.num_prompt[rows]
-            max_output = table.max_total[rows] - table.num_prompt[rows]
-            self._growth = table.num_known[rows], expected_growth(self._ratio(), num_output, max_output)
+            table, rows = self._view.table, self._rows
+            num_known, num_prompt = table.num_known[rows], table.num_prompt[rows]
+            growth = expected_growth(self._ratio(), num_known - num_prompt, table.max_total[rows] - num_prompt)
+            self._growth = num_known, growth
         return self._growth
-
-    def _with(self, request: Request) -> tuple[Counts, Counts]:
-        """Return `_running` with `request` added; kept, because what was asked about is mostly taken next."""
-        if self._asked is None or self._asked[0] is not request:
-            held, remaining = self._running()
-            own = expected_growth(
-                self._ratio(), np.array([request.num_output]), np.array([request.sampling.max_tokens])
-            )
-            self._asked = request, np.append(held, len(request.token_ids)), np.append(remaining, own)
-        return self._asked[1:]
 
     def _ratio(self) -> float:
         traffic = self._view.traffic

@@ -25,7 +25,7 @@ INDEX_OF_SIDE = {Side.HEAD: HEAD, Side.TAIL: TAIL}
 SETTLED = 2 * MAX_BLOCK_SIZE
 ROOM_MASK = SETTLED - 1
 
-_FIRST_LOOK = 256  # blocks that are searched for free ones at first
+_FIRST_LOOK = 1_024  # blocks that are searched for free ones at first
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -143,9 +143,8 @@ class Blocks:
         self.grows[last] = True
         self.shared_room[self.opposite(last)] = self.rank_beside[1, num_in_last]
 
-    def enter(self, ends: Indices, num_slots: Indices | int) -> None:
+    def enter(self, ends: Indices, opposite: Indices, num_slots: Indices | int) -> None:
         """Give ends, so far without a holder, to holders that fill `num_slots` of each and grow there."""
-        opposite = (ends + self.stride) % (2 * self.stride)
         is_free = self.fill[opposite] == 0
         num_heads = int(np.count_nonzero(ends < self.stride))
         self.num_held[HEAD] += num_heads

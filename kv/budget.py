@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -70,8 +71,7 @@ class KVBudget:
         grew. A fraction of the time of single calls."""
         decodes = np.asarray(rows, np.intp)
         if self._max_blocks + len(decodes) <= self._pool.blocks.num_free:
-            self._promised.append(decodes)
-            self._max_blocks += len(decodes)
+            self._promise_decodes(decodes)
         else:
             decodes = decodes[: self._counted().grow_each_by_one(decodes)]
         self._decodes.append(decodes)
@@ -139,29 +139,48 @@ class KVBudget:
             self._promised.append(_Growth(row, num_slots, None))
             self._note(row, int(pool.held[row]), is_new=False)
 
+    def _promise_decodes(self, rows: Indices) -> None:
+        """Promise decodes before the openings promised last: next to earlier decodes, they cost almost nothing, and
+        as openings take whole free blocks, all find as much room as they would in the order of the calls."""
+        index = len(self._promised)
+        while index and _is_opening(self._promised[index - 1]):
+            index -= 1
+        self._promised.insert(index, rows)
+        self._max_blocks += len(rows)
+
     def _note(self, row: Row, start: int, is_new: bool) -> None:
         self.grown.setdefault(row, start)
         if is_new:
             self.opened.append(row)
 
     def _keep_promises(self) -> None:
-        """Count in what was promised, in the order of the calls."""
+        """Count in what was promised, in the order in which it was."""
         if not self._promised:
             return
-        for growth in self._promised:
-            if isinstance(growth, _Growth):
-                is_kept = self._grow_as_promised(growth)
-            else:
-                is_kept = self._pool.grow_each_by_one(growth) == len(growth)
-            assert is_kept, f"no room for a growth that was promised: {growth}"
+        for is_decode, promises in groupby(self._promised, lambda promised: not isinstance(promised, _Growth)):
+            for growth in _in_one_sweep(list(promises)) if is_decode else promises:
+                is_kept = self._keep(growth)
+                assert is_kept, f"no room for a growth that was promised: {growth}"
         self._promised.clear()
         self._max_blocks = self._num_opening = 0
 
-    def _grow_as_promised(self, growth: _Growth) -> bool:
+    def _keep(self, growth: Indices | _Growth) -> bool:
+        if not isinstance(growth, _Growth):
+            return self._pool.grow_each_by_one(growth) == len(growth)
         if growth.opens_on is not None:
             row = self._pool.open_row(INDEX_OF_SIDE[growth.opens_on])
             assert row == growth.row, f"row {growth.row} was promised, not {row}"
         return self._pool.grow(growth.row, growth.num_slots)
+
+
+def _is_opening(promised: Indices | _Growth) -> bool:
+    return isinstance(promised, _Growth) and promised.opens_on is not None
+
+
+def _in_one_sweep(parts: list[Indices]) -> list[Indices]:
+    """Join the rows of several calls, unless a row is in two of them."""
+    rows = _joined(parts)
+    return [rows] if len(parts) == 1 or np.bincount(rows).max(initial=0) <= 1 else parts
 
 
 def _joined(parts: Sequence[Indices]) -> Indices:

@@ -198,11 +198,12 @@ class Pool:
             blocks.enter_free(self.side_of(row), ends, num_slots)
             starts = range(start, start + num_slots, blocks.size)
         else:
-            counts = (blocks.size - blocks.fill[ends + self.across[row]]).astype(np.intp)
+            opposite = ends + self.across[row]
+            counts = (blocks.size - blocks.fill[opposite]).astype(np.intp)
             stops = np.cumsum(counts)
             starts = (start + stops - counts).tolist()
             counts[-1] += num_slots - stops[-1]
-            blocks.enter(ends, counts)
+            blocks.enter(ends, opposite, counts)
             blocks.settle(ends[:-1])
         run = self._runs[row]
         for end, run_start in zip(ends.tolist(), starts, strict=True):
@@ -218,12 +219,13 @@ class Pool:
     def _advance(self, rows: Indices) -> int:
         """Grow a prefix of `rows` by one each, as long as it matters to none of them what the others do meanwhile."""
         own, across, blocks = self.open[rows], self.across[rows], self.blocks
-        assert np.count_nonzero(across) == len(rows), f"not open: {rows[across == 0].tolist()}"
+        assert across.all(), f"not open: {rows[across == 0].tolist()}"
         other = own + across
         fill = blocks.fill[own] + 1
-        room = blocks.size - fill - blocks.fill[other]  # after growth
-        movers = _movers(room, own, other)
-        if movers:
+        opposite_fill = blocks.fill[other]
+        room = blocks.size - fill - opposite_fill  # after growth
+        movers = _movers(room, own, other, opposite_fill)
+        if len(movers):
             fill[movers] -= 1
             num_rows = self._move(rows, movers)
             rows, own, other, fill = rows[:num_rows], own[:num_rows], other[:num_rows], fill[:num_rows]
@@ -231,16 +233,18 @@ class Pool:
         self.held[rows] += 1
         return len(rows)
 
-    def _move(self, rows: Indices, movers: list[int]) -> int:
+    def _move(self, rows: Indices, movers: Indices) -> int:
         """Enter another block with each of rows[movers]; return the end of the prefix of `rows` for which that was
         possible. `held` is left to the caller."""
         blocks, moved = self.blocks, rows[movers]
-        ends = self._targets(moved)
-        num_rows = movers[len(ends)] if len(ends) < len(movers) else len(rows)
-        moved = moved[: len(ends)]
-        blocks.settle(self.open[moved])
-        blocks.enter(ends, 1)
-        starts = self.held[moved]
+        own, across, starts = self.open[moved], self.across[moved], self.held[moved]
+        ends = self._targets(own, across < 0, starts)
+        num_rows, num_moved = len(rows), len(ends)
+        if num_moved < len(movers):
+            num_rows = int(movers[num_moved])
+            moved, own, across, starts = moved[:num_moved], own[:num_moved], across[:num_moved], starts[:num_moved]
+        blocks.settle(own)
+        blocks.enter(ends, ends + across, 1)
         self.open[moved] = ends
         self.origin[moved] = ends % blocks.stride * blocks.size + self.first[moved] - self.step[moved] * starts
         runs = self._runs
@@ -248,16 +252,17 @@ class Pool:
             runs[row] = Run(end, start, runs[row])
         return num_rows
 
-    def _targets(self, rows: Indices) -> Indices:
-        """Return the end to move to for each of `rows` in order, up to the first one that must be handled alone: it
+    def _targets(self, own: Indices, is_tail: NDArray[np.bool_], held: Indices) -> Indices:
+        """Return the end to move to from each of `own` in order, up to the first row that must be handled alone: it
         sleeps, or only a block is left whose holder may grow in the same call."""
-        sleeps = (self.held[rows] > 0) & (self.open[rows] % self.blocks.stride == self.blocks.nowhere)
-        if sleeps.any():
-            rows = rows[: int(sleeps.argmax())]
-        is_tail = self.across[rows] < 0
-        num_free = min(len(rows), self.blocks.num_free)
+        is_nowhere = own % self.blocks.stride == self.blocks.nowhere
+        if is_nowhere.any() and (sleeps := is_nowhere & (held > 0)).any():
+            is_tail = is_tail[: int(sleeps.argmax())]
+        num_free = min(len(is_tail), self.blocks.num_free)
         ends = self._free_targets(is_tail[:num_free])
-        return ends if num_free == len(rows) else np.concatenate((ends, self._settled_targets(is_tail[num_free:])))
+        if num_free == len(is_tail):
+            return ends
+        return np.concatenate((ends, self._settled_targets(is_tail[num_free:])))
 
     def _free_targets(self, is_tail: NDArray[np.bool_]) -> Indices:
         """Return an end of a free block for each mover; there are enough."""
@@ -282,9 +287,11 @@ class Pool:
         return ends[:num_ends]
 
 
-def _movers(room: NDArray[np.int16], own: Indices, other: Indices) -> list[int]:
+def _movers(room: NDArray[np.int16], own: Indices, other: Indices, opposite_fill: NDArray[np.int16]) -> Indices:
     """Return the indices of rows that need another block: full ones, and those whose last slot goes to a row before."""
     tight = (room <= 0).nonzero()[0]
+    if not opposite_fill[tight].any():  # nobody shares with any of them
+        return tight[room[tight] < 0]
     takers: set[int] = set()
     movers: list[int] = []
     ends = zip(tight.tolist(), room[tight].tolist(), own[tight].tolist(), other[tight].tolist(), strict=True)
@@ -293,4 +300,4 @@ def _movers(room: NDArray[np.int16], own: Indices, other: Indices) -> list[int]:
             movers.append(index)
         else:
             takers.add(own_end)
-    return movers
+    return np.array(movers, np.intp)

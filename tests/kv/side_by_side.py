@@ -16,6 +16,7 @@ from tests.kv.factories import slots_of
 from tests.kv.twin import Twin
 
 Change = tuple[str, Row, int]  # "cut" or "save" to a length, "grow" by some, "decode", or open a "head" or "tail"
+SIDE_OF = {"head": Side.HEAD, "tail": Side.TAIL}
 
 
 class SideBySide:
@@ -85,22 +86,31 @@ class SideBySide:
     def adopt(self, changes: Sequence[Change]) -> None:
         """Try a plan on a budget and adopt it. What is restorable of a row that grows by more than one comes back.
 
-        The twin places each slot when the plan does, and does to its host pool what shrinks, then growth in order, do.
+        The twin places slots in the order in which the budget does: promised decodes before promised openings. To its
+        host pool it does what all shrinks, then growth in order, would do.
         """
         assert not self.copies_in, "a step shrinks before it restores"
         budget = self.manager.budget()
         num_saved = {}
+        promised: list[Change] = []
         for kind, row, number in changes:
             if kind in ("cut", "save"):
                 budget.shrink(row, number)
+                self._place_all(promised)
                 num_saved[row] = self.twin.shrink(row, number, kind == "save")
                 self.num_written[row] = min(self.num_written[row], number)
-            elif kind == "grow":
-                assert budget.try_grow(row, Side.HEAD, number) == self.twin.place(row, number)
-            elif kind == "decode":
-                assert budget.try_grow_each_by_one([row]) == int(self.twin.place(row, 1))
+                continue
+            has_room = self._try(budget, (kind, row, number))
+            change = (kind, row if kind in ("grow", "decode") or not has_room else budget.opened[-1], number)
+            if budget._promised:
+                index = len(promised)
+                while kind == "decode" and index and promised[index - 1][0] in SIDE_OF:
+                    index -= 1
+                promised.insert(index, change)
             else:
-                self._open_in(budget, Side.HEAD if kind == "head" else Side.TAIL, number)
+                self._place_all(promised)
+                assert self._place(change) == has_room
+        self._place_all(promised)
         saved = {row for kind, row, _ in changes if kind == "save"}
         num_grown = {row: len(self.twin.rows[row].slots) - start for row, start in budget.grown.items()}
         can_restore = [row for row, start in budget.grown.items() if self.num_written[row] == start]
@@ -115,14 +125,27 @@ class SideBySide:
             self.twin.cut_copies(row, num_grown.get(row, 1) - num_restored, is_read=False)
             self.num_written[row] += num_restored
 
-    def _open_in(self, budget: KVBudget, side: Side, num_slots: int) -> None:
-        if not budget.try_grow(None, side, num_slots):
-            assert self.twin.max_growth(None, side) < num_slots
-            return
-        row = budget.opened[-1]
-        self.twin.open(row, side)
-        assert self.twin.place(row, num_slots)
+    def _try(self, budget: KVBudget, change: Change) -> bool:
+        kind, row, number = change
+        if kind == "decode":
+            return budget.try_grow_each_by_one([row]) == 1
+        return budget.try_grow(None if kind in SIDE_OF else row, SIDE_OF.get(kind, Side.HEAD), number)
+
+    def _place(self, change: Change) -> bool:
+        """Give the twin the slots of a growth, if there is room; open its row where it has none yet."""
+        kind, row, number = change
+        if kind not in SIDE_OF:
+            return self.twin.place(row, number)
+        if self.twin.max_growth(None, SIDE_OF[kind]) < number:
+            return False
+        self.twin.open(row, SIDE_OF[kind])
         self._name(row)
+        return self.twin.place(row, number)
+
+    def _place_all(self, promised: list[Change]) -> None:
+        for change in promised:
+            assert self._place(change)
+        promised.clear()
 
     def discard_copies(self, row: Row) -> None:
         self.manager.discard_copies(row)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from backend import wire
 from tests.backend.bad_requests import tensor
+from tests.backend.serving import WAIT_S
 
 FINAL = 1
 
@@ -82,7 +83,7 @@ class Sender:
         """Wait for so many responses, or for the end."""
         with self._changed:
             done = self._changed.wait_for(
-                lambda: self.num_finals or (num_responses and len(self.responses) >= num_responses), 10.0
+                lambda: self.num_finals or (num_responses and len(self.responses) >= num_responses), WAIT_S
             )
         assert done, "the sender was not heard of again"
         return self

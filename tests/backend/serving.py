@@ -20,7 +20,7 @@ from backend.policy.settings import SchedulerSettings
 from backend.protocol import Chunk, End, Generation, Sampling
 
 FAST = SimSettings(coefficients=(1e-4, 0.0, 0.0, 0.0, 0.0))  # 0.1 ms a step
-WAIT_S = 10.0
+WAIT_S = 30.0  # for what takes milliseconds, on a machine that may stall
 
 
 def make_file(

@@ -12,6 +12,7 @@ import pytest
 from backend.connection import Connection
 from backend.orphans import _watch
 from backend.protocol import Chunk, Chunks, stub_reader
+from tests.backend.serving import WAIT_S
 
 MESSAGES = [Chunks((Chunk(index, "x" * 1000),)) for index in range(300)]
 
@@ -32,7 +33,7 @@ def test_what_the_socket_does_not_take_at_once_arrives_later_and_in_order(
         connection.send(message)
     with stub_reader(pair[1]) as reader:
         assert [reader.read() for _ in MESSAGES] == MESSAGES
-    assert connection.flush(10.0)
+    assert connection.flush(WAIT_S)
     connection.close()
 
 
@@ -72,7 +73,7 @@ def test_a_stub_that_outlives_its_server_is_ended(monkeypatch: pytest.MonkeyPatc
     with sleeper() as stub, sleeper() as server:
         server.kill()
         _watch(stub.pid, server.pid)
-        assert stub.wait(10.0) == -9
+        assert stub.wait(WAIT_S) == -9
 
 
 def test_a_stub_that_ends_before_its_server_is_left_alone() -> None:

@@ -190,7 +190,7 @@ def test_many_threads_share_one_link(file: ConfigFile) -> None:
 
 
 def test_stubs_start_one_engine_between_them_and_another_when_it_dies(tmp_path: Path) -> None:
-    file = make_file(tmp_path, start_engine=True, unused_exit_s=0.2)
+    file = make_file(tmp_path, start_engine=True, unused_exit_s=2.0)
     with linked(file, "bros") as one, linked(file, "bros_rt") as two:
         assert ask(one).end().finish_reason == "length"
         assert ask(two).end().finish_reason == "length"

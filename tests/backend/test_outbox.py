@@ -16,6 +16,7 @@ from backend.plan import EmittedToken, FailedRequest, StepOutput
 from backend.protocol import Chunk, Chunks, Generation, ToStub
 from backend.request import FinishReason, PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.sim_tokenizer import SimTokenizer
+from tests.backend.serving import WAIT_S
 
 TOKENIZER = SimTokenizer(vocab_size=32_000, eos_token_id=2)
 NEVER_S = 1e6
@@ -32,7 +33,7 @@ class Mailbox:
 
     def next(self) -> tuple[Chunk, ...]:
         """Wait for the next message and return its chunks."""
-        message = self.messages.get(timeout=10.0)
+        message = self.messages.get(timeout=WAIT_S)
         assert isinstance(message, Chunks)
         return message.chunks
 
@@ -202,4 +203,4 @@ def test_a_lost_connection_cancels_its_requests_and_no_others(
     assert cancelled == [mine.request_id]
     outbox.emit(finished(theirs))
     assert other.next()[0].end is not None
-    assert outbox.wait_until_idle(10.0)
+    assert outbox.wait_until_idle(WAIT_S)

@@ -17,7 +17,7 @@ import pytest
 from backend.config import CONFIG_VARIABLE, ConfigFile
 from backend.executors.sim import SimSettings
 from tests.backend.fake_triton import MetricFamily, Request, make_args, make_module, values
-from tests.backend.serving import make_file, running
+from tests.backend.serving import WAIT_S, make_file, running
 
 SLOW = SimSettings(coefficients=(5e-3, 0.0, 0.0, 0.0, 0.0))
 LONG = {"text_input": "x", "max_tokens": 8000, "stream": True, "priority_class": "rt"}
@@ -137,7 +137,6 @@ def test_a_requests_own_timeout_ends_it_with_an_error(make_model: MakeModel) -> 
     request = serve(make_model("bros"), LONG, timeout_us=100_000)
     error = request.sender.wait().responses[-1].error
     assert str(error) == "CANCELLED: the request's timeout of 100 ms ran out"
-    assert len(request.sender.responses) > 1
 
 
 def test_a_model_with_places_holds_execute_until_one_is_free(make_model: MakeModel) -> None:
@@ -150,7 +149,7 @@ def test_a_model_with_places_holds_execute_until_one_is_free(make_model: MakeMod
     thread.join(0.1)
     assert thread.is_alive()
     first.sender.is_gone = True
-    thread.join(10.0)
+    thread.join(WAIT_S)
     assert values(third.sender.wait().responses[-1].outputs["finish_reason"]) == ["length"]
     second.sender.is_gone = True
     second.sender.wait()
@@ -200,7 +199,7 @@ def test_what_the_engine_measured_reaches_tritons_metrics(make_model: MakeModel)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    watcher.join(10.0)
+    watcher.join(WAIT_S)
     assert arrived.is_set()
     assert families["bros_requests_total"].series['{"class": "rt", "outcome": "length"}'].value == 1
     buckets = families["bros_inter_token_latency_seconds_bucket"].series

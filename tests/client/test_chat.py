@@ -15,9 +15,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.triton.servers import Server, wait_until
+from tests.triton.servers import PATIENCE_S, Server, wait_until
 
-PATIENCE_S = 20.0
 CTRL_C, CTRL_D = b"\x03", b"\x04"
 
 
@@ -105,15 +104,15 @@ def test_ctrl_c_ends_the_answer_only(slow: Terminal) -> None:
 
 
 @pytest.mark.triton
-def test_ctrl_c_frees_the_server(triton_server: Server) -> None:
-    terminal = Terminal("--url", triton_server.grpc_url, "--max-tokens", "4000")
+def test_ctrl_c_frees_the_server(sim: Server) -> None:
+    terminal = Terminal("--url", sim.grpc_url, "--max-tokens", "4000")
     try:
         terminal.wait_for("> ")
         terminal.type(b"Tell me a very long story.\n")
-        wait_until(lambda: triton_server.num_requests() == 1, PATIENCE_S, "the request's arrival")
+        wait_until(lambda: sim.num_requests() == 1, "the request's arrival")
         terminal.wait_for(r"\w+ \w+")
         terminal.type(CTRL_C)
-        wait_until(lambda: triton_server.num_requests() == 0, 5.0, "the request's end")
+        wait_until(lambda: sim.num_requests() == 0, "the request's end")
         terminal.wait_for(r"\[cancelled\]")
     finally:
         terminal.close()

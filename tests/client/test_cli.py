@@ -137,8 +137,8 @@ def test_status_tells_of_a_dead_engine() -> None:
 
 
 @pytest.mark.triton
-def test_status_of_a_real_server_is_ready(triton_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", "--url", triton_server.grpc_url, "--http-url", triton_server.http_url, "--json"]) == 0
+def test_status_of_a_real_server_is_ready(sim: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", sim.grpc_url, "--http-url", sim.http_url, "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
     assert status["ready_models"] == {"bros": True, "bros_rt": True, "bros_be": True}
     assert status["engine"]["policy"] == "bros"

@@ -10,7 +10,8 @@ import pytest
 from client import AsyncClient, Client, Generation, Prompt
 from client.errors import CancelledError, ClientError, InvalidRequestError, TooLargeError
 from client.generation import PriorityClass
-from tests.client.conftest import Endpoint
+from tests.client.conftest import Endpoint, on_a_real_model
+from tests.triton.servers import PATIENCE_S
 
 PROMPT = "the quick brown fox jumps over the lazy dog while seven wizards mix very bright potions"
 
@@ -29,6 +30,7 @@ def test_every_token_is_streamed_once(client: Client) -> None:
     assert len(chunks) > 1
 
 
+@on_a_real_model
 def test_generate_returns_what_stream_streams(client: Client) -> None:
     streamed = client.stream(PROMPT, max_tokens=8, temperature=0.0).join()
     whole = client.generate(PROMPT, max_tokens=8, temperature=0.0)
@@ -48,6 +50,7 @@ def test_both_classes_are_served(client: Client, priority_class: PriorityClass) 
     assert answer.finish_reason == "length"
 
 
+@on_a_real_model
 def test_log_probs_come_one_per_token_when_asked_for(client: Client) -> None:
     answer = client.generate(PROMPT, max_tokens=4, ignore_eos=True, log_probs=True)
     assert answer.log_probs is not None
@@ -56,6 +59,7 @@ def test_log_probs_come_one_per_token_when_asked_for(client: Client) -> None:
     assert client.generate(PROMPT, max_tokens=4).log_probs is None
 
 
+@on_a_real_model
 def test_output_ends_before_a_stop_word(client: Client) -> None:
     word = client.generate(PROMPT, max_tokens=16, ignore_eos=True).text.split()[3]
     answer = client.generate(PROMPT, max_tokens=16, ignore_eos=True, stop=[word])
@@ -118,7 +122,7 @@ def test_inspect_shows_both_classes_and_the_whole_pool(client: Client) -> None:
 def test_the_async_client_inspects_too(endpoint: Endpoint) -> None:
     async def run() -> str:
         async with AsyncClient(endpoint.async_transport()) as client:
-            return (await client.inspect(timeout_s=5.0)).policy
+            return (await client.inspect(timeout_s=PATIENCE_S)).policy
 
     assert asyncio.run(run()) in ("bros", "fake")
 
@@ -134,6 +138,7 @@ def test_async_client_runs_many_streams_at_once(endpoint: Endpoint) -> None:
     assert {len(answer.token_ids) for answer in answers} == {4}
 
 
+@on_a_real_model
 def test_async_stream_yields_what_the_sync_one_does(endpoint: Endpoint, client: Client) -> None:
     async def run() -> Sequence[str]:
         async with AsyncClient(endpoint.async_transport()) as async_client:

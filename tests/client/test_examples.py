@@ -25,10 +25,10 @@ def test_there_are_examples_for_both_protocols_and_both_styles() -> None:
 
 @pytest.mark.triton
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_example_runs(script: Path, triton_server: Server) -> None:
+def test_example_runs(script: Path, sim: Server) -> None:
     is_http = script.name.startswith("http") or script.suffix == ".sh"
     runner = "sh" if script.suffix == ".sh" else sys.executable
-    url = triton_server.http_url if is_http else triton_server.grpc_url
+    url = sim.http_url if is_http else sim.grpc_url
     ran = run([runner, str(script), url, *ARGUMENTS.get(script.name, [])])
     assert ran.returncode == 0, ran.stderr
     assert len(ran.stdout) > 40

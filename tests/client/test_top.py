@@ -170,7 +170,7 @@ def test_a_recording_is_one_svg_with_every_picture_in_its_turn(tmp_path: Path, h
 
 
 def test_top_prints_snapshots_as_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--url", "fake://", "--metrics-url", "http://127.0.0.1:1", "--interval-s", "0.01", "--for-s", "0.05"]
+    arguments = ["--url", "fake://", "--metrics-url", "http://127.0.0.1:1", "--interval-s", "0.01", "--for-s", "0.5"]
     assert main(["top", *arguments, "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) > 1

@@ -7,7 +7,6 @@ import re
 import runpy
 import shutil
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import yaml
 from backend.config import parse_config
 from backend.metrics import METRICS, Kind
 from backend.serving.options import make_parser
+from tests.triton.servers import Server, wait_until
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "alerts.yaml"
@@ -51,17 +51,14 @@ def test_a_query_names_metrics_and_label_values_of_the_table(where: str, query: 
 
 
 @pytest.mark.triton
-def test_every_queried_series_is_on_the_real_endpoint_after_one_request(urls: dict[str, str]) -> None:
-    body = json.dumps({"input_ids": [1], "max_tokens": 3}).encode()
-    urllib.request.urlopen(f"{urls['http_url']}/v2/models/bros_rt/generate", body, timeout=30).close()
+def test_every_queried_series_is_on_the_real_endpoint_after_one_request(sim: Server) -> None:
+    sim.generate("bros_rt", max_tokens=3)
     wanted = {series for _, query in queries() for series in re.findall(r"bros_\w+", query)}
-    missing = wanted
-    for _ in range(20):  # metrics are flushed once a second; each scrape asks again
-        with urllib.request.urlopen(urls["metrics_url"], timeout=30) as response:
-            missing = wanted - set(re.findall(r"^(bros_\w+)", response.read().decode(), re.MULTILINE))
-        if not missing:
-            return
-    assert not missing
+
+    def missing() -> set[str]:
+        return wanted - set(re.findall(r"^(bros_\w+)", sim.metrics(), re.MULTILINE))
+
+    wait_until(lambda: not missing(), f"the series {missing()}")
 
 
 def test_the_dashboard_is_what_its_script_writes() -> None:

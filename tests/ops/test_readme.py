@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.triton.servers import Server
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("architecture.md", "operations.md"))]
 README = DOCUMENTS[0].read_text()
@@ -18,12 +20,12 @@ DEFAULT_PORTS = {"http": "8000", "grpc": "8001", "metrics": "8002"}
 
 
 @pytest.fixture
-def environment(urls: dict[str, str], tmp_path: Path) -> dict[str, str]:
+def environment(sim: Server, tmp_path: Path) -> dict[str, str]:
     """An activated environment, with a `bros` that knows the test server's ports."""
     shim = tmp_path / "bros"
     shim.write_text(
-        f'#!/bin/sh\ncommand=$1; shift; test "$command" = status && set -- --http-url {urls["http_url"]} "$@"\n'
-        f'exec {sys.executable} -m client.cli "$command" --url grpc://{urls["grpc_url"]} "$@"\n'
+        f'#!/bin/sh\ncommand=$1; shift; test "$command" = status && set -- --http-url {sim.http_url} "$@"\n'
+        f'exec {sys.executable} -m client.cli "$command" --url grpc://{sim.grpc_url} "$@"\n'
     )
     shim.chmod(0o755)
     path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -32,15 +34,15 @@ def environment(urls: dict[str, str], tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.triton
 @pytest.mark.parametrize(("language", "code"), EXAMPLES)
-def test_an_example_of_the_readme_runs(
-    language: str, code: str, urls: dict[str, str], environment: dict[str, str]
-) -> None:
+def test_an_example_of_the_readme_runs(language: str, code: str, sim: Server, environment: dict[str, str]) -> None:
     code = code.replace("source .venv/bin/activate\n", "")
     for name, port in DEFAULT_PORTS.items():
-        code = code.replace(f"127.0.0.1:{port}", urls[f"{name}_url"].removeprefix("http://").removesuffix("/metrics"))
+        code = code.replace(
+            f"127.0.0.1:{port}", getattr(sim, f"{name}_url").removeprefix("http://").removesuffix("/metrics")
+        )
     command = ["bash", "-euc", code] if language == "sh" else [sys.executable, "-c", code]
     result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL
     )
     assert result.returncode == 0, result.stderr
     assert re.search(r"t\d+|ready", result.stdout), f"no token of the simulated model in {result.stdout!r}"

@@ -65,7 +65,7 @@ def wait_for_end(pid: int) -> None:
     try:
         poll = select.poll()
         poll.register(process, select.POLLIN)
-        assert poll.poll(10_000), f"process {pid} is still running"
+        assert poll.poll(60_000), f"process {pid} is still running"
     finally:
         os.close(process)
 

@@ -93,7 +93,7 @@ class Stream:
         self._requests.put(request)
         return answer
 
-    def ask(self, inputs: dict[str, Any], model: str = "bros", timeout_s: float = 30.0, **parameters: Any) -> Answer:
+    def ask(self, inputs: dict[str, Any], model: str = "bros", timeout_s: float = 60.0, **parameters: Any) -> Answer:
         """Send a request and wait for the end of its answer."""
         answer = self.send(inputs, model, **parameters)
         assert answer.is_final.wait(timeout_s), f"no end within {timeout_s} s: {answer}"

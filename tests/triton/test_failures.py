@@ -16,13 +16,12 @@ import psutil
 import pytest
 
 from backend.wire import MODELS
-from tests.triton.servers import Server, plain_server, serving, wait_until
+from tests.triton.servers import PATIENCE_S, START_TIMEOUT_S, Server, plain_server, serving, wait_until
 from tests.triton.streams import Answer, Stream
 
 pytestmark = pytest.mark.triton
 
-LONG = {"text_input": "x", "max_tokens": 4000, "stream": True, "ignore_eos": True}
-NOTICED_S = 0.5  # 0.1 s by design; the rest is for a busy machine and for asking
+LONG = {"text_input": "x", "max_tokens": 4000, "stream": True, "ignore_eos": True}  # half a minute, if nobody ends it
 
 
 def open_streams(stream: Stream, count: int, model: str = "bros_rt") -> list[Answer]:
@@ -32,7 +31,7 @@ def open_streams(stream: Stream, count: int, model: str = "bros_rt") -> list[Ans
 
 def open_stream(stream: Stream, model: str) -> Answer:
     answer = stream.send(LONG, model)
-    wait_until(lambda: bool(answer.responses) or answer.is_final.is_set(), 10.0, "the first token")
+    wait_until(lambda: bool(answer.responses) or answer.is_final.is_set(), "the first token")
     assert not answer.errors
     return answer
 
@@ -48,12 +47,12 @@ def test_a_grpc_stream_that_is_cancelled_frees_its_requests_and_no_others(sim: S
         leaving = Stream(sim.grpc_url)
         open_streams(leaving, 4)
         leaving.cancel()
-        wait_until(lambda: sim.num_requests() == 1, NOTICED_S, "cancellation")
+        wait_until(lambda: sim.num_requests() == 1, "cancellation")
         num_tokens = len(survivor.token_ids)
-        wait_until(lambda: len(survivor.token_ids) > num_tokens, 1.0, "the other stream's tokens")
+        wait_until(lambda: len(survivor.token_ids) > num_tokens, "the other stream's tokens")
         assert not survivor.is_final.is_set()
-    wait_until(lambda: sim.num_requests() == 0, NOTICED_S, "cancellation")
-    wait_until(lambda: num_cancelled(sim) == before + 5, 5.0, "the count of cancelled requests")
+    wait_until(lambda: sim.num_requests() == 0, "cancellation")
+    wait_until(lambda: num_cancelled(sim) == before + 5, "the count of cancelled requests")
 
 
 def test_an_http_client_that_leaves_frees_its_request(sim: Server) -> None:
@@ -63,8 +62,8 @@ def test_an_http_client_that_leaves_frees_its_request(sim: Server) -> None:
     with socket.create_connection((address.hostname, address.port)) as client:
         client.sendall(head.encode() + body)
         assert client.recv(100)
-        wait_until(lambda: sim.num_requests() == 1, 5.0, "the request")
-    wait_until(lambda: sim.num_requests() == 0, NOTICED_S, "cancellation")
+        wait_until(lambda: sim.num_requests() == 1, "the request")
+    wait_until(lambda: sim.num_requests() == 0, "cancellation")
 
 
 def test_a_request_ends_with_an_error_when_its_own_timeout_runs_out(sim: Server) -> None:
@@ -72,7 +71,7 @@ def test_a_request_ends_with_an_error_when_its_own_timeout_runs_out(sim: Server)
         answer = stream.ask(LONG, "bros_rt", timeout=300_000)
     assert answer.errors == ["CANCELLED: the request's timeout of 300 ms ran out"]
     assert answer.num_finals == 1
-    assert 10 < len(answer.token_ids) < 100
+    assert len(answer.token_ids) < LONG["max_tokens"]
     status, text = sim.post("bros", {**LONG, "stream": False, "timeout": 200_000})
     assert (status, json.loads(text)["error"]) == (400, "CANCELLED: the request's timeout of 200 ms ran out")
     assert sim.num_requests() == 0
@@ -82,7 +81,7 @@ def test_refusals_are_counted(sim: Server) -> None:
     series = 'bros_requests_total{class="rt",outcome="invalid_request"}'
     before = sim.metric(series)
     assert sim.post("bros_rt", {"text_input": ""})[0] == 400
-    wait_until(lambda: sim.metric(series) == before + 1, 5.0, "the count of refusals")
+    wait_until(lambda: sim.metric(series) == before + 1, "the count of refusals")
 
 
 def test_every_request_of_a_storm_ends_exactly_once(sim: Server) -> None:
@@ -99,7 +98,7 @@ def test_every_request_of_a_storm_ends_exactly_once(sim: Server) -> None:
                 options = {"timeout": 30_000} if kind == "late" else {}
                 answers.append(stream.send(inputs, mine.choice(["bros", "bros_rt", "bros_be"]), **options))
             for answer in answers:
-                assert answer.is_final.wait(30.0)
+                assert answer.is_final.wait(2 * PATIENCE_S)
         return answers
 
     with ThreadPoolExecutor(8) as pool:
@@ -124,7 +123,7 @@ def assert_engine_death_is_survived(server: Server) -> None:
     with Stream(server.grpc_url) as stream:
         answers = [answer for model in MODELS for answer in open_streams(stream, 2, model)]
         os.kill(engine_of(server).pid, signal.SIGKILL)
-        wait_until(lambda: all(answer.is_final.is_set() for answer in answers), 1.0, "the ends of open streams")
+        wait_until(lambda: all(answer.is_final.is_set() for answer in answers), "the ends of open streams")
         assert {error for answer in answers for error in answer.errors} == {
             "ENGINE_DOWN: the engine went away during this request; retry_after_ms=1000"
         }
@@ -132,7 +131,7 @@ def assert_engine_death_is_survived(server: Server) -> None:
         refused = stream.ask({"text_input": "x"})
         assert refused.errors[0].startswith("ENGINE_DOWN: ")
         assert "retry_after_ms=" in refused.errors[0]
-    wait_until(lambda: all(is_served(server, model) for model in MODELS), 15.0, "a new engine")
+    wait_until(lambda: all(is_served(server, model) for model in MODELS), "a new engine", START_TIMEOUT_S)
 
 
 def test_the_death_of_the_engine_is_told_at_once_and_bros_serve_starts_another(tmp_path: Path) -> None:
@@ -164,23 +163,23 @@ def test_best_effort_beyond_its_places_waits_in_tritons_queue_and_beyond_that_is
     with Stream(alone.grpc_url) as stream:
         open_streams(stream, 2, "bros_be")
         answers = [stream.send(LONG, "bros_be") for _ in range(6)]
-        wait_until(lambda: sum(bool(answer.errors) for answer in answers) >= 3, 5.0, "refusals")
+        wait_until(lambda: sum(bool(answer.errors) for answer in answers) >= 3, "refusals")
         assert all("maximum queue size" in error for answer in answers for error in answer.errors)
         assert not all(answer.errors for answer in answers)
         assert alone.num_requests() == 2
         assert stream.ask({"text_input": "x", "max_tokens": 1}, "bros_rt").finish_reason == "length"
-    wait_until(lambda: alone.num_requests() == 0, 2.0, "cancellation")
+    wait_until(lambda: alone.num_requests() == 0, "cancellation")
 
 
 def test_a_killed_server_leaves_no_process_behind(tmp_path: Path) -> None:
     def as_it_is(_: Path) -> None: ...
 
-    with plain_server(tmp_path, {"executor": "sim", "service": {"unused_exit_s": 0.5}}, as_it_is) as server:
+    with plain_server(tmp_path, {"executor": "sim", "service": {"unused_exit_s": 2.0}}, as_it_is) as server:
         launched = psutil.Process(server.pid)
-        wait_until(lambda: len(launched.children(recursive=True)) == 5, 10.0, "four stubs and one engine")
+        wait_until(lambda: len(launched.children(recursive=True)) == 5, "four stubs and one engine", START_TIMEOUT_S)
         everything = launched.children(recursive=True)
         with Stream(server.grpc_url) as stream:
             open_streams(stream, 8)
             os.kill(server.pid, signal.SIGKILL)
-            _, alive = psutil.wait_procs(everything, timeout=10.0)
+            _, alive = psutil.wait_procs(everything, timeout=PATIENCE_S)
             assert not alive

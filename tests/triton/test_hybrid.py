@@ -1,46 +1,50 @@
-"""Both classes at once on the real model: what this project is for."""
+"""Both classes at once on the real model: what this project is for.
+
+What is asked is who goes first, which a slow machine does not change; `bench` has the times.
+"""
 
 from __future__ import annotations
 
 import random
-import time
 
 import pytest
 
-from tests.triton.servers import Server, wait_until
-from tests.triton.streams import Stream
+from tests.triton.servers import PATIENCE_S, Server, wait_until
+from tests.triton.streams import Answer, Stream
 
 pytestmark = pytest.mark.triton
 
 NUM_BE, BE_PROMPT_TOKENS, BE_MAX_TOKENS = 20, 700, 8
-RT_TTFT_S = 1.0
+NUM_OVERTAKING = 4  # first come, first served: all 20
 
 
-def test_a_real_time_request_starts_within_its_objective_while_20_long_best_effort_ones_run(smollm: Server) -> None:
+def test_a_real_time_request_starts_before_20_long_best_effort_ones_that_came_first(smollm: Server) -> None:
     chance = random.Random(5)
     prompts = [[chance.randrange(1000, 20_000) for _ in range(BE_PROMPT_TOKENS)] for _ in range(NUM_BE)]
     with Stream(smollm.grpc_url) as be_stream, Stream(smollm.grpc_url) as rt_stream:
-        time_to_first_token(rt_stream)  # the engine has served before
         background = [
             be_stream.send({"input_ids": prompt, "max_tokens": BE_MAX_TOKENS, "ignore_eos": True}, "bros_be")
             for prompt in prompts
         ]
-        wait_until(lambda: smollm.num_requests() == NUM_BE, 10.0, "20 requests in the engine")
-        first_s = [time_to_first_token(rt_stream) for _ in range(5)]
+        wait_until(lambda: smollm.num_requests() == NUM_BE, "20 requests in the engine")
+        num_overtaking = [num_ended_before_first_token(rt_stream, background) for _ in range(5)]
         assert not all(answer.is_final.is_set() for answer in background), "the background was over too soon"
         for answer in background:
-            assert answer.is_final.wait(120.0)
+            assert answer.is_final.wait(200.0)
         assert [len(answer.token_ids) for answer in background] == [BE_MAX_TOKENS] * NUM_BE
-    assert max(first_s) < RT_TTFT_S
+    assert max(num_overtaking) <= NUM_OVERTAKING
 
 
-def time_to_first_token(stream: Stream) -> float:
-    """Send a real-time request, wait for its end, and return when its first token came, as a client sees it."""
-    start_s = time.monotonic()
+def num_ended_before_first_token(stream: Stream, background: list[Answer]) -> int:
+    """Send a real-time request, wait for its end; return how many others ended before its first token came."""
+    num_before = num_ended(background)
     answer = stream.send({"text_input": "The sea is", "max_tokens": 8, "stream": True}, "bros_rt")
-    while not answer.responses:
-        assert time.monotonic() - start_s < 30.0, answer.errors
-        time.sleep(0.001)
-    first_s = time.monotonic() - start_s
-    assert answer.is_final.wait(30.0)
-    return first_s
+    wait_until(lambda: bool(answer.responses or answer.errors), "the first token")
+    num_after = num_ended(background)
+    assert answer.is_final.wait(PATIENCE_S)
+    assert not answer.errors
+    return num_after - num_before
+
+
+def num_ended(answers: list[Answer]) -> int:
+    return sum(answer.is_final.is_set() for answer in answers)

@@ -36,7 +36,7 @@ def test_best_effort_tokens_travel_together(sim: Server) -> None:
     with Stream(sim.grpc_url) as stream:
         answer = stream.ask({"text_input": "x", "max_tokens": 50, "stream": True, "priority_class": "be"})
     assert len(answer.token_ids) == 50
-    assert 2 <= len(answer.responses) <= 10
+    assert 2 <= len(answer.responses) < 50
 
 
 def test_an_answer_ends_once_and_says_how(sim: Server) -> None:
@@ -46,8 +46,8 @@ def test_an_answer_ends_once_and_says_how(sim: Server) -> None:
     assert answer.output("num_input_tokens") == 1
     assert answer.output("num_output_tokens") == 3
     assert answer.output("num_preemptions") == 0
-    assert 0.0 < answer.output("queue_ms") <= answer.output("ttft_ms") < 1000.0
-    assert 1.0 < answer.output("tpot_ms") < 1000.0
+    assert 0.0 < answer.output("queue_ms") <= answer.output("ttft_ms") < 60_000.0
+    assert 1.0 < answer.output("tpot_ms") < 60_000.0
 
 
 def test_every_prompt_form_is_answered(sim: Server) -> None:
@@ -93,7 +93,7 @@ def test_class_reaches_the_engine_over_grpc(
     before = num_served(sim, "rt")
     with Stream(sim.grpc_url, **headers) as stream:
         assert stream.ask({"text_input": "x", "max_tokens": 1, **inputs}, model, **parameters).finish_reason == "length"
-    wait_until(lambda: num_served(sim, "rt") == before + 1, 5.0, "the count of real-time requests")
+    wait_until(lambda: num_served(sim, "rt") == before + 1, "the count of real-time requests")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_class_reaches_the_engine_over_grpc(
 def test_class_reaches_the_engine_over_http(sim: Server, body: dict[str, Any]) -> None:
     before = num_served(sim, "rt")
     sim.generate(**body)
-    wait_until(lambda: num_served(sim, "rt") == before + 1, 5.0, "the count of real-time requests")
+    wait_until(lambda: num_served(sim, "rt") == before + 1, "the count of real-time requests")
 
 
 def num_served(server: Server, priority_class: str) -> float:

@@ -77,6 +77,17 @@ def load(_context: Any, _address: Any, lanes: Any, is_bf16: Any) -> _Signature:
 
 
 @intrinsic(prefer_literal=True)
+def load_int8(_context: Any, _address: Any, lanes: Any) -> _Signature:
+    """load_int8(address, lanes): read consecutive signed bytes as float32."""
+    count = lanes.literal_value
+
+    def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
+        return builder.sitofp(_load_vector(builder, args[0], count, ir.IntType(8)), _vector(count))
+
+    return Lanes(count)(types.int64, lanes), generate
+
+
+@intrinsic(prefer_literal=True)
 def splat(_context: Any, _value: Any, lanes: Any) -> _Signature:
     """splat(value, lanes): the same float32 in every lane."""
     count = lanes.literal_value
@@ -316,5 +327,6 @@ def _pointer_to(element: Any, layout: ir.Type) -> Any:
     return pointer
 
 
+f32_pointer = _pointer_to(types.float32, _F32)
 i32_pointer = _pointer_to(types.int32, _I32)
 i64_pointer = _pointer_to(types.int64, ir.IntType(64))

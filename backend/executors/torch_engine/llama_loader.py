@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from backend.executors.torch_engine.layer_ops import LlamaConfig
-from backend.executors.torch_engine.linear import Linear
+from backend.executors.torch_engine.linear import Int4Product, Linear
 from backend.executors.torch_engine.llama import LlamaLayer, LlamaWeights
 from backend.executors.torch_engine.weights import TensorSource, stack
 from backend.gguf_file import GGUFFile
@@ -78,17 +78,18 @@ def load_weights(config: LlamaConfig, source: TensorSource, form: WeightForm, re
     for index in range(config.num_layers):
         report("loading weights", index / config.num_layers)
         layers.append(_layer(reader, f"model.layers.{index}"))
-    head = embedding if config.is_tied else reader.tensor("lm_head.weight")
-    return LlamaWeights(embedding, layers, reader.norm("model.norm.weight"), Linear(head))
+    name = "model.embed_tokens.weight" if config.is_tied else "lm_head.weight"
+    head = reader.head(name, embedding if config.is_tied else reader.tensor(name))
+    return LlamaWeights(embedding, layers, reader.norm("model.norm.weight"), head)
 
 
 @dataclass(frozen=True, slots=True)
 class WeightForm:
-    """How weights are kept; `has_int4` keeps 4-bit ones (where the file has them) beside the dense ones."""
+    """How weights are kept; `has_quantised` keeps 4-bit and 8-bit ones (where the file has them) beside dense ones."""
 
     dtype: torch.dtype
     device: torch.device
-    has_int4: bool
+    has_quantised: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,18 @@ class _Reader:
             return Linear(torch.cat([self.tensor(name) for name in names]))
         matrix = stack(quantised)
         weight = matrix.dense().to(self.form.device, self.form.dtype)
-        return Linear(weight, matrix.packed() if self.form.has_int4 else None)
+        return Linear(weight, Int4Product(*matrix.packed()) if self.form.has_quantised else None)
+
+    def head(self, name: str, weight: torch.Tensor) -> Linear:
+        """Make the product that yields logits, in the 8 bits of the file for few rows."""
+        matrix = self.source.eight_bit(name) if self.form.has_quantised else None
+        if matrix is None:
+            return Linear(weight)
+        try:
+            from backend.executors.torch_engine.compiled_ops import EightBitProduct
+        except ImportError:  # no numba; the loader warns of it
+            return Linear(weight)
+        return Linear(weight, EightBitProduct(*matrix))
 
 
 def _layer(reader: _Reader, prefix: str) -> LlamaLayer:

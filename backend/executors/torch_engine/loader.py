@@ -62,11 +62,11 @@ def _load_own(
     settings: TorchSettings, files: ModelFiles, config: LlamaConfig, source: TensorSource, report: Report
 ) -> TorchExecutor:
     dtype, device = _dtype(settings), torch.device(settings.device)
-    has_int4 = dtype is torch.bfloat16 and device.type == "cpu" and settings.weights is not WeightFormat.DENSE
+    has_quantised = dtype is torch.bfloat16 and device.type == "cpu" and settings.weights is not WeightFormat.DENSE
     shape = KVShape(config.num_layers, config.num_kv_heads, config.head_size, dtype)
-    weight_bytes = int(config.num_parameters * (dtype.itemsize + (0.63 if has_int4 else 0.0)))
+    weight_bytes = int(config.num_parameters * (dtype.itemsize + (0.63 if has_quantised else 0.0)))
     capacity = plan_capacity(settings, shape, weight_bytes, config.max_positions)
-    weights = load_weights(config, source, WeightForm(dtype, device, has_int4), report)
+    weights = load_weights(config, source, WeightForm(dtype, device, has_quantised), report)
     pool = _pool(shape, capacity, device, report)
     report("compiling kernels", 0.97)
     attention = _attention(settings, pool, config.num_heads, capacity)

@@ -14,6 +14,7 @@ from backend.gguf_file import GGUFFile, TensorInfo
 
 _Q4_1, _F32, _F16 = 3, 0, 1  # gguf.GGMLQuantizationType
 _Q4_1_BLOCK, _Q4_1_BYTES = 32, 20
+_Q8_0, _Q8_0_BLOCK, _Q8_0_BYTES = 8, 32, 34
 
 _GGUF_LAYER_NAMES = {
     "input_layernorm": "attn_norm",
@@ -75,6 +76,10 @@ class TensorSource(Protocol):
         """Return a 4-bit tensor as it is stored; None where it is stored otherwise."""
         ...
 
+    def eight_bit(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return codes int8 [rows, columns] and scales float32 [rows, columns / 32]; None where stored otherwise."""
+        ...
+
 
 class GGUFSource:
     """The tensors of a GGUF file. `num_heads` and `num_kv_heads` undo llama.cpp's interleaving of rotary pairs."""
@@ -96,6 +101,10 @@ class GGUFSource:
             return None
         raw = read_q4_1(self._gguf, info)
         return Quantised(*(self._in_library_order(info, part) for part in (raw.codes, raw.scales, raw.minima)))
+
+    def eight_bit(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        info = self._info(name)
+        return read_q8_0(self._gguf, info) if info.type_id == _Q8_0 else None
 
     def _info(self, name: str) -> TensorInfo:
         stem, _, kind = name.rpartition(".")
@@ -135,6 +144,9 @@ class DirectorySource:
     def quantised(self, name: str) -> Quantised | None:  # noqa: ARG002 - a directory's tensors are dense
         return None
 
+    def eight_bit(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:  # noqa: ARG002 - as above
+        return None
+
 
 def read_q4_1(gguf: GGUFFile, info: TensorInfo) -> Quantised:
     """Read a Q4_1 tensor: blocks of 32 values, as scale and minimum (float16) and 16 bytes of two codes each."""
@@ -146,6 +158,16 @@ def read_q4_1(gguf: GGUFFile, info: TensorInfo) -> Quantised:
     pairs = blocks[..., 4:]
     codes = torch.cat([pairs & 0xF, pairs >> 4], -1).view(num_rows, num_columns)
     return Quantised(codes, halves[..., 0].contiguous(), halves[..., 1].contiguous())
+
+
+def read_q8_0(gguf: GGUFFile, info: TensorInfo) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read a Q8_0 tensor: blocks of 32 signed bytes after their scale (float16)."""
+    num_rows, num_columns = info.shape
+    num_groups = num_columns // _Q8_0_BLOCK
+    raw = torch.from_numpy(gguf.read_bytes(info, num_rows * num_groups * _Q8_0_BYTES).copy())
+    blocks = raw.view(num_rows, num_groups, _Q8_0_BYTES)
+    scales = blocks[..., :2].contiguous().view(torch.float16).float().view(num_rows, num_groups)
+    return blocks[..., 2:].contiguous().view(torch.int8).view(num_rows, num_columns), scales
 
 
 def _dequantise(gguf: GGUFFile, info: TensorInfo) -> torch.Tensor:

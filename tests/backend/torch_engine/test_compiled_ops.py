@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from backend.executors.torch_engine.attention import AttentionShape, TorchAttention
-from backend.executors.torch_engine.compiled_ops import CompiledAttention, CompiledLayerOps, balanced_bounds
+from backend.executors.torch_engine.compiled_ops import (
+    CompiledAttention,
+    CompiledLayerOps,
+    EightBitProduct,
+    balanced_bounds,
+)
 from backend.executors.torch_engine.inputs import StepInputs, pack
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
 from backend.executors.torch_engine.layer_ops import LlamaConfig, TorchLayerOps
@@ -147,3 +152,11 @@ def test_checkpointed_slots_come_back_elsewhere() -> None:
     pool.copy_in(SlotCopy(np.array([77, 2], np.int32), host))
     assert torch.equal(pool.storage[:, [77, 2]], before)
     assert int(pool.storage.count_nonzero()) == int(before.count_nonzero())
+
+
+def test_eight_bit_product_equals_the_dense_one() -> None:
+    torch.manual_seed(0)
+    codes, scales = torch.randint(-128, 128, (50, 96), dtype=torch.int8), torch.rand((50, 3))
+    x = torch.randn((1, 96)).bfloat16()
+    dense = codes.float() * scales.repeat_interleave(32, 1)
+    torch.testing.assert_close(EightBitProduct(codes, scales)(x), x.float() @ dense.T, atol=1e-3, rtol=1e-5)

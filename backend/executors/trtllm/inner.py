@@ -184,20 +184,19 @@ class BrosRequestScheduler:
         """Note what TensorRT-LLM made of the decision."""
         chunks = [(llm, _chunk_size(llm)) for llm in output.context_requests]
         chunks += [(llm, 1) for llm in output.generation_requests]
-        adopted = [(self.mirror.adopt(llm, num_tokens, now_s), num_tokens) for llm, num_tokens in chunks]
-        ours = [(request, num_tokens) for request, num_tokens in adopted if request is not None]
+        ours = self.mirror.adopt(chunks, now_s)
         self._last_call_s = now_s
         if not ours:
             self._steps.clear()
             return
         features = _features(ours)
-        num_rt_tokens = sum(num_tokens for adopted, num_tokens in ours if adopted.request.is_rt)
+        num_rt_tokens = sum(adopted.num_tokens for adopted in ours if adopted.request.is_rt)
         self._steps.append(
             _Step(
                 start_s=start_s,
                 predicted_s=self.view.latency.predict_s(features),
                 budget_s=budget_s,
-                requests=[adopted.request for adopted, _ in ours],
+                requests=[adopted.request for adopted in ours],
                 features=features,
                 num_rt_tokens=num_rt_tokens,
                 num_be_tokens=features.new_tokens - num_rt_tokens,
@@ -243,14 +242,13 @@ class BrosRequestScheduler:
         return ClassCounts(len(queue), int(mine.sum()) - num_preempted, num_preempted)
 
 
-def _features(adopted: Sequence[tuple[Adopted, int]]) -> StepFeatures:
-    decodes = [request for request, num_tokens in adopted if num_tokens == 1]
-    chunks = [(request.start, num_tokens) for request, num_tokens in adopted if num_tokens > 1]
+def _features(adopted: Sequence[Adopted]) -> StepFeatures:
+    chunks = [(each.start, each.num_tokens) for each in adopted if each.num_tokens > 1]
     return StepFeatures(
-        new_tokens=sum(num_tokens for _, num_tokens in adopted),
-        context_tokens=sum(request.start for request in decodes),
+        new_tokens=sum(each.num_tokens for each in adopted),
+        context_tokens=sum(each.start for each in adopted if each.num_tokens == 1),
         prefill_pairs=sum(num_tokens * (start + 0.5 * num_tokens) for start, num_tokens in chunks),
-        copied_tokens=sum(request.num_restored for request, _ in adopted),
+        copied_tokens=sum(each.num_restored for each in adopted),
     )
 
 

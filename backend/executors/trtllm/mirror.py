@@ -72,9 +72,11 @@ class Queues:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A request that TensorRT-LLM runs in a step after `start` computed tokens, `num_restored` of them from host."""
+    """A request of which TensorRT-LLM runs `num_tokens` in a step, after `start` computed ones, `num_restored` of them
+    from the host."""
 
     request: Request
+    num_tokens: int
     start: int
     num_restored: int
 
@@ -150,29 +152,19 @@ class Mirror:
                 self.passed_on.append(llm)
         for request_id in [request_id for request_id in self._twins if request_id not in ours]:
             self._depart(self._twins.pop(request_id))
-        deadlines_s = [deadline_s for twin in self._twins.values() for deadline_s in self._follow(twin, now_s)]
+        deadlines_s = self._follow(now_s)
         self._count_foreign_blocks()
         return Progress(deadlines_s, has_continued=any(request in self._by_request for request in last_step))
 
-    def adopt(self, llm: LlmRequest, num_tokens: int, now_s: float) -> Adopted | None:
-        """Note that TensorRT-LLM runs `num_tokens` of a request in this step; None if it is not ours."""
-        twin = self._twins.get(llm.py_request_id)
-        if twin is None:
-            return None
-        request = twin.request
-        if request.row is None:
-            self._enter(request)
-        if twin.ticket.first_scheduled_s is None:
-            twin.ticket.first_scheduled_s = now_s
-        num_restored = self._kv.num_restorable(_row(request))
-        start = request.num_computed + num_restored
-        self._grow(request, start + num_tokens - self._num_held(request))
-        end = start + num_tokens
-        self.total_restored += num_restored
-        if request.state is RequestState.PREEMPTED:
-            self.total_recomputed += max(0, min(end, twin.num_reached) - start)
-        twin.num_reached = max(twin.num_reached, end)
-        return Adopted(request, start, num_restored)
+    def adopt(self, scheduled: Sequence[tuple[LlmRequest, int]], now_s: float) -> list[Adopted]:
+        """Note how many tokens of each request TensorRT-LLM runs in this step; leave out requests that are not ours."""
+        ours = [(twin, num_tokens) for llm, num_tokens in scheduled if (twin := self._twins.get(llm.py_request_id))]
+        decodes: list[Request] = []
+        adopted = [self._adopt(twin, num_tokens, now_s, decodes) for twin, num_tokens in ours]
+        if decodes and not self._kv.grow_each_by_one([_row(request) for request in decodes]):
+            for request in decodes:
+                self._grow(request, 1)
+        return adopted
 
     def check_invariants(self) -> None:
         """Assert what must hold between two steps; O(slots)."""
@@ -211,31 +203,58 @@ class Mirror:
             self._kv.close(Row(request.row))
             request.row = None
 
-    def _follow(self, twin: Twin, now_s: float) -> list[float]:
-        """Bring one twin up to date; return the deadlines of the real-time tokens that came."""
-        request, llm = twin.request, twin.llm
-        num_known = llm.get_num_tokens(0)
-        num_computed = min(num_known - 1, llm.context_current_position) if llm.is_context_init_state else num_known - 1
-        if request.row is None and num_computed > 0:
-            self._enter(request)
-        if request.row is None:
-            return []
-        deadlines_s = self._emit(request, num_known - len(request.token_ids), now_s)
-        is_resident = self._manager.is_resident(llm)
-        self._set_computed(twin, num_computed if is_resident else 0)
+    def _follow(self, now_s: float) -> list[float]:
+        """Bring all twins up to date; return the deadlines of the real-time tokens that came."""
+        started, came = [], []
+        for twin in self._twins.values():
+            request, llm = twin.request, twin.llm
+            num_known = llm.get_num_tokens(0)
+            is_prefill = llm.is_context_init_state
+            num_computed = min(num_known - 1, llm.context_current_position) if is_prefill else num_known - 1
+            if request.row is None and num_computed <= 0:
+                continue
+            if request.row is None:
+                self._enter(request)
+            started.append((twin, num_computed))
+            came.append((request, num_known - len(request.token_ids)))
+        deadlines_s = self._emit(came, now_s)
+        for twin, num_computed in started:
+            self._set_computed(twin, num_computed if self._manager.is_resident(twin.llm) else 0)
         return deadlines_s
 
-    def _emit(self, request: Request, num_tokens: int, now_s: float) -> list[float]:
-        """Count tokens that came since the last step. They came at once, as far as can be seen from here."""
-        row = _row(request)
-        deadlines_s = []
-        for _ in range(num_tokens):
-            if request.is_rt:
-                deadlines_s.append(float(self.table.deadline_s[row]))
-            request.token_ids.append(_TOKEN)
-            request.first_token_s = now_s if request.first_token_s is None else request.first_token_s
-            self.table.emit(np.array([row]), now_s)
+    def _emit(self, came: list[tuple[Request, int]], now_s: float) -> list[float]:
+        """Count the tokens that came since the last step. They came at once, as far as can be seen from here."""
+        deadlines_s: list[float] = []
+        while came := [(request, num_tokens) for request, num_tokens in came if num_tokens > 0]:
+            rows = np.array([_row(request) for request, _ in came], dtype=np.int32)
+            deadlines_s += self.table.deadline_s[rows[self.table.is_rt[rows]]].tolist()
+            self.table.emit(rows, now_s)
+            for request, _ in came:
+                request.token_ids.append(_TOKEN)
+                request.first_token_s = now_s if request.first_token_s is None else request.first_token_s
+            came = [(request, num_tokens - 1) for request, num_tokens in came]
         return deadlines_s
+
+    def _adopt(self, twin: Twin, num_tokens: int, now_s: float, decodes: list[Request]) -> Adopted:
+        """Note what runs of one request, but leave it to the caller to grow `decodes` by one, all of them at once."""
+        request = twin.request
+        if request.row is None:
+            self._enter(request)
+        if twin.ticket.first_scheduled_s is None:
+            twin.ticket.first_scheduled_s = now_s
+        num_restored = self._kv.num_restorable(_row(request))
+        start = request.num_computed + num_restored
+        end = start + num_tokens
+        num_missing = end - self._num_held(request)
+        if num_missing == 1 and not num_restored:
+            decodes.append(request)
+        else:
+            self._grow(request, num_missing)
+        self.total_restored += num_restored
+        if request.state is RequestState.PREEMPTED:
+            self.total_recomputed += max(0, min(end, twin.num_reached) - start)
+        twin.num_reached = max(twin.num_reached, end)
+        return Adopted(request, num_tokens, start, num_restored)
 
     def _set_computed(self, twin: Twin, num_computed: int) -> None:
         """Let the books say that the first `num_computed` positions have their KV on the GPU."""

@@ -45,7 +45,7 @@ class World:
         """Run a step of TensorRT-LLM for `llm`: schedule, allocate, compute."""
         assert self.kv.prepare_context(llm)
         assert self.kv.resize_context(llm, num_tokens)
-        self.mirror.adopt(llm, num_tokens, 0.0)
+        self.mirror.adopt([(llm, num_tokens)], 0.0)
         llm.context_current_position += num_tokens
 
 
@@ -89,7 +89,7 @@ def test_a_step_that_was_scheduled_and_then_dropped_gives_its_blocks_back() -> N
     world.look()
     world.compute(llm, 32)
     world.look()
-    world.mirror.adopt(llm, 256, 0.0)  # TensorRT-LLM waits for a larger batch, and runs nothing
+    world.mirror.adopt([(llm, 256)], 0.0)  # TensorRT-LLM waits for a larger batch, and runs nothing
     assert world.mirror.usage().num_tail_blocks == 9
     world.look()
     assert world.mirror.usage().num_tail_blocks == 1
@@ -115,7 +115,7 @@ def test_shared_prefixes_never_overfill_the_books() -> None:
     requests = [world.add(be(num_prompt=64)) for _ in range(4)]
     world.look()
     for llm in requests:  # all four share the same two blocks in TensorRT-LLM
-        world.mirror.adopt(llm, 64, 0.0)
+        world.mirror.adopt([(llm, 64)], 0.0)
         llm.context_current_position = 64
         world.kv.prepare_context(llm)
     world.look()

@@ -226,7 +226,7 @@ class Mirror:
         """Count the tokens that came since the last step. They came at once, as far as can be seen from here."""
         deadlines_s: list[float] = []
         while came := [(request, num_tokens) for request, num_tokens in came if num_tokens > 0]:
-            rows = np.array([_row(request) for request, _ in came], dtype=np.int32)
+            rows = np.array([_row(request) for request, _ in came], dtype=np.int64)
             deadlines_s += self.table.deadline_s[rows[self.table.is_rt[rows]]].tolist()
             self.table.emit(rows, now_s)
             for request, _ in came:

@@ -74,14 +74,21 @@ class Child:
 
 def stubs_of(server_pid: int) -> dict[int, str]:
     """Return the Python stubs of a server, `{pid: model name}`, read from /proc."""
-    children = " ".join(path.read_text() for path in Path(f"/proc/{server_pid}/task").glob("*/children")).split()
+    children = " ".join(map(_text, Path(f"/proc/{server_pid}/task").glob("*/children"))).split()
     found = {}
     for pid in map(int, children):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-            if STUB in arguments[0]:
-                found[pid] = Path(arguments[1]).parent.parent.name  # …/<model>/<version>/model.py
+        arguments = _text(Path(f"/proc/{pid}/cmdline")).split("\0")
+        if STUB in arguments[0]:
+            found[pid] = Path(arguments[1]).parent.parent.name  # …/<model>/<version>/model.py
     return found
+
+
+def _text(path: Path) -> str:
+    """Return a file of /proc; nothing when its thread or process has ended meanwhile."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 async def first_exit(pids: set[int]) -> int:

@@ -16,16 +16,15 @@ _CONNECT_PERIOD_S = 0.05
 async def engine_states(path: Path) -> AsyncIterator[EngineState]:
     """Connect as soon as the engine listens; yield its state now and at every change, until it goes away."""
     connection = await _connect(path)
-    reader = stub_reader(connection)
-    try:
-        send(connection, Hello(version=VERSION, name="bros-serve"))
-        while (message := await asyncio.to_thread(reader.read)) is not None:
-            if isinstance(message, EngineState):
-                yield message
-    finally:
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)  # wakes a thread that still reads
-        connection.close()
+    with connection, stub_reader(connection) as reader:
+        try:
+            send(connection, Hello(version=VERSION, name="bros-serve"))
+            while (message := await asyncio.to_thread(reader.read)) is not None:
+                if isinstance(message, EngineState):
+                    yield message
+        finally:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # wakes a thread that still reads, which closing would wait for
 
 
 async def _connect(path: Path) -> socket.socket:

@@ -141,19 +141,20 @@ class Supervisor:
         await self._is_ready.wait()
         replaced: set[int] = set()
         while True:
-            stubs = {pid: model for pid, model in stubs_of(self._server.pid).items() if pid not in replaced}
+            server_pid = self._server.pid
+            stubs = {pid: model for pid, model in stubs_of(server_pid).items() if pid not in replaced}
             if not stubs:  # the server is between two lives
                 await asyncio.sleep(PROBE_PERIOD_S)
                 continue
             model = stubs[await first_exit(set(stubs))]
             replaced |= {pid for pid in stubs if stubs[pid] == model}
             if self._server.is_running:
-                await self._reload(model)
+                await self._reload(model, server_pid)
 
-    async def _reload(self, model: str) -> None:
+    async def _reload(self, model: str, server_pid: int) -> None:
         self._report.news(f"a stub of model {model!r} died; loading the model again")
         for attempt in range(MAX_FAILURES):
-            if not self._server.is_running:  # all stubs died with it; its next life loads every model
+            if not self._server.is_running or self._server.pid != server_pid:  # its next life loads every model
                 return
             if await asyncio.to_thread(self._load_again, model):
                 self._report.news(f"model {model!r} is loaded again")

@@ -49,11 +49,13 @@ class Restore:
 class PlannedSlots:
     """Where a plan's requests find their KV slots: on the budget it was tried on, which `commit` adopts as it is.
 
-    rows: int64, of the requests in the plan's order. newcomers: those of them that get a row, in the budget's order.
+    rows, counts: int64, rows and new tokens of the requests, in the plan's order. newcomers: those of them that get a
+    row, in the budget's order.
     """
 
     budget: KVBudget
     rows: NDArray[np.int64]
+    counts: NDArray[np.int64]
     newcomers: Sequence[Request]
 
 

@@ -21,10 +21,11 @@ from backend.executors import ExecutorCapacity
 from backend.plan import EmittedToken, FailedRequest, PlannedSlots, Reclaim, StepBatch, StepOutput, StepPlan, StepResult
 from backend.policy import POLICIES
 from backend.policy.admission import check_admissible
+from backend.policy.feedback import Feedback, MovedTokens
 from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
 from backend.policy.queue import WaitingQueue
 from backend.policy.settings import SchedulerSettings
-from backend.policy.stats import ClassCounts, PreemptionKind, SchedulerStats
+from backend.policy.stats import PreemptionKind, SchedulerStats
 from backend.policy.table import RequestTable, Rows, first_deadline_s
 from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord, Traffic
 from backend.request import FinishReason, PriorityClass, Request, RequestId, RequestState
@@ -34,6 +35,8 @@ from kv.types import KVConfig, Layout, Row, SlotCopy
 __all__ = ["Scheduler", "SchedulerStats", "make_scheduler"]
 
 _BASELINES_WITH_PLAIN_KV = ("fcfs", "priority", "priority_tuned", "tgi", "round_robin")
+
+_NONE = np.empty(0, np.int64)
 
 
 def make_scheduler(
@@ -141,6 +144,7 @@ class Scheduler:
             limits=limits,
             settings=settings,
         )
+        self._feedback = Feedback(policy, self.view)
         self._eos_token_ids = eos_token_ids
         self._requests: dict[RequestId, Request] = {}
         self._stops: dict[Request, frozenset[int]] = {}
@@ -192,14 +196,13 @@ class Scheduler:
         """Apply `plan`: reclaim, restore and grow slots, move requests. Asserts that the plan fits."""
         assert self._step is None, "the last step was neither completed nor failed"
         self.kv.begin_step()
-        slots = plan.slots or PlannedSlots(self.kv.budget(), np.empty(0, np.int64), ())
+        slots = plan.slots or PlannedSlots(self.kv.budget(), _NONE, _NONE, ())
         copies_out, copies_in = self._allocate(plan, slots)
         requests, num_new_tokens = list(plan.num_new_tokens), list(plan.num_new_tokens.values())
-        counts = np.array(num_new_tokens, np.int64)
         batch = StepBatch(requests, num_new_tokens, self.kv.slot_table, _joined(copies_out), _joined(copies_in))
         checkpointed = [reclaim.request for reclaim, copy in zip(plan.reclaims, copies_out, strict=True) if len(copy)]
-        features = self._features(slots.rows, counts, len(batch.copies_out) + len(batch.copies_in))
-        self._step = _Step(batch, requests, slots.rows, counts, features, plan, slots.newcomers, checkpointed)
+        features = self._features(slots.rows, slots.counts, len(batch.copies_out) + len(batch.copies_in))
+        self._step = _Step(batch, requests, slots.rows, slots.counts, features, plan, slots.newcomers, checkpointed)
         return batch
 
     def complete(self, batch: StepBatch, result: StepResult, now_s: float) -> StepOutput:
@@ -209,13 +212,13 @@ class Scheduler:
         assert len(result.token_ids) == len(requests), f"{len(result.token_ids)} results for {len(requests)} requests"
         self._learn(step, result, now_s)
         self._totals["recomputed"] += table.compute(step.rows, step.num_new_tokens)
-        for request, num_tokens in zip(requests, batch.num_new_tokens, strict=True):
-            request.num_computed += num_tokens
+        for request, num_computed in zip(requests, table.num_computed[step.rows].tolist(), strict=True):
+            request.num_computed = num_computed
         for request in step.started:
             request.first_scheduled_s = now_s - result.duration_s
         sampled = _Sampled.of(step, result)
         finished = self._emit(sampled, now_s)
-        self._settle(now_s)
+        self._feedback.settle(now_s)
         return StepOutput(tokens=sampled.emitted(), finished=finished)
 
     def fail(self, batch: StepBatch, error: BrosError, now_s: float) -> StepOutput:
@@ -230,7 +233,7 @@ class Scheduler:
         failed = [FailedRequest(request, error) for request in step.requests]
         for request in step.requests:
             self._release(request, FinishReason.ERROR)
-        self._settle(now_s)
+        self._feedback.settle(now_s)
         return StepOutput(failed=failed)
 
     def fail_all(self, error: BrosError, now_s: float) -> StepOutput:
@@ -256,24 +259,8 @@ class Scheduler:
     def stats(self) -> SchedulerStats:
         """Return a snapshot."""
         totals = self._totals
-        return SchedulerStats(
-            requests={
-                PriorityClass.REAL_TIME: self._counts(is_rt=True),
-                PriorityClass.BEST_EFFORT: self._counts(is_rt=False),
-            },
-            kv=self.kv.usage(),
-            window_tokens=self.policy.window_tokens,
-            latency_coefficients=self.view.latency.coefficients,
-            latency_error_ratio=self.view.latency.error_ratio,
-            total_steps=totals["steps"],
-            total_step_tokens={
-                PriorityClass.REAL_TIME: totals["rt_tokens"],
-                PriorityClass.BEST_EFFORT: totals["be_tokens"],
-            },
-            total_preemptions=dict(self._preemptions),
-            total_copied_out_tokens=totals["copied_out"],
-            total_copied_in_tokens=totals["copied_in"],
-            total_recomputed_tokens=totals["recomputed"],
+        return self._feedback.stats(
+            MovedTokens(self._preemptions, totals["copied_out"], totals["copied_in"], totals["recomputed"])
         )
 
     def check_invariants(self) -> None:
@@ -373,9 +360,11 @@ class Scheduler:
 
     def _features(self, rows: Rows, counts: NDArray[np.int64], num_copied: int) -> StepFeatures:
         computed = self.view.table.num_computed[rows]
-        is_one = counts == 1
-        pairs = counts * (computed + 0.5 * counts)
-        return StepFeatures(int(counts.sum()), int(computed[is_one].sum()), float(pairs[~is_one].sum()), num_copied)
+        chunks = (counts != 1).nonzero()[0]  # the few that are no decodes
+        starts, lengths = computed[chunks], counts[chunks]
+        context = int(computed.sum()) - int(starts.sum())
+        pairs = float((lengths * (starts + 0.5 * lengths)).sum())
+        return StepFeatures(int(counts.sum()), context, pairs, num_copied)
 
     def _learn(self, step: _Step, result: StepResult, now_s: float) -> None:
         table, rows, totals = self.view.table, step.rows, self._totals
@@ -386,23 +375,16 @@ class Scheduler:
         predicted_end_s = now_s - result.duration_s + predicted_s
         deadline_s = table.deadline_s[rows]
         num_late = int((is_rt & (deadline_s >= predicted_end_s) & (deadline_s < now_s)).sum())
-        self.policy.observe(
-            StepRecord(
-                duration_s=result.duration_s,
-                predicted_s=predicted_s,
-                num_rt_tokens=num_rt_tokens,
-                num_be_tokens=num_tokens - num_rt_tokens,
-                num_late=num_late,
-                num_seqs=len(rows),
-                budget_s=step.plan.budget_s,
-            )
+        record = StepRecord(
+            duration_s=result.duration_s,
+            predicted_s=predicted_s,
+            num_rt_tokens=num_rt_tokens,
+            num_be_tokens=num_tokens - num_rt_tokens,
+            num_late=num_late,
+            num_seqs=len(rows),
+            budget_s=step.plan.budget_s,
         )
-        self.view.latency.observe(step.features, max(result.duration_s, 1e-6))
-        num_rt_slots = int(table.num_known[table.is_active & table.is_rt].sum())
-        self.view.traffic.note_step(result.duration_s, num_rt_slots)
-        totals["steps"] += 1
-        totals["rt_tokens"] += num_rt_tokens
-        totals["be_tokens"] += num_tokens - num_rt_tokens
+        self._feedback.learn(record, step.features)
         totals["copied_out"] += len(step.batch.copies_out)
         totals["copied_in"] += len(step.batch.copies_in)
 
@@ -437,20 +419,6 @@ class Scheduler:
         self.view.traffic.note_end(request)
         self._release(request, FinishReason.STOP if self._is_stopped(request) else FinishReason.LENGTH)
         return request
-
-    def _settle(self, now_s: float) -> None:
-        """Relegate waiting requests that turned late, and drop what left the queues."""
-        latency, policy = self.view.latency, self.policy
-        for queue in (self.view.rt_waiting, self.view.be_waiting):
-            queue.settle(lambda request: policy.is_late(request, latency, now_s))
-        self.view.be_deadlines.settle(lambda request: first_deadline_s(request) < now_s)
-
-    def _counts(self, is_rt: bool) -> ClassCounts:
-        table = self.view.table
-        mine = table.is_active & (table.is_rt == is_rt)
-        num_preempted = int((mine & table.is_preempted).sum())
-        queue = self.view.rt_waiting if is_rt else self.view.be_waiting
-        return ClassCounts(len(queue), int(mine.sum()) - num_preempted, num_preempted)
 
 
 def _row(request: Request) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -157,8 +157,8 @@ class KVBudget:
         """Count in what was promised, in the order in which it was."""
         if not self._promised:
             return
-        for is_decode, promises in groupby(self._promised, lambda promised: not isinstance(promised, _Growth)):
-            for growth in _in_one_sweep(list(promises)) if is_decode else promises:
+        for kind, promises in groupby(self._promised, type):
+            for growth in promises if kind is _Growth else _in_one_sweep(promises):
                 is_kept = self._keep(growth)
                 assert is_kept, f"no room for a growth that was promised: {growth}"
         self._promised.clear()
@@ -177,8 +177,9 @@ def _is_opening(promised: Indices | _Growth) -> bool:
     return isinstance(promised, _Growth) and promised.opens_on is not None
 
 
-def _in_one_sweep(parts: list[Indices]) -> list[Indices]:
+def _in_one_sweep(calls: Iterable[Indices | _Growth]) -> list[Indices]:
     """Join the rows of several calls, unless a row is in two of them."""
+    parts = [rows for rows in calls if not isinstance(rows, _Growth)]
     rows = _joined(parts)
     return [rows] if len(parts) == 1 or np.bincount(rows).max(initial=0) <= 1 else parts
 

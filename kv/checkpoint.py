@@ -91,6 +91,8 @@ class HostPool:
 
     def drop(self, row: int) -> None:
         """Remove the row's checkpoint."""
+        if row not in self._checkpoints:
+            return
         is_copying = self._is_copying(row)
         self._release(self._detach(row), is_copying)
 

@@ -6,7 +6,7 @@ copy of the pool on which the plan's growth is tried.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +101,12 @@ class Pool:
 
     def origin_of(self, row: int, run: Run) -> int:
         """Return, for a run of `row`, the slot that position 0 would have if the run reached back that far."""
-        return run.end % self.blocks.stride * self.blocks.size + int(self.first[row]) - int(self.step[row]) * run.start
+        return self.origins_of(row, [run])[0]
+
+    def origins_of(self, row: int, runs: Sequence[Run]) -> list[int]:
+        """Return `origin_of` for each of `runs`."""
+        first, step, stride, size = int(self.first[row]), int(self.step[row]), self.blocks.stride, self.blocks.size
+        return [run.end % stride * size + first - step * run.start for run in runs]
 
     def _add_rows(self) -> None:
         num_added = max(self.num_rows, _MIN_ROWS)
@@ -291,7 +296,7 @@ def _movers(room: NDArray[np.int16], own: Indices, other: Indices, opposite_fill
     """Return the indices of rows that need another block: full ones, and those whose last slot goes to a row before."""
     tight = (room <= 0).nonzero()[0]
     if not opposite_fill[tight].any():  # nobody shares with any of them
-        return tight[room[tight] < 0]
+        return np.asarray(tight[room[tight] < 0])
     takers: set[int] = set()
     movers: list[int] = []
     ends = zip(tight.tolist(), room[tight].tolist(), own[tight].tolist(), other[tight].tolist(), strict=True)

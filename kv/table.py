@@ -32,7 +32,7 @@ class SlotTable:
         runs = _runs_down_to(pool.last_run(row), start)
         starts = [start, *(run.start for run in runs[1:])]
         lengths = [stop - first for first, stop in zip(starts, [*starts[1:], num_held], strict=True)]
-        origins = np.array([pool.origin_of(row, run) for run in runs]).repeat(lengths)
+        origins = np.array(pool.origins_of(row, runs), np.intp).repeat(lengths)
         self.slots[row, start:num_held] = origins + int(pool.step[row]) * np.arange(start, num_held)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backend.plan import PlannedSlots, Reclaim, Restore, StepPlan
 from backend.policy.table import Rows
@@ -42,6 +43,7 @@ class Packing:
         self._kept: dict[int, int] = {}  # victim's row -> positions it keeps
         self._restored: dict[Request, int] = {}
         self._rows: list[Rows] = []  # of what was taken, in order
+        self._counts: list[NDArray[np.int64]] = []  # of new tokens, likewise
         self._newcomers: list[Request] = []
 
     def add_decodes(self, rows: Rows) -> list[int]:
@@ -51,6 +53,7 @@ class Packing:
         taken, refused = self._grow_each(rows)
         self.num_new_tokens.update(dict.fromkeys(table.requests_in(taken), 1))
         self._rows.append(taken)
+        self._counts.append(np.ones(len(taken), np.int64))
         self.tokens_left -= len(taken)
         self.seqs_left -= len(taken)
         self.predicted_s += latency.c1 * len(taken) + latency.c2 * int(table.num_computed[taken].sum())
@@ -69,6 +72,7 @@ class Packing:
             self._newcomers.append(request)
         self.num_new_tokens[request] = num_tokens
         self._rows.append(np.array((row,), np.int64))
+        self._counts.append(np.array((num_tokens,), np.int64))
         if num_restored:
             self._restored[request] = num_restored
         self.tokens_left -= num_tokens
@@ -178,7 +182,7 @@ class Packing:
             return StepPlan(budget_s=budget_s)
         reclaims = [self._reclaim(victim, num_kept) for victim, num_kept in self._kept.items()]
         restores = [Restore(request, num_tokens) for request, num_tokens in self._restored.items()]
-        slots = PlannedSlots(self.kv, np.concatenate(self._rows), self._newcomers)
+        slots = PlannedSlots(self.kv, np.concatenate(self._rows), np.concatenate(self._counts), self._newcomers)
         return StepPlan(self.num_new_tokens, reclaims, restores, self.predicted_s, budget_s, slots)
 
     def _unblock(self) -> None:

@@ -9,7 +9,7 @@ in which order, who gives up KV, and how large the step may be.
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,13 +21,14 @@ from backend.executors.trtllm.surface import InnerScheduler, LlmRequest, Schedul
 from backend.executors.trtllm.tickets import Tickets
 from backend.plan import Reclaim, StepPlan
 from backend.policy import POLICIES
+from backend.policy.feedback import Feedback, MovedTokens
 from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
 from backend.policy.queue import WaitingQueue
 from backend.policy.settings import SchedulerSettings
-from backend.policy.stats import ClassCounts, SchedulerStats
+from backend.policy.stats import SchedulerStats
 from backend.policy.table import first_deadline_s
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
-from backend.request import PriorityClass, Request
+from backend.request import Request
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class BrosRequestScheduler:
         self._clock = clock
         self._steps: deque[_Step] = deque(maxlen=2 if has_overlap else 1)  # the oldest is the one that ended last
         self._last_call_s = clock.now_s()
-        self._totals: Counter[str] = Counter()
+        self._feedback = Feedback(self.policy, self.view)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)  # can_schedule, scheduling_state_range and whatever later versions ask
@@ -132,22 +133,13 @@ class BrosRequestScheduler:
 
     def stats(self) -> SchedulerStats:
         """Return a snapshot; any thread may ask."""
-        totals = self._totals
-        return SchedulerStats(
-            requests={cls: self._counts(cls) for cls in PriorityClass},
-            kv=self.mirror.usage(),
-            window_tokens=self.policy.window_tokens,
-            latency_coefficients=self.view.latency.coefficients,
-            latency_error_ratio=self.view.latency.error_ratio,
-            total_steps=totals["steps"],
-            total_step_tokens={
-                PriorityClass.REAL_TIME: totals["rt_tokens"],
-                PriorityClass.BEST_EFFORT: totals["be_tokens"],
-            },
-            total_preemptions=dict(self.mirror.preemptions),
-            total_copied_out_tokens=0,  # TensorRT-LLM moves pages by itself and does not say
-            total_copied_in_tokens=self.mirror.total_restored,
-            total_recomputed_tokens=self.mirror.total_recomputed,
+        return self._feedback.stats(
+            MovedTokens(
+                preemptions=self.mirror.preemptions,
+                copied_out=0,  # TensorRT-LLM moves pages by itself and does not say
+                copied_in=self.mirror.total_restored,
+                recomputed=self.mirror.total_recomputed,
+            )
         )
 
     # Deciding
@@ -209,37 +201,17 @@ class BrosRequestScheduler:
             step, duration_s = self._steps[0], max(now_s - self._last_call_s, 1e-6)
             in_time_s = step.start_s + step.predicted_s
             num_late = sum(in_time_s <= deadline_s < now_s for deadline_s in progress.rt_deadlines_s)
-            self.policy.observe(
-                StepRecord(
-                    duration_s=duration_s,
-                    predicted_s=step.predicted_s,
-                    num_rt_tokens=step.num_rt_tokens,
-                    num_be_tokens=step.num_be_tokens,
-                    num_late=num_late,
-                    num_seqs=len(step.requests),
-                    budget_s=step.budget_s,
-                )
+            record = StepRecord(
+                duration_s=duration_s,
+                predicted_s=step.predicted_s,
+                num_rt_tokens=step.num_rt_tokens,
+                num_be_tokens=step.num_be_tokens,
+                num_late=num_late,
+                num_seqs=len(step.requests),
+                budget_s=step.budget_s,
             )
-            self.view.latency.observe(step.features, duration_s)
-            table = self.mirror.table
-            self.view.traffic.note_step(duration_s, int(table.num_known[table.is_active & table.is_rt].sum()))
-            self._totals.update(steps=1, rt_tokens=step.num_rt_tokens, be_tokens=step.num_be_tokens)
-        self._settle(now_s)
-
-    def _settle(self, now_s: float) -> None:
-        """Relegate waiting requests that turned late, and drop what left the queues."""
-        queues, latency, policy = self.mirror.queues, self.view.latency, self.policy
-        for queue in (queues.rt, queues.be):
-            queue.settle(lambda request: policy.is_late(request, latency, now_s))
-        queues.be_deadlines.settle(lambda request: first_deadline_s(request) < now_s)
-
-    def _counts(self, priority_class: PriorityClass) -> ClassCounts:
-        table = self.mirror.table
-        is_rt = priority_class is PriorityClass.REAL_TIME
-        mine = table.is_active & (table.is_rt == is_rt)
-        num_preempted = int((mine & table.is_preempted).sum())
-        queue = self.mirror.queues.rt if is_rt else self.mirror.queues.be
-        return ClassCounts(len(queue), int(mine.sum()) - num_preempted, num_preempted)
+            self._feedback.learn(record, step.features)
+        self._feedback.settle(now_s)
 
 
 def _features(adopted: Sequence[Adopted]) -> StepFeatures:

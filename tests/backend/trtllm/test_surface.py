@@ -35,7 +35,7 @@ _EVERYTHING = SamplingParams(
     stop_token_ids=frozenset({1}),
     wants_log_probs=True,
 )
-# (where the class may be, by version; the class, None: any; its methods, fields and attributes that the adapter reads or calls)
+# (where the class may be, by version; the class, None: any; its methods, fields and attributes that the adapter uses)
 SURFACE = {
     "step loop": (
         (f"{_EXECUTOR}/py_executor.py",),

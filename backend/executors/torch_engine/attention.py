@@ -44,7 +44,7 @@ class TorchAttention:
         self._pool = pool
         self._segments: Sequence[Segment] = ()
         self._slots: list[torch.Tensor] = []
-        self._masks: dict[int | None, list[torch.Tensor | None]] = {}
+        self._masks: dict[AttentionShape, list[torch.Tensor | None]] = {}
 
     def begin(self, inputs: StepInputs) -> None:
         self.begin_segments(inputs, inputs.segments)
@@ -64,9 +64,9 @@ class TorchAttention:
     def attend_into(self, out: torch.Tensor, queries: torch.Tensor, layer_index: int, shape: AttentionShape) -> None:
         """Write the rows of `out` [N, H, D] that belong to the prepared segments."""
         storage = self._pool.storage[layer_index]
-        if shape.window not in self._masks:
-            self._masks[shape.window] = [causal_mask(s, shape.window, queries.device) for s in self._segments]
-        for segment, slots, mask in zip(self._segments, self._slots, self._masks[shape.window], strict=True):
+        if shape not in self._masks:
+            self._masks[shape] = [_mask(s, shape, queries.device) for s in self._segments]
+        for segment, slots, mask in zip(self._segments, self._slots, self._masks[shape], strict=True):
             span = slice(segment.offset, segment.offset + segment.num_new)
             keys, values = storage[slots].unbind(1)
             out[span] = attend_segment(queries[span], keys, values, mask, shape)
@@ -75,23 +75,31 @@ class TorchAttention:
 def attend_segment(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, shape: AttentionShape
 ) -> torch.Tensor:
-    """Return [n, H, D] for the queries [n, H, D] of one sequence over its own K and V [context, G, D]."""
+    """Return [n, H, D] for the queries [n, H, D] of one sequence over its own K and V [context, G, D].
+
+    Without a mask, the i-th of several queries sees the first i keys: torch then skips what is hidden.
+    """
+    is_causal = mask is None and len(queries) > 1
     q, k, v = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))
     if shape.softcap is None:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=shape.scale, enable_gqa=True)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=is_causal, scale=shape.scale, enable_gqa=True
+        )
     else:
         out = _softcapped_attention(q, k, v, mask, shape)
     return out[0].transpose(0, 1)
 
 
-def causal_mask(segment: Segment, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Return bool [n, context], True where a token may look; None where it may look everywhere."""
-    if segment.num_new == 1 and (window is None or segment.num_context <= window):
+def _mask(segment: Segment, shape: AttentionShape, device: torch.device) -> torch.Tensor | None:
+    """Return bool [n, context], True where a token may look; None where `attend_segment` needs none."""
+    has_window = shape.window is not None and segment.num_context > shape.window
+    is_plain_triangle = segment.start == 0 and shape.softcap is None
+    if not has_window and (segment.num_new == 1 or is_plain_triangle):
         return None
     queries = torch.arange(segment.start, segment.num_context, device=device)[:, None]
     keys = torch.arange(segment.num_context, device=device)[None, :]
     mask = keys <= queries
-    return mask if window is None else mask & (keys > queries - window)
+    return mask & (keys > queries - shape.window) if shape.window is not None else mask
 
 
 def _softcapped_attention(

@@ -127,7 +127,7 @@ class Runner:
 
 
 def random_prompts(num_prompts: int, max_length: int, vocab_size: int, seed: int = 0) -> Iterator[list[int]]:
-    """Yield prompts of 1 to `max_length` tokens, short and long ones alike."""
+    """Yield prompts of 1 to `max_length` tokens; lengths grow by a constant factor, so that most are short."""
     random = np.random.default_rng(seed)
-    for length in np.linspace(1, max_length, num_prompts).astype(int):
+    for length in np.geomspace(1, max_length, num_prompts).round().astype(int):
         yield random.integers(3, vocab_size, length).tolist()

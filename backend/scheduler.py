@@ -8,17 +8,15 @@ All of it runs on the engine's thread, with time as an argument.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import cast
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.committed import CommittedStep, Sampled
 from backend.errors import BrosError, InvalidRequestError
 from backend.executors import ExecutorCapacity
-from backend.plan import EmittedToken, FailedRequest, PlannedSlots, Reclaim, StepBatch, StepOutput, StepPlan, StepResult
+from backend.plan import FailedRequest, PlannedSlots, Reclaim, StepBatch, StepOutput, StepPlan, StepResult
 from backend.policy import POLICIES
 from backend.policy.admission import check_admissible
 from backend.policy.feedback import Feedback, MovedTokens
@@ -72,53 +70,6 @@ def make_scheduler(
     return Scheduler(policy, kv, latency, limits, settings, eos_token_ids)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Step:
-    """A committed step that waits for its result; arrays are in the batch's order."""
-
-    batch: StepBatch
-    requests: list[Request]
-    rows: Rows
-    num_new_tokens: NDArray[np.int64]
-    features: StepFeatures
-    plan: StepPlan
-    started: Sequence[Request]
-    checkpointed: list[Request]  # whose KV this step copies out
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Sampled:
-    """The sequences of a step that sampled a token, in the batch's order."""
-
-    requests: list[Request]
-    rows: Rows
-    token_ids: list[int]
-    log_probs: Sequence[float | None]
-
-    @staticmethod
-    def of(step: _Step, result: StepResult) -> _Sampled:
-        """Select from a step what its result has a token for."""
-        log_probs = result.log_probs if result.log_probs is not None else [None] * len(step.requests)
-        if None not in result.token_ids:
-            return _Sampled(step.requests, step.rows, cast(list[int], result.token_ids), log_probs)
-        indices = [index for index, token_id in enumerate(result.token_ids) if token_id is not None]
-        return _Sampled(
-            [step.requests[index] for index in indices],
-            step.rows[indices],
-            [token_id for token_id in result.token_ids if token_id is not None],
-            [log_probs[index] for index in indices],
-        )
-
-    def emitted(self) -> list[EmittedToken]:
-        """Return the tokens as the clients get them."""
-        triples = zip(self.requests, self.token_ids, self.log_probs, strict=True)
-        return list(map(_make_emitted, triples))
-
-
-# EmittedToken._make without its Python frame, a quarter of the time.
-_make_emitted: Callable[[tuple[Request, int, float | None]], EmittedToken] = partial(tuple.__new__, EmittedToken)
-
-
 class Scheduler:
     """Queues, running requests and their KV slots; the seam between the engine and a policy."""
 
@@ -149,7 +100,7 @@ class Scheduler:
         self._requests: dict[RequestId, Request] = {}
         self._stops: dict[Request, frozenset[int]] = {}
         self._num_stops: Counter[int] = Counter()  # requests by token that stops them
-        self._step: _Step | None = None
+        self._step: CommittedStep | None = None
         self._planned_s = 0.0  # when the step to be committed was planned
         self._num_arrived = 0
         self._totals: Counter[str] = Counter()
@@ -202,7 +153,7 @@ class Scheduler:
         batch = StepBatch(requests, num_new_tokens, self.kv.slot_table, _joined(copies_out), _joined(copies_in))
         checkpointed = [reclaim.request for reclaim, copy in zip(plan.reclaims, copies_out, strict=True) if len(copy)]
         features = self._features(slots.rows, slots.counts, len(batch.copies_out) + len(batch.copies_in))
-        self._step = _Step(batch, requests, slots.rows, slots.counts, features, plan, slots.newcomers, checkpointed)
+        self._step = CommittedStep(batch, requests, slots, features, plan, checkpointed)
         return batch
 
     def complete(self, batch: StepBatch, result: StepResult, now_s: float) -> StepOutput:
@@ -211,12 +162,12 @@ class Scheduler:
         table, requests = self.view.table, step.requests
         assert len(result.token_ids) == len(requests), f"{len(result.token_ids)} results for {len(requests)} requests"
         self._learn(step, result, now_s)
-        self._totals["recomputed"] += table.compute(step.rows, step.num_new_tokens)
-        for request, num_computed in zip(requests, table.num_computed[step.rows].tolist(), strict=True):
+        self._totals["recomputed"] += table.compute(step.slots.rows, step.slots.counts)
+        for request, num_computed in zip(requests, table.num_computed[step.slots.rows].tolist(), strict=True):
             request.num_computed = num_computed
-        for request in step.started:
+        for request in step.slots.newcomers:
             request.first_scheduled_s = now_s - result.duration_s
-        sampled = _Sampled.of(step, result)
+        sampled = Sampled.of(step, result)
         finished = self._emit(sampled, now_s)
         self._feedback.settle(now_s)
         return StepOutput(tokens=sampled.emitted(), finished=finished)
@@ -351,7 +302,7 @@ class Scheduler:
 
     # Taking a result in
 
-    def _take_step(self, batch: StepBatch) -> _Step:
+    def _take_step(self, batch: StepBatch) -> CommittedStep:
         step = self._step
         assert step is not None, "nothing was committed"
         assert step.batch is batch, "this batch was not committed last"
@@ -366,11 +317,11 @@ class Scheduler:
         pairs = float((lengths * (starts + 0.5 * lengths)).sum())
         return StepFeatures(int(counts.sum()), context, pairs, num_copied)
 
-    def _learn(self, step: _Step, result: StepResult, now_s: float) -> None:
-        table, rows, totals = self.view.table, step.rows, self._totals
+    def _learn(self, step: CommittedStep, result: StepResult, now_s: float) -> None:
+        table, rows, totals = self.view.table, step.slots.rows, self._totals
         is_rt = table.is_rt[rows]
         num_tokens = step.features.new_tokens
-        num_rt_tokens = int(step.num_new_tokens[is_rt].sum())
+        num_rt_tokens = int(step.slots.counts[is_rt].sum())
         predicted_s = step.plan.predicted_s
         predicted_end_s = now_s - result.duration_s + predicted_s
         deadline_s = table.deadline_s[rows]
@@ -388,7 +339,7 @@ class Scheduler:
         totals["copied_out"] += len(step.batch.copies_out)
         totals["copied_in"] += len(step.batch.copies_in)
 
-    def _emit(self, sampled: _Sampled, now_s: float) -> list[Request]:
+    def _emit(self, sampled: Sampled, now_s: float) -> list[Request]:
         """Append the sampled tokens to their requests; end those that are done, and return them."""
         table, rows, requests = self.view.table, sampled.rows, sampled.requests
         if not requests:
@@ -405,7 +356,7 @@ class Scheduler:
         ended = set(np.flatnonzero(is_full).tolist()).union(self._stopped(sampled))
         return [self._end(requests[index]) for index in sorted(ended)]
 
-    def _stopped(self, sampled: _Sampled) -> list[int]:
+    def _stopped(self, sampled: Sampled) -> list[int]:
         """Return the indices of the requests that sampled a stop token of theirs."""
         if self._num_stops.keys().isdisjoint(sampled.token_ids):
             return []

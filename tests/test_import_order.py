@@ -21,8 +21,10 @@ MAY_IMPORT = {
     "backend.request": set[str](),
     "backend.plan": {"kv.budget", "kv.types", "backend.errors", "backend.request"},
     "backend.policy": {"kv", "backend.errors", "backend.plan", "backend.request", "backend.policy"},
+    "backend.committed": {"backend.plan", "backend.policy", "backend.request"},
     "backend.scheduler": {
         "kv",
+        "backend.committed",
         "backend.errors",
         "backend.executors",
         "backend.plan",
@@ -54,7 +56,16 @@ MAY_IMPORT = {
     "bench": {"kv", "backend", "client", "bench"},
 }
 # Third-party modules that pure code may import, and where pure code lives.
-PURE = ("kv", "backend.plan", "backend.request", "backend.policy", "backend.scheduler", "bench.workload", "bench.stats")
+PURE = (
+    "kv",
+    "backend.plan",
+    "backend.request",
+    "backend.policy",
+    "backend.committed",
+    "backend.scheduler",
+    "bench.workload",
+    "bench.stats",
+)
 PURE_THIRD_PARTY = {"numpy"}
 IMPURE_STANDARD = {"time", "random", "socket", "threading", "subprocess", "asyncio", "os", "secrets", "uuid", "logging"}
 

@@ -1,11 +1,12 @@
 """What a scheduling decision costs: plan + commit + complete, over running × waiting requests.
 
     python -m bench.micro [--json] [--policy bros] [--running 64 256 1024] [--waiting 0 1000 10000 100000]
+    python -m bench.micro --out bench/results/micro.json       the table of docs/algorithm.md, with its provenance
 
 The load is stationary: half of the running requests are real-time, the rest and the queue are best-effort (with
 `--waiting-class rt` all are real-time). A request decodes about 100 tokens after a prompt of 200; one that ends is
 followed by another of its class. No executor: the result of a step is made up, its time passes on a virtual clock.
-Times are of this machine: run it alone.
+Nothing is drawn at random. Times are of this machine: run it alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import gc
 import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +28,7 @@ from backend.plan import StepBatch, StepResult
 from backend.policy.settings import POLICY_NAMES, SchedulerSettings
 from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.scheduler import Scheduler, make_scheduler
+from bench.provenance import provenance
 
 _PROMPT = tuple(range(200))
 _OUTPUT = 100  # tokens, on average
@@ -45,17 +49,35 @@ class Cost:
 def main(argv: list[str] | None = None) -> int:
     """Print the table, or one JSON line per load."""
     args = _parse(argv)
+    costs = []
     if not args.json:
         print(f"{'running':>8} {'waiting':>8} {'median µs':>10} {'p99 µs':>10}")
     for running in args.running:
         for waiting in args.waiting:
             cost = measure(running, waiting, args.steps, args.policy, PriorityClass(args.waiting_class))
+            costs.append(cost)
             if args.json:
-                row = {"running": running, "waiting": waiting, "median_us": cost.median_us, "p99_us": cost.p99_us}
-                print(json.dumps(row), flush=True)
+                print(json.dumps(asdict(cost)), flush=True)
             else:
                 print(f"{running:8d} {waiting:8d} {cost.median_us:10.0f} {cost.p99_us:10.0f}", flush=True)
+    if args.out is not None:
+        load = {"policy": args.policy, "waiting_class": args.waiting_class, "num_steps": args.steps, "seed": None}
+        result = {"provenance": provenance(), "load": load, "costs": [asdict(cost) for cost in costs]}
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
     return 0
+
+
+def table(costs: Sequence[Cost]) -> str:
+    """Return a Markdown table of median / p99, running requests by waiting ones."""
+    waiting = sorted({cost.waiting for cost in costs})
+    lines = [
+        "| running | " + " | ".join(f"{num:,} waiting" for num in waiting) + " |",
+        "|---" * (len(waiting) + 1) + "|",
+    ]
+    for running in sorted({cost.running for cost in costs}):
+        cells = {cost.waiting: f"{cost.median_us:.0f} / {cost.p99_us:.0f}" for cost in costs if cost.running == running}
+        lines.append(f"| {running:,} | " + " | ".join(cells[num] for num in waiting) + " |")
+    return "\n".join(lines)
 
 
 def measure(
@@ -144,6 +166,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=400, help="steps to measure (default: 400)")
     parser.add_argument("--policy", choices=POLICY_NAMES, default="bros", help="default: bros")
     parser.add_argument("--waiting-class", choices=["rt", "be"], default="be", help="of the queued (default: be)")
+    parser.add_argument("--out", type=Path, help="also write a JSON file with provenance")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     return parser.parse_args(argv)
 

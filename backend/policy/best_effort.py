@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 import numpy as np
 
+from backend.policy.finish_by import Job, urgent
 from backend.policy.future import Future
 from backend.policy.packing import Packing
 from backend.policy.view import SchedulerView
 from backend.request import Request
 
-_URGENCY = 1.25  # a best-effort deadline turns urgent when this multiple of the predicted work fills the time left
+_MAX_LOOKED_AT = 64  # waiting requests with a finish-by deadline, by deadline
+_MIN_SHARE = 0.25  # of a step that real-time leaves; a single step may leave none
 
 
 class BestEffortFill:
@@ -24,26 +29,19 @@ class BestEffortFill:
         self._future = Future(view, is_rt=False)
         self._decodes = packing.groups.be_decodes
         self._prefills = packing.groups.be_prefills
-        self._has_urgent = False
+        self._urgent: list[Request] = []
+        self._is_short = False  # an urgent request found no slots
         # Each running real-time request may soon need a block; best-effort that has not begun leaves them that.
         num_rt = len(packing.groups.rt_decodes) + len(packing.groups.rt_prefills)
         self._reserve = num_rt * view.limits.block_size
 
     def pack_urgent(self) -> None:
-        """Take the requests whose finish-by deadline is near, whatever the window says."""
-        table = self._view.table
-        rows = np.concatenate((self._decodes, self._prefills))
-        due = rows[table.deadline_s[rows] < np.inf]
-        if not len(due) and not len(self._view.be_deadlines):
-            return
-        urgent = [request for request in table.requests_in(due) if self._is_urgent(request)]
-        self._has_urgent = True
+        """Take the requests whose finish-by deadline is near, whatever the window says, over the slots of others."""
+        self._urgent = self._find_urgent()
         self._window_left = self._packing.tokens_left
-        for request in sorted(urgent, key=lambda request: (table.deadline_s[request.row], request.arrival_index)):
-            self._continue(request)
-        for request in self._view.be_deadlines.in_time():
-            if not self._is_urgent(request) or not self._admit(request):
-                break
+        for request in self._urgent:
+            if not (self._admit_urgent(request) if request.row is None else self._continue(request)):
+                self._is_short = True
 
     def pack(self, window_tokens: int, credit_s: float) -> None:
         """Fill the step: decodes, those nearest their end first; prefills and preempted requests, the oldest first;
@@ -51,21 +49,65 @@ class BestEffortFill:
         self._window_left = window_tokens
         self._budget_s = max(self._budget_s, self._packing.predicted_s + credit_s)
         self._pack_decodes()
-        if self._continue_started():
+        if self._continue_started() and not self._is_short:
             self._admit_waiting()
 
-    def _is_urgent(self, request: Request) -> bool:
-        if request.deadline_s is None or request.deadline_s <= self._now_s:
-            return False
+    # Finish-by deadlines
+
+    def _find_urgent(self) -> list[Request]:
+        """Return the requests with a deadline that must be served now, by deadline (see backend.policy.finish_by)."""
+        table = self._view.table
+        rows = np.concatenate((self._decodes, self._prefills))
+        started = table.requests_in(rows[table.deadline_s[rows] < np.inf])
+        waiting = list(islice(self._view.be_deadlines.in_time(), _MAX_LOOKED_AT))
+        requests = started + waiting
+        if not requests:
+            return []
+        jobs = list(map(self._job, requests))
+        mean_s = sum(job.serial_s for job in jobs[len(started) :]) / max(1, len(waiting))
+        more_s = mean_s * (len(self._view.be_deadlines) - len(waiting))
+        share = max(_MIN_SHARE, 1.0 - self._packing.predicted_s / max(self._budget_s, 1e-9))
+        return [requests[index] for index in urgent(jobs, self._now_s, more_s, 1.0 / share)]
+
+    def _job(self, request: Request) -> Job:
+        """Predict what is left of `request`, as if best-effort had the machine."""
+        assert request.deadline_s is not None
         traffic, latency = self._view.traffic, self._view.latency
+        serial_s = latency.prefill_s(request.num_uncomputed, request.num_computed)
         num_to_go = max(1.0, traffic.be_output_ratio * request.sampling.max_tokens - request.num_output)
-        work_s = latency.prefill_s(request.num_uncomputed, request.num_computed) + num_to_go * traffic.step_s
-        return self._now_s + _URGENCY * work_s >= request.deadline_s
+        return Job(request.deadline_s, serial_s, (num_to_go + 1.0) * traffic.step_s)  # one more: a step runs already
+
+    def _admit_urgent(self, request: Request) -> bool:
+        """Take the first chunk of a waiting request; those without need give up their slots for it, the youngest first.
+
+        False for lack of slots only.
+        """
+        packing = self._packing
+        if self._future.has_room_for(request) and self._admit(request):
+            return True
+        num_slots = len(request.token_ids) + self._reserve
+        if packing.room_for(request) < num_slots and not packing.make_room_whole(request, num_slots, self._patient()):
+            return False
+        num_tokens = self._chunk(request, packing.room_for(request))
+        if num_tokens > 0 and packing.add(request, num_tokens):
+            self._future.take(request)
+            self._window_left -= num_tokens
+        return True
+
+    def _patient(self) -> Iterator[int]:
+        """Yield best-effort rows that are not urgent, the youngest first."""
+        table, packing = self._view.table, self._packing
+        rows = np.concatenate((self._decodes, self._prefills))
+        for row in rows[np.argsort(-table.arrival_index[rows])].tolist():
+            if table.request(row) not in self._urgent and packing.num_held(row) and not packing.is_in_step(row):
+                yield row
+
+    # The rest
 
     def _pack_decodes(self) -> None:
         table, packing, latency = self._view.table, self._packing, self._view.latency
         rows = self._decodes
-        if self._has_urgent or packing.has_cuts:
+        if self._urgent or packing.has_cuts:
             rows = np.array([row for row in rows.tolist() if self._is_free(row)], np.int64)
         if not len(rows):
             return

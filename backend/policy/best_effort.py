@@ -75,7 +75,7 @@ class BestEffortFill:
         traffic, latency = self._view.traffic, self._view.latency
         serial_s = latency.prefill_s(request.num_uncomputed, request.num_computed)
         num_to_go = max(1.0, traffic.be_output_ratio * request.sampling.max_tokens - request.num_output)
-        return Job(request.deadline_s, serial_s, (num_to_go + 1.0) * traffic.step_s)  # one more: a step runs already
+        return Job(request.deadline_s, serial_s, num_to_go * traffic.step_s)
 
     def _admit_urgent(self, request: Request) -> bool:
         """Take the first chunk of a waiting request; those without need give up their slots for it, the youngest first.

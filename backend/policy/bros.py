@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from backend.plan import StepPlan
 from backend.policy.best_effort import BestEffortFill
-from backend.policy.future import Future
+from backend.policy.future import UNUSED_OF_BLOCK, Future
 from backend.policy.latency import LatencyModel
 from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
@@ -23,8 +23,10 @@ _CATCH_UP = 0.8  # a late decode asks for steps of this part of its TPOT SLO, so
 _DEFAULT_CAP_S = 0.25  # responsiveness cap while no TTFT SLO has been seen
 _SPARE_USE = 0.9  # part of the decodes' slack that late and best-effort work may use up
 _MAX_MARGIN = 0.3
-_EASY_LOAD = 0.5  # part of the slots or places that real-time takes, up to which best-effort may use all spare time
-_FULL_LOAD = 0.8  # the same, from which it may use none
+_EASY_LOAD = 0.65  # part of the slots or places that real-time takes, up to which best-effort may use all spare time
+_FULL_LOAD = 0.95  # the same, from which it may use none
+_RT_PLACES = 0.9  # part of the places that real-time may fill on average, because best-effort stretches steps
+_RT_SLOTS = 0.75  # part of the slots, likewise; requests differ more in slots than in places
 _MAX_CREDIT_S = 0.05  # best-effort time that may be saved up; where prompts are not chunked, enough for a whole one
 _MAX_WHOLE_PROMPT_S = 1.0
 
@@ -65,7 +67,7 @@ class Bros:
         fill = BestEffortFill(view, step.packing, step.best_effort_budget_s(), now_s)
         fill.pack_urgent()
         step.pack_late(late)
-        fill.pack(self._window.tokens, self._be_credit_s)
+        fill.pack(self._window.tokens, 0.0 if step.is_short_of_slots() else self._be_credit_s)
         return step.packing.plan(step.budget_s)
 
 
@@ -109,6 +111,7 @@ class _RealTimeStep:
         self._decodes = self.packing.groups.rt_decodes
         self._prefills = self.packing.groups.rt_prefills
         self._num_rt = len(self._decodes) + len(self._prefills)
+        self._is_short = False  # of time, places or slots: a prefill in time was refused
 
     # Decodes
 
@@ -148,18 +151,20 @@ class _RealTimeStep:
         table = self._view.table
         started = sorted(table.requests_in(self._prefills), key=self._key)
         for request in merge(started, self._view.rt_waiting.in_time(), key=self._key):
-            if request.row is None and self._num_rt >= self._view.limits.max_seqs:
-                break
             if self._is_late(request):
                 late.append(request)
             elif not self._pack_prefill(request, self.budget_s):
                 self._leave_time_for(request)
+                self._is_short = True
                 break
         return late
 
     def pack_late(self, late: list[Request]) -> None:
-        """Take late prefills by deadline with what is left; they bind nothing."""
-        for request in merge(late, self._view.rt_waiting.relegated(), key=self._key):
+        """Take late prefills by deadline with what is left; they bind nothing. None begins while one in time waits."""
+        relegated = () if self._is_short else self._view.rt_waiting.relegated()
+        for request in merge(late, relegated, key=self._key):
+            if self._is_short and request.row is None:
+                continue
             if not self._pack_prefill(request, self.spare_budget_s):
                 break
 
@@ -170,11 +175,16 @@ class _RealTimeStep:
         return first_deadline_s(request) if request.row is None else float(self._view.table.deadline_s[request.row])
 
     def _is_late(self, request: Request) -> bool:
-        return self._now_s + time_alone_s(request, self._view.latency) > self._deadline_s(request)
+        """Late: not even a step that it ends now, behind what is in already, would bring its token in time."""
+        latency = self._view.latency
+        needed_s = self.packing.predicted_s + latency.prefill_s(request.num_uncomputed, request.num_computed)
+        return needed_s > self._use * (self._deadline_s(request) - self._now_s)
 
     def _pack_prefill(self, request: Request, budget_s: float) -> bool:
         """Take as large a chunk as time, tokens and slots allow; False if nothing of it fits."""
         packing = self.packing
+        if request.row is None and self._num_rt >= self._view.limits.max_seqs:
+            return False
         is_new = request.row is None or bool(self._view.table.is_preempted[request.row])
         if is_new and not self._future.has_room_for(request):
             return False
@@ -217,7 +227,21 @@ class _RealTimeStep:
         limits, predicted_s = self._view.limits, self.packing.predicted_s
         load = max(self._future.peak_ratio(_EASY_LOAD), self._num_rt / limits.max_seqs)
         share = min(1.0, max(0.0, (_FULL_LOAD - load) / (_FULL_LOAD - _EASY_LOAD)))
-        return predicted_s + share * max(0.0, self.spare_budget_s - predicted_s)
+        return predicted_s + share * max(0.0, min(self.spare_budget_s, *self._sustainable_s()) - predicted_s)
+
+    def is_short_of_slots(self) -> bool:
+        """Whether even these steps are too long for the slots: then time is not what best-effort lacks."""
+        return self._sustainable_s()[1] < self.packing.predicted_s
+
+    def _sustainable_s(self) -> tuple[float, float]:
+        """Return the longest steps at which real-time keeps to its part of the places, and of the slots.
+
+        By Little's law: what a request takes for a number of steps is in use as often at once as arrives in their time.
+        """
+        limits, traffic = self._view.limits, self._view.traffic
+        block_rounding = UNUSED_OF_BLOCK * limits.block_size
+        places, slots = traffic.rt_demand.per_step_s(self._now_s, traffic.rt_output_ratio, block_rounding)
+        return _RT_PLACES * limits.max_seqs / max(places, 1e-9), _RT_SLOTS * limits.num_slots / max(slots, 1e-9)
 
     def _make_room(self, request: Request, num_slots: int) -> bool:
         """Find slots: free ones, then best-effort ones, then those of real-time requests that are due later."""

@@ -10,7 +10,7 @@ from backend.request import Request
 
 Counts = NDArray[np.int64]
 
-_UNUSED_OF_BLOCK = 0.6  # part of its last block that a real-time request leaves to no other one
+UNUSED_OF_BLOCK = 0.6  # part of its last block that a real-time request leaves to no other one
 
 
 def peak_slots(num_held: Counts, num_remaining: Counts) -> int:
@@ -66,7 +66,7 @@ class Future:
         num_slots = self._view.limits.num_slots
         if self._is_rt:
             num_running = len(self._rows) + len(self._taken)
-            return num_slots - _UNUSED_OF_BLOCK * self._view.limits.block_size * num_running
+            return num_slots - UNUSED_OF_BLOCK * self._view.limits.block_size * num_running
         return num_slots * (1.0 - self._view.settings.kv_headroom_ratio) - self._view.traffic.rt_slots
 
     def _peak(self, more: list[Request]) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from backend.plan import StepPlan
+from backend.policy.demand import Demand
 from backend.policy.latency import LatencyModel
 from backend.policy.queue import WaitingQueue
 from backend.policy.settings import SchedulerSettings
@@ -44,7 +45,7 @@ class Traffic:
     tightest_ttft_slo_s: the smallest TTFT SLO of late; a larger one relaxes it by 2 % per arrival. longest_rt_prompt:
     likewise. rt_slots: the most KV slots that real-time requests held together of late. step_s: moving average of the
     step time. rt_output_ratio, be_output_ratio: moving averages of tokens produced / max_tokens of finished requests;
-    best-effort starts with caution, real-time with what preemption can mend.
+    best-effort starts with caution, real-time with what preemption can mend. rt_demand: what arrives per second.
     """
 
     tightest_ttft_slo_s: float = float("inf")
@@ -55,6 +56,7 @@ class Traffic:
     rt_slots: float = 0.0
     num_rt_ended: int = 0
     num_be_ended: int = 0
+    rt_demand: Demand = field(default_factory=Demand)
 
     def note_arrival(self, request: Request) -> None:
         """Learn from a request that comes."""
@@ -62,6 +64,7 @@ class Traffic:
             relaxed_s = 1.02 * self.tightest_ttft_slo_s
             self.tightest_ttft_slo_s = min(request.slo.ttft_slo_s, relaxed_s)
             self.longest_rt_prompt = max(request.num_prompt, int(0.98 * self.longest_rt_prompt))
+            self.rt_demand.note(request)
 
     def note_end(self, request: Request) -> None:
         """Learn from a request that ended by itself."""

@@ -12,8 +12,8 @@ from backend.plan import StepBatch, StepOutput, StepPlan, StepResult
 from tests.backend.factories import Harness, be, rt
 
 GOLDEN = {
-    "mixed": "acc4a38324fd8bcc",
-    "memory": "979a337c699b54e5",
+    "mixed": "b16cff6de3a1855d",
+    "memory": "07d3d9ffb21391ae",
     "baseline": "699cab6bcd3c5750",
 }
 KNOBS: dict[str, dict[str, object]] = {

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.plan import StepPlan, StepResult
+from backend.policy.bros import time_alone_s
 from backend.policy.future import expected_growth, peak_slots
 from backend.request import PriorityClass, Request, RequestState
 from backend.scheduler import Scheduler
@@ -39,6 +40,16 @@ def start(scheduler: Scheduler, *requests: Request, now_s: float = 0.0) -> None:
         scheduler.add(request, now_s)
     while any(request.num_output == 0 for request in requests):
         step(scheduler, now_s, now_s + 1e-3)
+
+
+def start_as_predicted(scheduler: Scheduler, *requests: Request) -> float:
+    """Add requests at 0 and prefill them, each step as long as the model says, so that it stays; return the time."""
+    now_s = 0.0
+    for request in requests:
+        scheduler.add(request, now_s)
+    while any(request.num_output == 0 for request in requests):
+        now_s += step(scheduler, now_s).predicted_s
+    return now_s
 
 
 # Deadlines
@@ -77,6 +88,44 @@ def test_a_late_request_does_not_drag_down_those_in_time() -> None:
     for request in (late, on_time):
         scheduler.add(request, 0.2)
     assert list(scheduler.plan(0.2).num_new_tokens) == [on_time]
+
+
+def test_no_late_request_begins_while_one_in_time_waits_for_a_place() -> None:
+    scheduler = make(max_seqs_per_step=2)
+    start(scheduler, rt(10, 50), rt(10, 50))
+    late, on_time = rt(10, 2, ttft_slo_s=0.09), rt(10, 2, arrival_s=0.1, ttft_slo_s=5.0)
+    for request in (late, on_time):
+        scheduler.add(request, 0.1)
+    assert not {late, on_time} & set(scheduler.plan(0.1).num_new_tokens)
+    scheduler.cancel(scheduler.view.table.request(0).request_id, 0.1)  # one place
+    assert on_time in scheduler.plan(0.1).num_new_tokens
+    assert late not in scheduler.plan(0.1).num_new_tokens
+
+
+def test_what_this_step_cannot_bring_in_time_is_late() -> None:
+    """Served alone it would make it, but the decodes are in already."""
+    scheduler = make(max_seqs_per_step=40, max_tokens_per_step=62, responsiveness_cap_s=1.0)
+    now_s = start_as_predicted(scheduler, *(rt(10, 50) for _ in range(30)))
+    alone_s = time_alone_s(rt(32, 2), scheduler.view.latency)
+    beside_s = alone_s + scheduler.plan(now_s).predicted_s - scheduler.view.latency.c0
+    lost, on_time = (rt(32, 2, arrival_s=now_s, ttft_slo_s=slo_s) for slo_s in (0.5 * (alone_s + beside_s), 1.0))
+    for request in (lost, on_time):
+        scheduler.add(request, now_s)
+    assert on_time in scheduler.plan(now_s).num_new_tokens
+    assert lost not in scheduler.plan(now_s).num_new_tokens
+
+
+def test_overload_costs_the_requests_beyond_capacity_and_no_others() -> None:
+    """1.5 times what the places can serve: about a third must be late, not all; and everything is finished."""
+    harness = Harness(max_seqs_per_step=8, num_blocks=2000, coefficients=FIT, verify=False)
+    requests = [rt(20, 40, ttft_slo_s=0.4) for _ in range(240)]
+    for index, request in enumerate(requests):  # a place is free every 40 steps / 8 = 5 steps of about 11 ms
+        harness.submit(request)
+        harness.step(3 + index % 2)
+    harness.run()
+    ttft_s = [harness.token_times[request.request_id][0] - request.arrival_s for request in requests]
+    assert sum(time_s <= 0.4 for time_s in ttft_s) >= 0.6 * len(requests)
+    assert all(len(harness.tokens[request.request_id]) == 40 for request in requests)
 
 
 def test_late_requests_stay_ahead_of_best_effort() -> None:
@@ -171,12 +220,12 @@ def test_decodes_far_ahead_run_all_the_same_where_time_allows() -> None:
 
 def test_best_effort_is_drawn_in_as_real_time_fills_the_places() -> None:
     def best_effort_tokens(num_rt: int) -> int:
-        scheduler = make(max_seqs_per_step=10, adaptive_window=False)
-        start(scheduler, *(rt(4, 50) for _ in range(num_rt)))
-        scheduler.add(be(2000, 5), 0.0)
-        return sum(num for request, num in scheduler.plan(0.01).num_new_tokens.items() if not request.is_rt)
+        scheduler = make(max_seqs_per_step=20, adaptive_window=False, responsiveness_cap_s=0.05)
+        now_s = start_as_predicted(scheduler, *(rt(4, 50) for _ in range(num_rt)))
+        scheduler.add(be(2000, 5), now_s)
+        return sum(num for request, num in scheduler.plan(now_s).num_new_tokens.items() if not request.is_rt)
 
-    assert best_effort_tokens(3) > best_effort_tokens(7) > best_effort_tokens(9) == 0
+    assert best_effort_tokens(6) > best_effort_tokens(16) > best_effort_tokens(19) == 0
 
 
 def test_an_urgent_finish_by_deadline_overtakes_older_best_effort() -> None:

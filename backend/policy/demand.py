@@ -1,0 +1,49 @@
+"""Demand: what the arrivals of a class will hold at once, by Little's law."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from backend.request import Request
+
+_MEMORY_S = 20.0
+_MIN_ELAPSED_S = 5.0  # the first few arrivals say little about a rate
+
+
+@dataclass(slots=True, eq=False)
+class Demand:
+    """What the arrivals of one class ask for per second, averaged over the last _MEMORY_S or so.
+
+    A request of prompt p that puts out n tokens holds a place for n steps and Σ (p + i) ≈ n·(p + n/2) slots·steps.
+    """
+
+    _first_s: float = float("inf")
+    _last_s: float = 0.0
+    _tokens: float = 0.0  # decayed sums over arrivals, of the most tokens m that each may put out,
+    _prompt_products: float = 0.0  # of m·p
+    _half_squares: float = 0.0  # of m²/2
+
+    def note(self, request: Request) -> None:
+        """Count an arrival."""
+        self._first_s = min(self._first_s, request.arrival_s)
+        kept = math.exp(min(0.0, (self._last_s - request.arrival_s) / _MEMORY_S))
+        self._last_s = max(self._last_s, request.arrival_s)
+        num_tokens = request.sampling.max_tokens
+        self._tokens = kept * self._tokens + num_tokens
+        self._prompt_products = kept * self._prompt_products + num_tokens * request.num_prompt
+        self._half_squares = kept * self._half_squares + 0.5 * num_tokens**2
+
+    def per_step_s(self, now_s: float, output_ratio: float, block_rounding: float) -> tuple[float, float]:
+        """Return the places and the slots that will be in use at once for each second that a step takes.
+
+        output_ratio: part of max_tokens that is usually put out. block_rounding: slots that each request wastes.
+        """
+        if not self._tokens:
+            return 0.0, 0.0
+        elapsed_s = max(now_s - self._first_s, _MIN_ELAPSED_S)
+        kept = math.exp(min(0.0, (self._last_s - now_s) / _MEMORY_S))
+        per_s = kept / (_MEMORY_S * (1.0 - math.exp(-elapsed_s / _MEMORY_S)))
+        places = per_s * output_ratio * self._tokens
+        products = output_ratio * self._prompt_products + output_ratio**2 * self._half_squares
+        return places, per_s * products + block_rounding * places

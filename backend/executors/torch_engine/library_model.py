@@ -15,6 +15,7 @@ from backend.errors import ConfigError
 from backend.executors.torch_engine.attention import AttentionShape, SlotAttention
 from backend.executors.torch_engine.inputs import StepInputs
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
+from backend.executors.torch_engine.weights import TensorSource
 from backend.model_files import ModelFiles
 
 _IMPLEMENTATION = "bros_slots"
@@ -81,13 +82,20 @@ def kv_shape(config: Any, dtype: torch.dtype) -> KVShape:
     )
 
 
-def load_library_model(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load weights and layers; raises ConfigError for what the library has no causal model of."""
+def load_library_model(
+    files: ModelFiles, dtype: torch.dtype, device: torch.device, llama: TensorSource | None = None
+) -> Any:
+    """Load weights and layers; raises ConfigError for what the library has no causal model of.
+
+    `llama`: the tensors of a plain Llama in a GGUF file, which the library itself reads with `accelerate` only.
+    """
     from transformers import AttentionInterface, AutoModelForCausalLM
 
     AttentionInterface.register(_IMPLEMENTATION, _attend)
     args, kwargs = _location(files)
     try:
+        if files.is_gguf and llama is not None:
+            return _filled(read_config(files), llama, dtype).to(device).eval()
         model = AutoModelForCausalLM.from_pretrained(*args, dtype=dtype, attn_implementation=_IMPLEMENTATION, **kwargs)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model {str(files.path)!r}: transformers cannot load it: {error}") from error
@@ -95,6 +103,17 @@ def load_library_model(files: ModelFiles, dtype: torch.dtype, device: torch.devi
         raise ConfigError(f"model {str(files.path)!r}: attention sinks are not supported")
     loaded: Any = model
     return loaded.to(device).eval()
+
+
+def _filled(config: Any, source: TensorSource, dtype: torch.dtype) -> Any:
+    """Make the library's layers and copy our tensors into them; a tied head is its embedding."""
+    from transformers import AutoModelForCausalLM
+
+    make: Any = AutoModelForCausalLM.from_config
+    model = make(config, dtype=dtype, attn_implementation=_IMPLEMENTATION)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(source.dense(name))
+    return model
 
 
 def _location(files: ModelFiles) -> tuple[tuple[str], dict[str, str]]:

@@ -40,12 +40,12 @@ def load_executor(settings: TorchSettings, report: Report) -> TorchExecutor:
     torch.set_num_threads(settings.num_threads or len(os.sched_getaffinity(0)))
     report("reading the model's header", 0.0)
     files = resolve_model(settings.model_path)
-    llama = None if settings.layers is ModelPath.LIBRARY else _llama(files)
-    if llama is not None:
+    llama = _llama(files)
+    if llama is not None and settings.layers is not ModelPath.LIBRARY:
         return _load_own(settings, files, *llama, report)
     if settings.layers is ModelPath.OWN:
         raise ConfigError(f"torch.layers: 'own', but model {str(files.path)!r} is no plain Llama; use 'auto'")
-    return _load_library(settings, files, report)
+    return _load_library(settings, files, llama[1] if llama else None, report)
 
 
 def _llama(files: ModelFiles) -> tuple[LlamaConfig, TensorSource] | None:
@@ -74,13 +74,15 @@ def _load_own(
     return _executor(model, pool, files, capacity, report)
 
 
-def _load_library(settings: TorchSettings, files: ModelFiles, report: Report) -> TorchExecutor:
+def _load_library(
+    settings: TorchSettings, files: ModelFiles, llama: TensorSource | None, report: Report
+) -> TorchExecutor:
     dtype, device = _dtype(settings), torch.device(settings.device)
     config = read_config(files)
     shape = kv_shape(config, dtype)
     capacity = plan_capacity(settings, shape, _stored_bytes(files), config.max_position_embeddings)
     report("loading weights", 0.1)
-    library_model = load_library_model(files, dtype, device)
+    library_model = load_library_model(files, dtype, device, llama)
     pool = _pool(shape, capacity, device, report)
     attention = _attention(settings, pool, config.num_attention_heads, capacity)
     return _executor(LibraryModel(library_model, pool, attention), pool, files, capacity, report)

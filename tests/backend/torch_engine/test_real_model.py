@@ -10,7 +10,7 @@ from backend.executors import Executor
 from backend.executors.torch_engine import load
 from backend.executors.torch_engine.executor import TorchExecutor
 from backend.executors.torch_engine.inputs import pack
-from backend.executors.torch_engine.settings import Dtype, TorchSettings
+from backend.executors.torch_engine.settings import Dtype, ModelPath, TorchSettings
 from backend.model_files import resolve_model
 from backend.plan import StepBatch
 from tests.backend.test_tokenizer import needs_default_model
@@ -89,6 +89,17 @@ def test_float32_logits_are_bitwise_the_same_in_any_chunks(float32_executor: Exe
     for prompt in random_prompts(3, 300, 49152, seed=1):
         whole = logits_of(float32_executor, prompt, 2048)
         assert all(torch.equal(whole, logits_of(float32_executor, prompt, chunk)) for chunk in (1, 7, 64))
+
+
+def test_library_layers_run_a_gguf_file_without_accelerate(float32_executor: Executor) -> None:
+    settings = TorchSettings(
+        dtype=Dtype.FLOAT32, num_kv_tokens=4096, host_kv_gib=0.0, num_threads=1, layers=ModelPath.LIBRARY
+    )
+    library = load(settings, lambda _stage, _fraction: None)
+    prompt = PROMPTS[20]
+    torch.testing.assert_close(
+        logits_of(library, prompt, 64), logits_of(float32_executor, prompt, 64), atol=2e-3, rtol=0
+    )
 
 
 def test_bf16_logits_are_close_to_float32(float32_executor: Executor) -> None:

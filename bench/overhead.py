@@ -4,7 +4,8 @@
 
 Two numbers, each as medians over interleaved rounds: time to first token of one request alone, and output tokens per
 second of 32 streams at once, of either class. Engine, server and this client share the machine's cores: on a small
-machine the second is about those, so the simulated executor, which only sleeps, is there to tell the two apart.
+machine the second is about those. So the processor time per token is told by process, this client's too, and the
+simulated executor, which only sleeps, is there to tell waiting from computing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]  # ships no types
 import tritonclient.grpc as grpc_client
 from tritonclient.utils import InferenceServerException
 
@@ -85,13 +87,17 @@ def measure(ways: dict[str, Send], num_rounds: int) -> dict[str, Any]:
     """Return the medians of every way, and what the second costs against the first."""
     ttft_s: dict[str, list[float]] = {way: [] for way in ways}
     rates: dict[str, dict[str, list[float]]] = {c.value: {way: [] for way in ways} for c in PriorityClass}
+    cpu_us: dict[str, list[dict[str, float]]] = {c.value: [] for c in PriorityClass}
     for send in ways.values():  # warm up
         together(send, PriorityClass.REAL_TIME)
     for _ in range(num_rounds):
         for way, send in ways.items():
             ttft_s[way] += [alone(send) for _ in range(NUM_ALONE)]
             for priority_class in PriorityClass:
+                before_s = cpu_s_by_process()
                 rates[priority_class.value][way].append(together(send, priority_class))
+                if way == "through_triton":
+                    cpu_us[priority_class.value].append(_cpu_us_per_token(before_s, cpu_s_by_process()))
     medians = {name: {way: statistics.median(seen) for way, seen in found.items()} for name, found in rates.items()}
     ttft_ms = {way: statistics.median(seen) * 1e3 for way, seen in ttft_s.items()}
     return {
@@ -100,7 +106,35 @@ def measure(ways: dict[str, Send], num_rounds: int) -> dict[str, Any]:
         "added_ttft_ms": ttft_ms["through_triton"] - ttft_ms["in_process"],
         "tokens_per_s": medians,
         "throughput_ratio": {name: rate["through_triton"] / rate["in_process"] for name, rate in medians.items()},
+        "cpu_us_per_token_through_triton": {name: _medians(seen) for name, seen in cpu_us.items()},
     }
+
+
+def cpu_s_by_process() -> dict[str, float]:
+    """Return the processor time, in seconds, of this client and of the processes of the server it started."""
+    client = psutil.Process()
+    seconds = {"client": sum(client.cpu_times()[:2]), "server": 0.0, "stubs": 0.0, "engine": 0.0}
+    for process in client.children(recursive=True):
+        command = process.cmdline()
+        if "backend.engine_process" in command:
+            name = "engine"
+        elif any(word.endswith("python_backend_stub") for word in command[:1]):
+            name = "stubs"
+        elif any(word.endswith("/tritonserver") for word in command[:1]):
+            name = "server"
+        else:
+            continue
+        seconds[name] += sum(process.cpu_times()[:2])
+    return seconds
+
+
+def _cpu_us_per_token(before_s: dict[str, float], after_s: dict[str, float]) -> dict[str, float]:
+    num_tokens = NUM_STREAMS * STREAM_TOKENS
+    return {name: (after_s[name] - before_s[name]) / num_tokens * 1e6 for name in after_s}
+
+
+def _medians(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(each[name] for each in found) for name in found[0]}
 
 
 def alone(send: Send) -> float:
@@ -231,6 +265,8 @@ def describe(result: dict[str, Any]) -> str:
             f"{NUM_STREAMS} {name} streams: {rate['in_process']:.0f} tokens/s in process, "
             f"{rate['through_triton']:.0f} through Triton ({ratios[name]:.1%})"
         )
+        shares = ", ".join(f"{us:.0f} {who}" for who, us in result["cpu_us_per_token_through_triton"][name].items())
+        lines.append(f"    processor time per token through Triton, in µs: {shares}")
     return "\n".join(lines)
 
 

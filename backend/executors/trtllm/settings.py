@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -49,6 +50,5 @@ class TrtllmSettings:
     @property
     def num_ranks(self) -> int:
         """Processes TensorRT-LLM will spread the model over; inner mode needs one."""
-        sizes = (self.llm_args.get(key, 1) for key in ("tensor_parallel_size", "pipeline_parallel_size"))
-        tensor, pipeline = (size if isinstance(size, int) else 1 for size in sizes)
-        return tensor * pipeline
+        sizes = (self.llm_args.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "context"))
+        return math.prod(size if isinstance(size, int) else 1 for size in sizes)

@@ -271,3 +271,9 @@ def test_a_request_leaves_the_outer_gate_only_when_tensorrt_llm_let_go(monkeypat
     )
     assert inside[-1] == 1
     assert world.engine._gate.num_inside(PriorityClass.BEST_EFFORT) == 0
+
+
+def test_the_engine_wakes_when_a_waiting_request_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make(monkeypatch)
+    monkeypatch.setattr(world.engine._gate, "next_refusal_s", world.clock.now_s)
+    asyncio.run(asyncio.wait_for(world.engine._wait_for_work(), 10.0))

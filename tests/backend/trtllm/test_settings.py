@@ -13,9 +13,14 @@ def test_llm_arguments_pass_through_as_they_are() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "num_ranks"),
-    [({}, 1), ({"tensor_parallel_size": 2, "pipeline_parallel_size": 3}, 6), ({"tensor_parallel_size": "auto"}, 1)],
+    [
+        ({}, 1),
+        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 3}, 6),
+        ({"tensor_parallel_size": 2, "context_parallel_size": 2}, 4),
+        ({"tensor_parallel_size": "auto"}, 1),
+    ],
 )
-def test_ranks_are_tensor_times_pipeline_parallel(arguments: dict[str, object], num_ranks: int) -> None:
+def test_ranks_are_the_product_of_the_parallel_sizes(arguments: dict[str, object], num_ranks: int) -> None:
     assert TrtllmSettings("/model", llm_args=arguments).num_ranks == num_ranks
 
 

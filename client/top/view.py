@@ -37,7 +37,7 @@ def render(history: History, width: int, height: int) -> RenderableType:
 
 
 def _classes(history: History, snapshot: Snapshot) -> RenderableType:
-    table = Table(expand=True, box=None, header_style="dim")
+    table = Table(expand=True, box=None, header_style="dim", collapse_padding=True, pad_edge=False)
     for column in (
         "",
         "running",
@@ -94,7 +94,7 @@ def _step_bar(step: StepView, model_error_ratio: float) -> Text:
         return Text.assemble(_seconds(step.duration_s), ("  no deadline binds", "dim"))
     used = step.duration_s / step.budget_s
     return Text.assemble(
-        bar(used, 30, "red" if used > 1.0 else "green"),
+        bar(used, 20, "red" if used > 1.0 else "green"),
         f"  {_seconds(step.duration_s)} of {_seconds(step.budget_s)} budget",
         ("   predicted ", "dim"),
         f"{_seconds(step.predicted_s)}",
@@ -145,10 +145,11 @@ def _host(kv: KVPoolView, snapshot: Snapshot) -> Text:
 
 def _requests(snapshot: Snapshot, max_rows: int) -> RenderableType:
     table = Table(expand=True, box=None, header_style="dim")
-    for column in ("request", "class", "state", "age", "slack", "output", "KV held", "why"):
+    for column in ("request", "class", "state", "age", "slack", "output", "KV held"):
         table.add_column(
             column, justify="right" if column in ("age", "slack", "output", "KV held") else "left", no_wrap=True
         )
+    table.add_column("why", ratio=1)  # wraps where the terminal is narrow: nothing of it is cut
     last_loss = {loss.request_id: loss for loss in snapshot.preemptions}
     for view in sorted(snapshot.requests, key=_urgency)[:max_rows]:
         table.add_row(
@@ -159,7 +160,7 @@ def _requests(snapshot: Snapshot, max_rows: int) -> RenderableType:
             Text(_seconds(view.slack_s), style="red" if (view.slack_s or 0.0) < 0.0 else ""),
             f"{view.num_output:,}",
             f"{view.num_held:,}/{view.num_known:,}",
-            Text(_why(view, last_loss.get(view.request_id)), no_wrap=True, overflow="ellipsis"),
+            _why(view, last_loss.get(view.request_id)),
         )
     num_more = sum(now.num_running + now.num_preempted for now in snapshot.requests_by_class.values()) - table.row_count
     title = "requests" + (f" · {num_more} more" if num_more > 0 else "")

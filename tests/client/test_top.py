@@ -119,9 +119,9 @@ def test_a_restarted_server_gives_no_negative_rate(history: History) -> None:
     assert history.rate("bros_done_total", **{"class": "rt"}) == 0.0
 
 
-def shown(history: History) -> str:
-    console = Console(width=120, file=StringIO())
-    console.print(render(history, 120, 40))
+def shown(history: History, width: int = 120) -> str:
+    console = Console(width=width, file=StringIO())
+    console.print(render(history, width, 40))
     output = console.file
     assert isinstance(output, StringIO)
     return output.getvalue()
@@ -132,6 +132,15 @@ def test_the_view_tells_who_is_preempted_and_why(history: History) -> None:
     (line,) = [line for line in text.splitlines() if "fake-2" in line]
     assert "preempted" in line
     assert "kept 41 of 53 for fake-1, step 6 · 12 on host" in line
+
+
+def test_a_narrow_terminal_cuts_neither_states_nor_reasons(history: History) -> None:
+    text = shown(history, width=100)
+    row = text[text.index("fake-2") :].partition("fake-1 ")[0]
+    words = " ".join(line.strip(" │") for line in row.splitlines())
+    assert "preempted" in words
+    assert all(word in words for word in ("kept", "41", "53", "step 6", "12", "on host"))
+    assert "TTFT p50 / p95" in text
 
 
 def test_the_view_shows_step_budget_window_and_pool(history: History) -> None:

@@ -5,14 +5,15 @@
 
 A run draws a policy, settings, a KV pool that is mostly too small, and requests of both classes; cancels some of them
 at any moment, lets steps fail, stall and jitter, and checks what must hold (design §5): in every step that each slot
-attended to holds what was written for it and that tokens come in order; every few steps the invariants of the scheduler
-and the KV manager; at the end that each request ended exactly once and no slot is left over; and that the engine never
-stands still with work.
+attended to holds what was written for it, that tokens come in order, and all invariants of the scheduler and the KV
+manager; at the end that each request ended exactly once and no slot is left over; that the engine never stands still
+with work; and, for one run in eight, that the same seed gives the same outcome.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -20,22 +21,24 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from backend.clock import VirtualClock
 from backend.engine import Cancel, Engine, Submit
+from backend.errors import ExecutorError
 from backend.executors.sim import SimExecutor, SimSettings, token_at
 from backend.plan import StepOutput
 from backend.policy.settings import POLICY_NAMES, SchedulerSettings
-from backend.request import FinishReason, PriorityClass, Request, RequestId, SamplingParams, Slo
+from backend.request import FinishReason, PriorityClass, Request, RequestId, RequestState, SamplingParams, Slo
 from backend.scheduler import make_scheduler
 from bench.provenance import provenance
 
 EOS = 2
 _MAX_STEPS = 20_000
-_CHECK_EVERY = 5  # steps between two checks of all invariants; slot contents and tokens are checked in each
+_REPEAT_EVERY = 8  # runs between two that are made twice and compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,9 @@ class RunResult:
 
     seed: int
     policy: str
-    num_requests: int = 0
     num_steps: int = 0
-    num_preemptions: int = 0
-    num_faults: int = 0
-    num_cancelled: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    digest: str = ""  # of every token with its time, and every end
     error: str | None = None
 
 
@@ -63,26 +64,27 @@ class FuzzRun:
         self.executor = SimExecutor(self.sim, self.clock, output_length=self._output_length)
         self.scheduler = make_scheduler(self.settings, self.executor.capacity(), frozenset({EOS}))
         self.engine = Engine(self.scheduler, self.executor, self.clock, self._take)
-        self.requests = [self._draw_request(index) for index in range(self.random.randint(1, 10))]
+        self.requests = [self._draw_request(index) for index in range(self.random.randint(3, 12))]
         self.output_lengths: dict[str, int] = {
             request.request_id: self.random.randint(1, 40) for request in self.requests if self.random.random() < 0.5
         }
         self.tokens: dict[str, list[int]] = {request.request_id: [] for request in self.requests}
         self.ends: dict[str, FinishReason | None] = {}
-        self.num_faults = 0
+        self.counts: Counter[str] = Counter(requests=len(self.requests))
+        self.trace = hashlib.sha256()
 
     def run(self) -> int:
         """Run to the end; return the number of steps. Raises AssertionError where anything is wrong."""
-        waiting = list(self.requests)
-        is_burst = self.random.random() < 0.3
+        waiting = self._to_come = list(self.requests)
+        is_burst = self.random.random() < 0.5
+        cancel_rate = self.random.choice((0.0, 0.02, 0.1))
         for num_steps in range(_MAX_STEPS):
             while waiting and (is_burst or self.random.random() < 0.4):
                 self._submit(waiting.pop(0))
-            if self.random.random() < 0.03:
-                self.engine.post(Cancel(self.random.choice(self.requests).request_id))
+            if self.random.random() < cancel_rate:
+                self._cancel(self.random.choice(self.requests))
             did_step = self.engine.step()
-            if num_steps % _CHECK_EVERY == 0 or not did_step:
-                self.scheduler.check_invariants()
+            self.scheduler.check_invariants()
             if not did_step:
                 assert self.scheduler.is_idle, f"the engine stands still after {num_steps} steps"
                 if not waiting:
@@ -96,6 +98,13 @@ class FuzzRun:
         if request.deadline_s is not None:
             request.deadline_s += request.arrival_s
         self.engine.post(Submit(request))
+
+    def _cancel(self, request: Request) -> None:
+        is_here = request.request_id not in self.ends and request not in self._to_come
+        is_prefilling = is_here and request.num_output == 0 and request.num_computed > 0
+        state = "prefilling" if is_prefilling and request.state is RequestState.RUNNING else request.state.value
+        self.counts[f"cancels.{state if is_here else 'not_here'}"] += 1
+        self.engine.post(Cancel(request.request_id))
 
     def _check_end(self) -> None:
         missing = self.tokens.keys() - self.ends.keys()
@@ -112,16 +121,19 @@ class FuzzRun:
             expected = self._expected_token(request, len(sent))
             assert token_id == expected, f"{request.request_id}: token {len(sent)} is {token_id}, not {expected}"
             sent.append(token_id)
+            self.trace.update(f"{request.request_id} {token_id} {self.clock.now_s()!r}\n".encode())
         for request in output.finished:
             self._end(request, request.finish_reason)
         for failure in output.failed:
-            self.num_faults += 1
+            kind = "failed_by_faults" if isinstance(failure.error, ExecutorError) else "refused"
+            self.counts[kind] += 1
             self._end(failure.request, FinishReason.ERROR)
 
     def _end(self, request: Request, reason: FinishReason | None) -> None:
         name = request.request_id
         assert name not in self.ends, f"{name}: ended twice"
         self.ends[name] = reason
+        self.trace.update(f"{name} ends: {reason}\n".encode())
         num_sent = len(self.tokens[name])
         if reason is FinishReason.LENGTH:
             assert num_sent == request.sampling.max_tokens, f"{name}: {num_sent} tokens at its full length"
@@ -140,17 +152,18 @@ class FuzzRun:
 
     def _draw_sim(self, seed: int) -> SimSettings:
         draw = self.random
+        block_size = draw.choice((1, 4, 8, 16))
         return SimSettings(
-            num_blocks=draw.randint(12, 40),
-            block_size=draw.choice((4, 8, 16)),
-            num_host_slots=draw.choice((0, 40, 400)),
-            max_seq_len=400,
+            num_blocks=-(-draw.choice((200, 200, 240, 320)) // block_size),
+            block_size=block_size,
+            num_host_slots=draw.choice((0, 40, 400, 400)),
+            max_seq_len=200,
             max_tokens_per_step=draw.choice((32, 128, 512)),
-            max_seqs_per_step=draw.choice((1, 4, 16)),
-            host_copy_s_per_token=draw.choice((1e-7, 5e-6, 1e-3)),
+            max_seqs_per_step=draw.choice((2, 8, 16)),
+            host_copy_s_per_token=draw.choice((1e-7, 1e-7, 5e-6, 1e-3)),
             fills_from_right=draw.random() < 0.8,
             noise_ratio=draw.choice((0.0, 0.1)),
-            fault_rate=draw.choice((0.0, 0.0, 0.02)),
+            fault_rate=draw.choice((0.0, 0.0, 0.0, 0.02)),
             stall_rate=draw.choice((0.0, 0.02)),
             seed=seed,
             verify=True,
@@ -179,8 +192,12 @@ class FuzzRun:
         return Request(
             request_id=RequestId(f"r{index}"),
             priority_class=PriorityClass.REAL_TIME if is_rt else PriorityClass.BEST_EFFORT,
-            prompt_token_ids=tuple(range(3, 3 + draw.choice((1, 15, 16, 17, draw.randint(1, 150))))),
-            sampling=SamplingParams(max_tokens=draw.randint(1, 30), ignore_eos=False),
+            prompt_token_ids=tuple(
+                range(3, 3 + draw.choice((1, 15, 16, 17, draw.randint(1, 150), draw.randint(60, 150))))
+            ),
+            sampling=SamplingParams(
+                max_tokens=draw.choice((draw.randint(1, 30), draw.randint(30, 50))), ignore_eos=False
+            ),
             arrival_s=0.0,
             slo=Slo(draw.choice((0.05, 0.4)), draw.choice((0.01, 0.2)), itl_slo_s) if is_rt else None,
             deadline_s=draw.choice((None, draw.uniform(0.1, 5.0))) if not is_rt else None,
@@ -188,22 +205,37 @@ class FuzzRun:
 
 
 def run_one(seed: int, policy: str | None = None) -> RunResult:
-    """Run one seed and say what happened."""
+    """Run one seed, every so many a second time, and say what happened."""
+    result = _run_once(seed, policy)
+    if seed % _REPEAT_EVERY == 0 and result.error is None and _run_once(seed, policy) != result:
+        return replace(result, error="the same seed gave another outcome")
+    return result
+
+
+def _run_once(seed: int, policy: str | None) -> RunResult:
     run = FuzzRun(seed, policy)
     name = run.settings.policy
     try:
         num_steps = run.run()
     except Exception as error:  # whatever went wrong is this run's result
         return RunResult(seed, name, error=f"{type(error).__name__}: {error}")
-    return RunResult(
-        seed=seed,
-        policy=name,
-        num_requests=len(run.requests),
-        num_steps=num_steps,
-        num_preemptions=sum(run.scheduler.stats().total_preemptions.values()),
-        num_faults=run.num_faults,
-        num_cancelled=sum(reason is FinishReason.CANCELLED for reason in run.ends.values()),
-    )
+    stats = run.scheduler.stats()
+    preemptions = {
+        f"preemptions.{priority_class.value}_{kind.value}": num
+        for (priority_class, kind), num in stats.total_preemptions.items()
+    }
+    ends = Counter(f"ends.{reason.value}" for reason in run.ends.values() if reason is not None)
+    tokens = {"copied_out_tokens": stats.total_copied_out_tokens, "restored_tokens": stats.total_copied_in_tokens}
+    layout = {f"layout.{run.scheduler.kv.config.layout.value}": 1}
+    counts = {
+        **run.counts,
+        **preemptions,
+        **ends,
+        **tokens,
+        **layout,
+        "recomputed_tokens": stats.total_recomputed_tokens,
+    }
+    return RunResult(seed, name, num_steps, counts, run.trace.hexdigest())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -238,11 +270,8 @@ def _summary(results: list[RunResult], first_seed: int, wall_s: float) -> dict[s
         "runs": len(results),
         "failures": [{"seed": r.seed, "policy": r.policy, "error": r.error} for r in results if r.error],
         "runs_by_policy": dict(sorted(Counter(r.policy for r in results).items())),
-        "requests": sum(r.num_requests for r in results),
         "steps": sum(r.num_steps for r in results),
-        "preemptions": sum(r.num_preemptions for r in results),
-        "failed_by_faults_or_refused": sum(r.num_faults for r in results),
-        "cancelled": sum(r.num_cancelled for r in results),
+        "counts": dict(sorted(sum((Counter(r.counts) for r in results), Counter()).items())),
         "wall_s": round(wall_s, 1),
     }
 

@@ -1,16 +1,19 @@
 """Time the torch engine's steps, with the floors they stand on, measured in the same run.
 
-    python -m bench.engine [--json] [--out bench/results/engine-bf16.json]
+    python -m bench.engine --out bench/results/engine-bf16.json
+    python -m bench.engine --weights dense --out bench/results/engine-dense.json
+    python -m bench.engine --dtype float32 --out bench/results/engine-float32.json
 
 Cases: decode at several batches with 256-token contexts, prefill in chunks, a mixed step. Per case, medians of: the
 whole step; its matrix products alone (same weights, same order: they are cold, as in the step); attention alone; the
 other compiled operations alone. What is left is Python and bookkeeping. The byte floor of attention is the K and V it
-reads over the machine's read bandwidth.
+reads over the machine's read bandwidth. Some cases then run through the library's layers, with dense weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import resource
 import statistics
@@ -28,13 +31,14 @@ from backend.executors.torch_engine import load
 from backend.executors.torch_engine.executor import TorchExecutor
 from backend.executors.torch_engine.inputs import pack
 from backend.executors.torch_engine.llama import LlamaModel
-from backend.executors.torch_engine.settings import Dtype, TorchSettings, WeightFormat
+from backend.executors.torch_engine.settings import Dtype, ModelPath, TorchSettings, WeightFormat
 from backend.plan import StepBatch
 from backend.request import PriorityClass, Request, RequestId, SamplingParams
 from bench.provenance import provenance
 
 CONTEXT = 256
 DECODE_BATCHES = (1, 2, 4, 8, 16, 32)
+LIBRARY_CASES = frozenset({"decode 1", "decode 8", "decode 16", "decode 32", "prefill 512"})
 PREFILL_CHUNK = 512
 PREFILLS = (128, 512, 2048)
 _NUM_KV_TOKENS = 32_768
@@ -84,9 +88,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         num_kv_tokens=_NUM_KV_TOKENS,
         max_tokens_per_step=PREFILL_CHUNK,
     )
-    executor = load(settings, lambda _stage, _fraction: None)
+    executor = _loaded(settings)
     load_s = time.perf_counter() - started_s
-    assert isinstance(executor, TorchExecutor)
     engine = _Engine(executor, arguments.seed)
     cases = [_timed(engine, case, arguments.repeats) for case in _cases()]
     prefills = [_prefill(engine, length, arguments.repeats) for length in PREFILLS]
@@ -94,6 +97,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     bandwidth = read_bandwidth_bytes_per_s()
     for case in cases:
         case["attention_floor_s"] = case["kv_bytes_read"] / bandwidth
+    library = _library_cases(dataclasses.replace(settings, layers=ModelPath.LIBRARY), engine, arguments.repeats)
     return {
         "provenance": provenance(),
         "config": {
@@ -111,6 +115,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_bytes": peak_bytes,
         "cases": cases,
         "prefills": prefills,
+        "library": library,
     }
 
 
@@ -121,10 +126,31 @@ def table(document: dict[str, Any]) -> str:
     for case in document["cases"]:
         values = (case[f"{column.replace(' ', '_')}_s"] * 1e3 for column in columns)
         lines.append(f"{case['name']:24}" + "".join(f"{value:16.2f}" for value in values))
+    lines += [f"library layers, {case['name']}: {case['step_s'] * 1e3:.2f}" for case in document["library"]]
     lines += [f"prefill {p['length']}: {p['tokens_per_s']:.0f} tokens/s" for p in document["prefills"]]
     memory = (document["peak_memory_bytes"] - document["kv_pool_bytes"]) / 1e9
     lines.append(f"loaded in {document['load_s']:.1f} s, peak memory {memory:.2f} GB + KV")
     return "\n".join(lines)
+
+
+def _loaded(settings: TorchSettings) -> TorchExecutor:
+    executor = load(settings, lambda _stage, _fraction: None)
+    assert isinstance(executor, TorchExecutor)
+    return executor
+
+
+def _library_cases(settings: TorchSettings, engine: _Engine, repeats: int) -> list[dict[str, Any]]:
+    """Time steps through the library's layers; `engine` makes the same batches as for our own."""
+    executor = _loaded(settings)
+    executor.pool.storage.fill_(0.1)
+    rows = []
+    for case in _cases():
+        if case.name in LIBRARY_CASES:
+            batch = engine.batch(case)
+            executor.execute(batch)
+            step_s = statistics.median(executor.execute(batch).duration_s for _ in range(repeats))
+            rows.append({"name": case.name, "step_s": step_s})
+    return rows
 
 
 def read_bandwidth_bytes_per_s(num_bytes: int = 1 << 28) -> float:

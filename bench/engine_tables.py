@@ -1,0 +1,81 @@
+"""The torch engine's step times as tables, from `bench/results/engine-*.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.measured_tables import load_json
+from bench.provenance import describe
+from bench.tables import markdown_table
+
+RUNS = {"bf16": "bf16, 4-bit and 8-bit weights for few rows", "dense": "bf16, dense weights", "float32": "float32"}
+# Upper bounds of a step in bf16, seconds, and of its share or multiple of parts.
+STEP_BARS_S = {"decode 1": 0.009, "decode 8": 0.028, "decode 16": 0.042, "decode 32": 0.060}
+PREFILL_BARS = {512: 1350, 2048: 1050}  # tokens/s, at least
+INTRODUCTION = """\
+One step of SmolLM2-135M, contexts of 256 tokens; medians in milliseconds. *products*, *attention* and *other kernels*
+are timed alone; *rest* is what they leave of the step: Python, packing, sampling, and what the parts cost more within
+the step. *floor* is attention's bytes over the read bandwidth. *library* is the step through the library's layers."""
+
+
+def engine_sections(results: Path) -> list[str]:
+    """Return the sections about the engine alone; none without results."""
+    documents = {name: load_json(results / f"engine-{name}.json") for name in RUNS}
+    found = {name: document for name, document in documents.items() if document is not None}
+    if not found:
+        return []
+    sections = ["## The torch engine alone", INTRODUCTION]
+    for name, document in found.items():
+        sections += [f"### {RUNS[name]}", describe(document["provenance"]), _step_table(document), _summary(document)]
+        if name == "bf16":
+            sections.append(_bars(document))
+    return sections
+
+
+def _step_table(document: Mapping[str, Any]) -> str:
+    library = {case["name"]: case["step_s"] for case in document.get("library", [])}
+    header = ["step", "ms", "products", "attention", "other kernels", "rest", "floor", "step / products", "library"]
+    rows = []
+    for case in document["cases"]:
+        parts = ("step_s", "products_s", "attention_s", "other_kernels_s", "rest_s", "attention_floor_s")
+        values = [f"{case[part] * 1e3:.2f}" for part in parts]
+        ratio = f"{case['step_s'] / case['products_s']:.2f}"
+        theirs = f"{library[case['name']] * 1e3:.2f}" if case["name"] in library else "–"
+        rows.append([case["name"], *values, ratio, theirs])
+    return markdown_table(header, rows)
+
+
+def _summary(document: Mapping[str, Any]) -> str:
+    prefills = ", ".join(f"{p['tokens_per_s']:,.0f} tokens/s for {p['length']}" for p in document["prefills"])
+    memory = (document["peak_memory_bytes"] - document["kv_pool_bytes"]) / 1e9
+    return (
+        f"Prefill: {prefills}. Loaded in {document['load_s']:.1f} s; peak memory {memory:.2f} GB and the KV pool; "
+        f"{document['config']['repeats']} repeats; memory reads {document['read_bandwidth_gb_per_s']:.0f} GB/s."
+    )
+
+
+def _bars(document: Mapping[str, Any]) -> str:
+    cases = {case["name"]: case for case in document["cases"]}
+    at_16, mixed = cases["decode 16"], cases["16 decodes + chunk 128"]
+    speeds = {p["length"]: p["tokens_per_s"] for p in document["prefills"]}
+    lines = [
+        _bar(f"{name}, ms", cases[name]["step_s"] * 1e3, bar_s * 1e3, at_most=True)
+        for name, bar_s in STEP_BARS_S.items()
+    ]
+    lines += [
+        _bar(f"prefill of {length}, tokens/s", speeds[length], bar, at_most=False)
+        for length, bar in PREFILL_BARS.items()
+    ]
+    lines += [
+        _bar("attention's percentage of decode 16", 100 * at_16["attention_s"] / at_16["step_s"], 25, at_most=True),
+        _bar("rest's percentage of decode 16", 100 * at_16["rest_s"] / at_16["step_s"], 10, at_most=True),
+        _bar("mixed step over its products", mixed["step_s"] / mixed["products_s"], 1.25, at_most=True),
+    ]
+    return "\n".join(lines)
+
+
+def _bar(name: str, value: float, bar: float, *, at_most: bool) -> str:
+    is_met = value <= bar if at_most else value >= bar
+    return f"- {name}: {value:,.4g} (bar {'≤' if at_most else '≥'} {bar:,g}: {'met' if is_met else 'not met'})"

@@ -25,7 +25,8 @@ class SchedulerSettings:
                                 the tightest TTFT SLO seen so far
         budget_margin           0–1, part of each step budget left unspent against errors of the latency model
     Best-effort
-        be_min_share            0–1, part of the step time that best-effort work gets whatever real-time load there is
+        be_min_share            0–1, part of the step time that best-effort work gets whatever real-time load there is,
+                                as long as real-time does not fill the KV slots by itself
         kv_headroom_ratio       0–1, part of the KV slots that best-effort admission leaves free for real-time growth
     Latency model
         latency_coefficients    c0..c4 of an offline fit (seconds; see backend.policy.latency); None: a cautious prior

@@ -85,8 +85,13 @@ def plot(panel: Panel, axis: Axes, address: str, span_s: tuple[float, float]) ->
             for label, value in series["metric"].items():
                 name = name.replace(f"{{{{{label}}}}}", value)
             lines[name] = [(float(at) - span_s[0], float(value)) for at, value in series["values"]]
-    for name, points in sorted(lines.items()):
-        axis.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
+    if panel.is_stacked and lines:
+        times = sorted({at for points in lines.values() for at, _ in points})
+        names = sorted(lines)
+        axis.stackplot(times, [[dict(lines[name]).get(at, 0.0) for at in times] for name in names], labels=names)
+    else:
+        for name, points in sorted(lines.items()):
+            axis.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
     axis.set_title(panel.title, fontsize=10)
     axis.set_ylabel(UNITS[panel.unit], fontsize=8)
     axis.set_xlim(0, span_s[1] - span_s[0])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from backend.serving.options import make_parser
 from tests.triton.servers import Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,3 +65,21 @@ def test_a_document_names_only_files_and_targets_that_exist(document: Path) -> N
     named = re.findall(r"`((?:backend|bench|client|deploy|docs|examples|kv|tests|model_repository)/[\w./-]*)", text)
     missing = [name for name in linked if not (document.parent / name).exists()]
     assert not missing + [name for name in named if not (ROOT / name).exists()]
+
+
+ALL_DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("document", ALL_DOCUMENTS, ids=lambda path: path.name)
+def test_a_document_names_only_modules_and_scripts_that_exist(document: Path) -> None:
+    """What is not run: containers and clusters (none here), other machines' paths, benchmarks of minutes to hours."""
+    text = document.read_text()
+    modules = re.findall(r"python -m ((?:backend|bench|client|tests)[\w.]*\w)", text)
+    assert not [name for name in modules if find_spec(name) is None]
+    scripts = re.findall(r"(?:python|sh) ((?:deploy|examples|requirements)/[\w./]+)", text)
+    assert not [name for name in scripts if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("arguments", re.findall(r'make serve ARGS="([^"]*)"', README))
+def test_what_is_passed_to_serve_is_understood(arguments: str) -> None:
+    make_parser().parse_args(shlex.split(arguments))

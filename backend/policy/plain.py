@@ -1,4 +1,4 @@
-"""PlainPolicy: a policy that is nothing but a plan function, with queues in order of arrival."""
+"""PlainPolicy: a plan function and what it learns from, with queues in order of arrival; what the baselines share."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 from backend.plan import StepPlan
 from backend.policy.latency import LatencyModel
-from backend.policy.settings import SchedulerSettings
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 from backend.request import Request
 
 PlanFunction = Callable[[SchedulerView, float], StepPlan]
+Observe = Callable[[StepRecord], None]
 
 
 class PlainPolicy:
-    """Keeps no state: no window, no late requests, nothing learned."""
+    """No window, no late requests; `observe` is called after each step, if given."""
 
-    def __init__(self, plan: PlanFunction, settings: SchedulerSettings, limits: StepLimits) -> None:
-        del settings
+    def __init__(self, plan: PlanFunction, limits: StepLimits, observe: Observe | None = None) -> None:
         self._plan = plan
+        self._observe = observe
         self._max_tokens = limits.max_tokens
 
     @property
@@ -36,4 +36,5 @@ class PlainPolicy:
         return self._plan(view, now_s)
 
     def observe(self, step: StepRecord) -> None:
-        del step
+        if self._observe is not None:
+            self._observe(step)

@@ -7,32 +7,17 @@ preempt the other.
 from __future__ import annotations
 
 from backend.plan import StepPlan
-from backend.policy.latency import LatencyModel
 from backend.policy.packing import Packing
 from backend.policy.running_first import class_rank, run_then_admit
-from backend.policy.settings import SchedulerSettings
-from backend.policy.view import SchedulerView, StepLimits, StepRecord
+from backend.policy.view import SchedulerView, StepRecord
 from backend.request import Request
 
 
 class RoundRobin:
     """Remembers whose turn it is."""
 
-    def __init__(self, settings: SchedulerSettings, limits: StepLimits) -> None:
-        del settings
-        self._max_tokens = limits.max_tokens
+    def __init__(self) -> None:
         self._is_rt_turn = True
-
-    @property
-    def window_tokens(self) -> int:
-        return self._max_tokens
-
-    def order(self, request: Request) -> float:
-        return request.arrival_index
-
-    def is_late(self, request: Request, latency: LatencyModel, now_s: float) -> bool:
-        del request, latency, now_s
-        return False
 
     def observe(self, step: StepRecord) -> None:
         self._is_rt_turn = step.num_rt_tokens == 0

@@ -14,11 +14,9 @@ from math import ceil
 import numpy as np
 
 from backend.plan import StepPlan
-from backend.policy.latency import LatencyModel
 from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
-from backend.policy.view import SchedulerView, StepLimits, StepRecord
-from backend.request import Request
+from backend.policy.view import SchedulerView, StepRecord
 
 _MAX_WAITING_STEPS = 20  # TGI's --max-waiting-tokens
 
@@ -26,21 +24,9 @@ _MAX_WAITING_STEPS = 20  # TGI's --max-waiting-tokens
 class Tgi:
     """Counts the decode steps since the last prefill."""
 
-    def __init__(self, settings: SchedulerSettings, limits: StepLimits) -> None:
+    def __init__(self, settings: SchedulerSettings) -> None:
         self._ratio = settings.waiting_served_ratio
-        self._max_tokens = limits.max_tokens
         self._num_decode_steps = 0
-
-    @property
-    def window_tokens(self) -> int:
-        return self._max_tokens
-
-    def order(self, request: Request) -> float:
-        return request.arrival_index
-
-    def is_late(self, request: Request, latency: LatencyModel, now_s: float) -> bool:
-        del request, latency, now_s
-        return False
 
     def observe(self, step: StepRecord) -> None:
         was_prefill = step.num_rt_tokens + step.num_be_tokens > step.num_seqs

@@ -48,7 +48,7 @@ class Cost:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table, or one JSON line per load."""
-    args = _parse(argv)
+    args, source = _parse(argv), provenance()  # of the code that runs, whatever is committed meanwhile
     costs = []
     if not args.json:
         print(f"{'running':>8} {'waiting':>8} {'median µs':>10} {'p99 µs':>10}")
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{running:8d} {waiting:8d} {cost.median_us:10.0f} {cost.p99_us:10.0f}", flush=True)
     if args.out is not None:
         load = {"policy": args.policy, "waiting_class": args.waiting_class, "num_steps": args.steps, "seed": None}
-        result = {"provenance": provenance(), "load": load, "costs": [asdict(cost) for cost in costs]}
+        result = {"provenance": source, "load": load, "costs": [asdict(cost) for cost in costs]}
         args.out.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 

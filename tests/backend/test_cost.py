@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from itertools import count
+from pathlib import Path
 
 import pytest
 
 from backend.request import PriorityClass
-from bench.micro import Load, main
+from bench.micro import Cost, Load, main, table
+
+ROOT = Path(__file__).parents[2]
 
 
 def calls_per_step(running: int, waiting: int, waiting_class: PriorityClass) -> float:
@@ -41,3 +45,17 @@ def test_the_table_is_printed_as_json_lines(capsys: pytest.CaptureFixture[str]) 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert all('"median_us"' in line and '"p99_us"' in line for line in lines)
+
+
+def test_the_table_of_the_document_is_that_of_the_result_file() -> None:
+    result = json.loads((ROOT / "bench/results/micro.json").read_text())
+    costs = [Cost(**cost) for cost in result["costs"]]
+    assert table(costs) in (ROOT / "docs/algorithm.md").read_text()
+
+
+def test_the_result_file_says_where_it_comes_from(tmp_path: Path) -> None:
+    out = tmp_path / "micro.json"
+    assert main(["--running", "8", "--waiting", "0", "--steps", "5", "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert {"commit", "hardware", "versions", "date"} <= result["provenance"].keys()
+    assert [cost["running"] for cost in result["costs"]] == [8]

@@ -84,7 +84,7 @@ class SideBySide:
             self.num_written[row] += num_slots
 
     def adopt(self, changes: Sequence[Change]) -> None:
-        """Try a plan on a budget and adopt it. What is restorable of a row that grows by more than one comes back.
+        """Try a plan on a budget and adopt it. What is restorable of every second row that grows comes back.
 
         The twin places slots in the order in which the budget does: promised decodes before promised openings. To its
         host pool it does what all shrinks, then growth in order, would do.
@@ -113,7 +113,7 @@ class SideBySide:
         self._place_all(promised)
         saved = {row for kind, row, _ in changes if kind == "save"}
         num_grown = {row: len(self.twin.rows[row].slots) - start for row, start in budget.grown.items()}
-        can_restore = [row for row, start in budget.grown.items() if self.num_written[row] == start]
+        can_restore = [row for row, start in budget.grown.items() if row % 2 and self.num_written[row] == start]
         restores = {row: min(self.twin.copies.get(row, 0), num_grown[row]) for row in can_restore}
         adopted = self.manager.adopt(budget, saved, restores)
         assert {row: len(copies) for row, copies in adopted.copies_out.items()} == num_saved

@@ -57,7 +57,7 @@ def expected() -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def float32_executor() -> Executor:
-    return executor_for(Dtype.FLOAT32, 112_000, 3.5)
+    return executor_for(Dtype.FLOAT32, 40_000, 0.9)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())

@@ -248,6 +248,8 @@ def test_draining_serves_what_is_open_and_refuses_what_is_new(tmp_path: Path) ->
         holding = Answer()  # keeps the drain going until it has been looked at
         ticket = link.submit("", make_generation(max_tokens=ENDLESS), holding)
         answer = ask(link, max_tokens=20)
+        holding.first()
+        answer.first()  # both are in the engine before it drains
         server.request_stop()
         while not (isinstance(message := reader.read(), EngineState) and message.stage is Stage.DRAINING):
             continue

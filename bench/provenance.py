@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_CODE = ("backend", "kv", "bench", "client")
+_MEASURED = (":/backend", ":/kv", ":/bench", ":/client", ":/model_repository", ":(top,exclude)bench/results")
 _PACKAGES = ("numpy", "scipy", "torch", "nvidia-pytriton", "tritonclient")
 
 
@@ -19,9 +19,7 @@ def provenance() -> dict[str, Any]:
     """Return JSON-ready facts about this checkout and machine."""
     return {
         "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "has_local_changes": bool(
-            _git("status", "--porcelain", "--untracked-files=no", "--", "backend", "kv", "bench")
-        ),
+        "has_local_changes": bool(_git("status", "--porcelain", "--untracked-files=no", "--", *_MEASURED)),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": {"cpu": _cpu_model(), "num_cores": os.cpu_count(), "memory_gib": _memory_gib()},
         "versions": {"python": platform.python_version(), **_versions()},

@@ -141,17 +141,9 @@ class TestV2:
         other = running(2, 31, manager._kv)
         assert not manager.answer(decide([share(other)], [suspended]), set()).paused_requests
 
-    def test_a_deadlock_is_broken_by_evicting_who_is_withheld(self) -> None:
-        manager = self.manager(10)
-        blocked, withheld = running(1, 95, manager._kv), running(2, 191, manager._kv)
-        manager._kv.suspend_request(blocked)
-        manager._kv.num_foreign = 1
-        output = manager.answer(decide([share(blocked)], withheld=[withheld]), set())
-        assert ids(output.generation_requests) == [1]
-        assert ids(output.paused_requests) == [2]
-
-    def test_a_step_that_could_run_nothing_does_not_wait_for_the_deadlock_error(self) -> None:
-        manager = self.manager(10, patience=1000)
+    @pytest.mark.parametrize("patience", [1, 1000], ids=["deadlock error at once", "deadlock error late"])
+    def test_a_deadlock_is_broken_by_evicting_who_is_withheld(self, patience: int) -> None:
+        manager = self.manager(10, patience=patience)
         blocked, withheld = running(1, 95, manager._kv), running(2, 191, manager._kv)
         manager._kv.suspend_request(blocked)
         manager._kv.num_foreign = 1

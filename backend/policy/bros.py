@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from heapq import merge
 
 import numpy as np
-from numpy.typing import NDArray
 
 from backend.plan import StepPlan
 from backend.policy.best_effort import BestEffortFill
@@ -25,8 +24,10 @@ _SPARE_USE = 0.9  # part of the decodes' slack that late and best-effort work ma
 _MAX_MARGIN = 0.3
 _EASY_LOAD = 0.65  # part of the slots or places that real-time takes, up to which best-effort may use all spare time
 _FULL_LOAD = 0.95  # the same, from which it may use none
-_RT_PLACES = 0.9  # part of the places that real-time may fill on average, because best-effort stretches steps
-_RT_SLOTS = 0.75  # part of the slots, likewise; requests differ more in slots than in places
+_RT_PLACES = 0.97  # part of the places that real-time may fill on average, because best-effort stretches steps
+_SLOTS_RESERVE = 0.6  # of the slots that real-time holds even with no best-effort work, so much more stays out of reach
+_RT_RESIDENT_PLACES = 0.7  # part of the places that more real-time requests than there are places may come to need
+_PATIENT_STEPS = 2.0  # a decode whose slack outlasts so many steps can wait for a place
 _MAX_CREDIT_S = 0.05  # best-effort time that may be saved up; where prompts are not chunked, enough for a whole one
 _MAX_WHOLE_PROMPT_S = 1.0
 
@@ -64,6 +65,7 @@ class Bros:
         step = _RealTimeStep(view, now_s)
         step.pack_decodes()
         late = step.pack_prefills()
+        step.pack_patient_decodes()
         fill = BestEffortFill(view, step.packing, step.best_effort_budget_s(), now_s)
         fill.pack_urgent()
         step.pack_late(late)
@@ -111,6 +113,7 @@ class _RealTimeStep:
         self._decodes = self.packing.groups.rt_decodes
         self._prefills = self.packing.groups.rt_prefills
         self._num_rt = len(self._decodes) + len(self._prefills)
+        self._patient: Rows = self._decodes[:0]
         self._is_short = False  # of time, places or slots: a prefill in time was refused
 
     # Decodes
@@ -118,7 +121,8 @@ class _RealTimeStep:
     def pack_decodes(self) -> None:
         """Take the decodes by deadline, late ones last; where time is short, those furthest ahead are left out.
 
-        There is no pacing beyond that: see docs/decisions/0001-real-time-runs-ahead.md.
+        Where places are short, those that can wait are left to `pack_patient_decodes`. There is no pacing beyond that:
+        see docs/decisions/0001-real-time-runs-ahead.md.
         """
         rows = self._decodes
         if not len(rows):
@@ -130,18 +134,29 @@ class _RealTimeStep:
         tightest_s = float(bound_s.min())
         self.budget_s = min(self.budget_s, tightest_s)
         self.spare_budget_s = min(self.spare_budget_s, _SPARE_USE * tightest_s)
-        rows = rows[self._order(rows, slack_s, is_late)]
-        for row in self.packing.add_decodes(rows):
+        order = np.lexsort((table.arrival_index[rows], slack_s, is_late))
+        if self._num_rt + len(self._view.rt_waiting) > self._view.limits.max_seqs:
+            is_patient = (slack_s > _PATIENT_STEPS * self.budget_s)[order]
+            self._patient = rows[order[is_patient]]
+            order = order[~is_patient]
+        self._take_decodes(rows[order])
+
+    def pack_patient_decodes(self) -> None:
+        """Take the decodes that would have left their places to prefills."""
+        if len(self._patient):
+            self._take_decodes(self._patient)
+
+    def _take_decodes(self, rows: Rows) -> None:
+        """Take `rows` in order, only as many as the step's time allows, but one at least if nothing else is in it."""
+        table, latency, packing = self._view.table, self._view.latency, self.packing
+        cost_s = packing.predicted_s + np.cumsum(latency.c1 + latency.c2 * table.num_computed[rows])
+        num_fitting = int(np.searchsorted(cost_s, self.budget_s, side="right"))
+        if not packing.num_new_tokens:
+            num_fitting = max(1, num_fitting)
+        for row in packing.add_decodes(rows[:num_fitting]):
             request = table.request(row)
             if self._make_room(request, 1):
-                self.packing.add(request, 1)
-
-    def _order(self, rows: Rows, slack_s: NDArray[np.float64], is_late: NDArray[np.bool_]) -> Rows:
-        """Return the indices of the decodes to take, in order; only as many as the step's time allows."""
-        table, latency = self._view.table, self._view.latency
-        order = np.lexsort((table.arrival_index[rows], slack_s, is_late))
-        cost_s = latency.c0 + np.cumsum(latency.c1 + latency.c2 * table.num_computed[rows[order]])
-        return np.asarray(order[: max(1, int(np.searchsorted(cost_s, self.budget_s, side="right")))])
+                packing.add(request, 1)
 
     # Prefills
 
@@ -183,7 +198,7 @@ class _RealTimeStep:
     def _pack_prefill(self, request: Request, budget_s: float) -> bool:
         """Take as large a chunk as time, tokens and slots allow; False if nothing of it fits."""
         packing = self.packing
-        if request.row is None and self._num_rt >= self._view.limits.max_seqs:
+        if request.row is None and not self._has_place_for(request):
             return False
         is_new = request.row is None or bool(self._view.table.is_preempted[request.row])
         if is_new and not self._future.has_room_for(request):
@@ -205,6 +220,36 @@ class _RealTimeStep:
         self._leave_time_for(request, num_tokens + num_restored)
         return True
 
+    def _has_place_for(self, request: Request) -> bool:
+        """Return whether `request` can begin: with a place of its own, or with those that others can spare.
+
+        See docs/decisions/0003-more-requests-than-places.md.
+        """
+        max_seqs = self._view.limits.max_seqs
+        if self._num_rt < max_seqs:
+            return True
+        assert request.slo is not None
+        own = min(1.0, self._full_step_s() / request.slo.tpot_slo_s)
+        return self._places() + own <= _RT_RESIDENT_PLACES * max_seqs
+
+    def _places(self) -> float:
+        """Return how many places the real-time requests need on average, when steps are full of them.
+
+        A request that asks for one token in S seconds needs a place in one of S / (time of a step) steps.
+        """
+        rows = np.concatenate((self._decodes, self._prefills))
+        tpot_slo_s = self._view.table.tpot_slo_s[rows]
+        num_begun = self._num_rt - len(rows)  # in this step: they need one
+        return num_begun + float(np.minimum(1.0, self._full_step_s() / tpot_slo_s).sum())
+
+    def _full_step_s(self) -> float:
+        """Return the time of a step that decodes as many of the real-time requests as have places."""
+        table, latency = self._view.table, self._view.latency
+        rows = np.concatenate((self._decodes, self._prefills))
+        mean_context = float(table.num_known[rows].mean()) if len(rows) else 0.0
+        num_seqs = min(self._num_rt, self._view.limits.max_seqs)
+        return latency.c0 + num_seqs * (latency.c1 + latency.c2 * mean_context)
+
     def _leave_time_for(self, request: Request, num_tokens: int = 0) -> None:
         """Tighten the budget so that `request`, of which this step computes `num_tokens`, can still be on time."""
         latency = self._view.latency
@@ -219,13 +264,13 @@ class _RealTimeStep:
     # Memory
 
     def best_effort_budget_s(self) -> float:
-        """Return the end of best-effort work: the spare budget, drawn in as real-time fills the slots or the places.
+        """Return the end of best-effort work: the spare budget, drawn in as real-time fills the slots.
 
         Best-effort work stretches steps, longer steps stretch the lives of real-time requests, and so more of them are
         there at once. Left alone, that loop ends with real-time requests preempting each other.
         """
-        limits, predicted_s = self._view.limits, self.packing.predicted_s
-        load = max(self._future.peak_ratio(_EASY_LOAD), self._num_rt / limits.max_seqs)
+        predicted_s = self.packing.predicted_s
+        load = self._future.peak_ratio(_EASY_LOAD)
         share = min(1.0, max(0.0, (_FULL_LOAD - load) / (_FULL_LOAD - _EASY_LOAD)))
         return predicted_s + share * max(0.0, min(self.spare_budget_s, *self._sustainable_s()) - predicted_s)
 
@@ -237,11 +282,15 @@ class _RealTimeStep:
         """Return the longest steps at which real-time keeps to its part of the places, and of the slots.
 
         By Little's law: what a request takes for a number of steps is in use as often at once as arrives in their time.
+        The more slots real-time needs with best-effort work out of the way, the less can be taken back where the
+        estimate errs, so the more is left (docs/decisions/0002-littles-law.md).
         """
         limits, traffic = self._view.limits, self._view.traffic
         block_rounding = UNUSED_OF_BLOCK * limits.block_size
         places, slots = traffic.rt_demand.per_step_s(self._now_s, traffic.rt_output_ratio, block_rounding)
-        return _RT_PLACES * limits.max_seqs / max(places, 1e-9), _RT_SLOTS * limits.num_slots / max(slots, 1e-9)
+        slots_alone = min(limits.num_slots, slots * self.packing.predicted_s)
+        slots_usable = limits.num_slots - _SLOTS_RESERVE * slots_alone
+        return _RT_PLACES * limits.max_seqs / max(places, 1e-9), slots_usable / max(slots, 1e-9)
 
     def _make_room(self, request: Request, num_slots: int) -> bool:
         """Find slots: free ones, then best-effort ones, then those of real-time requests that are due later."""

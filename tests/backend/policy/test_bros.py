@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.plan import StepPlan, StepResult
-from backend.policy.bros import time_alone_s
+from backend.policy.bros import _RealTimeStep, time_alone_s
 from backend.policy.future import expected_growth, peak_slots
 from backend.request import PriorityClass, Request, RequestState
 from backend.scheduler import Scheduler
@@ -92,7 +92,9 @@ def test_a_late_request_does_not_drag_down_those_in_time() -> None:
 
 def test_no_late_request_begins_while_one_in_time_waits_for_a_place() -> None:
     scheduler = make(max_seqs_per_step=2)
-    start(scheduler, rt(10, 50), rt(10, 50))
+    start(
+        scheduler, *(rt(10, 50, tpot_slo_s=0.012) for _ in range(2))
+    )  # a token in each step: none can spare its place
     late, on_time = rt(10, 2, ttft_slo_s=0.09), rt(10, 2, arrival_s=0.1, ttft_slo_s=5.0)
     for request in (late, on_time):
         scheduler.add(request, 0.1)
@@ -218,14 +220,48 @@ def test_decodes_far_ahead_run_all_the_same_where_time_allows() -> None:
     assert set(scheduler.plan(0.01).num_new_tokens) == set(ahead)
 
 
-def test_best_effort_is_drawn_in_as_real_time_fills_the_places() -> None:
-    def best_effort_tokens(num_rt: int) -> int:
-        scheduler = make(max_seqs_per_step=20, adaptive_window=False, responsiveness_cap_s=0.05)
-        now_s = start_as_predicted(scheduler, *(rt(4, 50) for _ in range(num_rt)))
-        scheduler.add(be(2000, 5), now_s)
-        return sum(num for request, num in scheduler.plan(now_s).num_new_tokens.items() if not request.is_rt)
+def test_requests_in_time_begin_beyond_the_places_where_decodes_can_wait() -> None:
+    scheduler = make(max_seqs_per_step=4)
+    ahead = [rt(10, 50, tpot_slo_s=1.0) for _ in range(4)]
+    start(scheduler, *ahead)
+    newcomers = [rt(10, 50, arrival_s=0.1, tpot_slo_s=1.0) for _ in range(2)]
+    for request in newcomers:
+        scheduler.add(request, 0.1)
+    plan = step(scheduler, 0.1)
+    assert list(plan.num_new_tokens)[:2] == newcomers  # the decodes have 0.9 s
+    assert len(set(ahead) & set(plan.num_new_tokens)) == 2  # and take what places are left
 
-    assert best_effort_tokens(6) > best_effort_tokens(16) > best_effort_tokens(19) == 0
+
+def test_a_decode_that_is_due_keeps_its_place() -> None:
+    scheduler = make(max_seqs_per_step=4)
+    ahead = [rt(10, 50, tpot_slo_s=1.0) for _ in range(4)]
+    start(scheduler, *ahead)
+    newcomer = rt(10, 50, arrival_s=0.99, tpot_slo_s=1.0)
+    scheduler.add(newcomer, 0.99)
+    assert set(scheduler.plan(0.99).num_new_tokens) == set(ahead)  # due at 1.001 s, the newcomer at 1.39 s
+
+
+def test_every_schedule_beyond_the_places_keeps_the_pace() -> None:
+    """Three times as many requests as places: with 60 ms between tokens and steps of 10.8 ms, each gets its turn."""
+    harness = Harness(max_seqs_per_step=8, num_blocks=2000, coefficients=FIT, latency_coefficients=FIT, verify=False)
+    requests = [rt(20, 40, ttft_slo_s=1.0, tpot_slo_s=0.06) for _ in range(24)]
+    for request in requests:
+        harness.submit(request)
+    harness.run()
+    times_s = [harness.token_times[request.request_id] for request in requests]
+    assert all(len(times) == 40 and (times[-1] - times[0]) / 39 <= 0.06 for times in times_s)
+    assert sum(times[0] - request.arrival_s <= 1.0 for times, request in zip(times_s, requests, strict=True)) >= 20
+
+
+def test_best_effort_is_drawn_in_as_real_time_fills_the_slots() -> None:
+    def budget_s(num_rt: int) -> float:
+        scheduler = make(max_seqs_per_step=20, num_blocks=208, responsiveness_cap_s=0.05)
+        now_s = start_as_predicted(scheduler, *(rt(150, 50) for _ in range(num_rt)))
+        step = _RealTimeStep(scheduler.view, now_s)
+        step.pack_decodes()
+        return step.best_effort_budget_s() - step.packing.predicted_s
+
+    assert budget_s(6) > budget_s(16) > 0.0 == budget_s(20)  # 0.29, 0.78 and 0.98 of the slots at their peak
 
 
 def test_an_urgent_finish_by_deadline_overtakes_older_best_effort() -> None:

@@ -37,6 +37,7 @@ class Blocks:
     """Struct of arrays over the ends of all blocks, with counts kept in step. Knows no rows."""
 
     fill: NDArray[np.int16]  # slots that the end's holder has
+    is_free: tuple[NDArray[np.bool_], NDArray[np.bool_]]  # by block, in the order in which heads and tails take them
     shared_room: NDArray[np.int16]  # rank of the room that a newcomer at this end finds beside the opposite holder
 
     def __init__(self, config: KVConfig) -> None:
@@ -49,12 +50,14 @@ class Blocks:
         self.rank_beside = _rank_beside(config)
         self.grows = np.zeros(2 * self.stride, np.bool_)  # whether the end's holder grows here
         self._columns = np.zeros((4, self.stride), np.int16)
+        self._is_free = np.ones(config.num_blocks, np.bool_)
         self._bind()
         self.fill[self.nowhere] = self.size
 
     def _bind(self) -> None:
         self.fill = self._columns[:2].reshape(-1)
         self.shared_room = self._columns[2:].reshape(-1)
+        self.is_free = self._is_free, self._is_free[::-1]
 
     def copy(self) -> Blocks:
         """Return independent blocks in the same state."""
@@ -64,6 +67,7 @@ class Blocks:
         blocks.first_free = self.first_free.copy()
         blocks.grows = self.grows.copy()
         blocks._columns = self._columns.copy()
+        blocks._is_free = self._is_free.copy()
         blocks._bind()
         return blocks
 
@@ -110,15 +114,12 @@ class Blocks:
         """Return up to `max_ends` ends of free blocks: for heads the lowest numbers, for tails the highest."""
         if not max_ends or not self.num_free:
             return np.empty(0, np.intp)
-        heads, tails = self._columns[:2, : self.nowhere]
-        if side == TAIL:
-            heads, tails = heads[::-1], tails[::-1]
-        start = self.first_free[side]
+        is_free, start = self.is_free[side], self.first_free[side]
         stop = start + _FIRST_LOOK
-        found: Indices = (heads[start:stop] | tails[start:stop] == 0).nonzero()[0]
+        found: Indices = is_free[start:stop].nonzero()[0]
         while len(found) < max_ends and stop < self.nowhere:  # seldom is a look at all blocks needed
             stop += 3 * (stop - start)
-            found = (heads[start:stop] | tails[start:stop] == 0).nonzero()[0]
+            found = is_free[start:stop].nonzero()[0]
         found = found[:max_ends] + start
         self.first_free[side] = int(found[0])
         return found if side == HEAD else self.stride + self.nowhere - 1 - found
@@ -138,6 +139,7 @@ class Blocks:
         num_in_last = num_slots - (len(ends) - 1) * self.size
         self.num_held[side] += len(ends)
         self.num_free -= len(ends)
+        self._is_free[ends - side * self.stride] = False
         self.fill[ends] = self.size
         self.fill[last] = num_in_last
         self.grows[last] = True
@@ -146,6 +148,7 @@ class Blocks:
     def enter(self, ends: Indices, opposite: Indices, num_slots: Indices | int) -> None:
         """Give ends, so far without a holder, to holders that fill `num_slots` of each and grow there."""
         is_free = self.fill[opposite] == 0
+        self._is_free[np.minimum(ends, opposite)] = False
         num_heads = int(np.count_nonzero(ends < self.stride))
         self.num_held[HEAD] += num_heads
         self.num_held[TAIL] += len(ends) - num_heads
@@ -176,15 +179,17 @@ class Blocks:
         left = np.array(ends, np.intp)
         opposite = left + (self.stride if side == HEAD else -self.stride)
         beside = self.fill[opposite]
-        num_shared = int(np.count_nonzero(beside))
+        is_freed = beside == 0
+        num_freed = int(np.count_nonzero(is_freed))
         self.num_held[side] -= len(ends)
-        self.num_free += len(ends) - num_shared
+        self.num_free += num_freed
         self.fill[left] = 0
         self.grows[left] = False
         self.shared_room[opposite] = 0
-        if num_shared:
+        if num_freed < len(ends):
             self.shared_room[left] = self.rank_beside[self.grows[opposite].astype(np.intp), beside]
         first_block = side * self.stride
+        self._is_free[left - first_block] = is_freed
         self.first_free[HEAD] = min(self.first_free[HEAD], min(ends) - first_block)
         self.first_free[TAIL] = min(self.first_free[TAIL], self.nowhere - 1 - (max(ends) - first_block))
 

@@ -89,6 +89,7 @@ def _check_counts(config: KVConfig, pool: Pool, fill: Indices) -> None:
     num_free_slots = int((config.block_size - heads - tails).sum())
     assert num_free_slots + int(pool.held.sum()) == config.num_slots, "slots are lost"
     free = np.flatnonzero(heads + tails == 0)
+    assert np.array_equal(blocks.is_free[HEAD].nonzero()[0], free), "is_free has drifted"
     assert blocks.num_free == len(free), "num_free has drifted"
     assert blocks.num_held == [int(np.count_nonzero(heads)), int(np.count_nonzero(tails))], "num_held has drifted"
     assert not np.any(free < blocks.first_free[HEAD]), "a free block lies before the first from the low end"

@@ -17,7 +17,7 @@ from backend.connection import Connection
 from backend.errors import BrosError, RequestCancelledError
 from backend.intake import PromptTokenizer
 from backend.metrics import Recorder
-from backend.plan import EmittedToken, StepOutput
+from backend.plan import StepOutput
 from backend.protocol import Chunk, Chunks, End, Generation, Timings, error_end
 from backend.request import FinishReason, Request, RequestId
 from backend.tokenizer import IncrementalDetokenizer, StopStrings
@@ -170,9 +170,9 @@ class Outbox:
         return None if due_s is None else max(0.0, due_s - time.monotonic())
 
     def _collect(self, now_s: float, output: StepOutput) -> None:
-        for token in output.tokens:
-            if (stream := self._streams.get(token.request.request_id)) is not None:
-                self._add(stream, token, now_s)
+        for request, token_id, log_prob in output.tokens:
+            if (stream := self._streams.get(request.request_id)) is not None:
+                self._add(stream, token_id, log_prob, now_s)
         for request in output.finished:
             if (stream := self._remove(request.request_id)) is not None:
                 self._end(stream, self._finished(stream))
@@ -180,14 +180,14 @@ class Outbox:
             if (stream := self._remove(failed.request.request_id)) is not None:
                 self._end(stream, self._failed(stream, failed.error))
 
-    def _add(self, stream: Stream, token: EmittedToken, now_s: float) -> None:
+    def _add(self, stream: Stream, token_id: int, log_prob: float | None, now_s: float) -> None:
         self._metrics.token(stream.request, None if stream.last_token_s is None else now_s - stream.last_token_s)
         stream.num_tokens += 1
         stream.last_token_s = now_s
-        stream.token_ids.append(token.token_id)
-        if token.log_prob is not None:
-            stream.log_probs.append(token.log_prob)
-        stream.text += stream.stop_strings.push(stream.detokenizer.push((token.token_id,)))
+        stream.token_ids.append(token_id)
+        if log_prob is not None:
+            stream.log_probs.append(log_prob)
+        stream.text += stream.stop_strings.push(stream.detokenizer.push((token_id,)))
         if stream.generation.is_streamed:
             self._unsent[stream] = None
         if stream.stop_strings.matched is not None and self._remove(stream.request.request_id) is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from backend.errors import BrosError
 from backend.request import Request, RequestId, SamplingParams
 from kv.budget import KVBudget
-from kv.types import SlotCopy
-
-_NO_SLOTS = SlotCopy(device_slots=np.empty(0, np.int32), host_slots=np.empty(0, np.int32))
+from kv.types import NO_COPIES, SlotCopy
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +108,8 @@ class StepBatch:
     sequences: Sequence[Sequenced]
     num_new_tokens: Sequence[int]
     slot_table: NDArray[np.int32]
-    copies_out: SlotCopy = _NO_SLOTS
-    copies_in: SlotCopy = _NO_SLOTS
+    copies_out: SlotCopy = NO_COPIES
+    copies_in: SlotCopy = NO_COPIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +122,9 @@ class StepResult:
     log_probs: Sequence[float | None] | None = None
 
 
-class EmittedToken(NamedTuple):
-    """A token to send to the client of `request`. A tuple, because a step makes hundreds of them."""
-
-    request: Request
-    token_id: int
-    log_prob: float | None = None
+# A token to send to the client of a request: the request, the token's id, its log probability where one was wanted. A
+# plain tuple, because a step makes hundreds of them.
+EmittedToken: TypeAlias = tuple[Request, int, float | None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from backend.policy.table import RequestTable, Rows, first_deadline_s
 from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord, Traffic
 from backend.request import FinishReason, PriorityClass, Request, RequestId, RequestState
 from kv.manager import KVCacheManager
-from kv.types import KVConfig, Layout, Row, SlotCopy
+from kv.types import NO_COPIES, KVConfig, Layout, Row, SlotCopy
 
 __all__ = ["Scheduler", "SchedulerStats", "make_scheduler"]
 
@@ -163,11 +163,11 @@ class Scheduler:
         assert len(result.token_ids) == len(requests), f"{len(result.token_ids)} results for {len(requests)} requests"
         self._learn(step, result, now_s)
         self._totals["recomputed"] += table.compute(step.slots.rows, step.slots.counts)
-        for request, num_computed in zip(requests, table.num_computed[step.slots.rows].tolist(), strict=True):
-            request.num_computed = num_computed
         for request in step.slots.newcomers:
             request.first_scheduled_s = now_s - result.duration_s
         sampled = Sampled.of(step, result)
+        for request in sampled.others:
+            request.num_computed = int(table.num_computed[_row(request)])
         finished = self._emit(sampled, now_s)
         self._feedback.settle(now_s)
         return StepOutput(tokens=sampled.emitted(), finished=finished)
@@ -312,10 +312,10 @@ class Scheduler:
     def _features(self, rows: Rows, counts: NDArray[np.int64], num_copied: int) -> StepFeatures:
         computed = self.view.table.num_computed[rows]
         chunks = (counts != 1).nonzero()[0]  # the few that are no decodes
-        starts, lengths = computed[chunks], counts[chunks]
-        context = int(computed.sum()) - int(starts.sum())
-        pairs = float((lengths * (starts + 0.5 * lengths)).sum())
-        return StepFeatures(int(counts.sum()), context, pairs, num_copied)
+        starts, lengths = computed[chunks].tolist(), counts[chunks].tolist()
+        context = int(computed.sum()) - sum(starts)
+        pairs = sum(length * (start + 0.5 * length) for start, length in zip(starts, lengths, strict=True))
+        return StepFeatures(len(counts) - len(chunks) + sum(lengths), context, float(pairs), num_copied)
 
     def _learn(self, step: CommittedStep, result: StepResult, now_s: float) -> None:
         table, rows, totals = self.view.table, step.slots.rows, self._totals
@@ -325,7 +325,7 @@ class Scheduler:
         predicted_s = step.plan.predicted_s
         predicted_end_s = now_s - result.duration_s + predicted_s
         deadline_s = table.deadline_s[rows]
-        num_late = int((is_rt & (deadline_s >= predicted_end_s) & (deadline_s < now_s)).sum())
+        num_late = int(np.count_nonzero(is_rt & (deadline_s >= predicted_end_s) & (deadline_s < now_s)))
         record = StepRecord(
             duration_s=result.duration_s,
             predicted_s=predicted_s,
@@ -344,21 +344,23 @@ class Scheduler:
         table, rows, requests = self.view.table, sampled.rows, sampled.requests
         if not requests:
             return []
-        for request in table.requests_in(rows[table.is_preempted[rows]]):
-            request.state = RequestState.RUNNING
-        for request in table.requests_in(rows[table.first_token_s[rows] == np.inf]):
-            request.first_token_s = now_s
+        for index in table.is_preempted[rows].nonzero()[0].tolist():
+            requests[index].state = RequestState.RUNNING
+        for index in (table.first_token_s[rows] == np.inf).nonzero()[0].tolist():
+            requests[index].first_token_s = now_s
         for request, token_id in zip(requests, sampled.token_ids, strict=True):
-            request.token_ids.append(token_id)
+            token_ids = request.token_ids
+            request.num_computed = len(token_ids)  # it sampled, so it had computed all
+            token_ids.append(token_id)
             request.last_token_s = now_s
         table.emit(rows, now_s)
         is_full = table.num_known[rows] >= table.max_total[rows]
-        ended = set(np.flatnonzero(is_full).tolist()).union(self._stopped(sampled))
+        ended = set(is_full.nonzero()[0].tolist()).union(self._stopped(sampled))
         return [self._end(requests[index]) for index in sorted(ended)]
 
     def _stopped(self, sampled: Sampled) -> list[int]:
         """Return the indices of the requests that sampled a stop token of theirs."""
-        if self._num_stops.keys().isdisjoint(sampled.token_ids):
+        if not self._num_stops or self._num_stops.keys().isdisjoint(sampled.token_ids):
             return []
         return [index for index, request in enumerate(sampled.requests) if self._is_stopped(request)]
 
@@ -379,10 +381,8 @@ def _row(request: Request) -> Row:
 
 def _joined(copies: Sequence[SlotCopy]) -> SlotCopy:
     """Return the copies one after the other."""
-    if len(copies) == 1:
-        return copies[0]
-    empty = np.empty(0, np.int32)
+    if len(copies) < 2:
+        return copies[0] if copies else NO_COPIES
     return SlotCopy(
-        np.concatenate([empty, *(copy.device_slots for copy in copies)]),
-        np.concatenate([empty, *(copy.host_slots for copy in copies)]),
+        np.concatenate([copy.device_slots for copy in copies]), np.concatenate([copy.host_slots for copy in copies])
     )

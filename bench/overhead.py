@@ -172,8 +172,8 @@ def in_process(config: EngineConfig) -> Iterator[Send]:
     numbers = itertools.count()
 
     def emit(output: StepOutput) -> None:
-        for token in output.tokens:
-            flights[token.request.request_id].note(1, has_ended=False)
+        for request, _, _ in output.tokens:
+            flights[request.request_id].note(1, has_ended=False)
         for request in output.finished:
             flights.pop(request.request_id).note(0, has_ended=True)
 

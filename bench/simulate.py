@@ -245,8 +245,8 @@ class Simulation:
     def _emit(self, output: StepOutput) -> None:
         start_s = time.thread_time()
         now_s = self.clock.now_s()
-        for token in output.tokens:
-            self.records[token.request.request_id].token_times_s.append(now_s)
+        for request, _, _ in output.tokens:
+            self.records[request.request_id].token_times_s.append(now_s)
         for request in output.finished:
             self._end(request, None)
         for failed in output.failed:

@@ -23,9 +23,8 @@ from kv.checkpoint import HostPool
 from kv.invariants import check_invariants
 from kv.pool import Pool
 from kv.table import SlotTable
-from kv.types import KVConfig, KVUsage, Row, Side, SlotCopy
+from kv.types import NO_COPIES, KVConfig, KVUsage, Row, Side, SlotCopy
 
-_NO_COPIES = SlotCopy(np.empty(0, np.int32), np.empty(0, np.int32))
 _NOTHING: Mapping[Row, int] = MappingProxyType({})
 
 
@@ -203,7 +202,7 @@ class KVCacheManager:
     def _bring_in(self, row: Row, start: int, num_restored: int) -> SlotCopy:
         """Note that `row` grew from `start` positions on: first by `num_restored` that the host has."""
         self._table.write_from(self._pool, row, start)
-        copies = self._copy_in(row, start, num_restored) if num_restored else _NO_COPIES
+        copies = self._copy_in(row, start, num_restored) if num_restored else NO_COPIES
         self._host.forget(row, self.num_held(row) - start - num_restored)
         return copies
 
@@ -216,12 +215,12 @@ class KVCacheManager:
         """Do what `shrink` does, but for the pool: save to the host, or drop what it has."""
         num_held, num_written = self.num_held(row), int(self._written[row]) if row < len(self._written) else 0
         if num_kept == num_held:
-            return _NO_COPIES
+            return NO_COPIES
         self._written[row : row + 1] = min(num_written, num_kept)
         if not checkpoint or num_written < num_held:  # what the host has lies beyond a gap now
             self._host.drop(row)
         if not checkpoint or num_written <= num_kept:
-            return _NO_COPIES
+            return NO_COPIES
         host_slots = self._host.save(row, num_written - num_kept)
         return SlotCopy(self.slot_table[row, num_kept : num_kept + len(host_slots)].copy(), host_slots)
 

@@ -224,7 +224,7 @@ class Pool:
     def _advance(self, rows: Indices) -> int:
         """Grow a prefix of `rows` by one each, as long as it matters to none of them what the others do meanwhile."""
         own, across, blocks = self.open[rows], self.across[rows], self.blocks
-        assert across.all(), f"not open: {rows[across == 0].tolist()}"
+        assert np.count_nonzero(across) == len(rows), f"not open: {rows[across == 0].tolist()}"
         other = own + across
         fill = blocks.fill[own] + 1
         opposite_fill = blocks.fill[other]
@@ -261,7 +261,7 @@ class Pool:
         """Return the end to move to from each of `own` in order, up to the first row that must be handled alone: it
         sleeps, or only a block is left whose holder may grow in the same call."""
         is_nowhere = own % self.blocks.stride == self.blocks.nowhere
-        if is_nowhere.any() and (sleeps := is_nowhere & (held > 0)).any():
+        if np.count_nonzero(is_nowhere) and (sleeps := is_nowhere & (held > 0)).any():
             is_tail = is_tail[: int(sleeps.argmax())]
         num_free = min(len(is_tail), self.blocks.num_free)
         ends = self._free_targets(is_tail[:num_free])
@@ -295,7 +295,7 @@ class Pool:
 def _movers(room: NDArray[np.int16], own: Indices, other: Indices, opposite_fill: NDArray[np.int16]) -> Indices:
     """Return the indices of rows that need another block: full ones, and those whose last slot goes to a row before."""
     tight = (room <= 0).nonzero()[0]
-    if not opposite_fill[tight].any():  # nobody shares with any of them
+    if not np.count_nonzero(opposite_fill[tight]):  # nobody shares with any of them
         return np.asarray(tight[room[tight] < 0])
     takers: set[int] = set()
     movers: list[int] = []

@@ -71,6 +71,9 @@ class SlotCopy:
         return len(self.device_slots)
 
 
+NO_COPIES = SlotCopy(np.empty(0, np.int32), np.empty(0, np.int32))
+
+
 @dataclass(frozen=True, slots=True)
 class KVUsage:
     """A count of the pool: slots by state, blocks by sharing."""

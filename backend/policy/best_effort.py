@@ -112,8 +112,8 @@ class BestEffortFill:
         if not len(rows):
             return
         rows = rows[np.lexsort((table.arrival_index[rows], table.max_total[rows] - table.num_known[rows]))]
-        cost_s = np.cumsum(latency.c1 + latency.c2 * table.num_computed[rows])
-        num_fitting = int(np.searchsorted(cost_s, self._budget_s - packing.predicted_s, side="right"))
+        cost_s = (latency.c1 + latency.c2 * table.num_computed[rows]).cumsum()
+        num_fitting = int(cost_s.searchsorted(self._budget_s - packing.predicted_s, side="right"))
         if not packing.num_new_tokens:
             num_fitting = max(1, num_fitting)
         rows = rows[: min(num_fitting, self._window_left)]
@@ -128,7 +128,7 @@ class BestEffortFill:
         """Go on with what has begun; return whether nothing that has begun was left waiting for room."""
         table = self._view.table
         rows = self._prefills
-        rows = rows[np.argsort(table.arrival_index[rows])]
+        rows = rows[table.arrival_index[rows].argsort()]
         waits = [row for row in rows.tolist() if self._is_free(row) and not self._continue(table.request(row))]
         return not waits
 

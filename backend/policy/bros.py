@@ -149,8 +149,8 @@ class _RealTimeStep:
     def _take_decodes(self, rows: Rows) -> None:
         """Take `rows` in order, only as many as the step's time allows, but one at least if nothing else is in it."""
         table, latency, packing = self._view.table, self._view.latency, self.packing
-        cost_s = packing.predicted_s + np.cumsum(latency.c1 + latency.c2 * table.num_computed[rows])
-        num_fitting = int(np.searchsorted(cost_s, self.budget_s, side="right"))
+        cost_s = packing.predicted_s + (latency.c1 + latency.c2 * table.num_computed[rows]).cumsum()
+        num_fitting = int(cost_s.searchsorted(self.budget_s, side="right"))
         if not packing.num_new_tokens:
             num_fitting = max(1, num_fitting)
         for row in packing.add_decodes(rows[:num_fitting]):

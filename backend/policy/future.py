@@ -39,7 +39,8 @@ class Future:
         self._view = view
         self._is_rt = is_rt
         table = view.table
-        self._rows = (table.is_active & ~table.is_preempted & (table.is_rt == is_rt)).nonzero()[0]
+        is_mine = table.is_active & table.is_rt if is_rt else table.is_active > table.is_rt
+        self._rows = (is_mine > table.is_preempted).nonzero()[0]  # a > b is "a and not b" of truth values
         self._taken: list[Request] = []
         self._most = int(table.max_total[self._rows].sum())  # slots that all could ever hold together
         self._growth: tuple[Counts, Counts] | None = None

@@ -13,6 +13,7 @@ keep their coefficients.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -141,19 +142,17 @@ class LatencyModel:
 
     def _descend(self) -> None:
         """Move towards the non-negative least squares solution, held to the last one where nothing is known."""
-        t0, t1, t2, t3, t4 = last = self._theta
+        theta = self._theta
         hold = 1e-4 * self._information[0][0]
-        moments = self._moments
+        held = [hold * last for last in theta]
+        rows = list(enumerate(zip(self._information, self._moments, held, strict=True)))
         for _ in range(_SWEEPS):
-            for j, (a0, a1, a2, a3, a4) in enumerate(self._information):
-                theta = (t0, t1, t2, t3, t4)
+            for j, ((a0, a1, a2, a3, a4), moment, pull) in rows:
+                t0, t1, t2, t3, t4 = theta
                 own = self._information[j][j]
-                gradient = moments[j] - (a0 * t0 + a1 * t1 + a2 * t2 + a3 * t3 + a4 * t4) + own * theta[j]
-                value = max(0.0, (gradient + hold * last[j]) / (own + hold))
-                t0, t1, t2, t3, t4 = theta[:j] + (value,) + theta[j + 1 :]  # noqa: RUF005 mypy loses the length of a star
-        self._theta = [t0, t1, t2, t3, t4]
+                gradient = moment - (a0 * t0 + a1 * t1 + a2 * t2 + a3 * t3 + a4 * t4) + own * theta[j]
+                value = (gradient + pull) / (own + hold)
+                theta[j] = value if value > 0.0 else 0.0
 
     def _publish(self) -> None:
-        self.c0, self.c1, self.c2, self.c3, self.c4 = (
-            theta / scale for theta, scale in zip(self._theta, _SCALE, strict=True)
-        )
+        self.c0, self.c1, self.c2, self.c3, self.c4 = map(operator.truediv, self._theta, _SCALE)

@@ -29,7 +29,7 @@ class RequestTable:
 
         is_active, is_rt, is_preempted   bool
         num_known, num_computed          int64, as in Request
-        num_ever_computed                int64: the most that num_computed has been
+        num_ever_computed                int64: the most that num_computed had been when KV was lost last
         num_prompt, max_total            int64
         deadline_s                       float64: RT, of the next token; BE, of the end; infinite when there is none
         first_token_s                    float64, infinite before it
@@ -58,16 +58,16 @@ class RequestTable:
 
     def rows(self) -> Rows:
         """Return the rows in use, ascending."""
-        return np.flatnonzero(self.is_active)
+        return self.is_active.nonzero()[0]
 
     def groups(self) -> RowGroups:
         """Return the rows in use by class and need, each ascending."""
-        rows = np.flatnonzero(self.is_active)
-        is_rt = self.is_rt[rows]
-        is_decode = self.num_known[rows] - self.num_computed[rows] == 1
-        rt_decode = is_rt & is_decode
-        be_prefill = ~(is_rt | is_decode)
-        return RowGroups(rows[rt_decode], rows[is_rt ^ rt_decode], rows[is_decode ^ rt_decode], rows[be_prefill])
+        is_decode = self.num_known - self.num_computed == 1
+        is_rt = self.is_active & self.is_rt
+        is_be = self.is_active ^ is_rt
+        # a > b is "a and not b" of truth values
+        masks = (is_rt & is_decode, is_rt > is_decode, is_be & is_decode, is_be > is_decode)
+        return RowGroups(*[mask.nonzero()[0] for mask in masks])
 
     def request(self, row: int) -> Request:
         """Return the request in `row`, which must be in use."""
@@ -113,11 +113,11 @@ class RequestTable:
     def compute(self, rows: Rows, num_tokens: NDArray[np.int64]) -> int:
         """Count `num_tokens` more computed tokens for each of `rows`; return how many of them were computed before."""
         before = self.num_computed[rows]
-        after = before + num_tokens
-        high = self.num_ever_computed[rows]
-        self.num_computed[rows] = after
-        self.num_ever_computed[rows] = np.maximum(high, after)
-        return int(np.maximum(np.minimum(high, after) - before, 0).sum())
+        self.num_computed[rows] = before + num_tokens
+        num_lost = self.num_ever_computed[rows] - before
+        if not np.count_nonzero(num_lost > 0):
+            return 0
+        return int(np.minimum(num_lost, num_tokens).clip(min=0).sum())
 
     def emit(self, rows: Rows, now_s: float) -> None:
         """Count one new token for each of `rows` at `now_s`, and set the deadlines of the next ones (design §3)."""
@@ -132,6 +132,7 @@ class RequestTable:
 
     def cut(self, row: int, num_computed: int) -> None:
         """Note that `row` lost its KV from position `num_computed` on."""
+        self.num_ever_computed[row] = max(self.num_ever_computed[row], self.num_computed[row])
         self.num_computed[row] = num_computed
         self.is_preempted[row] = True
 

@@ -12,7 +12,7 @@ from backend.connection import Connection
 from backend.errors import ExecutorError, OverloadedError
 from backend.metrics import Recorder
 from backend.outbox import Outbox
-from backend.plan import EmittedToken, FailedRequest, StepOutput
+from backend.plan import FailedRequest, StepOutput
 from backend.protocol import Chunk, Chunks, Generation, ToStub
 from backend.request import FinishReason, PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.sim_tokenizer import SimTokenizer
@@ -82,7 +82,7 @@ def tokens(request: Request, text: str | bytes) -> StepOutput:
     """Return a step's output that yields the bytes of `text`."""
     data = text if isinstance(text, bytes) else text.encode()
     request.first_token_s = request.first_token_s or 1.0
-    return StepOutput(tokens=[EmittedToken(request, byte + 3, -0.5) for byte in data])
+    return StepOutput(tokens=[(request, byte + 3, -0.5) for byte in data])
 
 
 def finished(request: Request, reason: FinishReason = FinishReason.LENGTH) -> StepOutput:

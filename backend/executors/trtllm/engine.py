@@ -216,7 +216,7 @@ class TrtllmEngine:
             request.num_computed = len(request.token_ids) - 1
             request.first_token_s = now_s if request.first_token_s is None else request.first_token_s
             request.last_token_s = now_s
-            self._tokens.append(EmittedToken(request, token_id, _log_prob(answer, position, token_id)))
+            self._tokens.append((request, token_id, _log_prob(answer, position, token_id)))
         self._flush_soon()
 
     def _finish(self, request: Request, reason: FinishReason) -> None:

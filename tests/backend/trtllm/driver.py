@@ -41,12 +41,12 @@ class Transcript:
 
     def emit(self, output: StepOutput) -> None:
         self.outputs.append(output)
-        for token in output.tokens:
-            request_id = token.request.request_id
+        for request, token_id, log_prob in output.tokens:
+            request_id = request.request_id
             assert request_id not in self.ends, f"{request_id}: a token after its end"
-            self.token_ids.setdefault(request_id, []).append(token.token_id)
+            self.token_ids.setdefault(request_id, []).append(token_id)
             self.token_times_s.setdefault(request_id, []).append(self.clock.now_s())
-            self.log_probs.setdefault(request_id, []).append(token.log_prob)
+            self.log_probs.setdefault(request_id, []).append(log_prob)
         for request in output.finished:
             assert request.finish_reason is not None
             self._end(request.request_id, request.finish_reason.value)

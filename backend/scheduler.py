@@ -360,7 +360,7 @@ class Scheduler:
 
     def _stopped(self, sampled: Sampled) -> list[int]:
         """Return the indices of the requests that sampled a stop token of theirs."""
-        if not self._num_stops or self._num_stops.keys().isdisjoint(sampled.token_ids):
+        if self._num_stops.keys().isdisjoint(sampled.distinct_ids):
             return []
         return [index for index, request in enumerate(sampled.requests) if self._is_stopped(request)]
 

@@ -109,7 +109,7 @@ class KVBudget:
     def settled_pool(self) -> Pool:
         """Return the pool with everything counted in, for the manager to go on with. Asserts that it may."""
         rows = np.concatenate((self.decodes(), np.fromiter(self.grown, np.intp, len(self.grown))))
-        assert np.bincount(rows).max(initial=0) <= 1, "a row of an adopted budget grew more than once"
+        assert _are_distinct(rows), "a row of an adopted budget grew more than once"
         for row, num_kept in self.cuts.items():
             assert self.grown.get(row, num_kept) == num_kept, f"row {row} of an adopted budget grew before it was cut"
         self._keep_promises()  # where nothing had to be counted in so far: on the manager's own pool
@@ -181,7 +181,11 @@ def _in_one_sweep(calls: Iterable[Indices | _Growth]) -> list[Indices]:
     """Join the rows of several calls, unless a row is in two of them."""
     parts = [rows for rows in calls if not isinstance(rows, _Growth)]
     rows = _joined(parts)
-    return [rows] if len(parts) == 1 or np.bincount(rows).max(initial=0) <= 1 else parts
+    return [rows] if len(parts) == 1 or _are_distinct(rows) else parts
+
+
+def _are_distinct(rows: Indices) -> bool:
+    return not np.count_nonzero(np.bincount(rows) > 1)
 
 
 def _joined(parts: Sequence[Indices]) -> Indices:

@@ -9,7 +9,7 @@ import numpy as np
 
 from kv.block import HEAD, TAIL, Indices
 from kv.checkpoint import HostPool
-from kv.pool import Pool, Run
+from kv.pool import Pool
 from kv.table import SlotTable
 from kv.types import KVConfig, Layout
 
@@ -43,12 +43,12 @@ def _derived_fill(config: KVConfig, pool: Pool) -> Indices:
     stride = pool.blocks.stride
     fill = np.zeros(2 * stride, np.intp)
     for row in _open_rows(pool):
-        for run, stop in _runs(pool, row):
-            assert 0 <= run.start < stop, f"row {row}: empty run at end {run.end}"
-            assert run.end // stride == pool.side_of(row), f"row {row}: run at end {run.end} of the other side"
-            assert run.end % stride < config.num_blocks, f"row {row}: no block has end {run.end}"
-            assert fill[run.end] == 0, f"end {run.end} has two holders"
-            fill[run.end] = stop - run.start
+        for end, start, stop in _runs(pool, row):
+            assert 0 <= start < stop, f"row {row}: empty run at end {end}"
+            assert end // stride == pool.side_of(row), f"row {row}: run at end {end} of the other side"
+            assert end % stride < config.num_blocks, f"row {row}: no block has end {end}"
+            assert fill[end] == 0, f"end {end} has two holders"
+            fill[end] = stop - start
     return fill
 
 
@@ -73,8 +73,8 @@ def _check_columns(pool: Pool, fill: Indices) -> None:
         if pool.open[row] != pool.side_of(row) * blocks.stride + blocks.nowhere:
             run = pool.last_run(row)
             assert run is not None, f"row {row} holds nothing, yet grows"
-            assert pool.open[row] == run.end, f"row {row} grows outside its last block"
-            grows[run.end] = True
+            assert pool.open[row] == run[0], f"row {row} grows outside its last block"
+            grows[run[0]] = True
     assert np.array_equal(blocks.grows, grows), "grows has drifted from the rows"
 
     opposite = (np.arange(2 * blocks.stride) + blocks.stride) % (2 * blocks.stride)
@@ -102,11 +102,11 @@ def _check_slots(config: KVConfig, pool: Pool, table: SlotTable) -> None:
     seen = np.zeros(config.num_slots, np.bool_)
     for row in _open_rows(pool):
         slots = table.slots[row, : pool.held[row]]
-        for run, stop in _runs(pool, row):
-            offsets = slots[run.start : stop] - run.end % pool.blocks.stride * size
+        for end, start, stop in _runs(pool, row):
+            offsets = slots[start:stop] - end % pool.blocks.stride * size
             if pool.side_of(row) == TAIL and config.layout is not Layout.WHOLE_BLOCK:
                 offsets = size - 1 - offsets
-            assert np.array_equal(offsets, np.arange(stop - run.start)), f"row {row}: wrong slots at end {run.end}"
+            assert np.array_equal(offsets, np.arange(stop - start)), f"row {row}: wrong slots at end {end}"
         assert not seen[slots].any(), f"row {row}: a slot is in two tables"
         seen[slots] = True
 
@@ -115,12 +115,12 @@ def _open_rows(pool: Pool) -> list[int]:
     return [row for row in range(pool.num_rows) if pool.is_open(row)]
 
 
-def _runs(pool: Pool, row: int) -> list[tuple[Run, int]]:
-    """Return the runs of `row` from its end backwards, each with the position at which it stops."""
-    found: list[tuple[Run, int]] = []
+def _runs(pool: Pool, row: int) -> list[tuple[int, int, int]]:
+    """Return (end, start, stop) of each run of `row`, from its end backwards."""
+    found: list[tuple[int, int, int]] = []
     run, stop = pool.last_run(row), int(pool.held[row])
     while run is not None:
-        found.append((run, stop))
-        stop = run.start
-        run = run.previous
+        end, start, run = run
+        found.append((end, start, stop))
+        stop = start
     return found

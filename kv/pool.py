@@ -6,8 +6,8 @@ copy of the pool on which the plan's growth is tried.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,10 @@ from kv.types import KVConfig, Layout
 _MIN_ROWS = 64
 
 
-@dataclass(slots=True, eq=False)  # never changed; not frozen only because that doubles the cost of making one
-class Run:
-    """Positions of a row that lie in one block: from `start` on, until the next run starts or the row ends.
-
-    A row's runs are chained from its end backwards, so that a pool and its copies share them.
-    """
-
-    end: int
-    start: int
-    previous: Run | None
+# Positions of a row that lie in one block: (end, start, previous), from position `start` on, until the next run starts
+# or the row ends. A row's runs are chained from its end backwards, so that a pool and its copies share them. A plain
+# tuple, because a step makes dozens of them.
+Run: TypeAlias = tuple[int, int, "Run | None"]
 
 
 class Pool:
@@ -101,12 +95,23 @@ class Pool:
 
     def origin_of(self, row: int, run: Run) -> int:
         """Return, for a run of `row`, the slot that position 0 would have if the run reached back that far."""
-        return self.origins_of(row, [run])[0]
+        end, start, _ = run
+        return end % self.blocks.stride * self.blocks.size + int(self.first[row]) - int(self.step[row]) * start
 
-    def origins_of(self, row: int, runs: Sequence[Run]) -> list[int]:
-        """Return `origin_of` for each of `runs`."""
-        first, step, stride, size = int(self.first[row]), int(self.step[row]), self.blocks.stride, self.blocks.size
-        return [run.end % stride * size + first - step * run.start for run in runs]
+    def pieces(self, row: int, start: int) -> tuple[list[int], list[int]]:
+        """Return, for the runs of `row` with positions at or beyond `start`, from its end backwards: their origins (see
+        `origin_of`), and how many such positions each has."""
+        origins: list[int] = []
+        lengths: list[int] = []
+        stride, size, first, step = self.blocks.stride, self.blocks.size, int(self.first[row]), int(self.step[row])
+        run, stop = self._runs[row], int(self.held[row])
+        while run is not None and stop > start:
+            end, run_start, run = run
+            origins.append(end % stride * size + first - step * run_start)
+            piece_start = max(run_start, start)
+            lengths.append(stop - piece_start)
+            stop = piece_start
+        return origins, lengths
 
     def _add_rows(self) -> None:
         num_added = max(self.num_rows, _MIN_ROWS)
@@ -123,14 +128,14 @@ class Pool:
         First the middle of its own last block, then other blocks in the order of `Blocks.pick`.
         """
         run, blocks = self._runs[row], self.blocks
-        num_own = min(num_slots, blocks.room_at(run.end)) if run is not None else 0
+        num_own = min(num_slots, blocks.room_at(run[0])) if run is not None else 0
         num_rest = num_slots - num_own
         ends = blocks.pick(self.side_of(row), num_rest) if num_rest else None
         if num_rest and ends is None:
             return False
         if run is not None and num_slots:
-            blocks.resize(run.end, num_own, grows=num_rest == 0)
-            self.open[row] = run.end
+            blocks.resize(run[0], num_own, grows=num_rest == 0)
+            self.open[row] = run[0]
         self.held[row] += num_own
         if ends is not None:
             self._enter(row, ends, num_rest)
@@ -157,7 +162,7 @@ class Pool:
     def max_growth(self, row: int) -> int:
         """Return the largest `num_slots` that `grow(row, num_slots)` can give."""
         run = self._runs[row]
-        own_room = self.blocks.room_at(run.end) if run is not None else 0
+        own_room = self.blocks.room_at(run[0]) if run is not None else 0
         return own_room + self.blocks.newcomer_room(self.side_of(row))
 
     # Giving up
@@ -170,14 +175,13 @@ class Pool:
             return
         left: list[int] = []
         stop = num_held
-        while run is not None and run.start >= num_kept:
-            left.append(run.end)
-            stop = run.start
-            run = run.previous
+        while run is not None and run[1] >= num_kept:
+            end, stop, run = run
+            left.append(end)
         if left:
             blocks.leave(self.side_of(row), left)
         if run is not None:
-            blocks.resize(run.end, num_kept - stop, grows=False)
+            blocks.resize(run[0], num_kept - stop, grows=False)
             self.origin[row] = self.origin_of(row, run)
         self._runs[row] = run
         self.held[row] = num_kept
@@ -188,9 +192,9 @@ class Pool:
         found: list[tuple[int, int]] = []
         run, num_gained = self._runs[row], 0
         while run is not None:
-            num_gained += self.blocks.head_gain(run.end)
-            found.append((run.start, num_gained))
-            run = run.previous
+            end, start, run = run
+            num_gained += self.blocks.head_gain(end)
+            found.append((start, num_gained))
         return found
 
     # One row moves on
@@ -212,10 +216,10 @@ class Pool:
             blocks.settle(ends[:-1])
         run = self._runs[row]
         for end, run_start in zip(ends.tolist(), starts, strict=True):
-            run = Run(end, run_start, run)
+            run = (end, run_start, run)
         assert run is not None, f"row {row}: no end to enter"
         self._runs[row] = run
-        self.open[row] = run.end
+        self.open[row] = run[0]
         self.origin[row] = self.origin_of(row, run)
         self.held[row] += num_slots
 
@@ -254,7 +258,7 @@ class Pool:
         self.origin[moved] = ends % blocks.stride * blocks.size + self.first[moved] - self.step[moved] * starts
         runs = self._runs
         for row, end, start in zip(moved.tolist(), ends.tolist(), starts.tolist(), strict=True):
-            runs[row] = Run(end, start, runs[row])
+            runs[row] = (end, start, runs[row])
         return num_rows
 
     def _targets(self, own: Indices, is_tail: NDArray[np.bool_], held: Indices) -> Indices:

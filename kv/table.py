@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kv.block import Indices
-from kv.pool import Pool, Run
+from kv.pool import Pool
 
 
 class SlotTable:
@@ -28,18 +28,7 @@ class SlotTable:
 
     def write_from(self, pool: Pool, row: int, start: int) -> None:
         """Write the slots of positions [start, held) of `row`."""
-        num_held = int(pool.held[row])
-        runs = _runs_down_to(pool.last_run(row), start)
-        starts = [start, *(run.start for run in runs[1:])]
-        lengths = [stop - first for first, stop in zip(starts, [*starts[1:], num_held], strict=True)]
-        origins = np.array(pool.origins_of(row, runs), np.intp).repeat(lengths)
-        self.slots[row, start:num_held] = origins + int(pool.step[row]) * np.arange(start, num_held)
-
-
-def _runs_down_to(run: Run | None, start: int) -> list[Run]:
-    """Return the runs that hold positions at or beyond `start`, in the order of positions."""
-    runs: list[Run] = []
-    while run is not None:
-        runs.append(run)
-        run = run.previous if run.start > start else None
-    return runs[::-1]
+        origins, lengths = pool.pieces(row, start)
+        stop = start + sum(lengths)
+        base = np.array(origins[::-1], np.intp).repeat(lengths[::-1])
+        self.slots[row, start:stop] = base + int(pool.step[row]) * np.arange(start, stop)

@@ -13,7 +13,6 @@ keep their coefficients.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -155,4 +154,6 @@ class LatencyModel:
                 theta[j] = value if value > 0.0 else 0.0
 
     def _publish(self) -> None:
-        self.c0, self.c1, self.c2, self.c3, self.c4 = map(operator.truediv, self._theta, _SCALE)
+        self.c0, self.c1, self.c2, self.c3, self.c4 = (
+            theta / scale for theta, scale in zip(self._theta, _SCALE, strict=True)
+        )

@@ -8,7 +8,7 @@ All of it runs on the engine's thread, with time as an argument.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,7 +133,7 @@ class Scheduler:
         request = self._requests.get(request_id)
         if request is None:
             return StepOutput()
-        self._release(request, reason)
+        self._release({request: reason})
         return StepOutput(finished=(request,))
 
     # The step
@@ -182,8 +182,7 @@ class Scheduler:
             if request.row is not None:
                 self.kv.discard_copies(Row(request.row))
         failed = [FailedRequest(request, error) for request in step.requests]
-        for request in step.requests:
-            self._release(request, FinishReason.ERROR)
+        self._release(dict.fromkeys(step.requests, FinishReason.ERROR))
         self._feedback.settle(now_s)
         return StepOutput(failed=failed)
 
@@ -192,8 +191,7 @@ class Scheduler:
         del now_s
         self._step = None
         requests = list(self._requests.values())
-        for request in requests:
-            self._release(request, FinishReason.ERROR)
+        self._release(dict.fromkeys(requests, FinishReason.ERROR))
         return StepOutput(failed=[FailedRequest(request, error) for request in requests])
 
     def next_event_s(self) -> float | None:
@@ -282,23 +280,27 @@ class Scheduler:
         request.num_computed = reclaim.num_kept
         self.view.table.cut(_row(request), reclaim.num_kept)
 
-    def _release(self, request: Request, reason: FinishReason) -> None:
-        """End `request`: it leaves every structure and frees its slots."""
-        was_waiting = request.state is RequestState.WAITING
-        request.state = RequestState.FINISHED
-        request.finish_reason = reason
-        del self._requests[request.request_id]
-        for token_id in self._stops.pop(request):
-            self._num_stops[token_id] -= 1
-            if not self._num_stops[token_id]:
-                del self._num_stops[token_id]
-        if was_waiting:
-            for queue in self._queues(request):
-                queue.note_left()
-        elif request.row is not None:
-            self.kv.close(Row(request.row))
-            self.view.table.leave(request.row)
-            request.row = None
+    def _release(self, reasons: Mapping[Request, FinishReason]) -> None:
+        """End requests: they leave every structure and free their slots."""
+        rows: list[Row] = []
+        for request, reason in reasons.items():
+            was_waiting = request.state is RequestState.WAITING
+            request.state = RequestState.FINISHED
+            request.finish_reason = reason
+            del self._requests[request.request_id]
+            for token_id in self._stops.pop(request):
+                self._num_stops[token_id] -= 1
+                if not self._num_stops[token_id]:
+                    del self._num_stops[token_id]
+            if was_waiting:
+                for queue in self._queues(request):
+                    queue.note_left()
+            elif request.row is not None:
+                rows.append(Row(request.row))
+                self.view.table.leave(request.row)
+                request.row = None
+        if rows:
+            self.kv.close_each(rows)
 
     # Taking a result in
 
@@ -324,8 +326,10 @@ class Scheduler:
         num_rt_tokens = int(step.slots.counts[is_rt].sum())
         predicted_s = step.plan.predicted_s
         predicted_end_s = now_s - result.duration_s + predicted_s
-        deadline_s = table.deadline_s[rows]
-        num_late = int(np.count_nonzero(is_rt & (deadline_s >= predicted_end_s) & (deadline_s < now_s)))
+        num_late = 0
+        if predicted_end_s < now_s:
+            deadline_s = table.deadline_s[rows]
+            num_late = int(np.count_nonzero(is_rt & (deadline_s >= predicted_end_s) & (deadline_s < now_s)))
         record = StepRecord(
             duration_s=result.duration_s,
             predicted_s=predicted_s,
@@ -356,7 +360,11 @@ class Scheduler:
         table.emit(rows, now_s)
         is_full = table.num_known[rows] >= table.max_total[rows]
         ended = set(is_full.nonzero()[0].tolist()).union(self._stopped(sampled))
-        return [self._end(requests[index]) for index in sorted(ended)]
+        finished = [requests[index] for index in sorted(ended)]
+        for request in finished:
+            self.view.traffic.note_end(request)
+        self._release({request: self._reason(request) for request in finished})
+        return finished
 
     def _stopped(self, sampled: Sampled) -> list[int]:
         """Return the indices of the requests that sampled a stop token of theirs."""
@@ -368,10 +376,8 @@ class Scheduler:
         is_allowed = request.num_output >= request.sampling.min_tokens
         return is_allowed and request.token_ids[-1] in self._stops[request]
 
-    def _end(self, request: Request) -> Request:
-        self.view.traffic.note_end(request)
-        self._release(request, FinishReason.STOP if self._is_stopped(request) else FinishReason.LENGTH)
-        return request
+    def _reason(self, request: Request) -> FinishReason:
+        return FinishReason.STOP if self._is_stopped(request) else FinishReason.LENGTH
 
 
 def _row(request: Request) -> Row:

@@ -174,24 +174,24 @@ class Blocks:
         self.fill[ends] = fill
         self.shared_room[opposite] = np.maximum(self.shared_room[opposite] - 1, 0)
 
-    def leave(self, side: int, ends: list[int]) -> None:
-        """Take ends from a holder on `side`."""
+    def leave(self, ends: list[int]) -> None:
+        """Take ends from their holders."""
         left = np.array(ends, np.intp)
-        opposite = left + (self.stride if side == HEAD else -self.stride)
-        beside = self.fill[opposite]
-        is_freed = beside == 0
-        num_freed = int(np.count_nonzero(is_freed))
-        self.num_held[side] -= len(ends)
-        self.num_free += num_freed
+        left_blocks = left % self.stride
+        opposite = (left + self.stride) % (2 * self.stride)
+        num_tails = int(np.count_nonzero(left >= self.stride))
+        self.num_held[HEAD] -= len(ends) - num_tails
+        self.num_held[TAIL] -= num_tails
         self.fill[left] = 0
         self.grows[left] = False
+        beside = self.fill[opposite]  # after both ends of a block have been left, where they are
+        self._is_free[left_blocks] = beside == 0
+        self.num_free = int(np.count_nonzero(self._is_free))
         self.shared_room[opposite] = 0
-        if num_freed < len(ends):
+        if np.count_nonzero(beside):
             self.shared_room[left] = self.rank_beside[self.grows[opposite].astype(np.intp), beside]
-        first_block = side * self.stride
-        self._is_free[left - first_block] = is_freed
-        self.first_free[HEAD] = min(self.first_free[HEAD], min(ends) - first_block)
-        self.first_free[TAIL] = min(self.first_free[TAIL], self.nowhere - 1 - (max(ends) - first_block))
+        self.first_free[HEAD] = min(self.first_free[HEAD], int(left_blocks.min()))
+        self.first_free[TAIL] = min(self.first_free[TAIL], self.nowhere - 1 - int(left_blocks.max()))
 
 
 def _rank_beside(config: KVConfig) -> NDArray[np.int16]:

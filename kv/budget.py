@@ -29,7 +29,7 @@ class KVBudget:
 
     Owned by the plan that asked for it. Making one is free. As long as free blocks suffice for all growth, whichever
     blocks it takes, growth is promised without being tried, and counted in by the manager's own pool when adopted. Only
-    when something else is asked the pool is copied (a few memcpys, 10 bytes a block) and everything counted in there.
+    when something else is asked the pool is copied (a few memcpys, 11 bytes a block) and everything counted in there.
 
     To be adopted, a plan gives up before it grows, row by row, and lets each row grow once. `opened`: the rows of
     requests that had none, in the order of their calls. `cuts`: positions kept by each row that gave some up. `grown`:
@@ -63,7 +63,7 @@ class KVBudget:
         if has_grown:
             self._note(grown, start, is_new=row is None)
         elif row is None:
-            pool.close_row(grown)
+            pool.close_rows([grown])
         return has_grown
 
     def try_grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64]) -> int:
@@ -104,7 +104,8 @@ class KVBudget:
 
     def decodes(self) -> Indices:
         """Return the rows that grew by one in `try_grow_each_by_one`."""
-        return _joined(self._decodes)
+        self._decodes = [_joined(self._decodes)]
+        return self._decodes[0]
 
     def settled_pool(self) -> Pool:
         """Return the pool with everything counted in, for the manager to go on with. Asserts that it may."""

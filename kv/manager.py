@@ -74,11 +74,16 @@ class KVCacheManager:
 
     def close(self, row: Row) -> None:
         """Free the row, all its slots and its copies on the host."""
-        self._check_open(row)
+        self.close_each([row])
+
+    def close_each(self, rows: Sequence[Row]) -> None:
+        """Do `close` for each of `rows` (distinct), in a fraction of the time of single calls."""
         self._num_changes += 1
-        self._pool.close_row(row)
-        self._written[row : row + 1] = 0
-        self._host.drop(row)
+        for row in rows:
+            self._check_open(row)
+            self._written[row : row + 1] = 0
+            self._host.drop(row)
+        self._pool.close_rows(rows)
 
     def num_held(self, row: Row) -> int:
         """Return the number of positions of `row` that have a slot."""

@@ -6,7 +6,7 @@ copy of the pool on which the plan's growth is tried.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -70,11 +70,19 @@ class Pool:
         self.across[row] = blocks.stride if side == HEAD else -blocks.stride
         return row
 
-    def close_row(self, row: int) -> None:
-        """Free what `row` holds, and the row itself."""
-        self.shrink(row, 0)
-        self.across[row] = 0
-        self.closed_rows.append(row)
+    def close_rows(self, rows: Sequence[int]) -> None:
+        """Free what `rows` hold, and the rows themselves."""
+        left: list[int] = []
+        for row in rows:
+            run = self._runs[row]
+            while run is not None:
+                end, _, run = run
+                left.append(end)
+            self._runs[row] = None
+            self.held[row] = self.across[row] = 0
+        if left:
+            self.blocks.leave(left)
+        self.closed_rows.extend(rows)
 
     @property
     def num_rows(self) -> int:
@@ -179,7 +187,7 @@ class Pool:
             end, stop, run = run
             left.append(end)
         if left:
-            blocks.leave(self.side_of(row), left)
+            blocks.leave(left)
         if run is not None:
             blocks.resize(run[0], num_kept - stop, grows=False)
             self.origin[row] = self.origin_of(row, run)

@@ -48,9 +48,10 @@ class SideBySide:
         self._name(row)
         return row
 
-    def close(self, row: Row) -> None:
-        self.manager.close(row)
-        self.twin.close(row)
+    def close(self, *rows: Row) -> None:
+        self.manager.close_each(rows)
+        for row in rows:
+            self.twin.close(row)
 
     def grow(self, row: Row, num_slots: int) -> bool:
         has_room = self.twin.grow(row, num_slots)

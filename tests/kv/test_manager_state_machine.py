@@ -38,9 +38,9 @@ class KVMachine(RuleBasedStateMachine):
         self.both.open(side)
 
     @precondition(has_rows)
-    @rule(index=ROWS)
-    def close(self, index: int) -> None:
-        self.both.close(self._row(index))
+    @rule(indices=st.lists(ROWS, min_size=1, max_size=3))
+    def close(self, indices: list[int]) -> None:
+        self.both.close(*dict.fromkeys(map(self._row, indices)))
 
     @precondition(has_rows)
     @rule(index=ROWS, num_slots=st.integers(0, 12))

@@ -33,7 +33,7 @@ class KVBudget:
 
     To be adopted, a plan gives up before it grows, row by row, and lets each row grow once. `opened`: the rows of
     requests that had none, in the order of their calls. `cuts`: positions kept by each row that gave some up. `grown`:
-    positions that each row held before it grew, but for decodes.
+    positions that each row held before it grew, but for those that grew by one, which are done together.
     """
 
     def __init__(self, pool: Pool, version: int) -> None:
@@ -60,7 +60,9 @@ class KVBudget:
         grown = Row(pool.open_row(INDEX_OF_SIDE[side])) if row is None else row
         start = int(pool.held[grown])
         has_grown = pool.grow(grown, num_slots)
-        if has_grown:
+        if has_grown and row is not None and num_slots == 1:
+            self._decodes.append(np.array((row,), np.intp))
+        elif has_grown:
             self._note(grown, start, is_new=row is None)
         elif row is None:
             pool.close_rows([grown])
@@ -103,7 +105,7 @@ class KVBudget:
         return self._counted().boundaries(row)
 
     def decodes(self) -> Indices:
-        """Return the rows that grew by one in `try_grow_each_by_one`."""
+        """Return the rows that were there before and grew by one."""
         self._decodes = [_joined(self._decodes)]
         return self._decodes[0]
 
@@ -136,6 +138,10 @@ class KVBudget:
             opened = Row(pool.closed_rows[-self._num_opening])
             self._promised.append(_Growth(opened, num_slots, side))
             self._note(opened, 0, is_new=True)
+        elif num_slots == 1:
+            decode = np.array((row,), np.intp)
+            self._promised.append(decode)
+            self._decodes.append(decode)
         else:
             self._promised.append(_Growth(row, num_slots, None))
             self._note(row, int(pool.held[row]), is_new=False)

@@ -49,10 +49,9 @@ def record_steps(duration_s: float, seed: int) -> tuple[list[StepWork], NDArray[
     times_ms: list[float] = []
 
     def record(_plan: StepPlan, batch: StepBatch, result: StepResult, _output: StepOutput) -> None:
-        spans = [
-            (sequence.num_computed - n, n) for sequence, n in zip(batch.sequences, batch.num_new_tokens, strict=True)
-        ]
-        works.append(StepWork.of_sequences(spans, len(batch.copies_out) + len(batch.copies_in)))
+        counts = batch.num_new_tokens
+        starts = [sequence.num_computed - n for sequence, n in zip(batch.sequences, counts, strict=True)]
+        works.append(StepWork.of_sequences(starts, counts, len(batch.copies_out) + len(batch.copies_in)))
         times_ms.append(1e3 * result.duration_s)
 
     scheduler = {"policy": "bros", "max_tokens_per_step": _MAX_TOKENS_PER_STEP, "max_seqs_per_step": _MAX_SEQS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from operator import add, attrgetter, eq
 
 from backend.clock import VirtualClock
 from backend.executors import ExecutorCapacity
@@ -10,6 +11,8 @@ from backend.plan import StepBatch, StepResult
 from bench.step_models import Pair, StepWork
 
 TOKEN_ID = 7  # what the simulated model always says; requests ignore the end of sequence
+_TOKEN_IF = (None, TOKEN_ID)  # by whether a sequence reached its last known token
+_num_computed, _token_ids = attrgetter("num_computed"), attrgetter("token_ids")
 
 
 class GpuExecutor:
@@ -26,14 +29,12 @@ class GpuExecutor:
 
     def execute(self, batch: StepBatch) -> StepResult:
         start_s = time.thread_time()
-        spans = [(sequence.num_computed, n) for sequence, n in zip(batch.sequences, batch.num_new_tokens, strict=True)]
+        starts, counts = list(map(_num_computed, batch.sequences)), batch.num_new_tokens
         num_copied = len(batch.copies_out) + len(batch.copies_in)
-        duration_s = self._pair.step_s(StepWork.of_sequences(spans, num_copied))
+        duration_s = self._pair.step_s(StepWork.of_sequences(starts, counts, num_copied))
         self._clock.advance(duration_s)
-        token_ids = [
-            TOKEN_ID if start + n == len(sequence.token_ids) else None
-            for sequence, (start, n) in zip(batch.sequences, spans, strict=True)
-        ]
+        num_known = map(len, map(_token_ids, batch.sequences))
+        token_ids = list(map(_TOKEN_IF.__getitem__, map(eq, num_known, map(add, starts, counts))))
         self.cpu_s += time.thread_time() - start_s
         return StepResult(token_ids=token_ids, duration_s=duration_s)
 

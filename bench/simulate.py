@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class Simulation:
         self.scheduling_s: list[float] = []
         self._emitting_s = 0.0
         self._requests: dict[str, Request] = {}
+        self._note_token: dict[Request, Callable[[float], None]] = {}  # a call per token: nothing is looked up twice
         self._be_given: list[Arrival] = []
         machine = scenario.machine if replay is None else dataclasses.replace(scenario.machine, pair=replay.pair)
         self._machine = machine
@@ -237,16 +238,17 @@ class Simulation:
             slo=Slo(scenario.ttft_slo_s, scenario.tpot_slo_s) if is_rt else None,
         )
         self._requests[request.request_id] = request
-        self.records[request.request_id] = RequestRecord(
-            request.request_id, is_rt, arrival_s, arrival.num_prompt, arrival.num_output
-        )
+        record = RequestRecord(request.request_id, is_rt, arrival_s, arrival.num_prompt, arrival.num_output)
+        self.records[request.request_id] = record
+        self._note_token[request] = record.token_times_s.append
         self._engine.post(Submit(request))
 
     def _emit(self, output: StepOutput) -> None:
         start_s = time.thread_time()
         now_s = self.clock.now_s()
+        note_token = self._note_token
         for request, _, _ in output.tokens:
-            self.records[request.request_id].token_times_s.append(now_s)
+            note_token[request](now_s)
         for request in output.finished:
             self._end(request, None)
         for failed in output.failed:

@@ -35,16 +35,15 @@ class StepWork:
     num_copied: int = 0
 
     @classmethod
-    def of_sequences(cls, spans: Sequence[tuple[int, int]], num_copied: int = 0) -> StepWork:
-        """Add up sequences given as (start, num_new): `num_new` tokens computed after `start` cached ones."""
-        decode_starts = [start for start, num_new in spans if num_new == 1]
-        chunks = [(start, num_new) for start, num_new in spans if num_new > 1]
+    def of_sequences(cls, starts: Sequence[int], counts: Sequence[int], num_copied: int = 0) -> StepWork:
+        """Add up sequences of which each computes `counts[i]` new tokens (> 0) after `starts[i]` cached ones."""
+        chunks = [index for index, num_new in enumerate(counts) if num_new > 1]  # the few that are no decodes
         return cls(
-            num_new_tokens=len(decode_starts) + sum(num_new for _, num_new in chunks),
-            num_decodes=len(decode_starts),
-            decode_context=sum(decode_starts),
+            num_new_tokens=sum(counts),
+            num_decodes=len(counts) - len(chunks),
+            decode_context=sum(starts) - sum(starts[index] for index in chunks),
             num_prefills=len(chunks),
-            prefill_pairs=sum(num_new * (start + num_new / 2) for start, num_new in chunks),
+            prefill_pairs=sum(counts[index] * (starts[index] + counts[index] / 2) for index in chunks),
             num_copied=num_copied,
         )
 

@@ -13,29 +13,33 @@ request that finds no slots although nothing runs takes them from all others.
 
 from __future__ import annotations
 
-from itertools import chain, islice
+from itertools import accumulate, groupby, islice
+from operator import itemgetter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backend.plan import StepPlan
 from backend.policy.latency import LatencyModel
 from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
-from backend.policy.table import first_deadline_s
+from backend.policy.table import Rows, first_deadline_s
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 from backend.request import Request
 from kv.types import Row
+
+_Urgent = tuple[float, int, Request, bool]  # residual time, arrival index, request, whether all it lacks is one token
 
 _BOUND = 0.9  # part of the tightest residual from which on a step counts as bound by it
 
 
 class BrosPaper:
-    """Holds the batch size of the published controller."""
+    """Holds the batch size of the published controller, `num_seqs`."""
 
     def __init__(self, settings: SchedulerSettings, limits: StepLimits) -> None:
         self._base_seqs = min(settings.paper_base_seqs, limits.max_seqs)
         self._max_seqs = limits.max_seqs
-        self._num_seqs = self._base_seqs
+        self.num_seqs = self._base_seqs
         self._max_tokens = limits.max_tokens
 
     @property
@@ -52,58 +56,81 @@ class BrosPaper:
     def observe(self, step: StepRecord) -> None:
         """Double the batch, or fall back to the base if the step was as long as a residual allowed."""
         is_bound = step.predicted_s >= _BOUND * step.budget_s
-        self._num_seqs = self._base_seqs if is_bound else min(self._max_seqs, 2 * self._num_seqs)
+        self.num_seqs = self._base_seqs if is_bound else min(self._max_seqs, 2 * self.num_seqs)
 
     def plan(self, view: SchedulerView, now_s: float) -> StepPlan:
         packing = Packing(view)
-        packing.seqs_left = min(packing.seqs_left, self._num_seqs)
+        packing.seqs_left = min(packing.seqs_left, self.num_seqs)
         real_time = _by_residual(view, packing, now_s)
         best_effort = _by_restoring(view, packing)
-        budget_s = min(
-            (residual_s for residual_s, _ in real_time if residual_s > view.latency.c0), default=float("inf")
-        )
-        if len(real_time) > packing.seqs_left and best_effort and real_time[-1][0] > 2 * view.traffic.step_s:
+        c0 = view.latency.c0
+        budget_s = next((residual_s for residual_s, *_ in real_time if residual_s > c0), float("inf"))
+        if len(real_time) > packing.seqs_left and len(best_effort) and real_time[-1][0] > 2 * view.traffic.step_s:
             real_time.pop()  # (c): the one with the most slack
-        for _, request in real_time:
-            if not _take_rt(view, packing, request, budget_s):
+        for is_plain, group in groupby(real_time, itemgetter(3)):
+            if not _take_in_turn(view, packing, [request for _, _, request, _ in group], is_plain, budget_s):
                 break
-        for request in best_effort:
-            _take_be(packing, request, budget_s)
-        if not packing.has_cuts and not any(_is_preempted(view, request) for request in best_effort):
+        _take_where_room(view, packing, best_effort, budget_s)
+        if not packing.has_cuts and not view.table.is_preempted[best_effort].any():
             for request in view.be_waiting.in_time():
                 if not _take_be(packing, request, budget_s):
                     break
         return packing.plan(budget_s)
 
 
-def _by_residual(view: SchedulerView, packing: Packing, now_s: float) -> list[tuple[float, Request]]:
-    """Return the real-time requests, those that wait as well, with their residual times, the most urgent first."""
-    started = view.table.requests_in(np.concatenate((packing.groups.rt_decodes, packing.groups.rt_prefills)))
+def _by_residual(view: SchedulerView, packing: Packing, now_s: float) -> list[_Urgent]:
+    """Return the real-time requests, those that wait as well, the most urgent first."""
+    table, groups = view.table, packing.groups
+    rows = np.concatenate((groups.rt_decodes, groups.rt_prefills))
+    requests = table.requests_in(rows)
+    residuals_s = [_residual_s(request, now_s) for request in requests]
+    started = zip(
+        residuals_s, table.arrival_index[rows].tolist(), requests, _is_plain(view, rows).tolist(), strict=True
+    )
     waiting = islice(view.rt_waiting.in_time(), view.limits.max_seqs)
-    found = [(_residual_s(request, now_s), request.arrival_index, request) for request in chain(started, waiting)]
-    return [(residual_s, request) for residual_s, _, request in sorted(found, key=lambda item: item[:2])]
+    return sorted([*started, *((first_deadline_s(r) - now_s, r.arrival_index, r, False) for r in waiting)])
 
 
 def _residual_s(request: Request, now_s: float) -> float:
-    assert request.slo is not None
     if request.last_token_s is None:
         return first_deadline_s(request) - now_s
+    assert request.slo is not None
     return request.slo.tpot_slo_s - (now_s - request.last_token_s)
 
 
-def _by_restoring(view: SchedulerView, packing: Packing) -> list[Request]:
-    """Return the started best-effort requests by the KV that must come back, then by age."""
-    requests = view.table.requests_in(np.concatenate((packing.groups.be_decodes, packing.groups.be_prefills)))
-    return sorted(requests, key=lambda request: (_num_lost(view, request), request.arrival_index))
+def _by_restoring(view: SchedulerView, packing: Packing) -> Rows:
+    """Return the rows of the started best-effort requests by the KV that must come back, then by age."""
+    table, groups = view.table, packing.groups
+    rows = np.concatenate((groups.be_decodes, groups.be_prefills))
+    num_lost = np.zeros(len(rows), np.int64)
+    for index in table.is_preempted[rows].nonzero()[0].tolist():
+        num_lost[index] = view.kv.num_restorable(Row(int(rows[index])))
+    ordered: Rows = rows[np.lexsort((table.arrival_index[rows], num_lost))]
+    return ordered
 
 
-def _num_lost(view: SchedulerView, request: Request) -> int:
-    assert request.row is not None
-    return view.kv.num_restorable(Row(request.row)) if _is_preempted(view, request) else 0
+def _is_plain(view: SchedulerView, rows: Rows) -> NDArray[np.bool_]:
+    """Return which of `rows` lack nothing but one token."""
+    table = view.table
+    is_decode: NDArray[np.bool_] = table.num_known[rows] - table.num_computed[rows] == 1
+    return is_decode & ~table.is_preempted[rows]
 
 
-def _is_preempted(view: SchedulerView, request: Request) -> bool:
-    return request.row is not None and bool(view.table.is_preempted[request.row])
+def _take_in_turn(
+    view: SchedulerView, packing: Packing, requests: list[Request], are_plain: bool, budget_s: float
+) -> bool:
+    """Do `_take_rt` for each request until one call says that the iteration is full, and return whether none did; but
+    take plain ones many at once as far as they find slots."""
+    while requests:
+        if are_plain:
+            rows = np.array([request.row for request in requests], np.int64)
+            num_taken = packing.add_first_decodes(rows[: packing.num_in_time(rows, budget_s)])
+            requests = requests[num_taken:]
+            if packing.seqs_left < 1:
+                return False
+        if requests and not _take_rt(view, packing, requests.pop(0), budget_s):
+            return False
+    return True
 
 
 def _take_rt(view: SchedulerView, packing: Packing, request: Request, budget_s: float) -> bool:
@@ -115,27 +142,46 @@ def _take_rt(view: SchedulerView, packing: Packing, request: Request, budget_s: 
     if num_tokens > packing.tokens_left or (packing.num_new_tokens and packing.predicted_s + cost_s > budget_s):
         return False
     needed = num_restored + num_tokens
-    victims = _victims(view, packing, request)
-    if packing.room_for(request) + sum(map(packing.num_held, victims)) >= needed:
-        packing.make_room(request, needed, victims)
+    if (room := packing.room_for(request, needed)) < needed:
+        victims = _victims(view, packing, request)
+        if any(total >= needed for total in accumulate(map(packing.num_held, victims), initial=room)):
+            packing.make_room(request, needed, victims)
     packing.add(request, num_tokens, num_restored)
     return packing.seqs_left > 0
 
 
 def _victims(view: SchedulerView, packing: Packing, request: Request) -> list[int]:
     """Return rows not in this step: best-effort, the youngest first, then later real-time ones, the latest first."""
-    groups = packing.groups
-    best_effort = view.table.requests_in(np.concatenate((groups.be_decodes, groups.be_prefills)))
-    real_time = view.table.requests_in(np.concatenate((groups.rt_decodes, groups.rt_prefills)))
-    is_running = request.row is not None and not _is_preempted(view, request)
-    later = [other for other in real_time if is_running and other.arrival_index > request.arrival_index]
-    ordered = sorted(best_effort, key=_arrival, reverse=True) + sorted(later, key=_arrival, reverse=True)
-    idle = [other.row for other in ordered if other not in packing.num_new_tokens and other.row is not None]
-    return [row for row in idle if packing.num_held(row)]
+    table, groups = view.table, packing.groups
+    rows = np.concatenate((groups.be_decodes, groups.be_prefills))
+    if request.row is not None and not table.is_preempted[request.row]:
+        real_time = np.concatenate((groups.rt_decodes, groups.rt_prefills))
+        rows = np.concatenate((rows, real_time[table.arrival_index[real_time] > request.arrival_index]))
+    rows = packing.idle(rows)
+    victims: list[int] = rows[np.lexsort((-table.arrival_index[rows], table.is_rt[rows]))].tolist()
+    return victims
 
 
-def _arrival(request: Request) -> int:
-    return request.arrival_index
+def _take_where_room(view: SchedulerView, packing: Packing, rows: Rows, budget_s: float) -> None:
+    """Do `_take_be` for each of `rows`, but take plain ones many at once."""
+    rows = packing.uncut(rows)
+    is_plain = _is_plain(view, rows)
+    for rest in np.split(rows, np.diff(is_plain).nonzero()[0] + 1):
+        if not len(rest) or packing.seqs_left < 1:
+            return
+        if _is_plain(view, rest[:1])[0]:
+            _take_plain(packing, rest, budget_s)
+        else:
+            for request in view.table.requests_in(rest):
+                _take_be(packing, request, budget_s)
+
+
+def _take_plain(packing: Packing, rows: Rows, budget_s: float) -> None:
+    """Take one token of each of `rows` for which there is time and a slot, in order."""
+    while packing.seqs_left and len(rows := packing.in_time(rows, budget_s)):
+        num = packing.num_in_time(rows, budget_s)
+        packing.add_decodes(rows[:num])
+        rows = rows[num:]
 
 
 def _take_be(packing: Packing, request: Request, budget_s: float) -> bool:

@@ -48,16 +48,31 @@ class Packing:
 
     def add_decodes(self, rows: Rows) -> list[int]:
         """Take one token of each of `rows`, as far as the limits go; return the rows that found no slot."""
-        table, latency = self._view.table, self._view.latency
-        rows = rows[: min(self.seqs_left, self.tokens_left)]
-        taken, refused = self._grow_each(rows)
-        self.num_new_tokens.update(dict.fromkeys(table.requests_in(taken), 1))
-        self._rows.append(taken)
-        self._counts.append(np.ones(len(taken), np.int64))
-        self.tokens_left -= len(taken)
-        self.seqs_left -= len(taken)
-        self.predicted_s += latency.c1 * len(taken) + latency.c2 * int(table.num_computed[taken].sum())
+        taken, refused = self._grow_each(rows[: min(self.seqs_left, self.tokens_left)])
+        self._take_decodes(taken)
         return refused
+
+    def add_first_decodes(self, rows: Rows) -> int:
+        """Take one token of each of `rows` in order, up to the first that finds no slot; return how many were taken.
+        There must be places and tokens for all."""
+        assert len(rows) <= min(self.seqs_left, self.tokens_left), f"no places for {len(rows)} decodes"
+        num_taken = self.kv.try_grow_each_by_one(rows) if len(rows) else 0
+        if num_taken:
+            self._take_decodes(rows[:num_taken])
+        return num_taken
+
+    def num_in_time(self, rows: Rows, budget_s: float) -> int:
+        """Return how many of `rows`, from the first one on, could be taken for one token each within `budget_s` and the
+        limits. The first thing in a step is always in time."""
+        rows = rows[: min(self.seqs_left, self.tokens_left)]
+        num = int(np.count_nonzero(self.predicted_s + np.cumsum(self._decode_s(rows)) <= budget_s))
+        return num if self.num_new_tokens else max(num, len(rows[:1]))
+
+    def in_time(self, rows: Rows, budget_s: float) -> Rows:
+        """Return those of `rows` of which each alone could still be taken for one token within `budget_s`."""
+        if self.tokens_left < 1 or self.seqs_left < 1:
+            return rows[:0]
+        return rows[self.predicted_s + self._decode_s(rows) <= budget_s] if self.num_new_tokens else rows
 
     def add(self, request: Request, num_tokens: int, num_restored: int = 0) -> bool:
         """Take `num_tokens` (> 0) of `request`, after `num_restored` that come back from the host; all or nothing."""
@@ -165,6 +180,20 @@ class Packing:
         """Return whether `row` lost slots in this step."""
         return row in self._kept
 
+    def uncut(self, rows: Rows) -> Rows:
+        """Return those of `rows` that lost no slots in this step."""
+        return rows[[row not in self._kept for row in rows.tolist()]] if self._kept else rows
+
+    def idle(self, rows: Rows) -> Rows:
+        """Return those of `rows` that hold slots and are not in this step."""
+        is_idle = self._view.table.num_computed > 0
+        is_idle[[row for row, num_kept in self._kept.items() if not num_kept]] = False
+        if self._rows:
+            taken = np.concatenate(self._rows)
+            is_idle[taken[taken < len(is_idle)]] = False  # a newcomer's row may be one that the table has not got yet
+        idle: Rows = rows[is_idle[rows]]
+        return idle
+
     @property
     def has_cuts(self) -> bool:
         """Whether anything was preempted in this step."""
@@ -202,6 +231,21 @@ class Packing:
             self.cut(int(rows[0]), 0)
             num_tokens = min(len(first.token_ids), self.tokens_left)
         self.add(first, num_tokens)
+
+    def _take_decodes(self, rows: Rows) -> None:
+        """Count one token of each of `rows`, which have their slots."""
+        self.num_new_tokens.update(dict.fromkeys(self._view.table.requests_in(rows), 1))
+        self._rows.append(rows)
+        self._counts.append(np.ones(len(rows), np.int64))
+        self.tokens_left -= len(rows)
+        self.seqs_left -= len(rows)
+        latency = self._view.latency
+        self.predicted_s += latency.c1 * len(rows) + latency.c2 * int(self._view.table.num_computed[rows].sum())
+
+    def _decode_s(self, rows: Rows) -> NDArray[np.float64]:
+        """Return what one token of each of `rows` adds to the step's time."""
+        latency = self._view.latency
+        return latency.c1 + latency.c2 * self._view.table.num_computed[rows]
 
     def _grow_each(self, rows: Rows) -> tuple[Rows, list[int]]:
         """Take a slot for each of `rows` in order; return those that got one and those that did not."""

@@ -32,14 +32,15 @@ def plan_priority_tuned(view: SchedulerView, now_s: float) -> StepPlan:
     packing = Packing(view)
     budget_s = step_target_s(view, packing)
     groups = packing.groups
-    packing.add_decodes(_by_arrival(view, groups.rt_decodes))
+    rt_decodes = _by_arrival(view, groups.rt_decodes)
+    max_decodes = min(packing.seqs_left, packing.tokens_left)
+    left_out = packing.add_decodes(rt_decodes) + rt_decodes[max_decodes:].tolist()
     for request in merge(_requests(view, groups.rt_prefills), view.rt_waiting.in_time(), key=_arrival):
         if not _take(view, packing, request, budget_s):
             break
-    for request in _requests(view, groups.rt_decodes):
-        _take(view, packing, request, float("inf"))  # those that found no slot
-    for request in _requests(view, groups.be_decodes):
-        _take(view, packing, request, budget_s)
+    for row in left_out:
+        _take(view, packing, view.table.request(row), float("inf"))
+    _take_decodes(view, packing, _by_arrival(view, groups.be_decodes), budget_s)
     for request in merge(_requests(view, groups.be_prefills), view.be_waiting.in_time(), key=_arrival):
         if not _take(view, packing, request, budget_s):
             break
@@ -54,6 +55,15 @@ def step_target_s(view: SchedulerView, packing: Packing) -> float:
         return _USE * float(table.tpot_slo_s[rows].min())
     tightest_s = view.traffic.tightest_ttft_slo_s
     return _IDLE_CAP_S if tightest_s == float("inf") else 0.5 * tightest_s
+
+
+def _take_decodes(view: SchedulerView, packing: Packing, rows: Rows, budget_s: float) -> None:
+    """Do `_take` for each of `rows`, but take those that find their slots many at once."""
+    while len(rows := packing.in_time(packing.uncut(rows), budget_s)):
+        num_taken = packing.add_first_decodes(rows[: packing.num_in_time(rows, budget_s)])
+        if num_taken < len(rows):
+            _take(view, packing, view.table.request(int(rows[num_taken])), budget_s)
+        rows = rows[num_taken + 1 :]
 
 
 def _take(view: SchedulerView, packing: Packing, request: Request, budget_s: float) -> bool:
@@ -74,14 +84,11 @@ def _take(view: SchedulerView, packing: Packing, request: Request, budget_s: flo
 
 def _behind(view: SchedulerView, packing: Packing, request: Request) -> Iterator[int]:
     """Yield the rows that are not in this step and come after `request`: best-effort first, the youngest first."""
-    for other in reversed(_requests(view, view.table.rows())):
-        is_after = _key(other) > _key(request) and other not in packing.num_new_tokens
-        if is_after and other.row is not None and packing.num_held(other.row):
-            yield other.row
-
-
-def _key(request: Request) -> tuple[bool, int]:
-    return (not request.is_rt, request.arrival_index)
+    table, rows = view.table, view.table.rows()
+    is_rt, is_later = table.is_rt[rows], table.arrival_index[rows] > request.arrival_index
+    rows = rows[np.where(is_rt == request.is_rt, is_later, ~is_rt)]
+    rows = rows[np.lexsort((-table.arrival_index[rows], table.is_rt[rows]))]
+    return (row for row in rows.tolist() if packing.num_held(row) and not packing.is_in_step(row))
 
 
 def _arrival(request: Request) -> int:
@@ -92,5 +99,5 @@ def _by_arrival(view: SchedulerView, rows: Rows) -> Rows:
     return rows[np.argsort(view.table.arrival_index[rows])]
 
 
-def _requests(view: SchedulerView, rows: Rows) -> list[Request]:
-    return sorted(view.table.requests_in(rows), key=_key)
+def _requests(view: SchedulerView, rows: Rows) -> Iterator[Request]:
+    return map(view.table.request, _by_arrival(view, rows).tolist())

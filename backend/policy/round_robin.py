@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from backend.plan import StepPlan
 from backend.policy.packing import Packing
-from backend.policy.running_first import class_rank, run_then_admit
+from backend.policy.running_first import run_then_admit
 from backend.policy.view import SchedulerView, StepRecord
-from backend.request import Request
+from backend.request import PriorityClass
 
 
 class RoundRobin:
@@ -25,14 +25,10 @@ class RoundRobin:
     def plan(self, view: SchedulerView, now_s: float) -> StepPlan:
         """Serve the class in turn; the other where it has nothing to do; the oldest where all wait for slots."""
         del now_s
-        turns = (class_rank, _reversed_rank) if self._is_rt_turn else (_reversed_rank, class_rank)
-        for rank in turns:
+        turns = (PriorityClass.REAL_TIME, PriorityClass.BEST_EFFORT)
+        for turn in turns if self._is_rt_turn else reversed(turns):
             packing = Packing(view)
-            run_then_admit(view, packing, rank, only=rank)
+            run_then_admit(view, packing, turn, is_alone=True)
             if packing.num_new_tokens:
                 return packing.plan(float("inf"))
         return Packing(view).plan(float("inf"))
-
-
-def _reversed_rank(request: Request) -> int:
-    return 1 - class_rank(request)

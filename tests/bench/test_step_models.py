@@ -51,13 +51,13 @@ def test_a_step_is_never_faster_with_more_work(pair: Pair) -> None:
 
 
 def test_work_is_summed_over_decodes_and_prefill_chunks() -> None:
-    work = StepWork.of_sequences([(100, 1), (300, 1), (512, 256)], num_copied=7)
+    work = StepWork.of_sequences([100, 300, 512], [1, 1, 256], num_copied=7)
     assert work == StepWork(258, 2, 400, 1, 256 * (512 + 128), 7)
 
 
 def test_chunks_of_a_prompt_add_up_to_the_pairs_of_the_whole() -> None:
-    chunks = [StepWork.of_sequences([(start, 128)]).prefill_pairs for start in range(0, 512, 128)]
-    assert sum(chunks) == StepWork.of_sequences([(0, 512)]).prefill_pairs == 512**2 / 2
+    chunks = [StepWork.of_sequences([start], [128]).prefill_pairs for start in range(0, 512, 128)]
+    assert sum(chunks) == StepWork.of_sequences([0], [512]).prefill_pairs == 512**2 / 2
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="the independent fit of the same timings is not at hand")

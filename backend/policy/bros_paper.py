@@ -25,7 +25,7 @@ from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
 from backend.policy.table import Rows, first_deadline_s
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
-from backend.request import Request
+from backend.request import Request, RequestState
 from kv.types import Row
 
 _Urgent = tuple[float, int, Request, bool]  # residual time, arrival index, request, whether all it lacks is one token
@@ -119,35 +119,47 @@ def _is_plain(view: SchedulerView, rows: Rows) -> NDArray[np.bool_]:
 def _take_in_turn(
     view: SchedulerView, packing: Packing, requests: list[Request], are_plain: bool, budget_s: float
 ) -> bool:
-    """Do `_take_rt` for each request until one call says that the iteration is full, and return whether none did; but
-    take plain ones many at once as far as they find slots."""
+    """Take all that each request lacks, at the cost of best-effort slots, then of later real-time ones; return False
+    when the iteration is full. A request that finds no slots is left out. Plain ones are taken many at once."""
+    unmet = float("inf")  # slots that one that does not run could not find, since anything was taken
     while requests:
         if are_plain:
             rows = np.array([request.row for request in requests], np.int64)
-            num_taken = packing.add_first_decodes(rows[: packing.num_in_time(rows, budget_s)])
-            requests = requests[num_taken:]
-            if packing.seqs_left < 1:
-                return False
-        if requests and not _take_rt(view, packing, requests.pop(0), budget_s):
+            requests = requests[packing.add_first_decodes(rows[: packing.num_in_time(rows, budget_s)]) :]
+            if packing.seqs_left < 1 or not requests:
+                return packing.seqs_left > 0
+        request = requests.pop(0)
+        num_restored = packing.num_to_restore(request, float("inf"))
+        num_tokens = min(request.num_uncomputed - num_restored, view.limits.max_tokens)
+        cost_s = packing.cost_s(request, num_tokens, num_restored)
+        if num_tokens > packing.tokens_left or (packing.num_new_tokens and packing.predicted_s + cost_s > budget_s):
+            return False
+        needed = num_restored + num_tokens
+        is_running = request.state is RequestState.RUNNING
+        num_own = 0 if request.row is None else view.limits.block_size  # the most room that only it can use
+        if not is_running and needed - num_own >= unmet:
+            continue
+        if _make_room(view, packing, request, needed):
+            packing.add(request, num_tokens, num_restored)
+            unmet = float("inf")
+        elif not is_running:
+            unmet = min(unmet, needed)
+        if packing.seqs_left < 1:
             return False
     return True
 
 
-def _take_rt(view: SchedulerView, packing: Packing, request: Request, budget_s: float) -> bool:
-    """Take all that `request` lacks, at the cost of best-effort slots, then of later real-time ones; False when the
-    iteration is full. A request that finds no slots is left out."""
-    num_restored = packing.num_to_restore(request, float("inf"))
-    num_tokens = min(request.num_uncomputed - num_restored, view.limits.max_tokens)
-    cost_s = packing.cost_s(request, num_tokens, num_restored)
-    if num_tokens > packing.tokens_left or (packing.num_new_tokens and packing.predicted_s + cost_s > budget_s):
+def _make_room(view: SchedulerView, packing: Packing, request: Request, num_slots: int) -> bool:
+    """Take from others what `request` needs to grow by `num_slots`; return False, with nothing taken, if even all that
+    they hold would not do."""
+    room = packing.room_for(request, num_slots)
+    if room >= num_slots:
+        return True
+    victims = _victims(view, packing, request)
+    if all(total < num_slots for total in accumulate(map(packing.num_held, victims), initial=room)):
         return False
-    needed = num_restored + num_tokens
-    if (room := packing.room_for(request, needed)) < needed:
-        victims = _victims(view, packing, request)
-        if any(total >= needed for total in accumulate(map(packing.num_held, victims), initial=room)):
-            packing.make_room(request, needed, victims)
-    packing.add(request, num_tokens, num_restored)
-    return packing.seqs_left > 0
+    packing.make_room(request, num_slots, victims)
+    return True
 
 
 def _victims(view: SchedulerView, packing: Packing, request: Request) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import bisect
+import copy
 import dataclasses
 import itertools
 import json
@@ -31,7 +32,7 @@ from backend.policy.settings import POLICY_NAMES
 from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.scheduler import Scheduler, make_scheduler
 from bench.gpu_executor import GpuExecutor
-from bench.limit import Load, max_be_tokens, min_steps, min_ttft_misses
+from bench.limit import Load, Slos, max_be_tokens, min_steps, min_ttft_misses
 from bench.provenance import provenance
 from bench.scenario import SCENARIOS, Scenario
 from bench.score import RequestRecord, Window, score_be, score_rt
@@ -113,6 +114,12 @@ class Simulation:
         self._num_ahead_tokens = sum(map(_num_ahead, best_effort))
         while self._num_rt_open and self.clock.now_s() < drained_s:
             self._advance(drained_s)
+
+    def judged_by(self, slos: Slos) -> Simulation:
+        """Return this finished run as one to be scored by other SLOs: it is one if the policy looks at none."""
+        judged = copy.copy(self)
+        judged.scenario = dataclasses.replace(self.scenario, ttft_slo_s=slos.ttft_slo_s, tpot_slo_s=slos.tpot_slo_s)
+        return judged
 
     def result(self) -> dict[str, Any]:
         """Score the run."""

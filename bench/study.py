@@ -4,20 +4,25 @@
     python -m bench.study --full          the whole grid (`make study-full`, many hours)
 
 Each finished run is kept in a journal beside the result file, so an interrupted study goes on where it stopped. What
-the journal or the result file has of the same simulation code is not run again; a commit that touches none of
-`SIMULATION_CODE` costs nothing. `python -m bench.report` makes the document.
+a journal or result file of that folder has of the same simulation code is not run again: the grid takes over its
+telling part, a commit that touches none of `SIMULATION_CODE` costs nothing, and one of a policy's own modules costs the
+runs of that policy. `python -m bench.report` makes the document.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import ctypes
 import hashlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +46,22 @@ SIMULATION_CODE = (
     *(f"bench/{name}.py" for name in ("gpu_executor", "limit", "scenario", "score", "simulate", "stats", "workload")),
     "bench/step_models.*",
 )
+# Modules of backend/policy that decide the runs of these policies alone.
+_RUNNING_FIRST = ("fcfs", "priority", "round_robin")
+OWN_MODULES = {
+    "best_effort": ("bros",),
+    "bros": ("bros",),
+    "bros_paper": ("bros_paper",),
+    "finish_by": ("bros",),
+    "future": ("bros",),
+    "priority_tuned": ("priority_tuned",),
+    "round_robin": ("round_robin",),
+    "running_first": _RUNNING_FIRST,
+    "tgi": ("tgi",),
+    "window": ("bros",),
+}
+# Policies that look at no SLO: their runs under several SLO sets are one simulation, scored several times.
+SLO_BLIND = (*_RUNNING_FIRST, "tgi")
 SEEDS = (0, 1, 2, 3, 4)
 LOADS = (0.25, 0.5, 0.75, 1.0, 1.5)
 LOOSE, TIGHT = (0.4, 0.2), (0.2, 0.05)  # (TTFT, TPOT) SLOs in seconds: the published ones, and tighter ones
@@ -62,6 +83,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "window off": {"adaptive_window": False},
     "sharing and checkpoints off": {"sharing": False, "checkpoints": False},
 }
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # A run begins empty; real-time requests that arrive in its first part are not scored.
 _BASE = Scenario(be_outstanding=256, warmup_s=40.0, duration_s=120.0)
 
@@ -131,41 +153,99 @@ def _burst_runs(pair: str) -> Iterator[Run]:
         yield Run("burst", replace(scenario, policy=policy), load=0.5)
 
 
-def simulation_code() -> str:
-    """Return a digest of the files of `SIMULATION_CODE`."""
+@cache
+def simulation_code(policy: str) -> str:
+    """Return a digest of what decides the runs of `policy`: `SIMULATION_CODE` but for other policies' own modules, and
+    but for comments, docstrings and layout."""
     root = Path(__file__).parents[1]
-    paths = sorted(path for pattern in SIMULATION_CODE for path in root.glob(pattern))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+    foreign = {root / f"backend/policy/{name}.py" for name, owners in OWN_MODULES.items() if policy not in owners}
+    paths = sorted({path for pattern in SIMULATION_CODE for path in root.glob(pattern)} - foreign)
+    return hashlib.sha256("\0".join(map(_meaning, paths)).encode()).hexdigest()[:12]
 
 
-def execute(run: Run, source: Mapping[str, str]) -> dict[str, Any]:
-    """Simulate one run; called in a worker process. `source` (commit and code digest) is noted in the entry."""
-    simulation = Simulation(run.scenario)
+@cache
+def _meaning(path: Path) -> str:
+    """Return the text of a file; of Python without what changes no result."""
+    text = path.read_text()
+    return ast.unparse(_Undocumented().visit(ast.parse(text))) if path.suffix == ".py" else text
+
+
+class _Undocumented(ast.NodeTransformer):
+    """Replaces docstrings, which are expressions without effect."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.stmt:
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return ast.Pass() if is_text else node
+
+
+def execute(runs: Sequence[Run], source: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Simulate runs that differ in nothing but how they are scored; called in a worker process. `source` (commit and
+    code digest) is noted in each entry."""
+    simulation = Simulation(runs[0].scenario)
     simulation.run()
+    return [_entry(run, simulation.judged_by(run.scenario.slos), source) for run in runs]
+
+
+def _entry(run: Run, simulation: Simulation, source: Mapping[str, str]) -> dict[str, Any]:
     entry = {**source, "group": run.group, "label": run.label, "load": run.load, **simulation.result()}
     if run.group == "burst":
         entry["timeline"] = simulation.timeline()
     return entry
 
 
+def simulations(runs: Iterable[Run]) -> list[list[Run]]:
+    """Put runs together that are one simulation; the longest first, so that no core idles at the end."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        scenario = run.scenario
+        if scenario.policy in SLO_BLIND:
+            scenario = replace(scenario, ttft_slo_s=LOOSE[0], tpot_slo_s=LOOSE[1])
+        found.setdefault(_key(run.group, run.label, scenario.to_json()), []).append(run)
+    return sorted(found.values(), key=lambda same: _expected_cost(same[0]), reverse=True)
+
+
+def _expected_cost(run: Run) -> float:
+    """Return about how long a simulation takes, relative to others: more where requests wait for each other."""
+    return run.scenario.duration_s * (1.0 + (run.load or 0.0)) * (2.0 if run.scenario.policy == "bros_paper" else 1.0)
+
+
 class Journal:
-    """Results of finished runs by key: those of a result file, then one JSON line each, of which the last counts."""
+    """Results of finished runs by key: those of the result files, then of journals, one JSON line each. The last of the
+    code asked for counts."""
 
     def __init__(self, out: Path) -> None:
         self.path = out.with_suffix(".partial.jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        published = json.loads(out.read_text())["runs"] if out.exists() else []
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        entries = [*published, *map(json.loads, lines)]
-        self.entries: dict[str, dict[str, Any]] = {
-            _key(entry["group"], entry["label"], entry["scenario"]): entry for entry in entries
-        }
+        self._entries: dict[tuple[str, str], dict[str, Any]] = {}
+        for path in _own_last(out.parent.glob("study*.json"), out):
+            self._take(json.loads(path.read_text())["runs"])
+        for path in _own_last(out.parent.glob("study*.partial.jsonl"), self.path):
+            self._take(map(json.loads, _whole_lines(path)))
+        if self.path.exists():
+            self.path.write_text("".join(_whole_lines(self.path)))
 
-    def add(self, key: str, entry: dict[str, Any]) -> None:
+    def get(self, run: Run) -> dict[str, Any] | None:
+        """Return the result of `run` under the present code, if it is there."""
+        return self._entries.get((run.key, simulation_code(run.scenario.policy)))
+
+    def add(self, entry: dict[str, Any]) -> None:
         """Keep one result, on disk at once."""
-        self.entries[key] = entry
+        self._take([entry])
         with self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
+
+    def _take(self, entries: Iterable[dict[str, Any]]) -> None:
+        for entry in entries:
+            self._entries[_key(entry["group"], entry["label"], entry["scenario"]), entry["code"]] = entry
+
+
+def _own_last(paths: Iterable[Path], own: Path) -> list[Path]:
+    return [*sorted(set(paths) - {own}), *([own] if own.exists() else ())]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Return the lines of a journal, without one that is being written, or was when its study was killed."""
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _key(group: str, label: str, scenario: Mapping[str, Any]) -> str:
@@ -173,22 +253,34 @@ def _key(group: str, label: str, scenario: Mapping[str, Any]) -> str:
 
 
 def run_study(runs: list[Run], out: Path, num_workers: int) -> None:
-    """Execute what journal and result file lack of this code, and write `out`."""
+    """Execute what journals and result files lack of this code, and write `out`."""
     facts = provenance()
-    source = {"commit": facts["commit"], "code": simulation_code()}
     journal = Journal(out)
-    missing = [run for run in runs if journal.entries.get(run.key, {}).get("code") != source["code"]]
+    missing = [run for run in runs if journal.get(run) is None]
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "left:", TimeRemainingColumn())
-    with Progress(*columns) as progress, ProcessPoolExecutor(num_workers) as pool:
+    with Progress(*columns) as progress, ProcessPoolExecutor(num_workers, initializer=_end_with_parent) as pool:
         task = progress.add_task("study", total=len(runs), completed=len(runs) - len(missing))
-        futures = {pool.submit(execute, run, source): run for run in missing}
-        for future in as_completed(futures):
-            journal.add(futures[future].key, future.result())
-            progress.advance(task)
-    entries = [journal.entries[run.key] for run in runs]
+        futures = [pool.submit(execute, same, _source(same[0], facts)) for same in simulations(missing)]
+        try:
+            for future in as_completed(futures):
+                for entry in future.result():
+                    journal.add(entry)
+                    progress.advance(task)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    entries = [journal.get(run) for run in runs]
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     out.write_text(f'{{"provenance": {json.dumps(facts)},\n"runs": [\n{lines}\n]}}\n')
     journal.path.unlink(missing_ok=True)
+
+
+def _source(run: Run, facts: Mapping[str, Any]) -> dict[str, str]:
+    return {"commit": facts["commit"], "code": simulation_code(run.scenario.policy)}
+
+
+def _end_with_parent() -> None:
+    """Let a worker end with its study, even where that is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main() -> int:

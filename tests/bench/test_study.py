@@ -19,15 +19,18 @@ from bench.scenario import Scenario
 from bench.study import (
     ABLATIONS,
     LOADS,
+    OWN_MODULES,
     RT_CAPACITY,
     SEEDS,
     SIMULATION_CODE,
+    SLO_BLIND,
     Journal,
     Run,
     execute,
     full_runs,
     run_study,
     simulation_code,
+    simulations,
     telling_runs,
 )
 
@@ -70,8 +73,10 @@ def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     runs = [Run("load", replace(TINY, seed=seed), load=0.5) for seed in range(2)]
     out = tmp_path / "study.json"
     journal = Journal(out)
-    kept = entry_of(runs[0], simulation_code())
-    journal.add(runs[0].key, kept)
+    kept = entry_of(runs[0], simulation_code("bros"))
+    journal.add(kept)
+    with journal.path.open("a") as file:
+        file.write('{"torn": ')
     run_study(runs, out, num_workers=1)
     entries = json.loads(out.read_text())["runs"]
     assert entries[0] == kept
@@ -83,7 +88,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_a_published_run_is_done_again_only_if_the_simulation_changed(tmp_path: Path, is_same_code: bool) -> None:
     run = Run("load", replace(TINY, policy="fcfs"), load=0.5)
     out = tmp_path / "study.json"
-    published = entry_of(run, simulation_code() if is_same_code else "of old")
+    published = entry_of(run, simulation_code("fcfs") if is_same_code else "of old")
     out.write_text(json.dumps({"runs": [published]}))
     run_study([run], out, num_workers=1)
     (entry,) = json.loads(out.read_text())["runs"]
@@ -99,6 +104,40 @@ def test_the_digest_covers_every_module_that_a_simulation_loads() -> None:
     assert len(loaded) > 30
     digested = {path for pattern in SIMULATION_CODE for path in ROOT.glob(pattern)}
     assert loaded - digested == {ROOT / "bench" / "__init__.py", ROOT / "bench" / "provenance.py"}
+
+
+def test_what_another_study_has_is_not_run_again(tmp_path: Path) -> None:
+    run = Run("load", replace(TINY, policy="fcfs"), load=0.5)
+    published = entry_of(run, simulation_code("fcfs"))
+    (tmp_path / "study.json").write_text(json.dumps({"runs": [published]}))
+    run_study([run], tmp_path / "study-full.json", num_workers=1)
+    assert json.loads((tmp_path / "study-full.json").read_text())["runs"] == [published]
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_only_policies_that_look_at_no_slo_share_a_simulation(policy: str) -> None:
+    loose = replace(TINY, policy=policy, rt_rate=8.0)
+    tight = replace(loose, ttft_slo_s=0.2, tpot_slo_s=0.02)
+    shared = simulations([Run("load", loose), Run("load", tight)])
+    assert len(shared) == (1 if policy in SLO_BLIND else 2)
+    for runs in shared:
+        for run, entry in zip(runs, execute(runs, {}), strict=True):
+            (alone,) = execute([run], {})
+            assert without_cost(entry) == without_cost(alone)
+
+
+def without_cost(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name not in ("scheduling_s", "scheduler_share")}
+
+
+def test_a_policys_own_modules_are_used_by_no_other() -> None:
+    modules = {path.stem: path.read_text() for path in (ROOT / "backend" / "policy").glob("*.py")}
+    assert OWN_MODULES.keys() <= modules.keys()
+    for name, owners in OWN_MODULES.items():
+        users = [user for user, text in modules.items() if f"backend.policy.{name} import" in text]
+        assert all(set(OWN_MODULES.get(user, POLICY_NAMES)) <= set(owners) for user in users if user != "__init__")
+    elsewhere = "".join(path.read_text() for path in ROOT.glob("backend/scheduler*.py"))
+    assert not any(f"backend.policy.{name} import" in elsewhere for name in OWN_MODULES)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +156,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     document = {
         "provenance": provenance(),
-        "runs": [execute(run, {"commit": "0" * 12, "code": "0" * 12}) for run in runs],
+        "runs": [entry for run in runs for entry in execute([run], {"commit": "0" * 12, "code": "0" * 12})],
     }
     (folder / "study.json").write_text(json.dumps(document))
     return folder

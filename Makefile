@@ -51,11 +51,11 @@ bench: $(STAMPS)/dev ## measure the real server under every policy (quiet machin
 	$(BIN)/python -m bench.serve --suite issue --out bench/results/measured.json $(ARGS)
 	$(BIN)/python -m bench.report
 
-study: $(STAMPS)/dev ## the telling part of the simulated study at GPU scale: below 30 minutes on two cores
+study: $(STAMPS)/dev ## the telling part of the simulated study at GPU scale: about 20 minutes on two cores
 	$(BIN)/python -m bench.study $(ARGS)
 	$(BIN)/python -m bench.report
 
-study-full: $(STAMPS)/dev ## the whole grid: many hours, resumable
+study-full: $(STAMPS)/dev ## the whole grid: about an hour on two cores; resumable, and takes over what `make study` did
 	$(BIN)/python -m bench.study --full $(ARGS)
 	$(BIN)/python -m bench.report
 

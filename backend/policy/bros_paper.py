@@ -121,7 +121,7 @@ def _take_in_turn(
 ) -> bool:
     """Take all that each request lacks, at the cost of best-effort slots, then of later real-time ones; return False
     when the iteration is full. A request that finds no slots is left out. Plain ones are taken many at once."""
-    unmet = float("inf")  # slots that one that does not run could not find, since anything was taken
+    unmet = float("inf")  # slots that one that does not run cannot find, until something is taken
     while requests:
         if are_plain:
             rows = np.array([request.row for request in requests], np.int64)
@@ -139,27 +139,30 @@ def _take_in_turn(
         num_own = 0 if request.row is None else view.limits.block_size  # the most room that only it can use
         if not is_running and needed - num_own >= unmet:
             continue
-        if _make_room(view, packing, request, needed):
+        most = _make_room(view, packing, request, needed)
+        if most >= needed:
             packing.add(request, num_tokens, num_restored)
             unmet = float("inf")
         elif not is_running:
-            unmet = min(unmet, needed)
+            unmet = min(unmet, most + 1)
         if packing.seqs_left < 1:
             return False
     return True
 
 
-def _make_room(view: SchedulerView, packing: Packing, request: Request, num_slots: int) -> bool:
-    """Take from others what `request` needs to grow by `num_slots`; return False, with nothing taken, if even all that
-    they hold would not do."""
+def _make_room(view: SchedulerView, packing: Packing, request: Request, num_slots: int) -> int:
+    """Take from others what `request` needs to grow by `num_slots`, but nothing if even all that they hold would not
+    do. Return by how much it could grow at most; or any number that is enough."""
     room = packing.room_for(request, num_slots)
     if room >= num_slots:
-        return True
+        return room
     victims = _victims(view, packing, request)
-    if all(total < num_slots for total in accumulate(map(packing.num_held, victims), initial=room)):
-        return False
+    totals = accumulate(map(packing.num_held, victims), initial=room)
+    most = next((total for total in totals if total >= num_slots), None)
+    if most is None:
+        return room + sum(map(packing.num_held, victims))
     packing.make_room(request, num_slots, victims)
-    return True
+    return most
 
 
 def _victims(view: SchedulerView, packing: Packing, request: Request) -> list[int]:

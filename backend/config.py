@@ -62,7 +62,8 @@ class ServiceSettings:
         allow_inspect           answer requests for the engine's snapshot, which names all requests (`bros top`);
                                 `bros-serve` sets it on a loopback address
     Output
-        be_coalesce_s           tokens of a best-effort stream are sent together when the last were sent less long ago
+        rt_coalesce_s, be_coalesce_s  tokens of a stream are sent together when the last were sent less long ago;
+                                0: after every step. A response costs the same, however many tokens it carries
         max_unsent_bytes        output waiting for one stub; beyond it the requests of that stub are cancelled
         cancel_poll_s           how often a stub asks Triton whether clients have gone
         metrics_flush_s         how often metrics go to Triton
@@ -82,9 +83,10 @@ class ServiceSettings:
     max_stop_words: int = 16
     max_stop_word_chars: int = 256
     allow_inspect: bool = False
-    be_coalesce_s: float = 0.2
+    rt_coalesce_s: float = 0.0
+    be_coalesce_s: float = 0.5
     max_unsent_bytes: int = 8_000_000
-    cancel_poll_s: float = 0.05
+    cancel_poll_s: float = 0.08
     metrics_flush_s: float = 1.0
 
     def __post_init__(self) -> None:
@@ -94,10 +96,17 @@ class ServiceSettings:
         for name in ("unused_exit_s", "ttft_slo_s", "tpot_slo_s", "cancel_poll_s", "metrics_flush_s"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"service.{name}: {getattr(self, name)} is not a positive number of seconds")
+        for name in ("rt_coalesce_s", "be_coalesce_s"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"service.{name}: {getattr(self, name)} is not a number of seconds")
         if self.cancel_poll_s > 0.1:
             raise ConfigError(f"service.cancel_poll_s: {self.cancel_poll_s} is above 0.1")
         if self.socket_path is not None and len(os.fsencode(self.socket_path)) > _MAX_SOCKET_PATH_BYTES:
             raise ConfigError(f"service.socket_path: {self.socket_path!r} exceeds {_MAX_SOCKET_PATH_BYTES} bytes")
+
+    @property
+    def coalesce_s(self) -> dict[PriorityClass, float]:
+        return {PriorityClass.REAL_TIME: self.rt_coalesce_s, PriorityClass.BEST_EFFORT: self.be_coalesce_s}
 
     @property
     def default_slo(self) -> Slo:

@@ -154,7 +154,7 @@ class EngineServer:
         service = self._config.service
         on_progress: Progress = lambda what, fraction: self._set_state(Stage.LOADING, what, fraction)  # noqa: E731
         tokenizer = make_tokenizer(self._config)
-        outbox = Outbox(tokenizer, service.be_coalesce_s, self._metrics)
+        outbox = Outbox(tokenizer, service.coalesce_s, self._metrics)
         runtime = load_runtime(self._config, tokenizer, outbox.emit, self._record, on_progress)
         outbox.cancel = lambda request_id: runtime.engine.post(Cancel(request_id))
         self._intake = Intake(tokenizer, service, runtime.max_seq_len)

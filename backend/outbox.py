@@ -1,7 +1,7 @@
 """The outbox: tokens that leave the engine become text and travel to the stubs, all of a step in one message.
 
 The engine's thread only queues a step's output (`Outbox.emit`). The outbox thread detokenises, cuts at stop words,
-holds the tokens of best-effort streams together for a moment, and hands every connection one message. Every stream that
+holds tokens together for a moment where their class may wait, and hands every connection one message. Every stream that
 was opened ends exactly once: whoever takes it out of the table sends its end.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from backend.connection import Connection
@@ -19,7 +19,7 @@ from backend.intake import PromptTokenizer
 from backend.metrics import Recorder
 from backend.plan import StepOutput
 from backend.protocol import Chunk, Chunks, End, Generation, Timings, error_end
-from backend.request import FinishReason, Request, RequestId
+from backend.request import FinishReason, PriorityClass, Request, RequestId
 from backend.tokenizer import IncrementalDetokenizer, StopStrings
 
 
@@ -41,9 +41,9 @@ class Stream:
     last_token_s: float | None = None
     last_sent_s: float = float("-inf")
 
-    def due_s(self, be_coalesce_s: float) -> float:
-        """Return when what is not sent yet should be: real-time at once, best-effort not too soon after the last."""
-        return float("-inf") if self.request.is_rt else self.last_sent_s + be_coalesce_s
+    def due_s(self, coalesce_s: Mapping[PriorityClass, float]) -> float:
+        """Return when what is not sent yet should be: not too soon after what was sent last."""
+        return self.last_sent_s + coalesce_s[self.request.priority_class]
 
     def take_chunk(self, end: End | None = None) -> Chunk:
         """Return what is not sent yet as a chunk, and forget it."""
@@ -76,10 +76,12 @@ def _since(start_s: float, moment_s: float | None) -> float | None:
 class Outbox:
     """Carries step outputs to connections. `cancel` is called with the id of a request that must not go on."""
 
-    def __init__(self, tokenizer: PromptTokenizer, be_coalesce_s: float, metrics: Recorder) -> None:
+    def __init__(
+        self, tokenizer: PromptTokenizer, coalesce_s: Mapping[PriorityClass, float], metrics: Recorder
+    ) -> None:
         self.cancel: Callable[[RequestId], None] = lambda _: None  # set once there is an engine
         self._tokenizer = tokenizer
-        self._be_coalesce_s = be_coalesce_s
+        self._coalesce_s = coalesce_s
         self._metrics = metrics
         self._streams: dict[RequestId, Stream] = {}
         self._has_changed = threading.Condition()  # guards the table of streams
@@ -166,7 +168,7 @@ class Outbox:
             self._send_due(time.monotonic())
 
     def _wait_s(self) -> float | None:
-        due_s = min((stream.due_s(self._be_coalesce_s) for stream in self._unsent), default=None)
+        due_s = min((stream.due_s(self._coalesce_s) for stream in self._unsent), default=None)
         return None if due_s is None else max(0.0, due_s - time.monotonic())
 
     def _collect(self, now_s: float, output: StepOutput) -> None:
@@ -217,7 +219,7 @@ class Outbox:
         self._chunks.setdefault(stream.connection, []).append(chunk)
 
     def _send_due(self, now_s: float) -> None:
-        for stream in [stream for stream in self._unsent if stream.due_s(self._be_coalesce_s) <= now_s]:
+        for stream in [stream for stream in self._unsent if stream.due_s(self._coalesce_s) <= now_s]:
             del self._unsent[stream]
             if stream.text or stream.token_ids:
                 stream.last_sent_s = now_s

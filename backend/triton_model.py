@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections import deque
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from backend.validate import Defaults, validate, wants_snapshot
 
 logger = logging.getLogger(__name__)
 
+_MAX_KEPT_TOKENS = 1024  # whose tensors lie in shared memory already: to send them again takes half the time
+_MAX_KEPT_CHARS = 64  # of the text of such a token, which may have an echoed prompt in front
 _MAX_METRICS_WAITING = 60  # flushes; older ones are dropped when the timer cannot keep up
 
 
@@ -54,6 +57,7 @@ class TritonPythonModel:
         reports_metrics = parameters[wire.MODEL_REPORTS_METRICS] == "true"
         self._metrics = TritonMetrics(pb_utils.MetricFamily) if reports_metrics else None
         self._measured: deque[Metrics] = deque(maxlen=_MAX_METRICS_WAITING)
+        self._token_tensors = lru_cache(_MAX_KEPT_TOKENS)(_output_tensors)
         self._replies: dict[_Reply, None] = {}
         self._is_closing = threading.Event()
         self._server_pid = os.getppid()
@@ -84,6 +88,7 @@ class TritonPythonModel:
         self._is_closing.set()
         self._timer.join()
         self._link.close()
+        self._token_tensors.cache_clear()  # the shared memory they lie in ends before this interpreter does
 
     def _take(self, request: Any, reply: _Reply) -> None:
         parameters = json.loads(request.parameters())
@@ -102,27 +107,40 @@ class TritonPythonModel:
 
     def _put(self, reply: _Reply, chunk: Chunk) -> None:
         if chunk.end is None:
-            reply.send(chunk)
+            reply.send(self._response(chunk, reply.generation), is_final=False)
         else:
             self._close(reply, chunk)
 
     def _close(self, reply: _Reply, chunk: Chunk) -> None:
         self._replies.pop(reply, None)
-        reply.send(chunk)
+        reply.send(self._response(chunk, reply.generation), is_final=True)
         if reply.has_place and self._places is not None:
             self._places.release()
+
+    def _response(self, chunk: Chunk, generation: Generation | None) -> Any:
+        end = chunk.end
+        if end is not None and end.error_code is not None:
+            status = getattr(pb_utils.TritonError, end.error_status)
+            error = pb_utils.TritonError(f"{end.error_code}: {end.error_message}", status)
+            return pb_utils.InferenceResponse(error=error)
+        is_one_token = len(chunk.token_ids) == 1 and len(chunk.text) <= _MAX_KEPT_CHARS
+        tensors = (self._token_tensors if is_one_token else _output_tensors)(chunk.text, chunk.token_ids)
+        return pb_utils.InferenceResponse([*tensors, *_further_tensors(chunk, generation)])
 
     # --- the timer's thread -------------------------------------------------------------------------------------
 
     def _run_timer(self) -> None:
-        next_flush_s = 0.0
-        while not self._is_closing.wait(self._service.cancel_poll_s) and os.getppid() == self._server_pid:
+        now_s = next_flush_s = time.monotonic()
+        next_poll_s = now_s + self._service.cancel_poll_s
+        while not self._is_closing.wait(max(0.0, next_poll_s - now_s)) and os.getppid() == self._server_pid:
             now_s = time.monotonic()
+            next_poll_s = now_s + self._service.cancel_poll_s  # from the start: asking takes time, too
             for reply in list(self._replies):
                 self._cancel_if_gone(reply, now_s)
             if self._metrics is not None and now_s >= next_flush_s:
                 next_flush_s = now_s + self._service.metrics_flush_s
                 self._flush_metrics(self._metrics)
+            now_s = time.monotonic()
 
     def _cancel_if_gone(self, reply: _Reply, now_s: float) -> None:
         if reply.ticket is None or reply.is_cancelling:
@@ -161,13 +179,12 @@ class _Reply:
         timeout_s = None if self.generation is None else self.generation.timeout_s
         return float("inf") if timeout_s is None else self._arrival_s + timeout_s
 
-    def send(self, chunk: Chunk) -> None:
-        """Send a chunk as one response, with the final flag when it is the end."""
-        response = _response(chunk, self.generation)
-        flags = 0 if chunk.end is None else pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+    def send(self, response: Any, *, is_final: bool) -> None:
+        """Send a response, with the final flag when it is the last."""
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if is_final else 0
         with self._lock:
             assert not self._is_closed, "a chunk came after the end"
-            self._is_closed = chunk.end is not None
+            self._is_closed = is_final
             try:
                 self._sender.send(response, flags)
             except pb_utils.TritonModelException as error:
@@ -179,22 +196,18 @@ class _Reply:
             return not self._is_closed and bool(self._sender.is_cancelled())
 
 
-def _response(chunk: Chunk, generation: Generation | None) -> Any:
+def _output_tensors(text: str, token_ids: tuple[int, ...]) -> tuple[Any, Any]:
+    return _tensor("text_output", [text.encode()], np.object_), _tensor("output_ids", token_ids, np.int32)
+
+
+def _further_tensors(chunk: Chunk, generation: Generation | None) -> list[Any]:
     end = chunk.end
-    if end is not None and end.error_code is not None:
-        status = getattr(pb_utils.TritonError, end.error_status)
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{end.error_code}: {end.error_message}", status))
-    tensors = [
-        _tensor("text_output", [chunk.text.encode()], np.object_),
-        _tensor("output_ids", chunk.token_ids, np.int32),
-    ]
-    if chunk.log_probs is not None:
-        tensors.append(_tensor("log_probs", chunk.log_probs, np.float32))
+    tensors = [] if chunk.log_probs is None else [_tensor("log_probs", chunk.log_probs, np.float32)]
     if end is not None and end.finish_reason is not None:
         tensors.append(_tensor("finish_reason", [end.finish_reason.encode()], np.object_))
         if end.timings is not None and generation is not None:
             tensors += _metric_tensors(end.timings, generation)
-    return pb_utils.InferenceResponse(tensors)
+    return tensors
 
 
 def _metric_tensors(timings: Timings, generation: Generation) -> list[Any]:

@@ -52,8 +52,9 @@ def cancelled() -> list[RequestId]:
 def make_outbox(cancelled: list[RequestId]) -> Iterator[Callable[[float], Outbox]]:
     made: list[Outbox] = []
 
-    def make(be_coalesce_s: float) -> Outbox:
-        outbox = Outbox(TOKENIZER, be_coalesce_s, Recorder())
+    def make(be_coalesce_s: float, rt_coalesce_s: float = 0.0) -> Outbox:
+        coalesce_s = {PriorityClass.REAL_TIME: rt_coalesce_s, PriorityClass.BEST_EFFORT: be_coalesce_s}
+        outbox = Outbox(TOKENIZER, coalesce_s, Recorder())
         outbox.cancel = cancelled.append
         made.append(outbox)
         return outbox
@@ -123,6 +124,19 @@ def test_best_effort_tokens_wait_for_company(outbox: Outbox, mailbox: Mailbox) -
     (chunk,) = mailbox.next()
     assert chunk.text == "bc"
     assert chunk.end is not None
+
+
+def test_real_time_tokens_wait_only_where_the_operator_says_so(
+    make_outbox: Callable[..., Outbox], mailbox: Mailbox
+) -> None:
+    outbox = make_outbox(0.0, rt_coalesce_s=NEVER_S)
+    request = open_stream(outbox, mailbox)
+    outbox.emit(tokens(request, "a"))
+    assert mailbox.next()[0].text == "a"
+    for char in "bc":
+        outbox.emit(tokens(request, char))
+    outbox.emit(finished(request))
+    assert mailbox.next()[0].text == "bc"
 
 
 def test_best_effort_tokens_that_waited_are_sent_without_further_ones(

@@ -16,6 +16,7 @@ import pytest
 
 from backend.config import CONFIG_VARIABLE, ConfigFile
 from backend.executors.sim import SimSettings
+from backend.protocol import Chunk
 from tests.backend.fake_triton import MetricFamily, Request, make_args, make_module, values
 from tests.backend.serving import WAIT_S, make_file, running
 
@@ -83,6 +84,21 @@ def test_a_whole_answer_is_one_response(make_model: MakeModel) -> None:
     sender = serve(make_model("bros"), {"text_input": "x", "max_tokens": 5}).sender.wait()
     assert len(sender.responses) == 1
     assert len(values(sender.responses[0].outputs["output_ids"])) == 5
+
+
+def test_a_token_that_comes_again_is_sent_from_the_tensors_of_the_first(make_model: MakeModel) -> None:
+    model = make_model("bros")
+    first, again, other = (model._response(Chunk(1, text, (5,)), None).outputs for text in (" a", " a", " b"))
+    assert again["text_output"] is first["text_output"]
+    assert again["output_ids"] is first["output_ids"]
+    assert values(other["text_output"]) == [" b"]
+
+
+def test_a_long_text_with_one_token_is_not_kept(make_model: MakeModel) -> None:
+    model = make_model("bros")
+    inputs = {"text_input": "x" * 100, "max_tokens": 1, "exclude_input_in_output": False}
+    first, second = (serve(model, inputs).sender.wait().responses[0] for _ in range(2))
+    assert first.outputs["text_output"] is not second.outputs["text_output"]
 
 
 def test_metrics_of_a_request_come_when_asked_and_only_then(make_model: MakeModel) -> None:

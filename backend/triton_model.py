@@ -33,7 +33,7 @@ from backend.validate import Defaults, validate, wants_snapshot
 
 logger = logging.getLogger(__name__)
 
-_MAX_KEPT_TOKENS = 1024  # whose tensors lie in shared memory already: to send them again takes half the time
+_MAX_KEPT_TOKENS = 2048  # whose tensors lie in shared memory already: to send them again takes half the time
 _MAX_KEPT_CHARS = 64  # of the text of such a token, which may have an echoed prompt in front
 _MAX_METRICS_WAITING = 60  # flushes; older ones are dropped when the timer cannot keep up
 

@@ -1,11 +1,13 @@
 """What going through Triton costs: the same engine in this process, and behind a real server over one gRPC stream.
 
-    python -m bench.overhead [--executor torch|sim] [--json] [--out bench/results/overhead.json]
+    python -m bench.overhead [--executor torch|sim] [--threads N] [--set KEY=VALUE] [--json] [--out FILE]
 
 Two numbers, each as medians over interleaved rounds: time to first token of one request alone, and output tokens per
-second of 32 streams at once, of either class. Engine, server and this client share the machine's cores: on a small
-machine the second is about those. So the processor time per token is told by process, this client's too, and the
-simulated executor, which only sleeps, is there to tell waiting from computing.
+second of 32 streams at once, of either class. Engine, server and this client share the machine's cores, and whoever
+takes a core from an engine that computes on all of them slows it down, the client too, which elsewhere is another
+machine. So the processor time per token is told by process, and for the engine alone in this process. `--threads` below
+the number of cores leaves the server some; the simulated executor only sleeps: it tells waiting from computing. Over
+gRPC the client asks for output_ids, which is what the engine in this process hands over.
 """
 
 from __future__ import annotations
@@ -31,10 +33,10 @@ from tritonclient.utils import InferenceServerException
 
 from backend.config import EngineConfig, ExecutorKind, parse_config
 from backend.engine import Submit
-from backend.executors.sim import SimSettings
 from backend.plan import StepOutput
 from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.runtime import Runtime, load_runtime, make_tokenizer
+from backend.serving.options import engine_config, make_parser
 from bench.provenance import provenance
 from bench.server import running_server
 
@@ -71,12 +73,15 @@ Send = Callable[[Sequence[int], int, PriorityClass], Flight]  # prompt, output t
 def main() -> int:
     """Measure and print; see the module's docstring."""
     options = _parser().parse_args()
-    values = _config_values(options)
+    arguments = _serve_arguments(options)
     with ExitStack() as stack:
-        send_directly = stack.enter_context(in_process(parse_config(values)))
-        send_through = stack.enter_context(through_triton(values))
+        send_directly = stack.enter_context(
+            in_process(parse_config(engine_config(make_parser().parse_args(arguments))))
+        )
+        send_through = stack.enter_context(through_triton(arguments))
         result = measure({"in_process": send_directly, "through_triton": send_through}, options.rounds)
-    result = {"executor": options.executor, **result, "provenance": provenance()}
+    setup = {"executor": options.executor, "threads": options.threads, "set": options.set}
+    result = {**setup, **result, "provenance": provenance()}
     if options.out is not None:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result) if options.json else describe(result))
@@ -87,7 +92,7 @@ def measure(ways: dict[str, Send], num_rounds: int) -> dict[str, Any]:
     """Return the medians of every way, and what the second costs against the first."""
     ttft_s: dict[str, list[float]] = {way: [] for way in ways}
     rates: dict[str, dict[str, list[float]]] = {c.value: {way: [] for way in ways} for c in PriorityClass}
-    cpu_us: dict[str, list[dict[str, float]]] = {c.value: [] for c in PriorityClass}
+    cpu_us: dict[str, dict[str, list[dict[str, float]]]] = {c.value: {way: [] for way in ways} for c in PriorityClass}
     for send in ways.values():  # warm up
         together(send, PriorityClass.REAL_TIME)
     for _ in range(num_rounds):
@@ -96,8 +101,7 @@ def measure(ways: dict[str, Send], num_rounds: int) -> dict[str, Any]:
             for priority_class in PriorityClass:
                 before_s = cpu_s_by_process()
                 rates[priority_class.value][way].append(together(send, priority_class))
-                if way == "through_triton":
-                    cpu_us[priority_class.value].append(_cpu_us_per_token(before_s, cpu_s_by_process()))
+                cpu_us[priority_class.value][way].append(_cpu_us_per_token(before_s, cpu_s_by_process()))
     medians = {name: {way: statistics.median(seen) for way, seen in found.items()} for name, found in rates.items()}
     ttft_ms = {way: statistics.median(seen) * 1e3 for way, seen in ttft_s.items()}
     return {
@@ -106,12 +110,21 @@ def measure(ways: dict[str, Send], num_rounds: int) -> dict[str, Any]:
         "added_ttft_ms": ttft_ms["through_triton"] - ttft_ms["in_process"],
         "tokens_per_s": medians,
         "throughput_ratio": {name: rate["through_triton"] / rate["in_process"] for name, rate in medians.items()},
-        "cpu_us_per_token_through_triton": {name: _medians(seen) for name, seen in cpu_us.items()},
+        "cpu_us_per_token": {
+            name: {
+                "in_process": {"engine": _medians(found["in_process"])["client"]},
+                "through_triton": _medians(found["through_triton"]),
+            }
+            for name, found in cpu_us.items()
+        },
     }
 
 
 def cpu_s_by_process() -> dict[str, float]:
-    """Return the processor time, in seconds, of this client and of the processes of the server it started."""
+    """Return the processor time, in seconds, of this client and of the processes of the server it started.
+
+    While the engine in this process runs, what is called the client here is that engine.
+    """
     client = psutil.Process()
     seconds = {"client": sum(client.cpu_times()[:2]), "server": 0.0, "stubs": 0.0, "engine": 0.0}
     for process in client.children(recursive=True):
@@ -204,12 +217,8 @@ def in_process(config: EngineConfig) -> Iterator[Send]:
 
 
 @contextmanager
-def through_triton(values: dict[str, Any]) -> Iterator[Send]:
-    """Start a server with the same configuration; yield how to send it a request over one gRPC stream."""
-    settings = [
-        f"{section}.{key}={json.dumps(value)}" for section, keys in _sections(values) for key, value in keys.items()
-    ]
-    arguments = ["--executor", values["executor"], *(word for setting in settings for word in ("--set", setting))]
+def through_triton(arguments: Sequence[str]) -> Iterator[Send]:
+    """Start `bros-serve` with `arguments`; yield how to send it a request over one gRPC stream."""
     flights: dict[str, Flight] = {}
     numbers = itertools.count()
 
@@ -222,12 +231,13 @@ def through_triton(values: dict[str, Any]) -> Iterator[Send]:
 
     with running_server(arguments) as address, grpc_client.InferenceServerClient(address.grpc_url) as client:
         client.start_stream(on_response)
+        outputs = [grpc_client.InferRequestedOutput("output_ids")]
 
         def send(prompt: Sequence[int], num_tokens: int, priority_class: PriorityClass) -> Flight:
             request_id = str(next(numbers))
             inputs = _inputs(prompt, num_tokens, priority_class)
             flight = flights[request_id] = Flight()
-            client.async_stream_infer("bros", inputs, request_id=request_id)
+            client.async_stream_infer("bros", inputs, request_id=request_id, outputs=outputs)
             return flight
 
         yield send
@@ -265,21 +275,21 @@ def describe(result: dict[str, Any]) -> str:
             f"{NUM_STREAMS} {name} streams: {rate['in_process']:.0f} tokens/s in process, "
             f"{rate['through_triton']:.0f} through Triton ({ratios[name]:.1%})"
         )
-        shares = ", ".join(f"{us:.0f} {who}" for who, us in result["cpu_us_per_token_through_triton"][name].items())
-        lines.append(f"    processor time per token through Triton, in µs: {shares}")
+        for way, cpu_us in result["cpu_us_per_token"][name].items():
+            shares = ", ".join(f"{us:.0f} {who}" for who, us in cpu_us.items())
+            lines.append(f"    processor time per token {way.replace('_', ' ')}, in µs: {shares}")
     return "\n".join(lines)
 
 
-def _sections(values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [(key, value) for key, value in values.items() if isinstance(value, dict)]
-
-
-def _config_values(options: argparse.Namespace) -> dict[str, Any]:
-    if options.executor == ExecutorKind.SIM:
-        coefficients = [SIM_STEP_S, 0.0, 0.0, 0.0, 0.0]
-        return {"executor": "sim", "sim": {"coefficients": coefficients, "num_blocks": SimSettings().num_blocks}}
-    torch = {"num_threads": options.threads, "num_kv_tokens": 2 * NUM_STREAMS * (PROMPT_TOKENS + STREAM_TOKENS)}
-    return {"executor": "torch", "torch": torch}
+def _serve_arguments(options: argparse.Namespace) -> list[str]:
+    """Return the arguments of `bros-serve` that describe the engine, of both ways."""
+    num_kv_tokens = 2 * NUM_STREAMS * (PROMPT_TOKENS + STREAM_TOKENS)
+    executors = {
+        ExecutorKind.SIM: ["--set", f"sim.coefficients=[{SIM_STEP_S}, 0, 0, 0, 0]"],
+        ExecutorKind.TORCH: ["--threads", str(options.threads), "--kv-tokens", str(num_kv_tokens)],
+    }
+    settings = [word for setting in options.set for word in ("--set", setting)]
+    return ["--executor", options.executor, *executors[ExecutorKind(options.executor)], *settings]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -288,6 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--executor", choices=["torch", "sim"], default="torch", help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of the torch engine (default: %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, as of bros-serve")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved repetitions (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there as JSON")

@@ -31,6 +31,7 @@ from backend.request import PriorityClass, Slo
 CONFIG_VARIABLE = "BROS_ENGINE_CONFIG"
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 _DEFAULT_FILE = REPOSITORY_ROOT / "model_repository" / "bros" / "engine.json"
+_MAX_PROMPT_BYTES = 10_000_000  # a token id takes up to five bytes on its way to the engine, in one frame of 64 MiB
 _MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its terminating zero
 
 
@@ -56,7 +57,7 @@ class ServiceSettings:
         default_class           class of a request that names none
         default_max_tokens      output tokens of a request that names no number
         ttft_slo_s, tpot_slo_s, itl_slo_s  objectives of real-time requests that name none; itl_slo_s None: no bound
-        max_prompt_bytes        longest prompt text, or JSON of messages, that is looked at
+        max_prompt_bytes        longest prompt text, or JSON of messages, that is looked at; also the most token ids
         max_stop_words          stop words of one request
         max_stop_word_chars     characters of one stop word
         allow_inspect           answer requests for the engine's snapshot, which names all requests (`bros top`);
@@ -93,6 +94,8 @@ class ServiceSettings:
         for name in ("default_max_tokens", "max_prompt_bytes", "max_stop_word_chars", "max_unsent_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"service.{name}: {getattr(self, name)} is below 1")
+        if self.max_prompt_bytes > _MAX_PROMPT_BYTES:
+            raise ConfigError(f"service.max_prompt_bytes: {self.max_prompt_bytes} is above {_MAX_PROMPT_BYTES}")
         for name in ("unused_exit_s", "ttft_slo_s", "tpot_slo_s", "cancel_poll_s", "metrics_flush_s"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"service.{name}: {getattr(self, name)} is not a positive number of seconds")

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_KEPT_TOKENS = 2048  # whose tensors lie in shared memory already: to send them again takes half the time
 _MAX_KEPT_CHARS = 64  # of the text of such a token, which may have an echoed prompt in front
+_MAX_ID_CHARS = 256  # of the client's own request id, which is for people
 _MAX_METRICS_WAITING = 60  # flushes; older ones are dropped when the timer cannot keep up
 
 
@@ -103,7 +104,8 @@ class TritonPythonModel:
         if reply.is_cancelled():
             raise RequestCancelledError("the client went away before the request began")
         self._replies[reply] = None
-        reply.ticket = self._link.submit(request.request_id(), reply.generation, lambda chunk: self._put(reply, chunk))
+        client_id = request.request_id()[:_MAX_ID_CHARS]
+        reply.ticket = self._link.submit(client_id, reply.generation, lambda chunk: self._put(reply, chunk))
 
     def _put(self, reply: _Reply, chunk: Chunk) -> None:
         if chunk.end is None:

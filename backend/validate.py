@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from backend.errors import InvalidRequestError
 from backend.protocol import Generation, Sampling
 
 MAX_TOKENS = 10_000_000  # far above any model; what is larger was wrapped or mistyped
+MAX_SAMPLING_BYTES = 1_000_000  # of the JSON in sampling_parameters
 MAX_SECONDS = 30 * 24 * 3600.0  # SLOs, deadlines and timeouts
 _MICROSECONDS = 1e6
 
@@ -186,7 +188,7 @@ def _scalar(name: str, tensor: NDArray[Any]) -> object:
 def _prompt(values: _Values, service: ServiceSettings) -> tuple[str | None, str | None, tuple[int, ...] | None]:
     text = values.get("text_input", as_text, None)
     messages = values.get("messages", as_text, None)
-    token_ids = values.get("input_ids", _as_token_ids, None)
+    token_ids = values.get("input_ids", partial(_as_token_ids, service.max_prompt_bytes), None)
     given = [
         name
         for name, value in (("text_input", text), ("messages", messages), ("input_ids", token_ids))
@@ -215,9 +217,11 @@ def _check_messages(text: str) -> None:
             raise InvalidRequestError(f"messages[{index}]: expected an object with the strings role and content")
 
 
-def _as_token_ids(name: str, value: object) -> tuple[int, ...]:
+def _as_token_ids(max_prompt_bytes: int, name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, np.ndarray):
         raise InvalidRequestError(f"{name}: expected a tensor of token ids, got {show(value)}")
+    if value.size > max_prompt_bytes:  # no text of that length has so many
+        raise InvalidRequestError(f"{name}: {value.size} token ids exceed max_prompt_bytes {max_prompt_bytes}")
     token_ids: list[int] = value.reshape(-1).tolist()
     if (smallest := min(token_ids, default=0)) < 0:
         raise InvalidRequestError(f"{name}: {smallest} is no token id")
@@ -318,7 +322,10 @@ def _in_range(name: str, value: N, low: N, high: N) -> N:
 
 def _sampling_parameters(value: object) -> dict[str, _Named]:
     """Decode vLLM's `sampling_parameters` into values by our names."""
-    decoded = parse_json("sampling_parameters", as_text("sampling_parameters", value))
+    text = as_text("sampling_parameters", value)
+    if len(text) > MAX_SAMPLING_BYTES:
+        raise InvalidRequestError(f"sampling_parameters: {len(text)} characters exceed {MAX_SAMPLING_BYTES}")
+    decoded = parse_json("sampling_parameters", text)
     if not isinstance(decoded, dict):
         raise InvalidRequestError(f"sampling_parameters: expected a JSON object, got {show(decoded)}")
     known = {**{name: name for name in _SAMPLING_NAMES}, **_VLLM_NAMES}

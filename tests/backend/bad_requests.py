@@ -127,6 +127,7 @@ def _sampling_parameters() -> list[BadRequest]:
             "sampling huge number", "max_tokens", _prompt(sampling_parameters='{"max_tokens": 1' + "0" * 400 + "}")
         ),
         BadRequest("sampling endless number", "JSON", _prompt(sampling_parameters='{"seed": 1' + "0" * 10_000 + "}")),
+        BadRequest("sampling giant", "1000001 characters exceed", _prompt(sampling_parameters=" " * 1_000_001)),
         BadRequest("sampling infinite", "finite", _prompt(sampling_parameters='{"temperature": 1e999}')),
         BadRequest("sampling invalid UTF-8", "invalid UTF-8", _prompt(sampling_parameters=b"\xff\xfe"), is_json=False),
     ]
@@ -149,6 +150,7 @@ def _prompts() -> list[BadRequest]:
         BadRequest("encoded surrogate", "invalid UTF-8", {"text_input": b"\xed\xa0\x80"}, is_json=False),
         BadRequest("giant text", "exceed max_prompt_bytes", {"text_input": "x" * 1_000_001}),
         BadRequest("giant messages", "exceed max_prompt_bytes", {"messages": json.dumps([{"role": "u" * 1_000_001}])}),
+        BadRequest("giant ids", "1000001 token ids exceed max_prompt_bytes", {"input_ids": [70_000] * 1_000_001}),
         BadRequest("negative id", "-1 is no token id", {"input_ids": [5, -1]}),
         BadRequest("most negative id", "is no token id", {"input_ids": [-(2**31)]}),
         BadRequest("messages not JSON", "messages: not valid JSON", {"messages": "hello"}),

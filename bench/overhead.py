@@ -7,7 +7,8 @@ second of 32 streams at once, of either class. Engine, server and this client sh
 takes a core from an engine that computes on all of them slows it down, the client too, which elsewhere is another
 machine. So the processor time per token is told by process, and for the engine alone in this process. `--threads` below
 the number of cores leaves the server some; the simulated executor only sleeps: it tells waiting from computing. Over
-gRPC the client asks for output_ids, which is what the engine in this process hands over.
+gRPC the client asks for output_ids, which is what the engine in this process hands over. The class goes through Triton
+twice: as an input of the model `bros`, and as the name of `bros_rt` or `bros_be`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +76,11 @@ def main() -> int:
     """Measure and print; see the module's docstring."""
     options = _parser().parse_args()
     arguments = _serve_arguments(options)
+    config = parse_config(engine_config(make_parser().parse_args(arguments)))
     with ExitStack() as stack:
-        send_directly = stack.enter_context(
-            in_process(parse_config(engine_config(make_parser().parse_args(arguments))))
-        )
-        send_through = stack.enter_context(through_triton(arguments))
-        result = measure({"in_process": send_directly, "through_triton": send_through}, options.rounds)
+        send_directly = stack.enter_context(in_process(config))
+        ways_through = stack.enter_context(through_triton(arguments))
+        result = measure({"in_process": send_directly, **ways_through}, options.rounds)
     setup = {"executor": options.executor, "threads": options.threads, "set": options.set}
     result = {**setup, **result, "provenance": provenance()}
     if options.out is not None:
@@ -89,7 +90,7 @@ def main() -> int:
 
 
 def measure(ways: dict[str, Send], num_rounds: int) -> dict[str, Any]:
-    """Return the medians of every way, and what the second costs against the first."""
+    """Return the medians of every way, and what going through Triton costs against the engine in this process."""
     ttft_s: dict[str, list[float]] = {way: [] for way in ways}
     rates: dict[str, dict[str, list[float]]] = {c.value: {way: [] for way in ways} for c in PriorityClass}
     cpu_us: dict[str, dict[str, list[dict[str, float]]]] = {c.value: {way: [] for way in ways} for c in PriorityClass}
@@ -109,12 +110,13 @@ def measure(ways: dict[str, Send], num_rounds: int) -> dict[str, Any]:
         "ttft_ms": ttft_ms,
         "added_ttft_ms": ttft_ms["through_triton"] - ttft_ms["in_process"],
         "tokens_per_s": medians,
-        "throughput_ratio": {name: rate["through_triton"] / rate["in_process"] for name, rate in medians.items()},
+        "throughput_ratio": {
+            name: {way: rate[way] / rate["in_process"] for way in rate if way != "in_process"}
+            for name, rate in medians.items()
+        },
         "cpu_us_per_token": {
-            name: {
-                "in_process": {"engine": _medians(found["in_process"])["client"]},
-                "through_triton": _medians(found["through_triton"]),
-            }
+            name: {way: _medians(each) for way, each in found.items()}
+            | {"in_process": {"engine": _medians(found["in_process"])["client"]}}
             for name, found in cpu_us.items()
         },
     }
@@ -217,8 +219,8 @@ def in_process(config: EngineConfig) -> Iterator[Send]:
 
 
 @contextmanager
-def through_triton(arguments: Sequence[str]) -> Iterator[Send]:
-    """Start `bros-serve` with `arguments`; yield how to send it a request over one gRPC stream."""
+def through_triton(arguments: Sequence[str]) -> Iterator[dict[str, Send]]:
+    """Start `bros-serve` with `arguments`; yield both ways to send it a request over one gRPC stream."""
     flights: dict[str, Flight] = {}
     numbers = itertools.count()
 
@@ -233,14 +235,17 @@ def through_triton(arguments: Sequence[str]) -> Iterator[Send]:
         client.start_stream(on_response)
         outputs = [grpc_client.InferRequestedOutput("output_ids")]
 
-        def send(prompt: Sequence[int], num_tokens: int, priority_class: PriorityClass) -> Flight:
+        def send(model: str, prompt: Sequence[int], num_tokens: int, priority_class: PriorityClass) -> Flight:
             request_id = str(next(numbers))
             inputs = _inputs(prompt, num_tokens, priority_class)
             flight = flights[request_id] = Flight()
-            client.async_stream_infer("bros", inputs, request_id=request_id, outputs=outputs)
+            client.async_stream_infer(model, inputs, request_id=request_id, outputs=outputs)
             return flight
 
-        yield send
+        def send_by_name(prompt: Sequence[int], num_tokens: int, priority_class: PriorityClass) -> Flight:
+            return send(f"bros_{priority_class.value}", prompt, num_tokens, priority_class)
+
+        yield {"through_triton": partial(send, "bros"), "by_model_name": send_by_name}
         client.stop_stream()
 
 
@@ -273,7 +278,8 @@ def describe(result: dict[str, Any]) -> str:
     for name, rate in rates.items():
         lines.append(
             f"{NUM_STREAMS} {name} streams: {rate['in_process']:.0f} tokens/s in process, "
-            f"{rate['through_triton']:.0f} through Triton ({ratios[name]:.1%})"
+            f"{rate['through_triton']:.0f} through Triton ({ratios[name]['through_triton']:.1%}), "
+            f"{rate['by_model_name']:.0f} by the name of bros_{name} ({ratios[name]['by_model_name']:.1%})"
         )
         for way, cpu_us in result["cpu_us_per_token"][name].items():
             shares = ", ".join(f"{us:.0f} {who}" for who, us in cpu_us.items())

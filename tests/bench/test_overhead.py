@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backend.request import PriorityClass
-from bench.overhead import Flight, describe, measure
+from bench.overhead import Flight, Send, describe, measure
 
 
 def send_for_free(_prompt: Sequence[int], num_tokens: int, _priority_class: PriorityClass) -> Flight:
@@ -15,7 +15,7 @@ def send_for_free(_prompt: Sequence[int], num_tokens: int, _priority_class: Prio
 
 
 def test_every_way_is_compared_with_the_engine_in_process() -> None:
-    ways = dict.fromkeys(("in_process", "through_triton", "by_model_name"), send_for_free)
+    ways: dict[str, Send] = dict.fromkeys(("in_process", "through_triton", "by_model_name"), send_for_free)
     result = measure(ways, num_rounds=2)
     for name in ("rt", "be"):
         assert result["throughput_ratio"][name].keys() == {"through_triton", "by_model_name"}

@@ -120,6 +120,7 @@ class Launch:
             f"--grpc-restricted-protocol={ADMIN_APIS}:{ADMIN_HEADER}={self.admin_key}",
             f"--exit-timeout-secs={max(1, round(self.drain_timeout_s))}",
             f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(self.run_directory)}",
+            "--backend-config=python,thread-pool-size=1",  # a stub sends from one thread: more here only take turns
         ]
         return flags + ([f"--backend-directory={self.triton.backends}"] if self.triton.backends else [])
 

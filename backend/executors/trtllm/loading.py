@@ -164,7 +164,8 @@ def _manager(executor: PyExecutor, settings: TrtllmSettings) -> ManagerAdapter:
         if not hasattr(cast(Any, inner).capacity_scheduler, "impl"):
             raise NoInnerMode("V1's Python scheduler chooses victims its own way: leave use_python_scheduler off")
         return ManagerV1(inner, kv)
-    if not hasattr(kv, "suspend_request") or not hasattr(inner, "max_num_requests"):
+    knows_who_is_resident = hasattr(kv, "suspend_request") and hasattr(kv, "is_request_active")
+    if not knows_who_is_resident or not hasattr(inner, "max_num_requests"):
         raise NoInnerMode(f"{type(inner).__name__} with {type(kv).__name__} is not known here")
     if not can_evict(inner, kv):
         raise NoInnerMode("this version can preempt only into a cache tier: set kv_cache_config.host_cache_size")

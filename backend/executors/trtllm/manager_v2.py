@@ -7,7 +7,7 @@ its place in the list: victims are suspended before the call, and who does not r
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from backend.executors.trtllm.decision import Decision, PoolSize, is_started
@@ -33,6 +33,9 @@ class ManagerV2:
         self.has_chunked_prefill: bool = self._inner.chunking_enabled
         self._chunk_unit: int = self._inner.chunk_unit_size if self.has_chunked_prefill else 1
         self.keeps_kv = has_lower_tier(kv)
+        self._take_pages: Callable[[LlmRequest], None] = (  # the first V2 schedulers suspend by the KV manager alone
+            getattr(inner, "_suspend_request", kv.suspend_request) if self.keeps_kv else inner._recompute_pause_request
+        )
         self._num_stalled = 0
         self._num_unusable: int = round((1.0 - max_util_for_resume) * self._pages(0).total)
 
@@ -100,9 +103,8 @@ class ManagerV2:
     def _evict(self, victims: Sequence[LlmRequest], at_most: int | None = None) -> list[LlmRequest]:
         """Take the pages of `victims`, as far as they have any; return those that lost theirs."""
         resident = [victim for victim in victims if self.is_resident(victim)][:at_most]
-        evict = self._inner._suspend_request if self.keeps_kv else self._inner._recompute_pause_request
         for victim in resident:
-            evict(victim)
+            self._take_pages(victim)
         return resident
 
     def _amend(self, output: SchedulerOutput, evicted: list[LlmRequest]) -> SchedulerOutput:

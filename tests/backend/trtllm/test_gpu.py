@@ -110,9 +110,10 @@ def test_real_time_keeps_its_objectives_beside_a_backlog(server: Server) -> None
 
 
 def test_a_closed_stream_leaves_no_request_in_the_engine(server: Server) -> None:
+    states = [f'bros_requests{{class="be",state="{state}"}}' for state in ("waiting", "running", "preempted")]
     with Stream(server.grpc_url) as stream:
         start_background(stream)
-    states = [f'bros_requests{{class="be",state="{state}"}}' for state in ("waiting", "running", "preempted")]
+        wait_until(lambda: any(map(server.metric, states)), "best-effort requests are counted", 60.0)
     wait_until(lambda: not any(map(server.metric, states)), "best-effort requests leave", 60.0)
 
 

@@ -18,6 +18,7 @@ from backend.policy.settings import SchedulerSettings
 from tests.backend.factories import be
 from tests.backend.trtllm.driver import Rig, make_rig
 from tests.backend.trtllm.fake_executor import FakeLlm, FakeLlm12, FakePyExecutor, make_executor
+from tests.backend.trtllm.fake_managers import FakeKVManagerV2
 
 
 def load(
@@ -76,6 +77,14 @@ def unknown_manager(executor: FakePyExecutor) -> FakeLlm:
     return FakeLlm(executor)
 
 
+def without_a_way_to_see_who_is_resident(executor: FakePyExecutor) -> FakeLlm:
+    class First(FakeKVManagerV2):
+        is_request_active = property()  # type: ignore[assignment]  # reading it raises AttributeError: it is not there
+
+    executor.kv_cache_manager = First(8)
+    return FakeLlm(executor)
+
+
 def without_any_way_to_preempt(executor: FakePyExecutor) -> FakeLlm:
     executor.kv_cache_manager.has_cache_tier_below_gpu = False
 
@@ -98,6 +107,7 @@ def with_a_python_scheduler(_: FakePyExecutor) -> FakeLlm:
         (with_a_python_scheduler, "use_python_scheduler"),
         (out_of_process, "does not run in this process"),
         (unknown_manager, "not known here"),
+        (without_a_way_to_see_who_is_resident, "with First is not known here"),
         (without_any_way_to_preempt, "host_cache_size"),
     ],
 )

@@ -210,6 +210,13 @@ class TestV2:
         manager._kv.impl.get_storage_statistics = lambda _: groups
         assert manager.num_free_blocks() == 15
 
+    def test_where_the_scheduler_cannot_suspend_the_kv_manager_does(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(FakeSchedulerV2, "_suspend_request")
+        manager = self.manager()
+        victim = running(1, 31, manager._kv)
+        assert ids(manager.answer(decide(victims=[victim]), set()).paused_requests) == [1]
+        assert not manager.is_resident(victim)
+
     def test_its_own_limits_come_back(self) -> None:
         manager = self.manager()
         manager.answer(decide(), set())

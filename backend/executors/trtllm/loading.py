@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, float | None], None]  # what is being done, and the fraction done where it is known
 
 _SINGLE_PROCESS = "TLLM_WORKER_USE_SINGLE_PROCESS"
+_EXECUTOR_ATTRIBUTES = ("scheduler", "kv_cache_manager", "max_num_active_requests")
 _MAX_UTIL_FOR_RESUME = 0.95  # TensorRT-LLM's default
 _DEFAULT_MAX_BATCH_SIZE = 2048  # likewise, as the three below
 _DEFAULT_MAX_SEQ_LEN = 8192
@@ -118,6 +119,8 @@ def _inner_engine(
     executor: PyExecutor | None = getattr(llm._executor, "engine", None)
     if executor is None:
         raise NoInnerMode("the executor does not run in this process")
+    if missing := [name for name in _EXECUTOR_ATTRIBUTES if not hasattr(executor, name)]:
+        raise NoInnerMode(f"the step loop of this version has no {missing[0]}")
     manager = _manager(executor, settings)
     tickets = Tickets()
     max_seq_len = int(executor.kv_cache_manager.max_seq_len)

@@ -72,6 +72,11 @@ def out_of_process(executor: FakePyExecutor) -> FakeLlm:
     return FakeLlm(executor, in_process=False)
 
 
+def with_another_step_loop(executor: FakePyExecutor) -> FakeLlm:
+    del executor.max_num_active_requests
+    return FakeLlm(executor)
+
+
 def unknown_manager(executor: FakePyExecutor) -> FakeLlm:
     executor.kv_cache_manager = object()
     return FakeLlm(executor)
@@ -106,6 +111,7 @@ def with_a_python_scheduler(_: FakePyExecutor) -> FakeLlm:
     [
         (with_a_python_scheduler, "use_python_scheduler"),
         (out_of_process, "does not run in this process"),
+        (with_another_step_loop, "has no max_num_active_requests"),
         (unknown_manager, "not known here"),
         (without_a_way_to_see_who_is_resident, "with First is not known here"),
         (without_any_way_to_preempt, "host_cache_size"),

@@ -1,0 +1,96 @@
+"""The road of a request without Triton: link, engine process, adapter, and a fake TensorRT-LLM that runs by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from backend import engine_process
+from backend.config import ConfigFile, ExecutorKind
+from backend.executors.trtllm.settings import TrtllmMode, TrtllmSettings
+from backend.protocol import Metrics
+from backend.sim_tokenizer import SimTokenizer
+from tests.backend.serving import WAIT_S, ask, linked, make_file, running
+from tests.backend.trtllm.driver import SINGLE_PROCESS
+from tests.backend.trtllm.fake_executor import FakeLlm, fake_modules, make_executor
+from tests.backend.trtllm.fake_requests import FakeRequestOutput
+
+
+class RunningLlm(FakeLlm):
+    """An LLM whose step loop is a task on the loop of whoever asks it, alive while there is work."""
+
+    _loop_task: asyncio.Task[None] | None = None
+
+    def generate_async(self, *arguments: Any, **options: Any) -> FakeRequestOutput:
+        output = super().generate_async(*arguments, **options)
+        if self._loop_task is None or self._loop_task.done():
+            self._loop_task = asyncio.get_running_loop().create_task(self._run())
+        return output
+
+    async def _run(self) -> None:
+        while self.py_executor.step():
+            await asyncio.sleep(0)
+
+
+@pytest.fixture(params=["inner", "outer"])
+def mode(request: pytest.FixtureRequest) -> TrtllmMode:
+    return TrtllmMode(request.param)
+
+
+@pytest.fixture
+def llm(monkeypatch: pytest.MonkeyPatch) -> RunningLlm:
+    llm = RunningLlm(make_executor())
+    for name, module in fake_modules(llm).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv(SINGLE_PROCESS, "0")  # so that it is put back as it was
+    monkeypatch.setattr(engine_process, "make_tokenizer", lambda _: SimTokenizer(32_000, 2))  # "/model" has none
+    return llm
+
+
+@pytest.fixture
+def file(llm: RunningLlm, mode: TrtllmMode, tmp_path: Path) -> Iterator[ConfigFile]:
+    """An engine process's configuration, while that process runs."""
+    on_sim = make_file(tmp_path)
+    config = replace(on_sim.config, executor=ExecutorKind.TRTLLM, trtllm=TrtllmSettings("/model", mode))
+    file = replace(on_sim, config=config)
+    file.path.write_bytes(msgspec.json.encode(file.config))
+    with running(file):
+        yield file
+    assert llm.is_shut_down
+
+
+def test_both_classes_are_served_and_nothing_leaks(file: ConfigFile, llm: RunningLlm) -> None:
+    with linked(file) as link:
+        answers = [ask(link, priority_class=name, max_tokens=5) for name in ("be", "rt", "be")]
+        assert [answer.end().finish_reason for answer in answers] == ["length"] * 3
+    assert [len(answer.token_ids) for answer in answers] == [5] * 3
+    llm.py_executor.assert_nothing_leaked()
+
+
+def test_what_tensorrt_llm_refuses_reaches_the_client_and_nobody_else(file: ConfigFile, llm: RunningLlm) -> None:
+    with linked(file) as link:
+        llm.refuse = "no such adapter"
+        assert "no such adapter" in ask(link).end().error_message
+        llm.refuse = None
+        assert ask(link).end().finish_reason == "length"
+
+
+def test_the_mode_is_a_metric(file: ConfigFile, mode: TrtllmMode) -> None:
+    samples: queue.SimpleQueue[float] = queue.SimpleQueue()
+
+    def on_metrics(metrics: Metrics) -> None:
+        for sample in metrics.samples:
+            if sample.name == "bros_engine_honours_plans":
+                samples.put(sample.value)
+
+    with linked(file, on_metrics=on_metrics) as link:
+        ask(link).end()
+        assert samples.get(timeout=WAIT_S) == float(mode is TrtllmMode.INNER)

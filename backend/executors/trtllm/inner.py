@@ -25,10 +25,11 @@ from backend.policy.feedback import Feedback, MovedTokens
 from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
 from backend.policy.queue import WaitingQueue
 from backend.policy.settings import SchedulerSettings
-from backend.policy.stats import SchedulerStats
+from backend.policy.stats import ClassCounts, SchedulerStats
 from backend.policy.table import first_deadline_s
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
-from backend.request import Request
+from backend.request import PriorityClass, Request
+from kv.types import KVUsage
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class BrosRequestScheduler:
         )
         self._inner = inner
         self._manager = manager
+        self._tickets = tickets
         self._clock = clock
         self._steps: deque[_Step] = deque(maxlen=2 if has_overlap else 1)  # the oldest is the one that ended last
         self._last_call_s = clock.now_s()
@@ -133,7 +135,7 @@ class BrosRequestScheduler:
 
     def stats(self) -> SchedulerStats:
         """Return a snapshot; any thread may ask."""
-        return self._feedback.stats(
+        stats = self._feedback.stats(
             MovedTokens(
                 preemptions=self.mirror.preemptions,
                 copied_out=0,  # TensorRT-LLM moves pages by itself and does not say
@@ -141,6 +143,7 @@ class BrosRequestScheduler:
                 recomputed=self.mirror.total_recomputed,
             )
         )
+        return _at_rest(stats, self.view.limits) if self._tickets.is_empty else stats
 
     # Deciding
 
@@ -212,6 +215,23 @@ class BrosRequestScheduler:
             )
             self._feedback.learn(record, step.features)
         self._feedback.settle(now_s)
+
+
+def _at_rest(stats: SchedulerStats, limits: StepLimits) -> SchedulerStats:
+    """Return `stats` with nobody inside. TensorRT-LLM's loop asks no scheduler then, so the mirror still holds what the
+    last step left."""
+    num_blocks = limits.num_slots // limits.block_size
+    usage = KVUsage(
+        num_free_slots=limits.num_slots,
+        num_head_slots=0,
+        num_tail_slots=0,
+        num_free_blocks=num_blocks,
+        num_head_blocks=0,
+        num_tail_blocks=0,
+        num_shared_blocks=0,
+        num_host_slots_used=0,
+    )
+    return replace(stats, requests=dict.fromkeys(PriorityClass, ClassCounts(0, 0, 0)), kv=usage)
 
 
 def _features(adopted: Sequence[Adopted]) -> StepFeatures:

@@ -49,6 +49,11 @@ class Tickets:
         with self._lock:
             return self._by_client_id.get(client_id)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether TensorRT-LLM holds no request of ours."""
+        return not self._by_client_id
+
     def forget(self, output: RequestOutput) -> None:
         """Drop the ticket of a request that has ended."""
         with self._lock:

@@ -6,6 +6,7 @@ errors here at once. An abort takes two iterations. Under overlap a step's token
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class FakePyExecutor:
         self.num_pauses = 0
         self.batches: list[tuple[list[int], list[int]]] = []
         self.eos_after: Callable[[int], int | None] = lambda _: None
-        self._clock = clock
+        self.clock = clock
         self._waiting: list[tuple[float, int, _Entry]] = []
         self._num_enqueued = 0
         self._free_slots = list(range(max_active))
@@ -117,11 +118,11 @@ class FakePyExecutor:
             _Launch(entries[request.py_request_id], self._forward(request), request.num_pauses) for request in scheduled
         ]
         if self.disable_overlap_scheduler:
-            self._clock.advance(duration_s)
+            self.clock.advance(duration_s)
             self._sample(launched)
         else:  # the GPU runs this step after the one in flight, whose end the loop waits for
-            ends_s, self._ends_s = self._ends_s, max(self._ends_s, self._clock.now_s()) + duration_s
-            self._clock.advance_to(ends_s if scheduled or self._in_flight else self._ends_s)
+            ends_s, self._ends_s = self._ends_s, max(self._ends_s, self.clock.now_s()) + duration_s
+            self.clock.advance_to(ends_s if scheduled or self._in_flight else self._ends_s)
             self._sample(self._in_flight)
             self._in_flight = launched
         self._bury()
@@ -273,6 +274,31 @@ class FakeLlm:
 
     def shutdown(self) -> None:
         self.is_shut_down = True
+
+
+class RunningLlm(FakeLlm):
+    """An LLM whose step loop is a task on the loop of whoever asks it, alive while there is work. A step takes the time
+    that its executor's clock says, times `time_scale`."""
+
+    def __init__(self, executor: FakePyExecutor, time_scale: float = 0.0) -> None:
+        super().__init__(executor)
+        self._time_scale = time_scale
+        self._loop_task: asyncio.Task[None] | None = None
+
+    def generate_async(
+        self, inputs: list[int], sampling_params: Any = None, streaming: bool = False, priority: float = 0.5
+    ) -> FakeRequestOutput:
+        output = super().generate_async(inputs, sampling_params, streaming, priority)
+        if self._loop_task is None or self._loop_task.done():
+            self._loop_task = asyncio.get_running_loop().create_task(self._run())
+        return output
+
+    async def _run(self) -> None:
+        clock = self.py_executor.clock
+        start_s = clock.now_s()
+        while self.py_executor.step():
+            await asyncio.sleep(self._time_scale * (clock.now_s() - start_s))
+            start_s = clock.now_s()
 
 
 class FakeLlm12(FakeLlm):

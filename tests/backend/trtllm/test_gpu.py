@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,17 @@ pytestmark = [
 
 @pytest.fixture(scope="module", params=["inner", "outer"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server in each mode, with a pool so small that the background below fills it."""
-    arguments = '{"max_batch_size": 64, "max_seq_len": 2048, "kv_cache_config": {"max_tokens": 16384}}'
-    options = [f"trtllm.model={os.environ[MODEL_VARIABLE]}", f"trtllm.mode={request.param}"]
-    options += [f"trtllm.llm_args={arguments}"]
-    words = [word for option in options for word in ("--set", option)]
     log: Path = tmp_path_factory.mktemp(f"trtllm-{request.param}") / "log"
+    with served(os.environ[MODEL_VARIABLE], request.param, log) as found:
+        yield found
+
+
+@contextmanager
+def served(model: str, mode: str, log: Path) -> Iterator[Server]:
+    """Serve with a pool so small that the background below fills it."""
+    arguments = '{"max_batch_size": 64, "max_seq_len": 2048, "kv_cache_config": {"max_tokens": 16384}}'
+    options = [f"trtllm.model={model}", f"trtllm.mode={mode}", f"trtllm.llm_args={arguments}"]
+    words = [word for option in options for word in ("--set", option)]
     with serving(log, "--executor", "trtllm", "--start-timeout-s", "1800", *words) as found:
         yield found
 

@@ -12,7 +12,7 @@ import pytest
 from backend.clock import VirtualClock
 from backend.executors.trtllm.inner import BrosRequestScheduler
 from backend.policy.settings import SchedulerSettings
-from backend.policy.stats import PreemptionKind
+from backend.policy.stats import ClassCounts, PreemptionKind
 from backend.request import PriorityClass, Request
 from kv.types import Side
 from tests.backend.factories import be, rt
@@ -271,3 +271,15 @@ def test_best_effort_deadlines_reach_the_policy(monkeypatch: pytest.MonkeyPatch)
     urgent = be(num_prompt=100, max_tokens=10, deadline_s=2.0)
     transcript = world.play([*(be(num_prompt=900, max_tokens=300) for _ in range(1)), urgent])
     assert transcript.token_times_s[urgent.request_id][-1] <= 2.0
+
+
+@pytest.mark.parametrize("manager", ["v1", "v2"])
+def test_statistics_show_nobody_when_the_loop_has_gone_idle(monkeypatch: pytest.MonkeyPatch, manager: str) -> None:
+    clock = VirtualClock()
+    world = make_rig(monkeypatch, make_executor(manager, clock=clock), clock)
+    world.play([rt(), be()])
+    stats = world.engine.stats()
+    assert stats.total_steps
+    assert set(stats.requests.values()) == {ClassCounts(0, 0, 0)}
+    assert stats.kv.num_head_slots == stats.kv.num_tail_slots == 0
+    assert stats.kv.num_free_slots == bros(world).view.limits.num_slots

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -20,24 +18,7 @@ from backend.protocol import Metrics
 from backend.sim_tokenizer import SimTokenizer
 from tests.backend.serving import WAIT_S, ask, linked, make_file, running
 from tests.backend.trtllm.driver import SINGLE_PROCESS
-from tests.backend.trtllm.fake_executor import FakeLlm, fake_modules, make_executor
-from tests.backend.trtllm.fake_requests import FakeRequestOutput
-
-
-class RunningLlm(FakeLlm):
-    """An LLM whose step loop is a task on the loop of whoever asks it, alive while there is work."""
-
-    _loop_task: asyncio.Task[None] | None = None
-
-    def generate_async(self, *arguments: Any, **options: Any) -> FakeRequestOutput:
-        output = super().generate_async(*arguments, **options)
-        if self._loop_task is None or self._loop_task.done():
-            self._loop_task = asyncio.get_running_loop().create_task(self._run())
-        return output
-
-    async def _run(self) -> None:
-        while self.py_executor.step():
-            await asyncio.sleep(0)
+from tests.backend.trtllm.fake_executor import RunningLlm, fake_modules, make_executor
 
 
 @pytest.fixture(params=["inner", "outer"])

@@ -4,10 +4,11 @@
     python -m bench.engine --weights dense --out bench/results/engine-dense.json
     python -m bench.engine --dtype float32 --out bench/results/engine-float32.json
 
-Cases: decode at several batches with 256-token contexts, prefill in chunks, a mixed step. Per case, medians of: the
-whole step; its matrix products alone (same weights, same order: they are cold, as in the step); attention alone; the
-other compiled operations alone. What is left is Python and bookkeeping. The byte floor of attention is the K and V it
-reads over the machine's read bandwidth. Some cases then run through the library's layers, with dense weights.
+Cases: decode at several batches with 256-token contexts, prefill in chunks, a mixed step. Per case, interleaved: the
+whole step (median); the step timed from inside (`step_profile`), whose parts and rest sum up to that step; and the
+floor of its matrix products: they alone, with the same weights in the same order, so they are as cold as in the step.
+The byte floor of attention is the K and V it reads over the machine's read bandwidth. Some cases then run through the
+library's layers, with dense weights.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ import numpy as np
 import torch
 
 from backend.executors.torch_engine import load
+from backend.executors.torch_engine.compiled_ops import CompiledAttention
 from backend.executors.torch_engine.executor import TorchExecutor
-from backend.executors.torch_engine.inputs import pack
 from backend.executors.torch_engine.llama import LlamaModel
 from backend.executors.torch_engine.settings import Dtype, ModelPath, TorchSettings, WeightFormat
 from backend.plan import StepBatch
 from backend.request import PriorityClass, Request, RequestId, SamplingParams
+from bench.engine_tables import STEP_PARTS, bars
 from bench.provenance import provenance
+from bench.step_profile import profiled
 
 CONTEXT = 256
 DECODE_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -43,6 +46,7 @@ PREFILL_CHUNK = 512
 PREFILLS = (128, 512, 2048)
 _NUM_KV_TOKENS = 32_768
 _ROWS = 64
+_CASE_S, _MIN_REPEATS = 2.0, 5  # repeats of a case stop after so long, but not before so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +125,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def table(document: dict[str, Any]) -> str:
     """Return the document as text, times in milliseconds."""
-    columns = ("step", "products", "attention", "other kernels", "rest", "attention floor")
-    lines = [f"{'ms':24}" + "".join(f"{column:>16}" for column in columns)]
+    columns = ("step", *STEP_PARTS, "rest", "products_floor", "attention_floor")
+    lines = [f"{'ms':24}" + "".join(f"{column.replace('_', ' '):>16}" for column in columns)]
     for case in document["cases"]:
-        values = (case[f"{column.replace(' ', '_')}_s"] * 1e3 for column in columns)
+        values = (case[f"{column}_s"] * 1e3 for column in columns)
         lines.append(f"{case['name']:24}" + "".join(f"{value:16.2f}" for value in values))
     lines += [f"library layers, {case['name']}: {case['step_s'] * 1e3:.2f}" for case in document["library"]]
-    lines += [f"prefill {p['length']}: {p['tokens_per_s']:.0f} tokens/s" for p in document["prefills"]]
-    memory = (document["peak_memory_bytes"] - document["kv_pool_bytes"]) / 1e9
-    lines.append(f"loaded in {document['load_s']:.1f} s, peak memory {memory:.2f} GB + KV")
-    return "\n".join(lines)
+    lines.append(f"loaded in {document['load_s']:.1f} s")
+    return "\n".join(lines + bars(document))
 
 
 def _loaded(settings: TorchSettings) -> TorchExecutor:
@@ -148,7 +150,8 @@ def _library_cases(settings: TorchSettings, engine: _Engine, repeats: int) -> li
         if case.name in LIBRARY_CASES:
             batch = engine.batch(case)
             executor.execute(batch)
-            step_s = statistics.median(executor.execute(batch).duration_s for _ in range(repeats))
+            num_repeats = _repeats_within(executor.execute(batch).duration_s, repeats)
+            step_s = statistics.median(executor.execute(batch).duration_s for _ in range(num_repeats))
             rows.append({"name": case.name, "step_s": step_s})
     return rows
 
@@ -168,7 +171,9 @@ class _Engine:
         capacity = executor.capacity()
         model = executor.model
         assert isinstance(model, LlamaModel), "the bench times our own layers"
-        self.weights, self.ops = model.weights, model.ops
+        self.weights = model.weights
+        assert isinstance(model.ops.attention, CompiledAttention), "the bench times the compiled kernels"
+        self.attention = model.ops.attention
         executor.pool.storage.fill_(0.1)  # touched, so that the peak memory holds all of it
         self.model_kv_bytes = executor.pool.shape.bytes_per_token
         self.max_len = max(PREFILLS)
@@ -176,6 +181,17 @@ class _Engine:
         blocks = np.resize(blocks, _ROWS * self.max_len // capacity.block_size)
         slots = blocks[:, None] * capacity.block_size + np.arange(capacity.block_size)
         self.slot_table = slots.reshape(_ROWS, self.max_len).astype(np.int32)
+
+    def profiled_step(self, batch: StepBatch) -> dict[str, float]:
+        """Run a step timed from inside; return its seconds, those of its parts, and the rest."""
+        with profiled(self.attention) as profile:
+            step_s = self.executor.execute(batch).duration_s
+        parts = profile.seconds
+        return {
+            "profiled_step_s": step_s,
+            **{f"{part}_s": parts[part] for part in STEP_PARTS},
+            "rest_s": step_s - sum(parts.values()),
+        }
 
     def batch(self, case: Case) -> StepBatch:
         """Return the case as a step; every sequence samples, as it reaches its last known token."""
@@ -200,26 +216,23 @@ def _cases() -> list[Case]:
 
 
 def _timed(engine: _Engine, case: Case, repeats: int) -> dict[str, Any]:
-    """Time a case and its parts."""
+    """Time a case, from outside and from inside, and the floor of its products."""
     batch = engine.batch(case)
+    num_tokens, num_sampled = sum(case.num_new), len(case.num_new)
+    steps, profiles, floors = [], [], []
     engine.executor.execute(batch)
-    step_s = statistics.median(engine.executor.execute(batch).duration_s for _ in range(repeats))
-    inputs = pack(batch)
-    num_tokens, num_sampled = inputs.num_tokens, len(inputs.sampled)
-    engine.ops.begin(inputs)
-    parts = {
-        "products_s": lambda: _run_products(engine, num_tokens, num_sampled),
-        "attention_s": lambda: _run_attention(engine, num_tokens),
-        "other_kernels_s": lambda: _run_other_kernels(engine, num_tokens),
-    }
-    medians = {name: statistics.median(_durations(run, repeats)) for name, run in parts.items()}
+    for _ in range(_repeats_within(engine.executor.execute(batch).duration_s, repeats)):
+        steps.append(engine.executor.execute(batch).duration_s)
+        profiles.append(engine.profiled_step(batch))
+        floors += _durations(lambda: _run_products(engine, num_tokens, num_sampled), 1, warm_up=False)
+    middle = sorted(profiles, key=lambda profile: profile["profiled_step_s"])[len(profiles) // 2]
     context_tokens = sum(start + num_new for start, num_new in zip(case.starts, case.num_new, strict=True))
     return {
         "name": case.name,
         "num_tokens": num_tokens,
-        "step_s": step_s,
-        **medians,
-        "rest_s": step_s - sum(medians.values()),
+        "step_s": statistics.median(steps),
+        **middle,
+        "products_floor_s": statistics.median(floors),
         "kv_bytes_read": context_tokens * engine.model_kv_bytes,
     }
 
@@ -235,32 +248,11 @@ def _run_products(engine: _Engine, num_tokens: int, num_sampled: int) -> None:
     weights.head(hidden[:num_sampled])
 
 
-def _run_attention(engine: _Engine, num_tokens: int) -> None:
-    shape = engine.executor.pool.shape
-    num_heads = engine.ops.config.num_heads
-    queries = torch.zeros((num_tokens, num_heads, shape.head_size), dtype=shape.dtype)
-    for index in range(shape.num_layers):
-        engine.ops.attend(queries, index)
-
-
-def _run_other_kernels(engine: _Engine, num_tokens: int) -> None:
-    config, dtype = engine.ops.config, engine.executor.pool.shape.dtype
-    hidden = torch.zeros((num_tokens, config.hidden_size))
-    delta = torch.zeros((num_tokens, config.hidden_size), dtype=dtype)
-    qkv = torch.zeros((num_tokens, (config.num_heads + 2 * config.num_kv_heads) * config.head_size), dtype=dtype)
-    gate_up = torch.zeros((num_tokens, 2 * config.intermediate_size), dtype=dtype)
-    for index, layer in enumerate(engine.weights.layers):
-        engine.ops.add_norm(hidden, delta, layer.input_norm)
-        engine.ops.rotate_and_store(qkv, index)
-        engine.ops.add_norm(hidden, delta, layer.post_norm)
-        engine.ops.silu_multiply(gate_up)
-
-
 def _prefill(engine: _Engine, length: int, repeats: int) -> dict[str, Any]:
     """Time a whole prompt, in steps of at most PREFILL_CHUNK tokens."""
     starts = range(0, length, PREFILL_CHUNK)
     batches = [engine.batch(Case("", [start], [min(PREFILL_CHUNK, length - start)])) for start in starts]
-    durations = _durations(lambda: [engine.executor.execute(batch) for batch in batches], max(3, repeats // 3))
+    durations = _durations(lambda: [engine.executor.execute(batch) for batch in batches], max(3, repeats // 6))
     return {
         "length": length,
         "seconds": statistics.median(durations),
@@ -268,9 +260,14 @@ def _prefill(engine: _Engine, length: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def _durations(run: Callable[[], object], repeats: int) -> list[float]:
-    """Run once to warm up, then return the seconds of each further run."""
-    run()
+def _repeats_within(duration_s: float, repeats: int) -> int:
+    return max(_MIN_REPEATS, min(repeats, int(_CASE_S / duration_s)))
+
+
+def _durations(run: Callable[[], object], repeats: int, *, warm_up: bool = True) -> list[float]:
+    """Run once to warm up, unless that is done, then return the seconds of each further run."""
+    if warm_up:
+        run()
     durations = []
     for _ in range(repeats):
         started_s = time.perf_counter()

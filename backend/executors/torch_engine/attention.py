@@ -37,6 +37,18 @@ class SlotAttention(Protocol):
         ...
 
 
+class SegmentAttention(Protocol):
+    """Attends from some of a step's sequences only; the others' rows stay as they are."""
+
+    def begin_segments(self, inputs: StepInputs, segments: Sequence[Segment]) -> None:
+        """Prepare for some of a step's segments."""
+        ...
+
+    def attend_into(self, out: torch.Tensor, queries: torch.Tensor, layer_index: int, shape: AttentionShape) -> None:
+        """Write the rows of `out` [N, H, D] that belong to the prepared segments."""
+        ...
+
+
 class TorchAttention:
     """Gathers each sequence's K and V by slot and calls torch's attention: right everywhere, fast for long chunks."""
 

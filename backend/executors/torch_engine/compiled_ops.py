@@ -10,35 +10,36 @@ import torch
 from numpy.typing import NDArray
 
 from backend.executors.torch_engine import kernels
-from backend.executors.torch_engine.attention import AttentionShape, SlotAttention, TorchAttention
-from backend.executors.torch_engine.inputs import StepInputs
-from backend.executors.torch_engine.kernels import Kernel, compile_kernels
+from backend.executors.torch_engine.attention import AttentionShape, SegmentAttention, SlotAttention, TorchAttention
+from backend.executors.torch_engine.chunk_kernel import TILE, compile_chunk_kernel
+from backend.executors.torch_engine.inputs import Segment, StepInputs
+from backend.executors.torch_engine.kernel_cache import Kernel
+from backend.executors.torch_engine.kernels import compile_kernels
 from backend.executors.torch_engine.kv_pool import KVPool
 from backend.executors.torch_engine.layer_ops import LlamaConfig, rotary_tables
 from backend.executors.torch_engine.team import MAX_THREADS, run_on_team
 
 _UNLIMITED_WINDOW = 1 << 40
 _MIN_TOKENS_PER_THREAD = 4  # below that, waking the team costs more than an element-wise kernel
-# A bf16 chunk of this many tokens or more is gathered and goes through torch's attention, whose GEMMs use the matrix
-# units; in float32 the kernel does all, so that a token's result never depends on its chunk.
-MIN_GATHERED_TOKENS = 24
+# A bf16 chunk of this many tokens or more shares its passes over keys and values; in float32 the kernel for single
+# tokens does all, so that a token's result never depends on its chunk.
+MIN_CHUNK_TOKENS = 8
 
 
 class CompiledAttention:
-    """Attention by the compiled kernel, and by torch for long bf16 chunks."""
+    """Attention by the compiled kernels: token by token, and long bf16 chunks tile by tile."""
 
     def __init__(self, pool: KVPool, num_heads: int, max_tokens: int, max_seq_len: int) -> None:
         shape = pool.shape
         self._pool = pool
-        self._gathered = TorchAttention(pool)
         self._is_bf16 = shape.dtype is torch.bfloat16
+        self._chunks = chunk_attention(pool, num_heads)
         self._num_threads = min(torch.get_num_threads(), MAX_THREADS)
         self.kernels = compile_kernels(shape.head_size, num_heads // shape.num_kv_heads, self._is_bf16)
         self._out = torch.empty((max_tokens, num_heads, shape.head_size), dtype=shape.dtype)
         scratch_width = max_seq_len + kernels.SCRATCH_PADDING
         self._scratch = torch.empty(self._num_threads * num_heads * (scratch_width + shape.head_size))
-        self._layer_bytes = pool.storage[0].nbytes
-        self._has_gathered = False
+        self._has_long = False
         self._block = Block(self.kernels.attend, self._num_threads)
         self._block.set_addresses({kernels.OUT: self._out, kernels.SCRATCH: self._scratch})
         self._block.fields[kernels.SCRATCH_WIDTH] = scratch_width
@@ -47,10 +48,10 @@ class CompiledAttention:
     def begin(self, inputs: StepInputs) -> None:
         table = inputs.slot_table
         assert table.strides[1] == table.itemsize, "the slot table's rows must be contiguous"
-        long = [s for s in inputs.segments if self._is_bf16 and s.num_new >= MIN_GATHERED_TOKENS]
-        self._has_gathered = bool(long)
+        long = [s for s in inputs.segments if self._is_bf16 and s.num_new >= MIN_CHUNK_TOKENS]
+        self._has_long = bool(long)
         if long:
-            self._gathered.begin_segments(inputs, long)
+            self._chunks.begin_segments(inputs, long)
         is_short = np.ones(inputs.num_tokens, np.bool_)
         for segment in long:
             is_short[segment.offset : segment.offset + segment.num_new] = False
@@ -72,20 +73,75 @@ class CompiledAttention:
         )
         self._has_short = len(tokens) > 0
 
+    @property
+    def kernel_addresses(self) -> set[int]:
+        """The kernels that attend, for whoever times them."""
+        tiled = {self._chunks.kernel_address} if isinstance(self._chunks, TiledAttention) else set()
+        return {self.kernels.attend.address, *tiled}
+
     def attend(self, queries: torch.Tensor, layer_index: int, shape: AttentionShape) -> torch.Tensor:
-        out = self._out[: len(queries)]
+        out, queries = self._out[: len(queries)], queries.contiguous()
         if self._has_short:
-            queries = queries.contiguous()
-            fields, numbers = self._block.fields, self._block.numbers
-            fields[kernels.X] = queries.data_ptr()
-            fields[kernels.POOL] = self._pool.storage.data_ptr() + layer_index * self._layer_bytes
-            fields[kernels.WINDOW] = shape.window or _UNLIMITED_WINDOW
-            numbers[kernels.SCALE] = shape.scale
-            numbers[kernels.SOFTCAP] = shape.softcap or 0.0
+            self._block.fields[kernels.X] = queries.data_ptr()
+            _set_layer(self._block, self._pool, layer_index, shape)
             self._block.run()
-        if self._has_gathered:
-            self._gathered.attend_into(out, queries, layer_index, shape)
+        if self._has_long:
+            self._chunks.attend_into(out, queries, layer_index, shape)
         return out
+
+
+def chunk_attention(pool: KVPool, num_heads: int) -> SegmentAttention:
+    """Return torch's attention where its GEMMs have matrix units (AMX), or our vectors would not stay in registers."""
+    capabilities = torch.cpu.get_capabilities()
+    if capabilities.get("amx_tile") or not capabilities.get("avx512_f"):
+        return TorchAttention(pool)
+    return TiledAttention(pool, num_heads)
+
+
+class TiledAttention:
+    """Attention of bf16 chunks by the compiled kernel, without gathering K and V."""
+
+    def __init__(self, pool: KVPool, num_heads: int) -> None:
+        shape = pool.shape
+        self._pool = pool
+        self._num_threads = min(torch.get_num_threads(), MAX_THREADS)
+        kernel = compile_chunk_kernel(shape.head_size, num_heads // shape.num_kv_heads)
+        self._scratch = torch.empty(self._num_threads * kernel.scratch_size)
+        self.kernel_address: int = kernel.attend.address
+        self._block = Block(kernel.attend, self._num_threads)
+        self._block.set_addresses({kernels.SCRATCH: self._scratch})
+        self._block.fields[kernels.NUM_KV_HEADS] = shape.num_kv_heads
+
+    def begin_segments(self, inputs: StepInputs, segments: Sequence[Segment]) -> None:
+        tiles = [
+            (segment.offset + start, min(TILE, segment.num_new - start), segment.start + start)
+            for segment in segments
+            for start in range(0, segment.num_new, TILE)
+        ]
+        costs = np.repeat([n * (position + TILE) for _, n, position in tiles], self._pool.shape.num_kv_heads)
+        table = inputs.slot_table
+        self._block.fields[kernels.SLOT_TABLE_WIDTH] = table.strides[0] // table.itemsize
+        self._block.set_arrays(
+            {
+                kernels.BOUNDS: balanced_bounds(costs, self._num_threads),
+                kernels.TOKENS: np.array([tile[:2] for tile in tiles], np.int64),
+                kernels.SLOT_TABLE: table,
+                kernels.ROWS: inputs.rows,
+                kernels.POSITIONS: inputs.positions,
+            }
+        )
+
+    def attend_into(self, out: torch.Tensor, queries: torch.Tensor, layer_index: int, shape: AttentionShape) -> None:
+        self._block.set_addresses({kernels.OUT: out, kernels.X: queries})
+        _set_layer(self._block, self._pool, layer_index, shape)
+        self._block.run()
+
+
+def _set_layer(block: Block, pool: KVPool, layer_index: int, shape: AttentionShape) -> None:
+    block.fields[kernels.POOL] = pool.storage.data_ptr() + layer_index * pool.storage.stride(0) * pool.storage.itemsize
+    block.fields[kernels.WINDOW] = shape.window or _UNLIMITED_WINDOW
+    block.numbers[kernels.SCALE] = shape.scale
+    block.numbers[kernels.SOFTCAP] = shape.softcap or 0.0
 
 
 class CompiledLayerOps:

@@ -13,13 +13,13 @@ K and V lie in one pool: [slot, 2, G, D], so a token's K and V of one layer are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, njit, types
 
+from backend.executors.torch_engine.kernel_cache import Kernel, compile_kernel
 from backend.executors.torch_engine.lanes import (
     add,
     add_weighted,
@@ -84,10 +84,8 @@ _VECTOR = 16  # lanes of the element-wise kernels
 GROUP = 32  # columns of an 8-bit matrix that share a scale
 SCRATCH_PADDING = _VECTOR  # float32 after a row of scores: its last vector may be half empty
 
-_thread_index = types.ExternalFunction(THREAD_INDEX_SYMBOL, types.int32())
+thread_index = types.ExternalFunction(THREAD_INDEX_SYMBOL, types.int32())
 _f32 = np.float32
-
-Kernel = Any  # numba's CFunc; `.address` is what `run_on_team` takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,26 +108,25 @@ def compile_kernels(head_size: int, heads_per_kv: int, is_bf16: bool) -> Kernels
     )
 
 
-def _kernel(function: Callable[[Any], None]) -> Kernel:
-    return cfunc(types.void(types.voidptr), cache=True, fastmath=True)(function)
+@njit(forceinline=True)
+def cap_scores(scores: Any, count: Any, softcap: Any) -> None:
+    """Replace the float32 at address `scores`, and up to 15 more, by `softcap * tanh(score / softcap)`."""
+    one, two = splat(_f32(1.0), _VECTOR), splat(_f32(2.0), _VECTOR)
+    for j in range(0, count, _VECTOR):
+        power = exp(multiply(load(scores + j * 4, _VECTOR, False), splat(_f32(2.0) / softcap, _VECTOR)))
+        tanh = subtract(one, divide(two, add(power, one)))
+        store(scores + j * 4, multiply(tanh, splat(softcap, _VECTOR)), False)
 
 
 @njit(forceinline=True)
 def _softmax(scores: Any, count: Any, softcap: Any) -> None:
     """Turn the float32 at address `scores` into probabilities, in place; writes up to 15 more. softcap 0 is none."""
+    if softcap > _f32(0.0):
+        cap_scores(scores, count, softcap)
     store(scores + count * 4, splat(_f32(-np.inf), _VECTOR), False)
     highest = splat(_f32(-np.inf), _VECTOR)
     for j in range(0, count, _VECTOR):
-        score = load(scores + j * 4, _VECTOR, False)
-        if softcap > _f32(0.0):
-            one, two = splat(_f32(1.0), _VECTOR), splat(_f32(2.0), _VECTOR)
-            power = exp(multiply(score, splat(_f32(2.0) / softcap, _VECTOR)))
-            tanh = subtract(one, divide(two, add(power, one)))
-            score = multiply(tanh, splat(softcap, _VECTOR))
-            store(scores + j * 4, score, False)
-        highest = maximum(highest, score)
-    if softcap > _f32(0.0):
-        store(scores + count * 4, splat(_f32(-np.inf), _VECTOR), False)
+        highest = maximum(highest, load(scores + j * 4, _VECTOR, False))
     total, top = splat(_f32(0.0), _VECTOR), splat(max_lanes(highest), _VECTOR)
     for j in range(0, count, _VECTOR):
         weight = exp(subtract(load(scores + j * 4, _VECTOR, False), top))
@@ -152,7 +149,7 @@ def _attend(head_size: int, heads_per_kv: int, is_bf16: bool) -> Kernel:
     def attend(data: Any) -> None:
         block = carray(data, (NUM_FIELDS,), np.int64)
         numbers = carray(data, (NUM_FIELDS,), np.float64)
-        thread = np.int64(_thread_index())
+        thread = np.int64(thread_index())
         bounds = carray(i64_pointer(block[BOUNDS]), (thread + 2,))
         num_kv, heads_per_item = block[NUM_KV_HEADS], block[HEADS_PER_ITEM]
         items_per_token = num_kv // heads_per_item
@@ -202,9 +199,9 @@ def _attend(head_size: int, heads_per_kv: int, is_bf16: bool) -> Kernel:
                 for j in range(first, end):
                     value = load(values + index * head_bytes + np.int64(slots[j]) * slot_bytes, head_size, is_bf16)
                     totals = add_weighted(totals, weights + (j - first) * 4, score_bytes, value)
-                store_heads(block[OUT] + rows_offset + index * group_bytes, totals, is_bf16)
+                store_heads(block[OUT] + rows_offset + index * group_bytes, head_bytes, totals, is_bf16)
 
-    return _kernel(attend)
+    return compile_kernel(attend)
 
 
 def _rotate_and_store(head_size: int, is_bf16: bool) -> Kernel:
@@ -218,7 +215,7 @@ def _rotate_and_store(head_size: int, is_bf16: bool) -> Kernel:
 
     def rotate_and_store(data: Any) -> None:
         block = carray(data, (NUM_FIELDS,), np.int64)
-        thread = np.int64(_thread_index())
+        thread = np.int64(thread_index())
         bounds = carray(i64_pointer(block[BOUNDS]), (thread + 2,))
         num_heads, num_kv = block[NUM_HEADS], block[NUM_KV_HEADS]
         for token in range(bounds[thread], bounds[thread + 1]):
@@ -242,7 +239,7 @@ def _rotate_and_store(head_size: int, is_bf16: bool) -> Kernel:
                 source += head_bytes
                 target += head_bytes
 
-    return _kernel(rotate_and_store)
+    return compile_kernel(rotate_and_store)
 
 
 def _add_norm(is_bf16: bool) -> Kernel:
@@ -255,7 +252,7 @@ def _add_norm(is_bf16: bool) -> Kernel:
     def add_norm(data: Any) -> None:
         block = carray(data, (NUM_FIELDS,), np.int64)
         numbers = carray(data, (NUM_FIELDS,), np.float64)
-        thread = np.int64(_thread_index())
+        thread = np.int64(thread_index())
         bounds = carray(i64_pointer(block[BOUNDS]), (thread + 2,))
         width = block[WIDTH]
         for token in range(bounds[thread], bounds[thread + 1]):
@@ -277,7 +274,7 @@ def _add_norm(is_bf16: bool) -> Kernel:
                 weight = load(block[WEIGHT] + e * 4, _VECTOR, False)
                 store(target + e * value_bytes, multiply(normed, weight), is_bf16)
 
-    return _kernel(add_norm)
+    return compile_kernel(add_norm)
 
 
 def _silu_multiply(is_bf16: bool) -> Kernel:
@@ -286,7 +283,7 @@ def _silu_multiply(is_bf16: bool) -> Kernel:
 
     def silu_multiply(data: Any) -> None:
         block = carray(data, (NUM_FIELDS,), np.int64)
-        thread = np.int64(_thread_index())
+        thread = np.int64(thread_index())
         bounds = carray(i64_pointer(block[BOUNDS]), (thread + 2,))
         width = block[WIDTH]
         one = splat(_f32(1.0), _VECTOR)
@@ -300,7 +297,7 @@ def _silu_multiply(is_bf16: bool) -> Kernel:
                 up = load(ups + f * value_bytes, _VECTOR, is_bf16)
                 store(target + f * value_bytes, multiply(multiply(gate, sigmoid), up), is_bf16)
 
-    return _kernel(silu_multiply)
+    return compile_kernel(silu_multiply)
 
 
 def compile_eight_bit_product() -> Kernel:
@@ -311,7 +308,7 @@ def compile_eight_bit_product() -> Kernel:
 
     def eight_bit_product(data: Any) -> None:
         block = carray(data, (NUM_FIELDS,), np.int64)
-        thread = np.int64(_thread_index())
+        thread = np.int64(thread_index())
         bounds = carray(i64_pointer(block[BOUNDS]), (thread + 2,))
         num_groups = block[WIDTH] // GROUP
         out = carray(f32_pointer(block[OUT]), (bounds[thread + 1],))
@@ -327,4 +324,4 @@ def compile_eight_bit_product() -> Kernel:
                 total = multiply_add(product, splat(scales[group], GROUP), total)
             out[row] = sum_lanes(total)
 
-    return _kernel(eight_bit_product)
+    return compile_kernel(eight_bit_product)

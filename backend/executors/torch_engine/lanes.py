@@ -273,19 +273,37 @@ def add_weighted(_context: Any, totals: Any, _weights: Any, _stride: Any, _value
 
 
 @intrinsic(prefer_literal=True)
-def store_heads(_context: Any, _address: Any, totals: Any, is_bf16: Any) -> _Signature:
-    """store_heads(address, totals, is_bf16): write the vectors of a tuple one after the other."""
+def store_heads(_context: Any, _address: Any, _stride: Any, totals: Any, is_bf16: Any) -> _Signature:
+    """store_heads(address, stride, totals, is_bf16): write vector h of a tuple at `address + h * stride`."""
     halves, count = bool(is_bf16.literal_value), totals.dtype.count
 
     def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
-        for head, total in enumerate(cgutils.unpack_tuple(builder, args[1])):
+        address, stride, vectors, _ = args
+        for total in cgutils.unpack_tuple(builder, vectors):
             value = _narrow(builder, total, count) if halves else total
-            address = builder.add(args[0], ir.Constant(args[0].type, head * count * (2 if halves else 4)))
             written = builder.store(value, builder.inttoptr(address, value.type.as_pointer()))
             written.align = 2 if halves else 4
+            address = builder.add(address, stride)
         return context.get_dummy_value()
 
-    return types.none(types.int64, totals, is_bf16), generate
+    return types.none(types.int64, types.int64, totals, is_bf16), generate
+
+
+@intrinsic
+def add_heads(_context: Any, _address: Any, _stride: Any, totals: Any) -> _Signature:
+    """add_heads(address, stride, totals): add vector h of a tuple to the float32 at `address + h * stride`."""
+    count = totals.dtype.count
+
+    def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+        address, stride, vectors = args
+        for total in cgutils.unpack_tuple(builder, vectors):
+            sums = builder.fadd(_load_vector(builder, address, count, _F32), total)
+            written = builder.store(sums, builder.inttoptr(address, sums.type.as_pointer()))
+            written.align = 4
+            address = builder.add(address, stride)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, totals), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -328,5 +346,6 @@ def _pointer_to(element: Any, layout: ir.Type) -> Any:
 
 
 f32_pointer = _pointer_to(types.float32, _F32)
+i16_pointer = _pointer_to(types.int16, _I16)
 i32_pointer = _pointer_to(types.int32, _I32)
 i64_pointer = _pointer_to(types.int64, ir.IntType(64))

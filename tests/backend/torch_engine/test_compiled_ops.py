@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from backend.executors.torch_engine.compiled_ops import (
     CompiledAttention,
     CompiledLayerOps,
     EightBitProduct,
+    TiledAttention,
     balanced_bounds,
 )
 from backend.executors.torch_engine.inputs import StepInputs, pack
@@ -44,6 +47,14 @@ def make_pool(config: LlamaConfig, dtype: torch.dtype) -> KVPool:
     pool = KVPool(shape, NUM_SLOTS, 8, torch.device("cpu"))
     pool.storage.copy_(torch.randn(pool.storage.shape))
     return pool
+
+
+def in_float32(pool: KVPool) -> KVPool:
+    """Copy a pool without loss: the reference should not round where torch's bf16 would."""
+    shape = dataclasses.replace(pool.shape, dtype=torch.float32)
+    copy = KVPool(shape, NUM_SLOTS, 8, torch.device("cpu"))
+    copy.storage.copy_(pool.storage)
+    return copy
 
 
 def make_inputs(parts: list[tuple[int, int]], seed: int = 0) -> StepInputs:
@@ -87,12 +98,37 @@ def test_compiled_attention_equals_torchs(
     config = make_config(*heads)
     pool, inputs = make_pool(config, dtype), make_inputs(STEPS[step])
     queries = torch.randn((inputs.num_tokens, config.num_heads, config.head_size)).to(dtype)
-    attentions = (compiled_attention(config, pool), TorchAttention(pool))
     outputs = []
-    for attention in attentions:
+    for attention, q in (
+        (compiled_attention(config, pool), queries),
+        (TorchAttention(in_float32(pool)), queries.float()),
+    ):
         attention.begin(inputs)
-        outputs.append(attention.attend(queries, 1, shape).clone())
+        outputs.append(attention.attend(q, 1, shape).float())
     torch.testing.assert_close(outputs[0], outputs[1], atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize(
+    "shape", [AttentionShape(0.2), AttentionShape(0.2, window=20), AttentionShape(0.2, softcap=5.0)]
+)
+@pytest.mark.parametrize("heads", [(6, 2, 32), (4, 4, 16), (8, 1, 128)])
+def test_tiled_attention_of_chunks_equals_torchs(heads: tuple[int, int, int], shape: AttentionShape) -> None:
+    torch.manual_seed(0)
+    config = make_config(*heads)
+    pool = make_pool(config, torch.bfloat16)
+    inputs = make_inputs([(100, 1), (0, 128), (7, 3), (40, 70), (127, 1)])
+    queries = torch.randn((inputs.num_tokens, config.num_heads, config.head_size)).bfloat16()
+    outputs = []
+    for attention, q in (
+        (TiledAttention(pool, config.num_heads), queries),
+        (TorchAttention(in_float32(pool)), queries.float()),
+    ):
+        attention.begin_segments(inputs, [inputs.segments[index] for index in (1, 3)])
+        out = torch.full_like(q, 9.0)
+        attention.attend_into(out, q, 1, shape)
+        outputs.append(out.float())
+    torch.testing.assert_close(outputs[0], outputs[1], atol=2e-2, rtol=2e-2)
+    assert outputs[0][[0, 129, 131, 202]].eq(9.0).all(), "other sequences' rows must stay as they are"
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)

@@ -1,0 +1,48 @@
+"""Compiles kernels, and keeps them on disk until a source they are made of changes.
+
+Numba's own cache follows the file that defines a function, but not the files whose functions it inlines.
+"""
+
+# numba's compiler classes have no type hints.
+# mypy: disable-error-code="misc, no-untyped-call, attr-defined"
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import types
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.ccallback import CFunc
+
+Kernel = Any  # numba's CFunc; `.address` is what `run_on_team` takes
+
+_SIGNATURE = ((types.voidptr,), types.void)
+# All that a kernel may inline; the rest of the package only calls kernels.
+SOURCES = ("kernels.py", "chunk_kernel.py", "lanes.py", "team.py", "kernel_cache.py")
+
+
+def compile_kernel(function: Callable[[Any], None]) -> Kernel:
+    """Compile `void f(void *block)`, or read it from the cache (in a directory numba finds writable)."""
+    kernel = CFunc(function, _SIGNATURE, {}, {"fastmath": True})
+    kernel._cache = _KernelCache(function, source_stamp())
+    kernel.compile()
+    return kernel
+
+
+def source_stamp(directory: Path = Path(__file__).parent) -> str:
+    """Return a digest of the sources that kernels are made of."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update((directory / name).read_bytes())
+    return digest.hexdigest()
+
+
+class _KernelCache(FunctionCache):
+    """Numba's cache of one function, valid for one stamp."""
+
+    def __init__(self, function: Callable[[Any], None], stamp: str) -> None:
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)

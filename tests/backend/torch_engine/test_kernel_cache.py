@@ -1,0 +1,53 @@
+"""A cached kernel is used again, and only as long as every source it is made of stays the same."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from numba import carray, int64
+
+from backend.executors.torch_engine import kernel_cache
+from backend.executors.torch_engine.kernel_cache import Kernel, compile_kernel, source_stamp
+
+PACKAGE = Path(kernel_cache.__file__).parent
+
+
+def compiled() -> Kernel:
+    def write_seven(data: object) -> None:
+        carray(data, (1,), int64)[0] = 7
+
+    return compile_kernel(write_seven)
+
+
+@pytest.fixture
+def numbas_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.usefixtures("numbas_cache")
+def test_kernel_is_compiled_anew_only_when_a_source_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiled()._cache_hits == 0
+    assert compiled()._cache_hits == 1
+    monkeypatch.setattr(kernel_cache, "source_stamp", lambda: "another")
+    assert compiled()._cache_hits == 0
+
+
+@pytest.mark.parametrize("name", ["lanes.py", "kernels.py", "chunk_kernel.py"])
+def test_stamp_follows_the_sources_that_kernels_inline(name: str, tmp_path: Path) -> None:
+    for source in PACKAGE.glob("*.py"):
+        shutil.copy(source, tmp_path)
+    assert source_stamp(tmp_path) == source_stamp()
+    with (tmp_path / name).open("a") as file:
+        file.write("# changed\n")
+    assert source_stamp(tmp_path) != source_stamp()
+
+
+def test_stamp_covers_every_module_that_a_kernels_module_imports() -> None:
+    """Each compiled kernel's module may inline what it imports from this package."""
+    prefix = "from backend.executors.torch_engine."
+    for name in ("kernels.py", "chunk_kernel.py", "lanes.py"):
+        lines = (PACKAGE / name).read_text().splitlines()
+        imported = {line.split()[1].rpartition(".")[2] + ".py" for line in lines if line.startswith(prefix)}
+        assert imported <= set(kernel_cache.SOURCES)

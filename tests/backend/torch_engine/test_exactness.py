@@ -1,7 +1,11 @@
-"""In float32 every schedule yields the tokens of the library's own `generate`, on a tiny random model."""
+"""In float32 every schedule yields the tokens of the library's own `generate`, on a tiny random model.
+
+Requests share blocks in every schedule (see `Runner`). The slow test does it with 50 prompts of 1 to 2,000 tokens.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from tests.backend.torch_engine.schedules import Runner, Schedule, make_request,
 
 NUM_TOKENS = 12
 PROMPTS = list(random_prompts(16, 150, VOCAB_SIZE))
+LONG_PROMPTS = list(random_prompts(50, 2000, VOCAB_SIZE, seed=1))
 
 SCHEDULES = {
     "alone": Schedule(),
@@ -52,8 +57,8 @@ def executor(model_directory: Path) -> Executor:
     settings = TorchSettings(
         model_path=str(model_directory),
         dtype=Dtype.FLOAT32,
-        num_kv_tokens=8192,
-        host_kv_gib=0.02,
+        num_kv_tokens=40_000,
+        host_kv_gib=0.04,
         max_tokens_per_step=2048,
         num_threads=1,
     )
@@ -71,3 +76,22 @@ def test_tokens_equal_the_library_under(schedule: Schedule, executor: Executor, 
         make_request(f"r{i}", prompt, max_tokens=NUM_TOKENS, min_tokens=NUM_TOKENS) for i, prompt in enumerate(PROMPTS)
     ]
     assert Runner(executor, schedule).run(requests) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_tokens_of_fifty_prompts_up_to_2000_equal_the_library_under_every_schedule(
+    executor: Executor, model_directory: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in LONG_PROMPTS]
+    for name, schedule in SCHEDULES.items():
+        batch = 1 if schedule.batch == 1 else 32
+        requests = [
+            make_request(f"r{i}", prompt, max_tokens=NUM_TOKENS, min_tokens=NUM_TOKENS)
+            for i, prompt in enumerate(LONG_PROMPTS)
+        ]
+        outputs = Runner(executor, dataclasses.replace(schedule, batch=batch)).run(requests)
+        assert outputs == expected, name

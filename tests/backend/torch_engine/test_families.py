@@ -28,6 +28,7 @@ FAMILIES = {
     "gemma3": ("Gemma3Text", {"head_dim": 16, "sliding_window": 24, "num_hidden_layers": 7}),
     "phi3": ("Phi3", {}),
     "olmo2": ("Olmo2", {}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 1, 0]}),
 }
 
 
@@ -53,6 +54,20 @@ def test_library_layers_yield_the_librarys_tokens(family: str, kernel: Attention
     expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in PROMPTS]
     settings = settings_for(directory, attention=kernel, layers=ModelPath.LIBRARY)
     executor = load(settings, lambda _stage, _fraction: None)
+    requests = [
+        make_request(f"r{i}", prompt, max_tokens=NUM_TOKENS, min_tokens=NUM_TOKENS) for i, prompt in enumerate(PROMPTS)
+    ]
+    assert Runner(executor, SCHEDULE).run(requests) == expected
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral"])
+def test_own_layers_yield_the_librarys_tokens(family: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    directory = save_tiny_model(tmp_path, family, tie_word_embeddings=True, sliding_window=None)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in PROMPTS]
+    executor = load(settings_for(directory, layers=ModelPath.OWN), lambda _stage, _fraction: None)
     requests = [
         make_request(f"r{i}", prompt, max_tokens=NUM_TOKENS, min_tokens=NUM_TOKENS) for i, prompt in enumerate(PROMPTS)
     ]

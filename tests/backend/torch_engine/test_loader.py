@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ConfigError, ExecutorError
-from backend.executors.torch_engine import load
+from backend.executors.torch_engine import load, memory
 from backend.executors.torch_engine.attention import TorchAttention
 from backend.executors.torch_engine.executor import TorchExecutor
 from backend.executors.torch_engine.llama import LlamaModel
@@ -44,6 +44,15 @@ def test_kv_that_does_not_fit_names_the_bytes_needed(llama: Path) -> None:
         ConfigError, match=r"does not fit: weights need \d+ bytes and KV \d+ .*in all; cpu has \d+ free"
     ):
         load_quietly(settings_for(llama, num_kv_tokens=1 << 40))
+
+
+@pytest.mark.parametrize("layers", [ModelPath.OWN, ModelPath.LIBRARY])
+def test_model_that_does_not_fit_names_the_bytes_of_its_weights(
+    layers: ModelPath, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda _device: 1000)
+    with pytest.raises(ConfigError, match=r"weights need (\d{6}) bytes .* has 1000 free"):
+        load_quietly(settings_for(llama, layers=layers))
 
 
 def test_capacity_follows_the_settings(llama: Path) -> None:

@@ -32,7 +32,15 @@ def engine_sections(results: Path) -> list[str]:
         return []
     sections = ["## The torch engine alone", INTRODUCTION]
     for name, document in found.items():
-        sections += [f"### {RUNS[name]}", describe(document["provenance"]), _step_table(document), _summary(document)]
+        config = document["config"]
+        arguments = f"--dtype {config['dtype']} --weights {config['weights']} --out bench/results/engine-{name}.json"
+        sections += [
+            f"### {RUNS[name]}",
+            f"`python -m bench.engine {arguments}`",
+            describe(document["provenance"]),
+            _step_table(document),
+            _summary(document),
+        ]
         if name == "bf16":
             sections.append("\n".join(bars(document)))
     return sections

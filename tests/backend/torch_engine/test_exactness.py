@@ -59,7 +59,7 @@ def executor(model_directory: Path) -> Executor:
         dtype=Dtype.FLOAT32,
         num_kv_tokens=40_000,
         host_kv_gib=0.04,
-        max_tokens_per_step=2048,
+        max_tokens_per_step=16_384,
         num_threads=1,
     )
     return load(settings, lambda _stage, _fraction: None)

@@ -5,7 +5,8 @@
 #   deploy/load_tools/run.sh 127.0.0.1:8000 127.0.0.1:8001 bench/results/load_tools
 #
 # Uses whichever of perf_analyzer (install_perf_analyzer.sh), genai-perf 0.0.16 and aiperf 0.13.0 are on PATH; the last
-# two are best installed into environments of their own. Takes about three minutes.
+# two are best installed into environments of their own. Real-time is measured alone, mixed with best-effort, and by every
+# tool over a best-effort backlog, which perf_analyzer makes. Takes about four minutes.
 set -eu
 
 http=${1:?usage: $0 HTTP_HOST:PORT GRPC_HOST:PORT OUTPUT_DIRECTORY}
@@ -15,10 +16,13 @@ out=$(cd "$3" && pwd)
 here=$(cd "$(dirname "$0")" && pwd)
 python=$(cd "$here/../.." && pwd)/.venv/bin/python
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+backlog=
+trap 'test -z "$backlog" || kill "$backlog"; rm -rf "$work"' EXIT
 cd "$work"
 export COLUMNS=140
 PYTHONPATH="$here/../.." "$python" "$here/save_tokenizer.py" tokenizer 2>/dev/null
+PYTHONPATH="$here/../.." "$python" -c 'import json; from bench.provenance import provenance; print(json.dumps(provenance(), indent=1))' \
+    > "$out/provenance.json"
 
 # keep NAME COMMAND...: the command and what it printed, in NAME.txt
 keep() {
@@ -40,6 +44,10 @@ if command -v perf_analyzer > /dev/null; then
     measure perf_analyzer_mixed bros mixed.json
     measure perf_analyzer_bros_rt bros_rt by_model.json
     measure perf_analyzer_bros_be bros_be by_model.json
+    perf_analyzer -m bros_be -u "$grpc" -i grpc --async --streaming --input-data "$here/by_model.json" \
+        --concurrency-range 8 --request-count 100000 > "$work/backlog.txt" 2>&1 &
+    backlog=$!
+    measure perf_analyzer_bros_rt_over_backlog bros_rt by_model.json
 fi
 if command -v genai-perf > /dev/null; then
     for backend in vllm tensorrtllm; do

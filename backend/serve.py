@@ -134,13 +134,14 @@ def describe(at: Endpoints, seconds: float) -> dict[str, object]:
 
 
 def next_commands(at: Endpoints) -> list[str]:
-    """Return three lines for a person to type next."""
+    """Return lines for a person to type next."""
     scripts = Path(sys.executable).parent
     bros = "bros" if shutil.which("bros") else os.path.relpath(scripts / "bros")
     body = '{"text_input": "The sea is", "max_tokens": 32, "stream": true}'
     return [
         f'  {bros} generate --chat "Why is the sky blue?" --class rt --url grpc://{at.grpc_url}',
         f"  curl -N {at.http_url}/v2/models/bros/generate_stream -d '{body}'",
+        f"  {bros} top --url grpc://{at.grpc_url} --metrics-url {at.metrics_url}",
         f"  curl -s {at.metrics_url} | grep bros_",
     ]
 

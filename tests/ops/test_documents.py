@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -20,6 +21,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+import backend.serve
+import client.cli
 from backend.serving.triton_install import find_triton
 from tests.ops.documents import DOCUMENTS, ROOT, commands, fences, loose_commands, program_of
 from tests.triton.servers import Server
@@ -94,27 +97,27 @@ def test_the_readme_shows_command_line_curl_and_tritonclient() -> None:
 Patch = pytest.MonkeyPatch
 
 
-def parse_only(module: str, arguments: list[str], monkeypatch: Patch) -> None:
-    """Have the program `module` parse its arguments, and do nothing more."""
+def parse_only(main: Callable[[], object], arguments: list[str], monkeypatch: Patch) -> None:
+    """Have a program parse its arguments, and do nothing more."""
     parse = argparse.ArgumentParser.parse_args
 
     def parse_and_exit(parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         parse(parser)
         sys.exit(0)
 
-    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    monkeypatch.setattr(sys, "argv", ["program", *arguments])
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_exit)
     with pytest.raises(SystemExit) as end:
-        import_module(module).main()
+        main()
     assert end.value.code == 0
 
 
 def check_serve(words: list[str], monkeypatch: Patch) -> None:
-    parse_only("backend.serve", words[1:], monkeypatch)
+    parse_only(backend.serve.main, words[1:], monkeypatch)
 
 
 def check_bros(words: list[str], monkeypatch: Patch) -> None:
-    parse_only("client.cli", words[1:], monkeypatch)
+    parse_only(client.cli.main, words[1:], monkeypatch)
 
 
 def check_python(words: list[str], monkeypatch: Patch) -> None:
@@ -122,7 +125,7 @@ def check_python(words: list[str], monkeypatch: Patch) -> None:
     if words[1] != "-m":
         check_script(words, monkeypatch)
     elif words[3:]:
-        parse_only(words[2], words[3:], monkeypatch)
+        parse_only(import_module(words[2]).main, words[3:], monkeypatch)
     else:
         assert find_spec(words[2]) is not None
 
@@ -136,8 +139,11 @@ def check_make(words: list[str], monkeypatch: Patch) -> None:
         check_serve(["bros-serve", *shlex.split(variables.get("ARGS", ""))], monkeypatch)
 
 
-def check_script(words: list[str], _: Patch) -> None:
-    assert (ROOT / words[1]).is_file()
+def check_script(words: list[str], monkeypatch: Patch) -> None:
+    script = ROOT / words[1]
+    if words[2:] and "argparse" in script.read_text():
+        monkeypatch.syspath_prepend(script.parent)
+        parse_only(runpy.run_path(str(script))["main"], words[2:], monkeypatch)
 
 
 def check_executable(words: list[str], _: Patch) -> None:

@@ -22,6 +22,7 @@ from client.top.history import Frame, History
 from client.top.record import Recording
 from client.top.view import render
 
+INTERVAL_S = 0.5  # between two looks, unless told otherwise
 _TIMEOUT_S = 5.0
 _RECORDING_SIZE = (120, 44)  # cells
 
@@ -33,7 +34,7 @@ def add_parser(commands: Subparsers) -> None:
         help="watch the engine",
         description="Watch requests, latencies, steps and the KV pool live. Ctrl-C ends it.",
     )
-    add_seconds(parser, "--interval-s", "between two looks", 0.5)
+    add_seconds(parser, "--interval-s", "between two looks", INTERVAL_S)
     add_seconds(parser, "--window-s", "that rates and quantiles cover", 10.0)
     add_seconds(parser, "--for-s", "end after so long", "never")
     parser.add_argument("--json", action="store_true", help="a JSON object per look, of the engine's state")

@@ -8,14 +8,15 @@ import time
 import pytest
 
 from bench.watch import Window, cpu_s, score
+from client.commands.top import INTERVAL_S
 
 
-def test_the_cost_is_that_of_a_step_and_not_of_a_window() -> None:
-    """The watched windows here hold more steps, and so more processor time, at one per cent more a step."""
-    pairs = [{"watched": Window(200, 2.02), "alone": Window(100, 1.0)}] * 3
-    result = score(pairs, window_s=2.0)
-    assert result["added_cpu_per_step_ratio"]["estimate"] == pytest.approx(0.01)
-    assert result["added_share_of_time_ratio"]["estimate"] == pytest.approx(0.0001 * 100 / 2.0)
+def test_the_cost_is_that_of_a_look_and_not_of_more_steps() -> None:
+    """The watched windows here hold twice the steps, and so more processor time; 10 looks add 20 ms to it."""
+    pairs = [{"watched": Window(200, 2.02, 10), "alone": Window(100, 1.0, 0)}] * 3
+    result = score(pairs)
+    assert result["cpu_ms_per_look"]["estimate"] == pytest.approx(2.0)
+    assert result["cost_ratio"]["estimate"] == pytest.approx(0.002 / INTERVAL_S)
     assert result["steps_ratio"]["estimate"] == pytest.approx(2.0)
 
 

@@ -1,6 +1,6 @@
 """What `bros top` costs the engine that it watches: short windows with and without it, on a real server under load.
 
-    python -m bench.watch [--executor torch|sim] [--out bench/results/watch.json]
+    python -m bench.watch --executor sim [--out bench/results/watch.json]
 
 One server, a constant number of decoding requests, and one `bros top` as a user starts it, stopped (SIGSTOP) in every
 second window. It looks ten times as often as usual, because a look costs less than the noise of a busy machine; what is
@@ -156,7 +156,10 @@ def cpu_s(pid: int) -> float:
 
 
 def score(pairs: Sequence[dict[str, Window]]) -> dict[str, Any]:
-    """Return what a look costs, in processor time and as a share of the time to the next one."""
+    """Return what a look costs, in processor time and as a share of the usual time to the next one.
+
+    steps_ratio: steps watched over steps alone, under all these looks, whoever took the processor from the engine.
+    """
     looks_s = [
         (pair["watched"].cpu_per_step_s - pair["alone"].cpu_per_step_s)
         * pair["watched"].num_steps

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +27,8 @@ def test_processor_time_is_that_of_the_process() -> None:
     while time.process_time() < own_s + 0.05:
         pass
     assert cpu_s(os.getpid()) - kernel_s == pytest.approx(time.process_time() - own_s, abs=0.02)
+
+
+def test_the_recorded_cost_is_what_the_documents_say() -> None:
+    recorded = json.loads((Path(__file__).parents[2] / "bench" / "results" / "watch.json").read_text())
+    assert recorded["cost_ratio"]["high"] < 0.01

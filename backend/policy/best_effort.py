@@ -105,18 +105,14 @@ class BestEffortFill:
     # The rest
 
     def _pack_decodes(self) -> None:
-        table, packing, latency = self._view.table, self._packing, self._view.latency
+        table, packing = self._view.table, self._packing
         rows = self._decodes
         if self._urgent or packing.has_cuts:
             rows = np.array([row for row in rows.tolist() if self._is_free(row)], np.int64)
         if not len(rows):
             return
         rows = rows[np.lexsort((table.arrival_index[rows], table.max_total[rows] - table.num_known[rows]))]
-        cost_s = (latency.c1 + latency.c2 * table.num_computed[rows]).cumsum()
-        num_fitting = int(cost_s.searchsorted(self._budget_s - packing.predicted_s, side="right"))
-        if not packing.num_new_tokens:
-            num_fitting = max(1, num_fitting)
-        rows = rows[: min(num_fitting, self._window_left)]
+        rows = rows[: min(packing.num_in_time(rows, self._budget_s), self._window_left)]
         num_before = packing.tokens_left
         packing.add_decodes(rows)
         self._window_left -= num_before - packing.tokens_left

@@ -148,13 +148,9 @@ class _RealTimeStep:
 
     def _take_decodes(self, rows: Rows) -> None:
         """Take `rows` in order, only as many as the step's time allows, but one at least if nothing else is in it."""
-        table, latency, packing = self._view.table, self._view.latency, self.packing
-        cost_s = packing.predicted_s + (latency.c1 + latency.c2 * table.num_computed[rows]).cumsum()
-        num_fitting = int(cost_s.searchsorted(self.budget_s, side="right"))
-        if not packing.num_new_tokens:
-            num_fitting = max(1, num_fitting)
-        for row in packing.add_decodes(rows[:num_fitting]):
-            request = table.request(row)
+        packing = self.packing
+        for row in packing.add_decodes(rows[: packing.num_in_time(rows, self.budget_s)]):
+            request = self._view.table.request(row)
             if self._make_room(request, 1):
                 packing.add(request, 1)
 

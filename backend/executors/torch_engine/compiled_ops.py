@@ -95,17 +95,17 @@ def chunk_attention(pool: KVPool, num_heads: int) -> SegmentAttention:
     capabilities = torch.cpu.get_capabilities()
     if capabilities.get("amx_tile") or not capabilities.get("avx512_f"):
         return TorchAttention(pool)
-    return TiledAttention(pool, num_heads)
+    return TiledAttention(pool, num_heads, bool(capabilities.get("avx512_bf16")))
 
 
 class TiledAttention:
     """Attention of bf16 chunks by the compiled kernel, without gathering K and V."""
 
-    def __init__(self, pool: KVPool, num_heads: int) -> None:
+    def __init__(self, pool: KVPool, num_heads: int, has_bf16_products: bool) -> None:
         shape = pool.shape
         self._pool = pool
         self._num_threads = min(torch.get_num_threads(), MAX_THREADS)
-        kernel = compile_chunk_kernel(shape.head_size, num_heads // shape.num_kv_heads)
+        kernel = compile_chunk_kernel(shape.head_size, num_heads // shape.num_kv_heads, has_bf16_products)
         self._scratch = torch.empty(self._num_threads * kernel.scratch_size)
         self.kernel_address: int = kernel.attend.address
         self._block = Block(kernel.attend, self._num_threads)

@@ -109,11 +109,11 @@ def compile_kernels(head_size: int, heads_per_kv: int, is_bf16: bool) -> Kernels
 
 
 @njit(forceinline=True)
-def cap_scores(scores: Any, count: Any, softcap: Any) -> None:
-    """Replace the float32 at address `scores`, and up to 15 more, by `softcap * tanh(score / softcap)`."""
+def cap_scores(scores: Any, count: Any, scale: Any, softcap: Any) -> None:
+    """Replace the float32 at address `scores`, and up to 15 more, by `softcap * tanh(scale * score / softcap)`."""
     one, two = splat(_f32(1.0), _VECTOR), splat(_f32(2.0), _VECTOR)
     for j in range(0, count, _VECTOR):
-        power = exp(multiply(load(scores + j * 4, _VECTOR, False), splat(_f32(2.0) / softcap, _VECTOR)))
+        power = exp(multiply(load(scores + j * 4, _VECTOR, False), splat(_f32(2.0) * scale / softcap, _VECTOR)))
         tanh = subtract(one, divide(two, add(power, one)))
         store(scores + j * 4, multiply(tanh, splat(softcap, _VECTOR)), False)
 
@@ -122,7 +122,7 @@ def cap_scores(scores: Any, count: Any, softcap: Any) -> None:
 def _softmax(scores: Any, count: Any, softcap: Any) -> None:
     """Turn the float32 at address `scores` into probabilities, in place; writes up to 15 more. softcap 0 is none."""
     if softcap > _f32(0.0):
-        cap_scores(scores, count, softcap)
+        cap_scores(scores, count, _f32(1.0), softcap)
     store(scores + count * 4, splat(_f32(-np.inf), _VECTOR), False)
     highest = splat(_f32(-np.inf), _VECTOR)
     for j in range(0, count, _VECTOR):

@@ -17,7 +17,16 @@ from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
-_F32, _I16, _I32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
+
+class _BFloatType(ir.Type):
+    """LLVM's bf16, which llvmlite lacks."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+_F32, _BF16, _I16, _I32 = ir.FloatType(), _BFloatType(), ir.IntType(16), ir.IntType(32)
+_ZMM = 16  # lanes of AVX-512's registers
 _FOLDED = 16  # lanes into which a product is added up before they are added up
 _CONTRACT, _REASSOCIATE = ("contract",), ("reassoc", "contract")
 
@@ -54,10 +63,24 @@ def _load_vector(builder: Any, address: Any, count: int, element: ir.Type) -> An
     return load
 
 
+def _store_vector(builder: Any, address: Any, vector: Any) -> None:
+    written = builder.store(vector, builder.inttoptr(address, vector.type.as_pointer()))
+    written.align = 2 if vector.type.element in (_I16, _BF16) else 4
+
+
 def _widen(builder: Any, halves: Any, count: int) -> Any:
+    return _lower_half(builder, builder.zext(halves, _vector(count, _I32)))
+
+
+def _lower_half(builder: Any, words: Any) -> Any:
     """bf16 is the upper half of a float32."""
-    words = builder.zext(halves, _vector(count, _I32))
-    return builder.bitcast(builder.shl(words, ir.Constant(words.type, [16] * count)), _vector(count))
+    shifted = builder.shl(words, ir.Constant(words.type, [16] * words.type.count))
+    return builder.bitcast(shifted, _vector(words.type.count))
+
+
+def _upper_half(builder: Any, words: Any) -> Any:
+    kept = builder.and_(words, ir.Constant(words.type, [-0x10000] * words.type.count))
+    return builder.bitcast(kept, _vector(words.type.count))
 
 
 _Signature = tuple[Any, Callable[..., Any]]
@@ -118,12 +141,25 @@ def store(_context: Any, _address: Any, vector: Any, is_bf16: Any) -> _Signature
     halves = bool(is_bf16.literal_value)
 
     def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
-        value = _narrow(builder, args[1], vector.count) if halves else args[1]
-        written = builder.store(value, builder.inttoptr(args[0], value.type.as_pointer()))
-        written.align = 2 if halves else 4
+        _store_vector(builder, args[0], _narrow(builder, args[1], vector.count) if halves else args[1])
         return context.get_dummy_value()
 
     return types.none(types.int64, vector, is_bf16), generate
+
+
+@intrinsic(prefer_literal=True)
+def store_bf16(_context: Any, _address: Any, vector: Any, is_native: Any) -> _Signature:
+    """store_bf16(address, vector, is_native): as `store`; `is_native`: rounded by AVX-512 BF16."""
+
+    def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+        if is_native.literal_value:
+            value = builder.fptrunc(args[1], _vector(vector.count, _BF16))
+        else:  # LLVM would call a function for each lane
+            value = _narrow(builder, args[1], vector.count)
+        _store_vector(builder, args[0], value)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, vector, is_native), generate
 
 
 def _narrow(builder: Any, vector: Any, count: int) -> Any:
@@ -187,6 +223,12 @@ def max_lanes(_context: Any, x: Any) -> _Signature:
 
 
 @intrinsic
+def first_lane(_context: Any, x: Any) -> _Signature:
+    """first_lane(x)"""
+    return types.float32(x), lambda _c, builder, _s, args: builder.extract_element(args[0], _I32(0))
+
+
+@intrinsic
 def exp(_context: Any, x: Any) -> _Signature:
     """exp(x) by Cephes' polynomial, relative error 2e-7; x is held within [-87, 88]."""
     return x(x), lambda _c, builder, _s, args: _exp(builder, args[0], x.count)
@@ -214,6 +256,31 @@ def _exp(builder: Any, x: Any, count: int) -> Any:
     words = _vector(count, _I32)
     exponent = builder.add(builder.fptosi(power, words), ir.Constant(words, [127] * count))
     return builder.fmul(p, builder.bitcast(builder.shl(exponent, ir.Constant(words, [23] * count)), x.type))
+
+
+@intrinsic
+def exp2(_context: Any, x: Any) -> _Signature:
+    """exp2(x) for x up to 0, relative error 4e-6: for weights that are rounded to bf16. x is held above -125."""
+    return x(x), lambda _c, builder, _s, args: _exp2(builder, args[0], x.count)
+
+
+_EXP2_COEFFICIENTS = (0.00957010132, 0.0559178624, 0.240247449, 0.693121814, 0.999999261)
+
+
+def _exp2(builder: Any, x: Any, count: int) -> Any:
+    def every(value: float) -> Any:
+        return ir.Constant(x.type, [value] * count)
+
+    x = _select(builder, ">", x, every(-125.0))
+    rint = cgutils.get_or_insert_function(builder.module, ir.FunctionType(x.type, [x.type]), f"llvm.rint.v{count}f32")
+    power = builder.call(rint, [x])
+    r = builder.fsub(x, power)
+    p = every(_EXP2_COEFFICIENTS[0])
+    for coefficient in _EXP2_COEFFICIENTS[1:]:
+        p = builder.fadd(builder.fmul(p, r, flags=_CONTRACT), every(coefficient), flags=_CONTRACT)
+    words = _vector(count, _I32)
+    exponent = builder.shl(builder.fptosi(power, words), ir.Constant(words, [23] * count))
+    return builder.bitcast(builder.add(builder.bitcast(p, words), exponent), x.type)
 
 
 def _select(builder: Any, comparison: str, x: Any, y: Any) -> Any:
@@ -273,6 +340,106 @@ def add_weighted(_context: Any, totals: Any, _weights: Any, _stride: Any, _value
 
 
 @intrinsic(prefer_literal=True)
+def add_pair_products(
+    _context: Any, totals: Any, _pairs: Any, _stride: Any, _columns: Any, is_native: Any
+) -> _Signature:
+    """add_pair_products(totals, pairs, stride, columns, is_native): total h += a * c + b * d in every lane.
+
+    a, b: the two bf16 at `pairs + h * stride`; c, d: those in the lane of `columns`. `is_native`: by AVX-512 BF16.
+    """
+    add_products = _add_pair_products if is_native.literal_value else _add_widened_products
+
+    def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+        vectors, address, stride, vector, _ = args
+        sums = []
+        for total in cgutils.unpack_tuple(builder, vectors):
+            pair = builder.load(builder.inttoptr(address, _I32.as_pointer()))
+            single = builder.insert_element(ir.Constant(_vector(1, _I32), ir.Undefined), pair, _I32(0))
+            sums.append(add_products(builder, total, single, vector))
+            address = builder.add(address, stride)
+        return context.make_tuple(builder, totals, sums)
+
+    return totals(totals, types.int64, types.int64, totals.dtype, is_native), generate
+
+
+def _add_pair_products(builder: Any, total: Any, pair: Any, vector: Any) -> Any:
+    halves = _vector(2 * _ZMM, _BF16)
+    function_type = ir.FunctionType(_vector(_ZMM), [_vector(_ZMM), halves, halves])
+    name = "llvm.x86.avx512bf16.dpbf16ps.512"
+    add_products = cgutils.get_or_insert_function(builder.module, function_type, name)
+    factor = builder.bitcast(_shuffle(builder, pair, [0] * _ZMM), halves)
+    parts = []
+    for i in range(0, total.type.count, _ZMM):
+        lanes = list(range(i, i + _ZMM))
+        part = builder.bitcast(_shuffle(builder, vector, lanes), halves)
+        parts.append(builder.call(add_products, [_shuffle(builder, total, lanes), factor, part]))
+    return _join(builder, parts)
+
+
+def _join(builder: Any, parts: list[Any]) -> Any:
+    """Lay vectors of the same length one after the other."""
+    joined, *rest = parts
+    for part in rest:
+        size, added = joined.type.count, part.type.count
+        widened = _shuffle(builder, part, [i % added for i in range(size)])  # a shuffle takes vectors of one length
+        joined = builder.shuffle_vector(joined, widened, _indices(list(range(size + added))))
+    return joined
+
+
+def _add_widened_products(builder: Any, total: Any, pair: Any, vector: Any) -> Any:
+    words = builder.bitcast(vector, _vector(total.type.count, _I32))
+    for take_half in (_lower_half, _upper_half):
+        factor = _shuffle(builder, take_half(builder, pair), [0] * total.type.count)
+        product = builder.fmul(factor, take_half(builder, words), flags=_CONTRACT)
+        total = builder.fadd(product, total, flags=_CONTRACT)
+    return total
+
+
+@intrinsic(prefer_literal=True)
+def load_interleaved(_context: Any, _first: Any, _second: Any, lanes: Any) -> _Signature:
+    """load_interleaved(first, second, lanes): lane i holds two bf16, the i-th from each address."""
+    count = lanes.literal_value
+
+    def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
+        first, second = (_load_vector(builder, address, count, _I16) for address in args[:2])
+        indices = [index for i in range(count) for index in (i, count + i)]
+        return builder.bitcast(builder.shuffle_vector(first, second, _indices(indices)), _vector(count))
+
+    return Lanes(count)(types.int64, types.int64, lanes), generate
+
+
+@intrinsic
+def turn(_context: Any, _addresses: Any, _offset: Any, _target: Any, _stride: Any) -> _Signature:
+    """turn(addresses, offset, target, stride): write 8 columns of 16 words of 32 bits, `stride` bytes apart.
+
+    Column i holds the i-th words at `offset` from each of the 16 addresses (int64).
+    """
+
+    def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+        addresses, offset, target, stride = args
+        int64 = addresses.type
+        rows = []
+        for i in range(16):
+            at = builder.inttoptr(builder.add(addresses, ir.Constant(int64, i * 8)), int64.as_pointer())
+            rows.append(_load_vector(builder, builder.add(builder.load(at), offset), 8, _I32))
+        columns = [_join(builder, [rows[i], rows[i + 8]]) for i in range(8)]
+        for step in (1, 2, 4):  # swap ever larger off-diagonal blocks of both 8 by 8 halves
+            low = [i + 16 - step if i & step else i for i in range(16)]
+            high = [i + 16 if i & step else i + step for i in range(16)]
+            for i in range(8):
+                if not i & step:
+                    pair = columns[i], columns[i + step]
+                    columns[i] = builder.shuffle_vector(*pair, _indices(low))
+                    columns[i + step] = builder.shuffle_vector(*pair, _indices(high))
+        for column in columns:
+            _store_vector(builder, target, column)
+            target = builder.add(target, stride)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
 def store_heads(_context: Any, _address: Any, _stride: Any, totals: Any, is_bf16: Any) -> _Signature:
     """store_heads(address, stride, totals, is_bf16): write vector h of a tuple at `address + h * stride`."""
     halves, count = bool(is_bf16.literal_value), totals.dtype.count
@@ -280,9 +447,7 @@ def store_heads(_context: Any, _address: Any, _stride: Any, totals: Any, is_bf16
     def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
         address, stride, vectors, _ = args
         for total in cgutils.unpack_tuple(builder, vectors):
-            value = _narrow(builder, total, count) if halves else total
-            written = builder.store(value, builder.inttoptr(address, value.type.as_pointer()))
-            written.align = 2 if halves else 4
+            _store_vector(builder, address, _narrow(builder, total, count) if halves else total)
             address = builder.add(address, stride)
         return context.get_dummy_value()
 
@@ -298,8 +463,7 @@ def add_heads(_context: Any, _address: Any, _stride: Any, totals: Any) -> _Signa
         address, stride, vectors = args
         for total in cgutils.unpack_tuple(builder, vectors):
             sums = builder.fadd(_load_vector(builder, address, count, _F32), total)
-            written = builder.store(sums, builder.inttoptr(address, sums.type.as_pointer()))
-            written.align = 4
+            _store_vector(builder, address, sums)
             address = builder.add(address, stride)
         return context.get_dummy_value()
 
@@ -346,6 +510,5 @@ def _pointer_to(element: Any, layout: ir.Type) -> Any:
 
 
 f32_pointer = _pointer_to(types.float32, _F32)
-i16_pointer = _pointer_to(types.int16, _I16)
 i32_pointer = _pointer_to(types.int32, _I32)
 i64_pointer = _pointer_to(types.int64, ir.IntType(64))

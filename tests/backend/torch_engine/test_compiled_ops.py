@@ -57,9 +57,9 @@ def in_float32(pool: KVPool) -> KVPool:
     return copy
 
 
-def make_inputs(parts: list[tuple[int, int]], seed: int = 0) -> StepInputs:
+def make_inputs(parts: list[tuple[int, int]], max_len: int = MAX_LEN) -> StepInputs:
     """A step of sequences, each (computed, new) tokens, over scattered slots."""
-    slots = np.random.default_rng(seed).permutation(NUM_SLOTS)[: 8 * MAX_LEN].reshape(8, MAX_LEN).astype(np.int32)
+    slots = np.random.default_rng(0).permutation(NUM_SLOTS).reshape(-1, max_len).astype(np.int32)
     requests = []
     for row, (start, num_new) in enumerate(parts):
         request = make_request(f"r{row}", [1] * (start + num_new))
@@ -108,27 +108,63 @@ def test_compiled_attention_equals_torchs(
     torch.testing.assert_close(outputs[0], outputs[1], atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
 
 
+def tiled_attention(config: LlamaConfig, pool: KVPool, has_bf16_products: bool) -> TiledAttention:
+    if has_bf16_products and not torch.cpu.get_capabilities().get("avx512_bf16"):
+        pytest.skip("the processor has no AVX-512 BF16")
+    return TiledAttention(pool, config.num_heads, has_bf16_products)
+
+
+@pytest.mark.parametrize("has_bf16_products", [False, True])
 @pytest.mark.parametrize(
     "shape", [AttentionShape(0.2), AttentionShape(0.2, window=20), AttentionShape(0.2, softcap=5.0)]
 )
-@pytest.mark.parametrize("heads", [(6, 2, 32), (4, 4, 16), (8, 1, 128)])
-def test_tiled_attention_of_chunks_equals_torchs(heads: tuple[int, int, int], shape: AttentionShape) -> None:
+@pytest.mark.parametrize("heads", [(6, 2, 32), (4, 4, 16), (8, 1, 128), (9, 3, 64), (2, 2, 80)])
+def test_tiled_attention_of_chunks_equals_torchs(
+    heads: tuple[int, int, int], shape: AttentionShape, has_bf16_products: bool
+) -> None:
     torch.manual_seed(0)
     config = make_config(*heads)
     pool = make_pool(config, torch.bfloat16)
     inputs = make_inputs([(100, 1), (0, 128), (7, 3), (40, 70), (127, 1)])
     queries = torch.randn((inputs.num_tokens, config.num_heads, config.head_size)).bfloat16()
-    outputs = []
-    for attention, q in (
-        (TiledAttention(pool, config.num_heads), queries),
-        (TorchAttention(in_float32(pool)), queries.float()),
-    ):
-        attention.begin_segments(inputs, [inputs.segments[index] for index in (1, 3)])
-        out = torch.full_like(q, 9.0)
-        attention.attend_into(out, q, 1, shape)
-        outputs.append(out.float())
+    attention = tiled_attention(config, pool, has_bf16_products)
+    outputs = attend_by_both(attention, pool, inputs, [1, 3], queries, shape)
     torch.testing.assert_close(outputs[0], outputs[1], atol=2e-2, rtol=2e-2)
     assert outputs[0][[0, 129, 131, 202]].eq(9.0).all(), "other sequences' rows must stay as they are"
+
+
+@pytest.mark.parametrize("has_bf16_products", [False, True])
+@pytest.mark.parametrize("window", [None, 20, 300])
+def test_tiled_attention_over_several_blocks_of_keys_errs_less_than_rounding(
+    window: int | None, has_bf16_products: bool
+) -> None:
+    torch.manual_seed(0)
+    config = make_config(9, 3, 64)
+    pool = make_pool(config, torch.bfloat16)
+    inputs = make_inputs([(400, 75), (1, 511)], max_len=512)
+    queries = torch.randn((inputs.num_tokens, config.num_heads, config.head_size)).bfloat16()
+    attention = tiled_attention(config, pool, has_bf16_products)
+    mine, reference = attend_by_both(attention, pool, inputs, [0, 1], queries, AttentionShape(0.125, window))
+    rounding = (reference.bfloat16().float() - reference).square().mean().sqrt()
+    assert (mine - reference).square().mean().sqrt() < 2 * rounding, "weights and results are rounded, no sum is"
+
+
+def attend_by_both(
+    attention: TiledAttention,
+    pool: KVPool,
+    inputs: StepInputs,
+    chosen: list[int],
+    queries: torch.Tensor,
+    shape: AttentionShape,
+) -> list[torch.Tensor]:
+    """Return, in float32, what the tiles and torch in float32 write for the chosen segments, over rows of nines."""
+    outputs = []
+    for each, q in ((attention, queries), (TorchAttention(in_float32(pool)), queries.float())):
+        each.begin_segments(inputs, [inputs.segments[index] for index in chosen])
+        out = torch.full_like(q, 9.0)
+        each.attend_into(out, q, 1, shape)
+        outputs.append(out.float())
+    return outputs
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)

@@ -77,6 +77,7 @@ RT_CAPACITY = {
 }
 BURST_CV = 5.0
 KV_BOUND, GROUPED_QUERY = "opt13b-a100-tp2", "llama8b-a100"
+KV_BOUND_PAIRS = (KV_BOUND, "opt30b-a100-tp4")  # multi-head attention: slots run out before places do
 ABLATIONS: dict[str, dict[str, Any]] = {
     "sharing off": {"sharing": False},
     "checkpoints off": {"checkpoints": False},

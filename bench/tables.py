@@ -9,6 +9,7 @@ from bench.intervals import mean_interval, ratio_interval
 
 Run = Mapping[str, Any]
 FULL_ATTAINMENT = 0.999
+LIMIT_BAR, RATIO_BAR, LOSS_BAR = 95, 1.2, 0.95  # percent of the limit; best-effort throughput over that of a baseline
 _POLICY_ORDER = ("bros", "priority_tuned", "priority", "bros_paper", "round_robin", "tgi", "fcfs")
 
 
@@ -34,6 +35,18 @@ def ratio_table(runs: Sequence[Run]) -> str:
         groups = {policy: group for (at, policy), group in _by_load(runs) if at == load}
         if "bros" in groups and len(groups) > 1:
             rows.append(_ratio_row(load, groups.pop("bros"), groups))
+    return markdown_table(header, rows)
+
+
+def bars_table(runs: Sequence[Run], kv_bound_pairs: Sequence[str]) -> str:
+    """What was to be reached at each load of each pair and SLO, what was, and whether that is enough."""
+    header = ("pair", "SLOs", "load", "RT met both %", "% of limit", "best equal baseline", "best of all")
+    rows = []
+    for pair, slos, load in sorted({_cell(run) for run in runs}):
+        groups = {policy: group for (_, policy), group in _by_load([r for r in runs if _cell(r) == (pair, slos, load)])}
+        if "bros" in groups and len(groups) > 1:
+            cells = _bar_cells(load, groups.pop("bros"), groups, pair in kv_bound_pairs)
+            rows.append((pair, slos, f"{load:g}", *cells))
     return markdown_table(header, rows)
 
 
@@ -142,11 +155,48 @@ def _load_row(load: float, policy: str, group: Sequence[Run]) -> tuple[str, ...]
     )
 
 
-def _ratio_row(load: float, bros: Sequence[Run], baselines: Mapping[str, Sequence[Run]]) -> tuple[str, ...]:
-    best_any = max(baselines, key=lambda policy: _mean_be(baselines[policy]))
+def _cell(run: Run) -> tuple[str, str, float]:
+    scenario = run["scenario"]
+    return scenario["pair"], f"{scenario['ttft_slo_s']:g} s, {scenario['tpot_slo_s'] * 1e3:g} ms", run["load"]
+
+
+def _bar_cells(
+    load: float, bros: Sequence[Run], baselines: Mapping[str, Sequence[Run]], is_kv_bound: bool
+) -> tuple[str, ...]:
+    """The last four columns of `bars_table`. Best-effort work is held to its bars only where real-time is kept."""
+    met, is_kept = attainment_of(bros), attainment_of(bros) >= FULL_ATTAINMENT
+    is_better = all(met > attainment_of(baselines[policy]) for policy in ("fcfs", "priority") if policy in baselines)
+    of_limit = sum(run["be_percent_of_limit"] or 0.0 for run in bros) / len(bros)
+    best, best_any = _best_equal(bros, baselines), _best_any(baselines)
+    over_best = _mean_be(bros) / _mean_be(baselines[best]) if best and _mean_be(baselines[best]) else None
+    over_any = _mean_be(bros) / _mean_be(baselines[best_any])
+    return (
+        f"{100 * met:.2f}: {_verdict(is_better if load >= 1.0 else is_kept)}",
+        f"{of_limit:.1f}" + (f": {_verdict(of_limit >= LIMIT_BAR)}" if is_kept and not is_kv_bound else ""),
+        "–"
+        if over_best is None
+        else f"{best} × {over_best:.3f}" + (f": {_verdict(over_best >= RATIO_BAR)}" if is_kept and is_kv_bound else ""),
+        f"{best_any} × {over_any:.3f}" + (f": {_verdict(over_any >= LOSS_BAR)}" if is_kept else ""),
+    )
+
+
+def _verdict(is_met: bool) -> str:
+    return "met" if is_met else "**missed**"
+
+
+def _best_equal(bros: Sequence[Run], baselines: Mapping[str, Sequence[Run]]) -> str | None:
+    """The baseline of most best-effort throughput among those that keep real-time as well as `bros` or fully."""
     floor = min(attainment_of(bros), FULL_ATTAINMENT)
     equal = [policy for policy, group in baselines.items() if attainment_of(group) >= floor]
-    best = max(equal, key=lambda policy: _mean_be(baselines[policy]), default=None)
+    return max(equal, key=lambda policy: _mean_be(baselines[policy]), default=None)
+
+
+def _best_any(baselines: Mapping[str, Sequence[Run]]) -> str:
+    return max(baselines, key=lambda policy: _mean_be(baselines[policy]))
+
+
+def _ratio_row(load: float, bros: Sequence[Run], baselines: Mapping[str, Sequence[Run]]) -> tuple[str, ...]:
+    best, best_any = _best_equal(bros, baselines), _best_any(baselines)
     return (
         f"{load:g}",
         attainment(bros),

@@ -33,6 +33,7 @@ from bench.study import (
     simulations,
     telling_runs,
 )
+from bench.tables import bars_table
 
 TINY = Scenario(rt_rate=2.0, be_outstanding=16, warmup_s=0.0, duration_s=3.0, rt_lengths="chat_small")
 
@@ -169,6 +170,26 @@ def test_the_report_shows_every_policy_and_load(results: Path) -> None:
             assert f"| {load} | {policy} |" in text
     assert all(f"| {label} |" in text for label in ABLATIONS)
     assert "Against the bars" in text
+
+
+def test_each_cell_is_held_to_its_bars() -> None:
+    def run(policy: str, load: float, met: float, be_rate: float, percent: float) -> dict[str, Any]:
+        scenario = replace(TINY, policy=policy).to_json()
+        result = {"be_requests_per_s": be_rate, "be_percent_of_limit": percent, "rt_attainment": {"both": met}}
+        return {"load": load, "scenario": scenario, **result}
+
+    runs = [
+        *(run("bros", 0.5, 1.0, 12.0, 90.0), run("priority", 0.5, 1.0, 9.0, 80.0), run("fcfs", 0.5, 0.0, 16.0, 99.0)),
+        *(run("bros", 1.5, 0.6, 1.0, 40.0), run("priority", 1.5, 0.7, 0.5, 40.0), run("fcfs", 1.5, 0.1, 4.0, 90.0)),
+    ]
+    head = f"| {TINY.pair} | 0.4 s, 200 ms |"
+    grouped_query = bars_table(runs, kv_bound_pairs=())
+    assert (
+        f"{head} 0.5 | 100.00: met | 90.0: **missed** | priority × 1.333 | fcfs × 0.750: **missed** |" in grouped_query
+    )
+    assert f"{head} 1.5 | 60.00: **missed** | 40.0 | priority × 2.000 | fcfs × 0.250 |" in grouped_query
+    kv_bound = bars_table(runs, kv_bound_pairs=(TINY.pair,))
+    assert f"{head} 0.5 | 100.00: met | 90.0 | priority × 1.333: met | fcfs × 0.750: **missed** |" in kv_bound
 
 
 def test_the_report_is_a_function_of_the_results(results: Path) -> None:

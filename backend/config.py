@@ -68,6 +68,7 @@ class ServiceSettings:
         max_unsent_bytes        output waiting for one stub; beyond it the requests of that stub are cancelled
         cancel_poll_s           how often a stub asks Triton whether clients have gone
         metrics_flush_s         how often metrics go to Triton
+        step_file               file for a JSON line per step: what it computed, how long it took; None: none is written
     """
 
     socket_path: str | None = None
@@ -89,6 +90,7 @@ class ServiceSettings:
     max_unsent_bytes: int = 8_000_000
     cancel_poll_s: float = 0.08
     metrics_flush_s: float = 1.0
+    step_file: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("default_max_tokens", "max_prompt_bytes", "max_stop_word_chars", "max_unsent_bytes"):

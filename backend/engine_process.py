@@ -58,6 +58,7 @@ from backend.protocol import Submit as SubmitMessage
 from backend.request import FinishReason
 from backend.runtime import EngineLike, Progress, Runtime, load_runtime, make_tokenizer
 from backend.scheduler import Scheduler
+from backend.step_file import StepFile
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class EngineServer:
         self._state = EngineState(Stage.LOADING, "starting")
         self._metrics = Recorder()
         self._steps = StepLog()
+        step_file = file.config.service.step_file
+        self._step_file = None if step_file is None else StepFile(Path(step_file))
         self._connections: dict[Connection, None] = {}
         self._is_closed = False
         self._lock = threading.Lock()  # guards state, connections and is_closed; held while a state is sent to all
@@ -170,10 +173,14 @@ class EngineServer:
         self._close(outbox)
         if not thread.is_alive():
             runtime.close()
+            if self._step_file is not None:
+                self._step_file.close()
 
     def _record(self, plan: StepPlan, batch: StepBatch, result: StepResult, output: StepOutput) -> None:
         self._metrics.step(plan, batch, result, output)
         self._steps.record(plan, batch, result, output)
+        if self._step_file is not None:
+            self._step_file.record(plan, batch, result, output)
 
     def _run_engine(self, engine: EngineLike) -> None:
         gc.collect()

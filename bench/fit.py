@@ -3,10 +3,10 @@
     python -m bench.fit steps --out bench/results/step_model_cpu.json
     python -m bench.fit error --steps bench/results/step_model_cpu.json --out bench/results/simulator_error.json
 
-`steps` runs the configured engine in this process under a mixed load, records what each step computed and how long it
-took, and fits the roofline of `bench.step_models` to 70 % of the steps, and the linear coefficients that the
-scheduler's own latency model takes (`scheduler.latency_coefficients`). `error` measures RT under BE load on a live
-server, simulates the same arrivals with the fitted model, and compares.
+`steps` starts a server, loads it, records what each step of its engine computed and how long it took, and fits the
+roofline of `bench.step_models` to 70 % of the steps, and the linear coefficients that the scheduler's own latency model
+takes (`scheduler.latency_coefficients`). `error` measures RT under BE load on a live server, simulates the same
+arrivals with the fitted model, and compares.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,57 +25,45 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from backend.config import parse_config
-from backend.engine import Engine, Submit
-from backend.plan import StepBatch, StepOutput, StepPlan, StepResult
-from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
-from backend.runtime import load_runtime, make_tokenizer
 from bench.fit_step_models import fit, predict
 from bench.provenance import provenance
 from bench.scenario import Scenario
-from bench.serve import ASKED, Setup, measure_policy
+from bench.serve import ASKED, MAX_SEQS, Setup, measure_policy
 from bench.simulate import Replay, Simulation
 from bench.step_models import Coefficients, Pair, StepWork
-from bench.workload import CHAT_SMALL, PAPER_BE, Arrival, closed_loop, open_loop, poisson_arrivals
 
 HELD_OUT = 0.3
-_KV_TOKENS, _MAX_TOKENS_PER_STEP, _MAX_SEQS = 12_288, 512, 64
+_WARM_UP_S = 2.0  # kernels compile and pages come in
+_BETWEEN_S = 0.01  # an engine that does nothing for longer between two steps was idle
+# A backlog, and when it is done real-time alone; other seeds than those that the error is measured on.
+_RECORDED = Setup("fit", rt_rate=1.0, be_backlog=25, drain_s=5.0)
+_SEED_OFFSET = 1000
 # Moderate: the machine is busy, but not so full that the queue, and not the steps, decides the latency.
 LOADS = (Setup("rt_0.4_be_0.2", rt_rate=0.4, be_rate=0.2), Setup("rt_0.8_be_0.4", rt_rate=0.8, be_rate=0.4))
 
 
-def record_steps(duration_s: float, seed: int) -> tuple[list[StepWork], NDArray[np.float64]]:
-    """Run the real engine under RT and BE load for `duration_s`; return what its steps computed and took, in ms."""
-    works: list[StepWork] = []
-    times_ms: list[float] = []
+def record_steps(setup: Setup, seed: int) -> tuple[list[StepWork], NDArray[np.float64]]:
+    """Load a live server; return what the steps of its engine computed and how long they took, in ms."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "steps.jsonl"
+        measure_policy("bros", setup, seed, [f"service.step_file={path}"])
+        return read_steps(path.read_text())
 
-    def record(_plan: StepPlan, batch: StepBatch, result: StepResult, _output: StepOutput) -> None:
-        counts = batch.num_new_tokens
-        starts = [sequence.num_computed - n for sequence, n in zip(batch.sequences, counts, strict=True)]
-        works.append(StepWork.of_sequences(starts, counts, len(batch.copies_out) + len(batch.copies_in)))
-        times_ms.append(1e3 * result.duration_s)
 
-    scheduler = {"policy": "bros", "max_tokens_per_step": _MAX_TOKENS_PER_STEP, "max_seqs_per_step": _MAX_SEQS}
-    config = parse_config({"executor": "torch", "torch": {"num_kv_tokens": _KV_TOKENS}, "scheduler": scheduler})
-    engine = load_runtime(config, make_tokenizer(config), lambda _: None, record, lambda _what, _part: None).engine
-    assert isinstance(engine, Engine)
-    rng = np.random.default_rng(seed)
-    rt = open_loop(poisson_arrivals(1.0, duration_s, rng), CHAT_SMALL, rng)
-    be = closed_loop(40, PAPER_BE, rng)
-    due = sorted([(a, True) for a in rt] + [(a, False) for a in be], key=lambda entry: entry[0].arrival_s, reverse=True)
-    engine.post(Submit(_request(Arrival(0.0, 600, 8), False, "warm-up", rng)))
-    while engine.step():  # kernels compile and pages come in before anything is recorded
-        pass
-    works.clear()
-    times_ms.clear()
-    start_s = time.monotonic()
-    while time.monotonic() - start_s < duration_s:
-        while due and due[-1][0].arrival_s <= time.monotonic() - start_s:
-            arrival, is_rt = due.pop()
-            engine.post(Submit(_request(arrival, is_rt, f"fit-{len(due)}", rng)))
-        if not engine.step():
-            time.sleep(0.005)
-    engine.executor.close()
+def read_steps(text: str) -> tuple[list[StepWork], NDArray[np.float64]]:
+    """Read what a server wrote to `service.step_file`, but for its warm-up.
+
+    Where one step follows another, a step lasts from end to end: what the engine does between two is in it.
+    """
+    steps = list(map(json.loads, text.splitlines()))
+    works, times_ms = [], []
+    for before, step in pairwise(steps):
+        if step["end_s"] - steps[0]["end_s"] < _WARM_UP_S:
+            continue
+        period_s = step["end_s"] - before["end_s"]
+        is_next = period_s < step["duration_s"] + _BETWEEN_S
+        works.append(StepWork.of_sequences(step["starts"], step["counts"], step["num_copied"]))
+        times_ms.append(1e3 * (period_s if is_next else step["duration_s"]))
     return works, np.asarray(times_ms)
 
 
@@ -128,7 +117,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     if arguments.what == "steps":
-        document = fit_steps(*record_steps(arguments.duration_s, arguments.seed), seed=arguments.seed)
+        setup = replace(_RECORDED, duration_s=arguments.duration_s)
+        document = fit_steps(*record_steps(setup, _SEED_OFFSET + arguments.seed), seed=arguments.seed)
     else:
         if arguments.steps is None:
             parser.error("error needs --steps FILE")
@@ -160,23 +150,12 @@ def _scenario(setup: Setup, seed: int) -> Scenario:
         tpot_slo_s=ASKED.tpot_slo_s,
         kv_tokens=setup.kv_tokens,
         host_kv_tokens=setup.kv_tokens,
-        max_seqs=_MAX_SEQS,
+        max_seqs=MAX_SEQS,
         max_tokens_per_step=setup.max_tokens_per_step,
         warmup_s=setup.warmup_s,
         duration_s=setup.duration_s,
         drain_s=setup.drain_s,
         seed=seed,
-    )
-
-
-def _request(arrival: Arrival, is_rt: bool, name: str, rng: np.random.Generator) -> Request:
-    return Request(
-        request_id=RequestId(name),
-        priority_class=PriorityClass.REAL_TIME if is_rt else PriorityClass.BEST_EFFORT,
-        prompt_token_ids=tuple(rng.integers(1_000, 40_000, arrival.num_prompt).tolist()),
-        sampling=SamplingParams(max_tokens=arrival.num_output, ignore_eos=True),
-        arrival_s=time.monotonic(),
-        slo=Slo(ASKED.ttft_slo_s, ASKED.tpot_slo_s) if is_rt else None,
     )
 
 

@@ -38,6 +38,7 @@ from bench.workload import CHAT_SMALL, PAPER_BE, closed_loop, open_loop, poisson
 
 SLOS = (Slos(0.5, 0.06), Slos(1.0, 0.1), Slos(2.0, 0.2))  # all are scored; the middle one is what requests ask for
 ASKED = SLOS[1]
+MAX_SEQS = 64
 _SETTLE_S = 1.0  # between a server's start and its load, in which the rest of the machine is looked at
 
 
@@ -107,9 +108,15 @@ def measure(connect: Callable[[], Target], setup: Setup, seed: int) -> tuple[dic
     return result, records
 
 
-def measure_policy(policy: str, setup: Setup, seed: int) -> tuple[dict[str, Any], list[RequestRecord]]:
-    """Start a server of `policy`, measure it, stop it."""
-    settings = [f"scheduler.max_tokens_per_step={setup.max_tokens_per_step}", "scheduler.max_seqs_per_step=64"]
+def measure_policy(
+    policy: str, setup: Setup, seed: int, settings: Sequence[str] = ()
+) -> tuple[dict[str, Any], list[RequestRecord]]:
+    """Start a server of `policy` with further `settings` (KEY=VALUE), measure it, stop it."""
+    settings = [
+        *settings,
+        f"scheduler.max_tokens_per_step={setup.max_tokens_per_step}",
+        f"scheduler.max_seqs_per_step={MAX_SEQS}",
+    ]
     flags = ["--policy", policy, "--kv-tokens", str(setup.kv_tokens)]
     flags += [part for setting in settings for part in ("--set", setting)]
     with running_server(flags) as address:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench import report
-from bench.fit import fit_steps
+from bench.fit import fit_steps, read_steps
 from bench.fit_step_models import random_step
 from bench.limit import Slos
 from bench.provenance import provenance
@@ -77,3 +77,14 @@ def test_a_fit_recovers_a_known_machine_and_its_linear_form() -> None:
     assert document["linear_heldout_error"] < 0.15
     assert len(document["latency_coefficients"]) == 5
     assert min(document["latency_coefficients"]) >= 0.0
+
+
+def test_a_step_lasts_until_the_next_one_ends_where_the_engine_was_not_idle() -> None:
+    def line(end_s: float, duration_s: float, counts: list[int]) -> str:
+        step = {"end_s": end_s, "duration_s": duration_s, "starts": [5] * len(counts), "counts": counts}
+        return json.dumps({**step, "num_copied": 3})
+
+    lines = [line(10.0, 0.02, [9]), line(10.5, 0.02, [9]), line(13.0, 0.02, [1, 1]), line(13.025, 0.02, [64])]
+    works, times_ms = read_steps("\n".join(lines))
+    assert times_ms.tolist() == pytest.approx([20.0, 25.0])  # the first two are warm-up; before the third it was idle
+    assert [(work.num_decodes, work.num_new_tokens, work.num_copied) for work in works] == [(2, 2, 3), (0, 64, 3)]

@@ -64,6 +64,7 @@ Why a bar is missed, and what was tried:
 - *Percent of the limit near load 1.* The bound knows the future and cuts best-effort work as finely as it likes. A run
   must leave slots and places for real-time requests that may come. How many, and that leaving fewer costs more in
   preemptions than it gains, says [decision 0002](decisions/0002-littles-law.md).
+- *1.2 times the best equal baseline.* At low load KV hardly binds; time does, and every policy has the same.
 - *The best baseline of all.* It does not tell the classes apart: what it gains is what real-time loses.
 
 Under overload on the grouped-query model `bros` keeps more real-time requests than `fcfs`, `priority` and

@@ -78,8 +78,7 @@ class EngineServer:
         self._state = EngineState(Stage.LOADING, "starting")
         self._metrics = Recorder()
         self._steps = StepLog()
-        step_file = file.config.service.step_file
-        self._step_file = None if step_file is None else StepFile(Path(step_file))
+        self._step_file: StepFile | None = None
         self._connections: dict[Connection, None] = {}
         self._is_closed = False
         self._lock = threading.Lock()  # guards state, connections and is_closed; held while a state is sent to all
@@ -158,6 +157,8 @@ class EngineServer:
         on_progress: Progress = lambda what, fraction: self._set_state(Stage.LOADING, what, fraction)  # noqa: E731
         tokenizer = make_tokenizer(self._config)
         outbox = Outbox(tokenizer, service.coalesce_s, self._metrics)
+        if service.step_file is not None:  # here, where this process has the socket: another's file stays as it is
+            self._step_file = StepFile(Path(service.step_file))
         runtime = load_runtime(self._config, tokenizer, outbox.emit, self._record, on_progress)
         outbox.cancel = lambda request_id: runtime.engine.post(Cancel(request_id))
         self._intake = Intake(tokenizer, service, runtime.max_seq_len)

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.intervals import share_interval
 from bench.provenance import describe
-from bench.tables import markdown_table, mean_of, p50, p99
+from bench.tables import markdown_table, mean_of, p50, p99, verdict
 
 Run = Mapping[str, Any]
 _MIXES = ("backlog", "mix_0.8_0.4", "mix_1.2_0.55", "rt_alone", "be_alone")
@@ -88,18 +88,17 @@ def _bars(runs: Sequence[Run]) -> list[str]:
         group = _group(runs, mix, "bros")
         if group:
             hits, trials = _hits(group, _ASKED)
-            verdict = "met" if hits >= RT_BAR * trials else "**missed**"
-            lines.append(f"- {mix}: `bros` meets ({_ASKED}) for {hits} of {trials} (bar {RT_BAR:.0%}: {verdict})")
+            word = verdict(hits >= RT_BAR * trials)
+            lines.append(f"- {mix}: `bros` meets ({_ASKED}) for {hits} of {trials} (bar {RT_BAR:.0%}: {word})")
     backlog, alone = _group(runs, "backlog", "bros"), _group(runs, "be_alone", "bros")
     rt_alone = _group(runs, "rt_alone", "bros")
     if backlog and alone and rt_alone:
         rt_busy = sum(run["engine_busy_ratio"] for run in rt_alone) / len(rt_alone)
         left = _mean(alone, "be_tokens_per_s") * (1.0 - rt_busy)
         kept = _mean(backlog, "be_tokens_per_s") / left
-        verdict = "met" if kept >= BE_BAR else "**missed**"
         lines.append(
             f"- backlog: BE keeps {100 * kept:.0f} % of its alone-throughput less the RT work (bar {BE_BAR:.0%}: "
-            f"{verdict}); RT alone keeps the engine busy for {100 * rt_busy:.0f} % of the time"
+            f"{verdict(kept >= BE_BAR)}); RT alone keeps the engine busy for {100 * rt_busy:.0f} % of the time"
         )
     return lines
 

@@ -50,6 +50,7 @@ SIMULATION_CODE = (
 # Modules of backend/policy that decide the runs of these policies alone.
 _RUNNING_FIRST = ("fcfs", "priority", "round_robin")
 OWN_MODULES = {
+    "aside": ("bros",),
     "best_effort": ("bros",),
     "bros": ("bros",),
     "bros_paper": ("bros_paper",),

@@ -8,6 +8,7 @@ from heapq import merge
 import numpy as np
 
 from backend.plan import StepPlan
+from backend.policy.aside import Aside
 from backend.policy.best_effort import BestEffortFill
 from backend.policy.future import UNUSED_OF_BLOCK, Future
 from backend.policy.latency import LatencyModel
@@ -26,7 +27,7 @@ _EASY_LOAD = 0.65  # part of the slots that real-time takes, up to which best-ef
 _FULL_LOAD = 0.95  # the same, from which it may use none
 _RT_PLACES = 0.97  # part of the places that real-time may fill on average, because best-effort stretches steps
 _SLOTS_RESERVE = 0.6  # of the slots that real-time holds even with no best-effort work, so much more stays out of reach
-_RT_RESIDENT_PLACES = 0.7  # part of the places that more real-time requests than there are places may come to need
+_RT_RESIDENT_PLACES = 0.8  # part of the places that more real-time requests than there are places may come to need
 _PATIENT_STEPS = 2.0  # a decode whose slack outlasts so many steps can wait for a place
 _MAX_CREDIT_S = 0.05  # best-effort time that may be saved up; where prompts are not chunked, enough for a whole one
 _MAX_WHOLE_PROMPT_S = 1.0
@@ -109,6 +110,7 @@ class _RealTimeStep:
         self._view = view
         self._now_s = now_s
         self._future = Future(view, is_rt=True)
+        self._aside = Aside(view, self.packing, self._future, now_s)
         self._use = 1.0 - max(view.settings.budget_margin, min(_MAX_MARGIN, view.latency.overshoot_ratio))
         self._decodes = self.packing.groups.rt_decodes
         self._prefills = self.packing.groups.rt_prefills
@@ -121,8 +123,8 @@ class _RealTimeStep:
     def pack_decodes(self) -> None:
         """Take the decodes by deadline, late ones last; where time is short, those furthest ahead are left out.
 
-        Where places are short, those that can wait are left to `pack_patient_decodes`. There is no pacing beyond that:
-        see docs/decisions/0001-real-time-runs-ahead.md.
+        Where places or slots are short, those that can wait are left to `pack_patient_decodes`. There is no pacing
+        beyond that: see docs/decisions/0001-real-time-runs-ahead.md.
         """
         rows = self._decodes
         if not len(rows):
@@ -135,16 +137,17 @@ class _RealTimeStep:
         self.budget_s = min(self.budget_s, tightest_s)
         self.spare_budget_s = min(self.spare_budget_s, _SPARE_USE * tightest_s)
         order = np.lexsort((table.arrival_index[rows], slack_s, is_late))
-        if self._num_rt + len(self._view.rt_waiting) > self._view.limits.max_seqs:
+        if self._num_rt + len(self._view.rt_waiting) > self._view.limits.max_seqs or self._aside.is_wanting():
             is_patient = (slack_s > _PATIENT_STEPS * self.budget_s)[order]
             self._patient = rows[order[is_patient]]
             order = order[~is_patient]
         self._take_decodes(rows[order])
 
     def pack_patient_decodes(self) -> None:
-        """Take the decodes that would have left their places to prefills."""
-        if len(self._patient):
-            self._take_decodes(self._patient)
+        """Take the decodes that would have left their places or slots to prefills, and did not have to."""
+        patient = self.packing.uncut(self._patient)
+        if len(patient):
+            self._take_decodes(patient)
 
     def _take_decodes(self, rows: Rows) -> None:
         """Take `rows` in order, only as many as the step's time allows, but one at least if nothing else is in it."""
@@ -162,6 +165,8 @@ class _RealTimeStep:
         table = self._view.table
         started = sorted(table.requests_in(self._prefills), key=self._key)
         for request in merge(started, self._view.rt_waiting.in_time(), key=self._key):
+            if request in self._aside and self._aside.can_stay(request):
+                continue
             if self._is_late(request):
                 late.append(request)
             elif not self._pack_prefill(request, self.budget_s):
@@ -198,7 +203,11 @@ class _RealTimeStep:
             return False
         is_new = request.row is None or bool(self._view.table.is_preempted[request.row])
         if is_new and not self._future.has_room_for(request):
-            return False
+            if not self._aside.make_room_for(request, self._patient):
+                return False
+            if request in self._aside:  # it comes back in the next step, when the copies out are done
+                self._future.take(request)
+                return True
         time_left_s = budget_s - packing.predicted_s
         num_restored = packing.num_to_restore(request, time_left_s)
         copy_s = self._view.latency.c4 * num_restored

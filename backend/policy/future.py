@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.policy.table import Rows
 from backend.policy.view import SchedulerView
 from backend.request import Request
 
@@ -62,6 +63,25 @@ class Future:
         """Count `request` as let in."""
         self._taken.append(request)
         self._most += request.max_total_tokens
+
+    def num_to_leave(self, rows: Rows, request: Request) -> int | None:
+        """Return how many of `rows`, running requests, must stop in order for `request` to be let in; None if all
+        together are not enough."""
+        before = self._rows, self._most, self._growth
+        try:
+            for num_left in range(1, len(rows) + 1):
+                self.leave(rows[num_left - 1 : num_left])
+                if self.has_room_for(request):
+                    return num_left
+            return None
+        finally:
+            self._rows, self._most, self._growth = before
+
+    def leave(self, rows: Rows) -> None:
+        """Count running requests as preempted."""
+        self._rows = np.setdiff1d(self._rows, rows, assume_unique=True)
+        self._most -= int(self._view.table.max_total[rows].sum())
+        self._growth = None
 
     def _num_slots(self) -> float:
         num_slots = self._view.limits.num_slots

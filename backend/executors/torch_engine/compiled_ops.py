@@ -224,30 +224,6 @@ class CompiledLayerOps:
         return self._bounds[num_tokens]
 
 
-class EightBitProduct:
-    """x bf16 [1, columns] -> float32 [1, rows], by an 8-bit matrix: half the bytes of a bf16 one."""
-
-    max_rows = 1  # it waits for memory; with more rows it would compute, and bf16's matrix units do that better
-
-    def __init__(self, codes: torch.Tensor, scales: torch.Tensor) -> None:
-        self._codes, self._scales = codes, scales
-        num_rows, num_columns = codes.shape
-        num_threads = min(torch.get_num_threads(), MAX_THREADS)
-        self._block = Block(kernels.compile_eight_bit_product(), num_threads)
-        self._block.set_addresses({kernels.CODES: codes, kernels.SCALES: scales})
-        self._block.set_arrays({kernels.BOUNDS: balanced_bounds(np.ones(num_rows), num_threads)})
-        self._block.fields[kernels.WIDTH] = num_columns
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        assert x.shape == (1, self._codes.shape[1])
-        assert x.dtype is torch.bfloat16
-        x = x.contiguous()
-        out = torch.empty((1, len(self._codes)))
-        self._block.set_addresses({kernels.X: x, kernels.OUT: out})
-        self._block.run()
-        return out
-
-
 class Block:
     """The argument of a kernel: `fields` int64, and `numbers`, the same bytes read as float64."""
 

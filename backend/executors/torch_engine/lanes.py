@@ -551,6 +551,32 @@ def dot_heads(_context: Any, _queries: Any, key: Any, _scores: Any, _stride: Any
     return types.none(types.int64, key, types.int64, types.int64, num_heads), generate
 
 
+@intrinsic
+def call_kernel(_context: Any, _function: Any, _block: Any) -> _Signature:
+    """call_kernel(function, block): call the `void f(void *block)` at an address."""
+    pointer = ir.IntType(8).as_pointer()
+    function_type = ir.FunctionType(ir.VoidType(), [pointer])
+
+    def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+        function = builder.inttoptr(args[0], function_type.as_pointer())
+        builder.call(function, [builder.inttoptr(args[1], pointer)])
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), generate
+
+
+@intrinsic
+def read_ticks(_context: Any) -> _Signature:
+    """read_ticks(): the processor's time stamp."""
+    function_type = ir.FunctionType(ir.IntType(64), [])
+
+    def generate(_c: Any, builder: Any, _s: Any, _a: Any) -> Any:
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.readcyclecounter")
+        return builder.call(function, [])
+
+    return types.int64(), generate
+
+
 def _pointer_to(element: Any, layout: ir.Type) -> Any:
     @intrinsic
     def pointer(_context: Any, _address: Any) -> _Signature:

@@ -11,6 +11,7 @@ once. What a row yields does not depend on the other rows.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ _PREFETCH_BYTES = 4096  # ahead in the matrix
 _CACHE_LINE = 64
 
 
+@functools.cache
 def compile_product(bits: int, is_out_bf16: bool) -> Kernel:
     """An item is 16 outputs. X: bf16 [NUM_ROWS, WIDTH]; OUT: [NUM_ROWS, OUT_WIDTH]; CODES: the tiles.
 

@@ -1,5 +1,7 @@
 """Where a step's time goes, measured inside the step: the clock is read around every call that computes.
 
+A program of kernels is one call; the ticks it notes after each kernel share its time out.
+
 What no part claims is Python and bookkeeping: packing, arguments, dispatch, and the small copies between the parts.
 """
 
@@ -14,7 +16,10 @@ from unittest import mock
 from backend.executors.torch_engine import compiled_ops
 from backend.executors.torch_engine.attention import TorchAttention
 from backend.executors.torch_engine.compiled_ops import CompiledAttention
+from backend.executors.torch_engine.compiled_product import can_multiply
 from backend.executors.torch_engine.linear import Linear
+from backend.executors.torch_engine.product_kernel import GROUP, OUTPUTS, compile_product
+from backend.executors.torch_engine.program import Program
 from backend.executors.torch_engine.sampler import Sampler
 from bench.engine_tables import STEP_PARTS
 
@@ -42,6 +47,20 @@ class StepProfile:
 
         return run
 
+    def timed_program(self, part_of: Callable[[int], str], run: Callable[[Program], None]) -> Callable[[Program], None]:
+        """Return `run`, adding the time of each of the program's kernels to its part."""
+
+        def run_timed(program: Program) -> None:
+            self._is_inside = True
+            started_s = time.perf_counter()
+            run(program)
+            duration_s = time.perf_counter() - started_s
+            self._is_inside = False
+            for kernel, share in zip(program.kernels, program.shares(), strict=True):
+                self.seconds[part_of(kernel.address)] += duration_s * float(share)
+
+        return run_timed
+
 
 @contextmanager
 def profiled(attention: CompiledAttention) -> Iterator[StepProfile]:
@@ -49,7 +68,11 @@ def profiled(attention: CompiledAttention) -> Iterator[StepProfile]:
     profile = StepProfile()
     attention_kernels = attention.kernel_addresses
 
+    product_kernels = {compile_product(4, True).address} if can_multiply(OUTPUTS, GROUP) else set()
+
     def part_of_kernel(address: int, *_others: int) -> str:
+        if address in product_kernels:
+            return "products"
         return "attention" if address in attention_kernels else "other_kernels"
 
     with ExitStack() as stack:
@@ -61,4 +84,5 @@ def profiled(attention: CompiledAttention) -> Iterator[StepProfile]:
         time_calls(TorchAttention, "attend_into", lambda *_: "attention")
         time_calls(Sampler, "sample", lambda *_: "sampling")
         time_calls(compiled_ops, "run_on_team", part_of_kernel)
+        stack.enter_context(mock.patch.object(Program, "run", profile.timed_program(part_of_kernel, Program.run)))
         yield profile

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from backend.executors.torch_engine import kernels
-from backend.executors.torch_engine.attention import AttentionShape, SegmentAttention, SlotAttention, TorchAttention
+from backend.executors.torch_engine.attention import AttentionShape, SegmentAttention, TorchAttention
 from backend.executors.torch_engine.chunk_kernel import TILE, compile_chunk_kernel
 from backend.executors.torch_engine.inputs import Segment, StepInputs
 from backend.executors.torch_engine.kernel_cache import Kernel
@@ -39,17 +39,17 @@ class CompiledAttention:
         self._out = torch.empty((max_tokens, num_heads, shape.head_size), dtype=shape.dtype)
         scratch_width = max_seq_len + kernels.SCRATCH_PADDING
         self._scratch = torch.empty(self._num_threads * num_heads * (scratch_width + shape.head_size))
-        self._has_long = False
-        self._block = Block(self.kernels.attend, self._num_threads)
-        self._block.set_addresses({kernels.OUT: self._out, kernels.SCRATCH: self._scratch})
-        self._block.fields[kernels.SCRATCH_WIDTH] = scratch_width
-        self._block.fields[kernels.NUM_KV_HEADS] = shape.num_kv_heads
+        self.has_long = False
+        self.block = Block(self.kernels.attend, self._num_threads)
+        self.block.set_addresses({kernels.OUT: self._out, kernels.SCRATCH: self._scratch})
+        self.block.fields[kernels.SCRATCH_WIDTH] = scratch_width
+        self.block.fields[kernels.NUM_KV_HEADS] = shape.num_kv_heads
 
     def begin(self, inputs: StepInputs) -> None:
         table = inputs.slot_table
         assert table.strides[1] == table.itemsize, "the slot table's rows must be contiguous"
         long = [s for s in inputs.segments if self._is_bf16 and s.num_new >= MIN_CHUNK_TOKENS]
-        self._has_long = bool(long)
+        self.has_long = bool(long)
         if long:
             self._chunks.begin_segments(inputs, long)
         is_short = np.ones(inputs.num_tokens, np.bool_)
@@ -59,10 +59,10 @@ class CompiledAttention:
         heads_per_item = self._pool.shape.num_kv_heads if len(tokens) >= 2 * self._num_threads else 1
         items_per_token = self._pool.shape.num_kv_heads // heads_per_item
         costs = np.repeat(inputs.positions[tokens] + 16, items_per_token)
-        fields = self._block.fields
+        fields = self.block.fields
         fields[kernels.HEADS_PER_ITEM] = heads_per_item
         fields[kernels.SLOT_TABLE_WIDTH] = table.strides[0] // table.itemsize
-        self._block.set_arrays(
+        self.block.set_arrays(
             {
                 kernels.BOUNDS: balanced_bounds(costs, self._num_threads),
                 kernels.TOKENS: tokens,
@@ -82,12 +82,16 @@ class CompiledAttention:
     def attend(self, queries: torch.Tensor, layer_index: int, shape: AttentionShape) -> torch.Tensor:
         out, queries = self._out[: len(queries)], queries.contiguous()
         if self._has_short:
-            self._block.fields[kernels.X] = queries.data_ptr()
-            _set_layer(self._block, self._pool, layer_index, shape)
-            self._block.run()
-        if self._has_long:
+            self.block.fields[kernels.X] = queries.data_ptr()
+            self.set_layer(layer_index, shape)
+            self.block.run()
+        if self.has_long:
             self._chunks.attend_into(out, queries, layer_index, shape)
         return out
+
+    def set_layer(self, layer_index: int, shape: AttentionShape) -> None:
+        """Point the block at a layer."""
+        _set_layer(self.block, self._pool, layer_index, shape)
 
 
 def chunk_attention(pool: KVPool, num_heads: int) -> SegmentAttention:
@@ -150,28 +154,28 @@ class CompiledLayerOps:
     def __init__(self, config: LlamaConfig, pool: KVPool, attention: CompiledAttention, max_tokens: int) -> None:
         shape = pool.shape
         self.config = config
-        self._pool = pool
-        self.attention: SlotAttention = attention
-        self._num_threads = min(torch.get_num_threads(), MAX_THREADS)
+        self.pool = pool
+        self.attention = attention
+        self.num_threads = min(torch.get_num_threads(), MAX_THREADS)
         self._bounds: dict[int, NDArray[np.int64]] = {}
         self._tables = rotary_tables(config)
         self._normed = torch.empty((max_tokens, config.hidden_size), dtype=shape.dtype)
         self._queries = torch.empty((max_tokens, config.num_heads, config.head_size), dtype=shape.dtype)
         self._activated = torch.empty((max_tokens, config.intermediate_size), dtype=shape.dtype)
         self._layer_bytes = pool.storage[0].nbytes
-        self._norm_block = self._make_norm_block(attention.kernels.add_norm)
-        self._rotate_block = self._make_rotate_block(attention.kernels.rotate_and_store)
-        self._silu_block = self._make_silu_block(attention.kernels.silu_multiply)
+        self.norm_block = self._make_norm_block(attention.kernels.add_norm)
+        self.rotate_block = self._make_rotate_block(attention.kernels.rotate_and_store)
+        self.silu_block = self._make_silu_block(attention.kernels.silu_multiply)
 
     def begin(self, inputs: StepInputs) -> None:
         self.attention.begin(inputs)
         bounds = self._even_bounds(inputs.num_tokens)
         arrays = {kernels.BOUNDS: bounds, kernels.POSITIONS: inputs.positions, kernels.SLOTS: inputs.slots}
-        self._rotate_block.set_arrays(arrays)
-        self._silu_block.set_arrays({kernels.BOUNDS: bounds})
+        self.rotate_block.set_arrays(arrays)
+        self.silu_block.set_arrays({kernels.BOUNDS: bounds})
 
     def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
-        block = self._norm_block
+        block = self.norm_block
         num_tokens = len(hidden)
         block.set_arrays({kernels.BOUNDS: self._even_bounds(num_tokens)})
         block.fields[kernels.HIDDEN] = hidden.data_ptr()
@@ -181,22 +185,22 @@ class CompiledLayerOps:
         return self._normed[:num_tokens]
 
     def rotate_and_store(self, qkv: torch.Tensor, layer_index: int) -> torch.Tensor:
-        fields = self._rotate_block.fields
+        fields = self.rotate_block.fields
         fields[kernels.X] = qkv.data_ptr()
-        fields[kernels.POOL] = self._pool.storage.data_ptr() + layer_index * self._layer_bytes
-        self._rotate_block.run()
+        fields[kernels.POOL] = self.pool.storage.data_ptr() + layer_index * self._layer_bytes
+        self.rotate_block.run()
         return self._queries[: len(qkv)]
 
     def attend(self, queries: torch.Tensor, layer_index: int) -> torch.Tensor:
         return self.attention.attend(queries, layer_index, self.config.attention_shape).view(len(queries), -1)
 
     def silu_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
-        self._silu_block.fields[kernels.X] = gate_up.data_ptr()
-        self._silu_block.run()
+        self.silu_block.fields[kernels.X] = gate_up.data_ptr()
+        self.silu_block.run()
         return self._activated[: len(gate_up)]
 
     def _make_norm_block(self, kernel: Kernel) -> Block:
-        block = Block(kernel, self._num_threads)
+        block = Block(kernel, self.num_threads)
         block.set_addresses({kernels.OUT: self._normed})
         block.fields[kernels.WIDTH] = self.config.hidden_size
         block.numbers[kernels.EPSILON] = self.config.norm_eps
@@ -204,14 +208,14 @@ class CompiledLayerOps:
 
     def _make_rotate_block(self, kernel: Kernel) -> Block:
         cos, sin = self._tables
-        block = Block(kernel, self._num_threads)
+        block = Block(kernel, self.num_threads)
         block.set_addresses({kernels.OUT: self._queries, kernels.COS: cos, kernels.SIN: sin})
         block.fields[kernels.NUM_HEADS] = self.config.num_heads
         block.fields[kernels.NUM_KV_HEADS] = self.config.num_kv_heads
         return block
 
     def _make_silu_block(self, kernel: Kernel) -> Block:
-        block = Block(kernel, self._num_threads)
+        block = Block(kernel, self.num_threads)
         block.set_addresses({kernels.OUT: self._activated})
         block.fields[kernels.WIDTH] = self.config.intermediate_size
         return block
@@ -219,33 +223,9 @@ class CompiledLayerOps:
     def _even_bounds(self, num_tokens: int) -> NDArray[np.int64]:
         """Return the bounds of each thread's tokens; few tokens stay with the first thread."""
         if num_tokens not in self._bounds:
-            num_threads = max(1, min(self._num_threads, num_tokens // _MIN_TOKENS_PER_THREAD))
+            num_threads = max(1, min(self.num_threads, num_tokens // _MIN_TOKENS_PER_THREAD))
             self._bounds[num_tokens] = balanced_bounds(np.ones(num_tokens), num_threads)
         return self._bounds[num_tokens]
-
-
-class EightBitProduct:
-    """x bf16 [1, columns] -> float32 [1, rows], by an 8-bit matrix: half the bytes of a bf16 one."""
-
-    max_rows = 1  # it waits for memory; with more rows it would compute, and bf16's matrix units do that better
-
-    def __init__(self, codes: torch.Tensor, scales: torch.Tensor) -> None:
-        self._codes, self._scales = codes, scales
-        num_rows, num_columns = codes.shape
-        num_threads = min(torch.get_num_threads(), MAX_THREADS)
-        self._block = Block(kernels.compile_eight_bit_product(), num_threads)
-        self._block.set_addresses({kernels.CODES: codes, kernels.SCALES: scales})
-        self._block.set_arrays({kernels.BOUNDS: balanced_bounds(np.ones(num_rows), num_threads)})
-        self._block.fields[kernels.WIDTH] = num_columns
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        assert x.shape == (1, self._codes.shape[1])
-        assert x.dtype is torch.bfloat16
-        x = x.contiguous()
-        out = torch.empty((1, len(self._codes)))
-        self._block.set_addresses({kernels.X: x, kernels.OUT: out})
-        self._block.run()
-        return out
 
 
 class Block:
@@ -254,6 +234,7 @@ class Block:
     def __init__(self, kernel: Kernel, num_threads: int) -> None:
         self.fields = np.zeros(kernels.NUM_FIELDS, np.int64)
         self.numbers = self.fields.view(np.float64)
+        self.kernel = kernel
         self._kernel_address: int = kernel.address
         self._address = self.fields.ctypes.data
         self._num_threads = num_threads

@@ -21,7 +21,7 @@ Kernel = Any  # numba's CFunc; `.address` is what `run_on_team` takes
 
 _SIGNATURE = ((types.voidptr,), types.void)
 # All that a kernel may inline; the rest of the package only calls kernels.
-SOURCES = ("kernels.py", "chunk_kernel.py", "lanes.py", "team.py", "kernel_cache.py")
+SOURCES = ("kernels.py", "chunk_kernel.py", "product_kernel.py", "program.py", "lanes.py", "team.py", "kernel_cache.py")
 
 
 def compile_kernel(function: Callable[[Any], None]) -> Kernel:

@@ -26,11 +26,9 @@ from backend.executors.torch_engine.lanes import (
     divide,
     dot_heads,
     exp,
-    f32_pointer,
     i32_pointer,
     i64_pointer,
     load,
-    load_int8,
     max_lanes,
     maximum,
     multiply,
@@ -73,15 +71,14 @@ from backend.executors.torch_engine.team import THREAD_INDEX_SYMBOL
     SOFTCAP,
     EPSILON,
     CODES,
-    SCALES,
-) = range(26)
-NUM_FIELDS = 26
+    NUM_ROWS,
+    OUT_WIDTH,
+) = range(27)
+NUM_FIELDS = 27
 
 _PREFETCH_KEYS = 16  # keys ahead
-_PREFETCH_BYTES = 4096  # ahead in a matrix
 _CACHE_LINE = 64
 _VECTOR = 16  # lanes of the element-wise kernels
-GROUP = 32  # columns of an 8-bit matrix that share a scale
 SCRATCH_PADDING = _VECTOR  # float32 after a row of scores: its last vector may be half empty
 
 thread_index = types.ExternalFunction(THREAD_INDEX_SYMBOL, types.int32())
@@ -298,30 +295,3 @@ def _silu_multiply(is_bf16: bool) -> Kernel:
                 store(target + f * value_bytes, multiply(multiply(gate, sigmoid), up), is_bf16)
 
     return compile_kernel(silu_multiply)
-
-
-def compile_eight_bit_product() -> Kernel:
-    """An item is a row of an 8-bit matrix. OUT float32 [rows] = the matrix times X bf16 [WIDTH].
-
-    CODES: int8 [rows, WIDTH]; SCALES: float32 [rows, WIDTH / 32].
-    """
-
-    def eight_bit_product(data: Any) -> None:
-        block = carray(data, (NUM_FIELDS,), np.int64)
-        thread = np.int64(thread_index())
-        bounds = carray(i64_pointer(block[BOUNDS]), (thread + 2,))
-        num_groups = block[WIDTH] // GROUP
-        out = carray(f32_pointer(block[OUT]), (bounds[thread + 1],))
-        for row in range(bounds[thread], bounds[thread + 1]):
-            codes = block[CODES] + row * block[WIDTH]
-            scales = carray(f32_pointer(block[SCALES] + row * num_groups * 4), (num_groups,))
-            for offset in range(0, block[WIDTH], _CACHE_LINE):
-                prefetch(codes + _PREFETCH_BYTES + offset)
-            total = splat(_f32(0.0), GROUP)
-            for group in range(num_groups):
-                x = load(block[X] + group * GROUP * 2, GROUP, True)
-                product = multiply(load_int8(codes + group * GROUP, GROUP), x)
-                total = multiply_add(product, splat(scales[group], GROUP), total)
-            out[row] = sum_lanes(total)
-
-    return compile_kernel(eight_bit_product)

@@ -9,6 +9,7 @@ Vectors wider than one head were tried and spilled. Addresses are integers; `lan
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -97,17 +98,6 @@ def load(_context: Any, _address: Any, lanes: Any, is_bf16: Any) -> _Signature:
         return _widen(builder, _load_vector(builder, args[0], count, _I16), count)
 
     return Lanes(count)(types.int64, lanes, is_bf16), generate
-
-
-@intrinsic(prefer_literal=True)
-def load_int8(_context: Any, _address: Any, lanes: Any) -> _Signature:
-    """load_int8(address, lanes): read consecutive signed bytes as float32."""
-    count = lanes.literal_value
-
-    def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
-        return builder.sitofp(_load_vector(builder, args[0], count, ir.IntType(8)), _vector(count))
-
-    return Lanes(count)(types.int64, lanes), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -362,6 +352,69 @@ def add_pair_products(
     return totals(totals, types.int64, types.int64, totals.dtype, is_native), generate
 
 
+@intrinsic
+def add_scaled(_context: Any, totals: Any, _parts: Any, _scale: Any) -> _Signature:
+    """add_scaled(totals, parts, scale): total h += part h * scale in every lane."""
+
+    def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+        vectors, parts, scale = args
+        pairs = zip(cgutils.unpack_tuple(builder, vectors), cgutils.unpack_tuple(builder, parts), strict=True)
+        sums = [builder.fadd(builder.fmul(p, scale, flags=_CONTRACT), t, flags=_CONTRACT) for t, p in pairs]
+        return context.make_tuple(builder, totals, sums)
+
+    return totals(totals, totals, totals.dtype), generate
+
+
+@intrinsic
+def load_nibble_pairs(_context: Any, _address: Any) -> _Signature:
+    """load_nibble_pairs(address): read 32 words of four codes of 4 bits; vector s holds the s-th codes as bf16 pairs.
+
+    Needs AVX-512 BW: one shift and one table look-up for 32 codes. The table repeats itself, as the fifth bit of an
+    index is the next code's.
+    """
+    result = types.UniTuple(Lanes(_ZMM), 4)
+
+    def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+        words = _load_vector(builder, args[0], 2 * _ZMM, _I16)
+        table = ir.Constant(words.type, [_bf16_bits(i % 16) for i in range(32)])
+        function_type = ir.FunctionType(words.type, [words.type, words.type])
+        name = "llvm.x86.avx512.permvar.hi.512"
+        look_up = cgutils.get_or_insert_function(builder.module, function_type, name)
+        codes = (builder.lshr(words, ir.Constant(words.type, [4 * s] * 32)) if s else words for s in range(4))
+        vectors = [builder.bitcast(builder.call(look_up, [table, code]), _vector(_ZMM)) for code in codes]
+        return context.make_tuple(builder, result, vectors)
+
+    return result(types.int64), generate
+
+
+def _bf16_bits(value: float) -> int:
+    bits: int = struct.unpack("<I", struct.pack("<f", value))[0]
+    return bits >> 16
+
+
+@intrinsic
+def load_byte_pairs(_context: Any, _address: Any) -> _Signature:
+    """load_byte_pairs(address): read 32 signed bytes as 16 pairs of bf16, exactly."""
+
+    def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
+        codes = _load_vector(builder, args[0], 2 * _ZMM, ir.IntType(8))
+        halves = builder.fptrunc(builder.sitofp(codes, _vector(2 * _ZMM)), _vector(2 * _ZMM, _BF16))
+        return builder.bitcast(halves, _vector(_ZMM))
+
+    return Lanes(_ZMM)(types.int64), generate
+
+
+@intrinsic
+def load_float16(_context: Any, _address: Any) -> _Signature:
+    """load_float16(address): read 16 float16 as float32."""
+
+    def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
+        halves = builder.bitcast(_load_vector(builder, args[0], _ZMM, _I16), _vector(_ZMM, ir.HalfType()))
+        return builder.fpext(halves, _vector(_ZMM))
+
+    return Lanes(_ZMM)(types.int64), generate
+
+
 def _add_pair_products(builder: Any, total: Any, pair: Any, vector: Any) -> Any:
     halves = _vector(2 * _ZMM, _BF16)
     function_type = ir.FunctionType(_vector(_ZMM), [_vector(_ZMM), halves, halves])
@@ -496,6 +549,32 @@ def dot_heads(_context: Any, _queries: Any, key: Any, _scores: Any, _stride: Any
         return context.get_dummy_value()
 
     return types.none(types.int64, key, types.int64, types.int64, num_heads), generate
+
+
+@intrinsic
+def call_kernel(_context: Any, _function: Any, _block: Any) -> _Signature:
+    """call_kernel(function, block): call the `void f(void *block)` at an address."""
+    pointer = ir.IntType(8).as_pointer()
+    function_type = ir.FunctionType(ir.VoidType(), [pointer])
+
+    def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+        function = builder.inttoptr(args[0], function_type.as_pointer())
+        builder.call(function, [builder.inttoptr(args[1], pointer)])
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), generate
+
+
+@intrinsic
+def read_ticks(_context: Any) -> _Signature:
+    """read_ticks(): the processor's time stamp."""
+    function_type = ir.FunctionType(ir.IntType(64), [])
+
+    def generate(_c: Any, builder: Any, _s: Any, _a: Any) -> Any:
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.readcyclecounter")
+        return builder.call(function, [])
+
+    return types.int64(), generate
 
 
 def _pointer_to(element: Any, layout: ir.Type) -> Any:

@@ -45,7 +45,9 @@ class LayerOps(Protocol):
     """The work between matrix products, for N tokens. What a method returns is valid until its next call."""
 
     config: LlamaConfig
-    attention: SlotAttention
+
+    @property
+    def attention(self) -> SlotAttention: ...
 
     def begin(self, inputs: StepInputs) -> None:
         """Prepare for a step; called once before its layers."""

@@ -27,16 +27,16 @@ class Linear:
     depends on the weights' shape only, but for single rows, which are therefore computed as two.
     """
 
-    __slots__ = ("_is_laid_out", "_quantised", "_weight")
+    __slots__ = ("_is_laid_out", "_weight", "quantised")
 
     def __init__(self, weight: torch.Tensor, quantised: QuantisedProduct | None = None) -> None:
-        self._quantised = quantised
+        self.quantised = quantised
         self._is_laid_out = can_lay_out(weight)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS) if self._is_laid_out else weight
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self._quantised is not None and len(x) <= self._quantised.max_rows:
-            return self._quantised(x)
+        if self.quantised is not None and len(x) <= self.quantised.max_rows:
+            return self.quantised(x)
         if not self._is_laid_out:
             return F.linear(x, self._weight)
         if len(x) == 1 and x.dtype is torch.float32:

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from backend.executors.torch_engine.layer_ops import LlamaConfig
-from backend.executors.torch_engine.linear import Int4Product, Linear
+from backend.executors.torch_engine.linear import Int4Product, Linear, QuantisedProduct
 from backend.executors.torch_engine.llama import LlamaLayer, LlamaWeights
-from backend.executors.torch_engine.weights import TensorSource, stack
+from backend.executors.torch_engine.weights import Quantised, TensorSource, stack
 from backend.gguf_file import GGUFFile
 
 Report = Callable[[str, float], None]
@@ -112,7 +112,7 @@ class _Reader:
             return Linear(torch.cat([self.tensor(name) for name in names]))
         matrix = stack(quantised)
         weight = matrix.dense().to(self.form.device, self.form.dtype)
-        return Linear(weight, Int4Product(*matrix.packed()) if self.form.has_quantised else None)
+        return Linear(weight, _four_bit_product(matrix) if self.form.has_quantised else None)
 
     def head(self, name: str, weight: torch.Tensor) -> Linear:
         """Make the product that yields logits, in the 8 bits of the file for few rows."""
@@ -120,10 +120,19 @@ class _Reader:
         if matrix is None:
             return Linear(weight)
         try:
-            from backend.executors.torch_engine.compiled_ops import EightBitProduct
+            from backend.executors.torch_engine.compiled_product import eight_bit_product
         except ImportError:  # no numba; the loader warns of it
             return Linear(weight)
-        return Linear(weight, EightBitProduct(*matrix))
+        return Linear(weight, eight_bit_product(*matrix))
+
+
+def _four_bit_product(matrix: Quantised) -> QuantisedProduct:
+    """Return our own product where it runs, torch's elsewhere."""
+    try:
+        from backend.executors.torch_engine.compiled_product import four_bit_product
+    except ImportError:  # no numba
+        return Int4Product(*matrix.packed())
+    return four_bit_product(matrix) or Int4Product(*matrix.packed())
 
 
 def _layer(reader: _Reader, prefix: str) -> LlamaLayer:

@@ -16,7 +16,7 @@ from backend.executors.torch_engine.executor import Model, TorchExecutor
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
 from backend.executors.torch_engine.layer_ops import LayerOps, LlamaConfig, TorchLayerOps
 from backend.executors.torch_engine.library_model import LibraryModel, kv_shape, load_library_model, read_config
-from backend.executors.torch_engine.llama import LlamaModel
+from backend.executors.torch_engine.llama import LlamaModel, LlamaWeights, SmallStepLayers
 from backend.executors.torch_engine.llama_loader import (
     WeightForm,
     config_from_directory,
@@ -70,7 +70,8 @@ def _load_own(
     pool = _pool(shape, capacity, device, report)
     report("compiling kernels", 0.97)
     attention = _attention(settings, pool, config.num_heads, capacity)
-    model = LlamaModel(weights, _layer_ops(config, pool, attention, capacity))
+    ops = _layer_ops(config, pool, attention, capacity)
+    model = LlamaModel(weights, ops, _layer_program(weights, ops))
     return _executor(model, pool, files, capacity, report)
 
 
@@ -115,6 +116,17 @@ def _layer_ops(config: LlamaConfig, pool: KVPool, attention: SlotAttention, capa
 
     assert isinstance(attention, CompiledAttention)
     return CompiledLayerOps(config, pool, attention, capacity.max_tokens_per_step)
+
+
+def _layer_program(weights: LlamaWeights, ops: LayerOps) -> SmallStepLayers | None:
+    """Return the layers as one program where all they do is compiled."""
+    if isinstance(ops, TorchLayerOps):
+        return None
+    from backend.executors.torch_engine.compiled_ops import CompiledLayerOps
+    from backend.executors.torch_engine.layer_program import layer_program
+
+    assert isinstance(ops, CompiledLayerOps)
+    return layer_program(weights, ops)
 
 
 def _executor(

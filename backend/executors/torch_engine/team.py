@@ -15,6 +15,7 @@ import llvmlite.binding as llvm  # type: ignore[import-untyped] # it has no type
 import torch
 
 THREAD_INDEX_SYMBOL = "bros_thread_index"  # int32 (): the number of the calling thread in its team
+BARRIER_SYMBOL = "bros_barrier"  # void (): returns when all threads of the team have come here
 
 
 def _libgomp() -> ctypes.CDLL | None:
@@ -25,6 +26,7 @@ def _libgomp() -> ctypes.CDLL | None:
 
 
 _SINGLE_THREAD = ctypes.CFUNCTYPE(ctypes.c_int32)(lambda: 0)
+_NO_BARRIER = ctypes.CFUNCTYPE(None)(lambda: None)
 _LIBRARY = _libgomp()
 
 
@@ -45,7 +47,9 @@ def _team_runner() -> Callable[[int, int, int, int], None]:
 run_on_team = _team_runner()
 MAX_THREADS = 1 if _LIBRARY is None else 64
 
+_barrier = _NO_BARRIER if _LIBRARY is None else _LIBRARY.GOMP_barrier
 _thread_index = _SINGLE_THREAD if _LIBRARY is None else _LIBRARY.omp_get_thread_num
-_address = ctypes.cast(_thread_index, ctypes.c_void_p).value
-assert _address is not None
-llvm.add_symbol(THREAD_INDEX_SYMBOL, _address)
+for _symbol, _function in ((THREAD_INDEX_SYMBOL, _thread_index), (BARRIER_SYMBOL, _barrier)):
+    _address = ctypes.cast(_function, ctypes.c_void_p).value
+    assert _address is not None
+    llvm.add_symbol(_symbol, _address)

@@ -12,7 +12,6 @@ from backend.executors.torch_engine.attention import AttentionShape, TorchAttent
 from backend.executors.torch_engine.compiled_ops import (
     CompiledAttention,
     CompiledLayerOps,
-    EightBitProduct,
     TiledAttention,
     balanced_bounds,
 )
@@ -224,11 +223,3 @@ def test_checkpointed_slots_come_back_elsewhere() -> None:
     pool.copy_in(SlotCopy(np.array([77, 2], np.int32), host))
     assert torch.equal(pool.storage[:, [77, 2]], before)
     assert int(pool.storage.count_nonzero()) == int(before.count_nonzero())
-
-
-def test_eight_bit_product_equals_the_dense_one() -> None:
-    torch.manual_seed(0)
-    codes, scales = torch.randint(-128, 128, (50, 96), dtype=torch.int8), torch.rand((50, 3))
-    x = torch.randn((1, 96)).bfloat16()
-    dense = codes.float() * scales.repeat_interleave(32, 1)
-    torch.testing.assert_close(EightBitProduct(codes, scales)(x), x.float() @ dense.T, atol=1e-3, rtol=1e-5)

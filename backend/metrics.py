@@ -285,7 +285,10 @@ class _Buckets:
     sum: float = 0.0
 
     def samples(self, name: str, labels: _Labels) -> list[Sample]:
-        """Return them as increments of counters; a bucket counts all that lies below its bound, as in Prometheus."""
+        """Return them as increments of counters; a bucket counts all that lies below its bound, as in Prometheus.
+
+        Buckets that do not grow are left out: each increment is a round trip between stub and server.
+        """
         bounds = labels_of(f"{name}_bucket", _TABLE[name])["le"]
         cumulative = list(accumulate(self.counts))
         return [
@@ -294,6 +297,7 @@ class _Buckets:
             *(
                 Sample(f"{name}_bucket", {**dict(labels), "le": le}, n)
                 for le, n in zip(bounds, cumulative, strict=True)
+                if n
             ),
         ]
 

@@ -55,9 +55,9 @@ from bench.overhead_tables import (
 from bench.provenance import provenance
 from bench.server import running_server
 
-PROMPT_TOKENS = 64
+PROMPT_TOKENS = 32
 NUM_STREAMS = 32
-STREAM_TOKENS = 96
+STREAM_TOKENS = 64
 NUM_ALONE = 5  # requests for the time to first token, per round
 SIM_STEP_S = 0.02  # of the simulated executor, whatever the step
 _TIMEOUT_S = 300.0
@@ -90,7 +90,14 @@ def main() -> int:
     options = _parser().parse_args()
     arguments = _serve_arguments(options)
     config = parse_config(engine_config(make_parser().parse_args(arguments)))
-    setup = {"executor": options.executor, "threads": options.threads, "set": options.set}
+    setup = {
+        "executor": options.executor,
+        "threads": options.threads,
+        "set": options.set,
+        "num_streams": NUM_STREAMS,
+        "prompt_tokens": PROMPT_TOKENS,
+        "output_tokens": STREAM_TOKENS,
+    }
     source = provenance()
     rounds = _rounds_so_far(options.out, setup, source) if options.more else []
     with ExitStack() as stack:

@@ -21,12 +21,16 @@ THROUGH_TRITON, BY_MODEL_NAME = "through_triton", "by_model_name"
 DIRECT = (IN_PROCESS, IN_PROCESS_AGAIN)
 CLASSES = ("rt", "be")
 TTFT_BAR_MS, THROUGHPUT_BAR = 5.0, 0.95
-EXECUTORS = {"overhead": "torch engine on all cores", "overhead-sim": "simulated executor, which only sleeps"}
+RUNS = {
+    "overhead": "torch engine on all cores",
+    "overhead-coalesced": "torch engine, real-time tokens together for up to 0.1 s (`service.rt_coalesce_s`)",
+    "overhead-sim": "simulated executor, which only sleeps",
+}
 INTRODUCTION = """\
-`python -m bench.overhead`: the same engine in the client's process and behind the server, over one gRPC stream. 32
-streams of 96 tokens at once, or one request alone. Each round measures the engine in process before and after the ways
-through Triton, whose costs are against the mean of both; *in process again* is the engine after against before: the
-noise. Medians over rounds, quartiles in brackets. Client, server, stubs and engine share the machine's cores."""
+`python -m bench.overhead`: the same engine in the client's process and behind the server, over one gRPC
+stream. Each round measures the engine in process before and after the ways through Triton, whose costs are against the
+mean of both; *in process again* is the engine after against before: the noise. Medians over rounds, quartiles in
+brackets. Client, server, stubs and engine share the machine's cores."""
 
 
 def compare(rounds: Sequence[Round]) -> dict[str, Any]:
@@ -87,12 +91,14 @@ def describe(result: Mapping[str, Any]) -> str:
 
 def overhead_sections(results: Path) -> list[str]:
     """Return the section on what Triton costs, as far as there are results."""
-    documents = {what: load_json(results / f"{name}.json") for name, what in EXECUTORS.items()}
+    documents = {what: load_json(results / f"{name}.json") for name, what in RUNS.items()}
     sections = ["## Through Triton", INTRODUCTION]
     for what, result in documents.items():
         if result is not None:
-            count = f"{result['num_rounds']} rounds."
-            sections += [f"### {what}", f"{describe_source(result['provenance'])} {count}"]
+            load = (
+                "{num_rounds} rounds of {num_streams} requests at once, {prompt_tokens} tokens in, {output_tokens} out."
+            )
+            sections += [f"### {what}", f"{describe_source(result['provenance'])} {load.format(**result)}"]
             sections += [markdown_table(_HEADER, _rows(result)), "\n".join(_bars(result))]
     return sections if len(sections) > 2 else []
 

@@ -66,6 +66,7 @@ def test_the_spread_between_rounds_is_told() -> None:
 @pytest.mark.parametrize(("ratio", "added_ms", "missed"), [(0.96, 4.0, 0), (0.94, 4.0, 2), (0.96, 6.0, 1)])
 def test_the_report_holds_the_medians_to_the_bars(tmp_path: Path, ratio: float, added_ms: float, missed: int) -> None:
     assert overhead_sections(tmp_path) == []
-    result = {**compare([make_round(100.0, ratio, added_ms)]), "provenance": provenance()}
+    load = {"num_streams": 32, "prompt_tokens": 32, "output_tokens": 64}
+    result = {**load, **compare([make_round(100.0, ratio, added_ms)]), "provenance": provenance()}
     (tmp_path / "overhead.json").write_text(json.dumps(result))
     assert "\n".join(overhead_sections(tmp_path)).count("**missed**") == missed

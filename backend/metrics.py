@@ -52,6 +52,7 @@ OUTCOMES = (
     "overloaded",
     "engine_down",
     "executor_failed",
+    "internal",
 )
 _BY_CLASS = {"class": CLASSES}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -62,7 +63,8 @@ METRICS = (
     Metric(
         "bros_requests_total",
         Kind.COUNTER,
-        "Requests that ended, by how; one that is refused as invalid counts under its model's class.",
+        "Requests that ended, by how; one that is refused as invalid counts under its model's class. Those that died "
+        "with an engine are not counted.",
         _BY_CLASS | {"outcome": OUTCOMES},
     ),
     Metric("bros_prompt_tokens_total", Kind.COUNTER, "Prompt tokens of requests that ended.", _BY_CLASS),

@@ -14,7 +14,7 @@ from bench.provenance import describe as describe_source
 from bench.tables import markdown_table, verdict
 
 MISSED = """\
-What a missed bar is made of: the simulated executor leaves the cores to the others and loses next to nothing, so it is
+What a missed bar is made of: the simulated executor leaves the cores to the others and loses little, so it is
 processor time and not waiting. A real-time token is a response of its own, and crosses five threads of stub and server
 before it is written to a socket and read from it; of the stub's part nearly all is Triton's hand-over, and a good deal
 asking it which clients have gone. What the client takes here would be another machine's elsewhere. Fewer responses cost

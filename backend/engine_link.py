@@ -168,9 +168,9 @@ class EngineLink:
     def _why_not_ready(self) -> str:
         state = self._state
         if state is None:
-            return "there is no engine to talk to; retry_after_ms=1000"
+            return "there is no engine to talk to"
         percent = "" if state.fraction is None else f" {state.fraction:.0%}"
-        return f"the engine is {state.stage.value}{percent}: {state.detail}; retry_after_ms=1000"
+        return f"the engine is {state.stage.value}{percent}: {state.detail}"
 
     # --- the link's thread --------------------------------------------------------------------------------------
 
@@ -250,7 +250,7 @@ class EngineLink:
             self._changed.notify_all()
         if lost and not self._is_closed:
             logger.error("the engine is gone; %d open requests fail", len(lost))
-        end = error_end(EngineUnavailableError("the engine went away during this request; retry_after_ms=1000"))
+        end = error_end(EngineUnavailableError("the engine went away during this request"))
         for handle, sink in lost.items():
             sink(Chunk(handle, end=end))
 

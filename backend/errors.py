@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+_ENGINE_RETRY_AFTER_S = 1.0  # about what a dead engine's first restart waits for
+
 
 class BrosError(Exception):
     """Any error this project raises on purpose."""
@@ -45,7 +47,7 @@ class OverloadedError(BrosError):
     triton_status = "UNAVAILABLE"
 
     def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(f"{message}; retry_after_ms={retry_after_s * 1e3:.0f}")
+        super().__init__(_with_advice(message, retry_after_s))
         self.retry_after_s = retry_after_s
 
 
@@ -57,10 +59,13 @@ class RequestCancelledError(BrosError):
 
 
 class EngineUnavailableError(BrosError):
-    """There is no engine process to talk to."""
+    """There is no engine process to talk to, or it takes nothing now; `bros-serve` starts a dead one again."""
 
     code = "ENGINE_DOWN"
     triton_status = "UNAVAILABLE"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_with_advice(message, _ENGINE_RETRY_AFTER_S))
 
 
 class ExecutorError(BrosError):
@@ -74,3 +79,7 @@ class ConfigError(BrosError):
 
     code = "CONFIG"
     triton_status = "INVALID_ARG"
+
+
+def _with_advice(message: str, retry_after_s: float) -> str:
+    return f"{message}; retry_after_ms={retry_after_s * 1e3:.0f}"

@@ -52,6 +52,7 @@ OUTCOMES = (
     "overloaded",
     "engine_down",
     "executor_failed",
+    "internal",
 )
 _BY_CLASS = {"class": CLASSES}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -62,7 +63,8 @@ METRICS = (
     Metric(
         "bros_requests_total",
         Kind.COUNTER,
-        "Requests that ended, by how; one that is refused as invalid counts under its model's class.",
+        "Requests that ended, by how; one that is refused as invalid counts under its model's class. Those that died "
+        "with an engine are not counted.",
         _BY_CLASS | {"outcome": OUTCOMES},
     ),
     Metric("bros_prompt_tokens_total", Kind.COUNTER, "Prompt tokens of requests that ended.", _BY_CLASS),
@@ -285,7 +287,10 @@ class _Buckets:
     sum: float = 0.0
 
     def samples(self, name: str, labels: _Labels) -> list[Sample]:
-        """Return them as increments of counters; a bucket counts all that lies below its bound, as in Prometheus."""
+        """Return them as increments of counters; a bucket counts all that lies below its bound, as in Prometheus.
+
+        Buckets that do not grow are left out: each increment is a round trip between stub and server.
+        """
         bounds = labels_of(f"{name}_bucket", _TABLE[name])["le"]
         cumulative = list(accumulate(self.counts))
         return [
@@ -294,6 +299,7 @@ class _Buckets:
             *(
                 Sample(f"{name}_bucket", {**dict(labels), "le": le}, n)
                 for le, n in zip(bounds, cumulative, strict=True)
+                if n
             ),
         ]
 

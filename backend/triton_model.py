@@ -27,7 +27,7 @@ from backend import wire
 from backend.config import load_config
 from backend.engine_link import EngineLink, Ticket
 from backend.errors import BrosError, RequestCancelledError
-from backend.protocol import Chunk, End, EngineState, Generation, Metrics, Sample, Timings, error_end
+from backend.protocol import Chunk, EngineState, Generation, Metrics, Sample, Timings, error_end
 from backend.triton_metrics import TritonMetrics
 from backend.validate import Defaults, validate, wants_snapshot
 
@@ -78,11 +78,10 @@ class TritonPythonModel:
             try:
                 self._take(request, reply)
             except BrosError as error:
-                self._link.note_refusal(self._defaults.usual_class, error)
-                self._close(reply, Chunk(0, end=error_end(error)))
+                self._refuse(reply, error)
             except Exception as error:
                 logger.exception("a request failed on its way in")
-                self._close(reply, Chunk(0, end=End(error_code="INTERNAL", error_message=repr(error))))
+                self._refuse(reply, BrosError(repr(error)))
 
     def finalize(self) -> None:
         """Disconnect; Triton calls this when no request is open."""
@@ -90,6 +89,10 @@ class TritonPythonModel:
         self._timer.join()
         self._link.close()
         self._token_tensors.cache_clear()  # the shared memory they lie in ends before this interpreter does
+
+    def _refuse(self, reply: _Reply, error: BrosError) -> None:
+        self._link.note_refusal(self._defaults.usual_class, error)
+        self._close(reply, Chunk(0, end=error_end(error)))
 
     def _take(self, request: Any, reply: _Reply) -> None:
         parameters = json.loads(request.parameters())

@@ -1,14 +1,17 @@
 """What going through Triton costs: the same engine in this process, and behind a real server over one gRPC stream.
 
-    python -m bench.overhead [--executor torch|sim] [--threads N] [--set KEY=VALUE] [--json] [--out FILE]
+    python -m bench.overhead [--executor torch|sim] [--threads N] [--set KEY=VALUE] [--json] [--out FILE] [--more]
 
-Two numbers, each as medians over interleaved rounds: time to first token of one request alone, and output tokens per
-second of 32 streams at once, of either class. Engine, server and this client share the machine's cores, and whoever
-takes a core from an engine that computes on all of them slows it down, the client too, which elsewhere is another
-machine. So the processor time per token is told by process, and for the engine alone in this process. `--threads` below
-the number of cores leaves the server some; the simulated executor only sleeps: it tells waiting from computing. Over
-gRPC the client asks for output_ids, which is what the engine in this process hands over. The class goes through Triton
-twice: as an input of the model `bros`, and as the name of `bros_rt` or `bros_be`.
+Two numbers: time to first token of one request alone, and output tokens per second of 32 streams at once, of either
+class. The class goes through Triton twice: as an input of the model `bros`, and as the name of `bros_rt` or `bros_be`.
+A round measures the engine in this process before and after both; what Triton costs is compared within the round, since
+a machine's speed may wander by more between two of them, and the engine against itself tells the noise.
+
+Engine, server and this client share the machine's cores, and whoever takes a core from an engine that computes on all
+of them slows it down, the client too, which elsewhere is another machine. So the processor time per token is told by
+process, and for the engine alone in this process. `--threads` below the number of cores leaves the server some; the
+simulated executor only sleeps: it tells waiting from computing. Over gRPC the client asks for output_ids, which is what
+the engine in this process hands over.
 """
 
 from __future__ import annotations
@@ -39,13 +42,23 @@ from backend.plan import StepOutput
 from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.runtime import Runtime, load_runtime, make_tokenizer
 from backend.serving.options import engine_config, make_parser
+from bench.overhead_tables import (
+    BY_MODEL_NAME,
+    DIRECT,
+    IN_PROCESS,
+    IN_PROCESS_AGAIN,
+    THROUGH_TRITON,
+    Round,
+    compare,
+    describe,
+)
 from bench.provenance import provenance
 from bench.server import running_server
 
-PROMPT_TOKENS = 64
+PROMPT_TOKENS = 32
 NUM_STREAMS = 32
-STREAM_TOKENS = 96
-NUM_ALONE = 10  # requests for the time to first token, per round
+STREAM_TOKENS = 64
+NUM_ALONE = 5  # requests for the time to first token, per round
 SIM_STEP_S = 0.02  # of the simulated executor, whatever the step
 _TIMEOUT_S = 300.0
 _LOOSE_SLO_MS = 60_000.0  # so that no deadline shapes the steps that are compared
@@ -77,49 +90,61 @@ def main() -> int:
     options = _parser().parse_args()
     arguments = _serve_arguments(options)
     config = parse_config(engine_config(make_parser().parse_args(arguments)))
+    setup = {
+        "executor": options.executor,
+        "threads": options.threads,
+        "set": options.set,
+        "num_streams": NUM_STREAMS,
+        "prompt_tokens": PROMPT_TOKENS,
+        "output_tokens": STREAM_TOKENS,
+    }
+    source = provenance()
+    rounds = _rounds_so_far(options.out, setup, source) if options.more else []
     with ExitStack() as stack:
         send_directly = stack.enter_context(in_process(config))
         ways_through = stack.enter_context(through_triton(arguments))
-        result = measure({"in_process": send_directly, **ways_through}, options.rounds)
-    setup = {"executor": options.executor, "threads": options.threads, "set": options.set}
-    result = {**setup, **result, "provenance": provenance()}
+        rounds += measure({IN_PROCESS: send_directly, **ways_through}, options.rounds)
+    result = {**setup, **compare(rounds), "rounds": rounds, "provenance": source}
     if options.out is not None:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result) if options.json else describe(result))
     return 0
 
 
-def measure(ways: dict[str, Send], num_rounds: int) -> dict[str, Any]:
-    """Return the medians of every way, and what going through Triton costs against the engine in this process."""
-    ttft_s: dict[str, list[float]] = {way: [] for way in ways}
-    rates: dict[str, dict[str, list[float]]] = {c.value: {way: [] for way in ways} for c in PriorityClass}
-    cpu_us: dict[str, dict[str, list[dict[str, float]]]] = {c.value: {way: [] for way in ways} for c in PriorityClass}
+def measure(ways: dict[str, Send], num_rounds: int) -> list[Round]:
+    """Return what each round saw of every way, and of the engine in this process once more."""
     for send in ways.values():  # warm up
-        together(send, PriorityClass.REAL_TIME)
-    for _ in range(num_rounds):
-        for way, send in ways.items():
-            ttft_s[way] += [alone(send) for _ in range(NUM_ALONE)]
-            for priority_class in PriorityClass:
-                before_s = cpu_s_by_process()
-                rates[priority_class.value][way].append(together(send, priority_class))
-                cpu_us[priority_class.value][way].append(_cpu_us_per_token(before_s, cpu_s_by_process()))
-    medians = {name: {way: statistics.median(seen) for way, seen in found.items()} for name, found in rates.items()}
-    ttft_ms = {way: statistics.median(seen) * 1e3 for way, seen in ttft_s.items()}
-    return {
-        "num_rounds": num_rounds,
-        "ttft_ms": ttft_ms,
-        "added_ttft_ms": ttft_ms["through_triton"] - ttft_ms["in_process"],
-        "tokens_per_s": medians,
-        "throughput_ratio": {
-            name: {way: rate[way] / rate["in_process"] for way in rate if way != "in_process"}
-            for name, rate in medians.items()
-        },
-        "cpu_us_per_token": {
-            name: {way: _medians(each) for way, each in found.items()}
-            | {"in_process": {"engine": _medians(found["in_process"])["client"]}}
-            for name, found in cpu_us.items()
-        },
+        together(send, PriorityClass.REAL_TIME, num_tokens=8)
+    return [measure_round(ways) for _ in range(num_rounds)]
+
+
+def measure_round(ways: dict[str, Send]) -> Round:
+    """Return one round: medians of the time to first token, and of either class tokens per second and their cost."""
+    laps = {**ways, IN_PROCESS_AGAIN: ways[IN_PROCESS]}
+    found: dict[str, Any] = {
+        "ttft_ms": {way: statistics.median(alone(send) for _ in range(NUM_ALONE)) * 1e3 for way, send in laps.items()}
     }
+    for priority_class in PriorityClass:
+        rates: dict[str, float] = {}
+        cpu_us: dict[str, dict[str, float]] = {}
+        for way, send in laps.items():
+            before_s = cpu_s_by_process()
+            rates[way] = together(send, priority_class)
+            cpu_us[way] = _cpu_us_per_token(before_s, cpu_s_by_process())
+        cpu_us = {way: {"engine": us["client"]} if way in DIRECT else us for way, us in cpu_us.items()}
+        found[priority_class.value] = {"tokens_per_s": rates, "cpu_us_per_token": cpu_us}
+    return found
+
+
+def _rounds_so_far(path: Path | None, setup: dict[str, Any], source: dict[str, Any]) -> list[Round]:
+    """Return the rounds of a file that measured the same; raise SystemExit where it did not."""
+    if path is None or not path.exists():
+        return []
+    document = json.loads(path.read_text())
+    was = {name: document[name] for name in setup} | {"commit": document["provenance"]["commit"]}
+    if was != setup | {"commit": source["commit"]}:
+        raise SystemExit(f"{path} measured something else: {was}")
+    return list(document["rounds"])
 
 
 def cpu_s_by_process() -> dict[str, float]:
@@ -148,10 +173,6 @@ def _cpu_us_per_token(before_s: dict[str, float], after_s: dict[str, float]) -> 
     return {name: (after_s[name] - before_s[name]) / num_tokens * 1e6 for name in after_s}
 
 
-def _medians(found: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(each[name] for each in found) for name in found[0]}
-
-
 def alone(send: Send) -> float:
     """Return the time to first token of one request on an idle engine, in seconds."""
     flight = send(_prompt(0), 2, PriorityClass.REAL_TIME)
@@ -160,15 +181,15 @@ def alone(send: Send) -> float:
     return flight.first_s - flight.sent_s
 
 
-def together(send: Send, priority_class: PriorityClass) -> float:
+def together(send: Send, priority_class: PriorityClass, num_tokens: int = STREAM_TOKENS) -> float:
     """Return output tokens per second of all streams at once, from the first sent to the last token."""
     start_s = time.monotonic()
-    flights = [send(_prompt(seed), STREAM_TOKENS, priority_class) for seed in range(NUM_STREAMS)]
+    flights = [send(_prompt(seed), num_tokens, priority_class) for seed in range(NUM_STREAMS)]
     _wait(flights)
     duration_s = time.monotonic() - start_s
-    num_tokens = sum(flight.num_tokens for flight in flights)
-    assert num_tokens == NUM_STREAMS * STREAM_TOKENS, f"{num_tokens} tokens came"
-    return num_tokens / duration_s
+    num_received = sum(flight.num_tokens for flight in flights)
+    assert num_received == NUM_STREAMS * num_tokens, f"{num_received} tokens came"
+    return num_received / duration_s
 
 
 def _prompt(seed: int) -> list[int]:
@@ -245,7 +266,7 @@ def through_triton(arguments: Sequence[str]) -> Iterator[dict[str, Send]]:
         def send_by_name(prompt: Sequence[int], num_tokens: int, priority_class: PriorityClass) -> Flight:
             return send(f"bros_{priority_class.value}", prompt, num_tokens, priority_class)
 
-        yield {"through_triton": partial(send, "bros"), "by_model_name": send_by_name}
+        yield {THROUGH_TRITON: partial(send, "bros"), BY_MODEL_NAME: send_by_name}
         client.stop_stream()
 
 
@@ -267,26 +288,6 @@ def _inputs(prompt: Sequence[int], num_tokens: int, priority_class: PriorityClas
     return inputs
 
 
-def describe(result: dict[str, Any]) -> str:
-    """Return the result in words."""
-    ttft, rates, ratios = result["ttft_ms"], result["tokens_per_s"], result["throughput_ratio"]
-    lines = [
-        f"executor {result['executor']}, medians of {result['num_rounds']} rounds",
-        f"time to first token: {ttft['in_process']:.1f} ms in process, {ttft['through_triton']:.1f} ms through Triton "
-        f"(+{result['added_ttft_ms']:.1f} ms)",
-    ]
-    for name, rate in rates.items():
-        lines.append(
-            f"{NUM_STREAMS} {name} streams: {rate['in_process']:.0f} tokens/s in process, "
-            f"{rate['through_triton']:.0f} through Triton ({ratios[name]['through_triton']:.1%}), "
-            f"{rate['by_model_name']:.0f} by the name of bros_{name} ({ratios[name]['by_model_name']:.1%})"
-        )
-        for way, cpu_us in result["cpu_us_per_token"][name].items():
-            shares = ", ".join(f"{us:.0f} {who}" for who, us in cpu_us.items())
-            lines.append(f"    processor time per token {way.replace('_', ' ')}, in µs: {shares}")
-    return "\n".join(lines)
-
-
 def _serve_arguments(options: argparse.Namespace) -> list[str]:
     """Return the arguments of `bros-serve` that describe the engine, of both ways."""
     num_kv_tokens = 2 * NUM_STREAMS * (PROMPT_TOKENS + STREAM_TOKENS)
@@ -305,9 +306,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--executor", choices=["torch", "sim"], default="torch", help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of the torch engine (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, as of bros-serve")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved repetitions (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to measure (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there as JSON")
+    parser.add_argument("--more", action="store_true", help="keep the rounds in FILE, if it measured the same")
     return parser
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from bench import plots
 from bench.engine_tables import engine_sections
 from bench.measured_tables import load_json, measured_sections
+from bench.overhead_tables import overhead_sections
 from bench.provenance import describe
 from bench.step_models import DOCUMENT_PATH
 from bench.study import BURST_CV, GROUPED_QUERY, KV_BOUND, KV_BOUND_PAIRS, RT_CAPACITY
@@ -96,7 +97,7 @@ def main() -> int:
 def render(results: Path) -> str:
     """Return the document's text."""
     sections = [TITLE, INTRODUCTION]
-    sections += measured_sections(results) + engine_sections(results)
+    sections += measured_sections(results) + overhead_sections(results) + engine_sections(results)
     for name in ("study", "study-full"):
         document = load_json(results / f"{name}.json")
         if document is not None:

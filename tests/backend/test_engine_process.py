@@ -258,7 +258,7 @@ def test_draining_serves_what_is_open_and_refuses_what_is_new(tmp_path: Path) ->
         assert isinstance(refusal, Chunks)
         end = refusal.chunks[0].end
         assert end is not None
-        assert (end.error_code, end.error_message) == ("ENGINE_DOWN", "the engine is draining")
+        assert (end.error_code, end.error_message) == ("ENGINE_DOWN", "the engine is draining; retry_after_ms=1000")
         assert answer.end().finish_reason == "length"
         link.cancel(ticket)
         assert holding.end().finish_reason == "cancelled"

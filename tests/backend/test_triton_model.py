@@ -6,6 +6,7 @@ import importlib
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -61,6 +62,14 @@ def make_model(
             return model
 
         yield make
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    """Wait for what the timer's thread will bring about."""
+    deadline_s = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < deadline_s, "it did not come about"
+        time.sleep(0.01)
 
 
 def serve(model: Any, inputs: dict[str, Any], parameters: dict[str, Any] | None = None, **options: Any) -> Request:
@@ -131,6 +140,14 @@ def test_an_error_of_our_own_fails_one_request_and_no_more(
     model.execute([broken, good])
     assert str(broken.sender.wait().responses[0].error).startswith("INTERNAL: ")
     assert good.sender.wait().responses[-1].error is None
+
+
+def test_an_error_of_our_own_is_counted(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Request({"text_input": "x"})
+    monkeypatch.setattr(broken, "parameters", lambda: "{")
+    make_model("bros").execute([broken])
+    series = MetricFamily.all["bros_requests_total"].series
+    wait_until(lambda: series['{"class": "be", "outcome": "internal"}'].value == 1)
 
 
 def test_when_a_client_goes_its_request_ends_as_cancelled_and_is_not_asked_about_again(make_model: MakeModel) -> None:
@@ -205,18 +222,7 @@ def test_what_the_engine_measured_reaches_tritons_metrics(make_model: MakeModel)
     model = make_model("bros")
     serve(model, {**LONG, "max_tokens": 3}).sender.wait()
     families = MetricFamily.all
-    arrived = threading.Event()
-
-    def watch() -> None:
-        while not families["bros_time_to_first_token_seconds"].series['{"class": "rt"}'].observations:
-            if arrived.wait(0.01):
-                return
-        arrived.set()
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    watcher.join(WAIT_S)
-    assert arrived.is_set()
+    wait_until(lambda: families["bros_time_to_first_token_seconds"].series['{"class": "rt"}'].observations)
     assert families["bros_requests_total"].series['{"class": "rt", "outcome": "length"}'].value == 1
     buckets = families["bros_inter_token_latency_seconds_bucket"].series
     assert buckets['{"class": "rt", "le": "+Inf"}'].value == 2

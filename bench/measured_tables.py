@@ -27,10 +27,12 @@ SIMULATOR_ERROR = """\
 The same arrivals and lengths on the real server and in the simulator, all seeds ({seeds}) together. Every run is
 simulated with what the other runs of this table say, before and after it, and never with its own: a table of step times
 over tokens, fitted to their steps, and their mean *delivery*, the time to the first token that a client sees beyond
-what the engine measured."""
+what the engine measured. Beside an error stands its 95 % interval over requests (bootstrap, both sides of a request
+drawn together): of a few dozen requests, one that met a prompt more moves p90."""
 STEP_ERRORS = """\
 How well the other runs foretell the steps of a run: mean error of a step without its sign, and error of the sum of all
-steps. *One knee* is the roofline of the study, fitted to the same steps."""
+steps. *One knee* is the roofline of the study, fitted to the same steps; *foreign cores* is what else ran on the
+machine just before."""
 
 
 def measured_sections(results: Path) -> list[str]:
@@ -121,7 +123,7 @@ def _error_sections(error: Mapping[str, Any]) -> list[str]:
             what,
             f"{pair['measured']:.4g}",
             f"{pair['simulated']:.4g}",
-            f"{100 * pair['error_ratio']:+.1f} %",
+            "{:+.1f} % [{:+.0f}, {:+.0f}]".format(*(100 * x for x in (pair["error_ratio"], *pair["error_interval"]))),
             _error_bar(what, pair["error_ratio"]),
         ]
         for load in error["loads"]
@@ -150,6 +152,7 @@ def _step_error_table(loads: Sequence[Mapping[str, Any]]) -> str:
         "table: a step, all",
         "one knee: a step, all",
         "delivery ms, measured / simulated",
+        "foreign cores",
     ]
     rows = []
     for load in loads:
@@ -158,7 +161,16 @@ def _step_error_table(loads: Sequence[Mapping[str, Any]]) -> str:
                 f"{run[of]['mean_pct']:.1f} %, {run[of]['sum_pct']:+.1f} %" for of in ("table_error", "roofline_error")
             ]
             delivery = f"{1e3 * run['delivery_s']['measured']:.1f} / {1e3 * run['delivery_s']['simulated']:.1f}"
-            rows.append([load["name"], str(run["seed"]), str(run["num_steps"]), *errors, delivery])
+            rows.append(
+                [
+                    load["name"],
+                    str(run["seed"]),
+                    str(run["num_steps"]),
+                    *errors,
+                    delivery,
+                    f"{run['foreign_cores']:.2f}",
+                ]
+            )
     return markdown_table(header, rows)
 
 

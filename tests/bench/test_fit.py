@@ -46,6 +46,8 @@ def test_a_machine_that_is_what_the_others_say_is_simulated_without_error() -> N
     assert load["num_rt"] > 20
     for comparison in load["comparisons"].values():
         assert comparison["error_ratio"] == pytest.approx(0.0, abs=0.03)
+        low, high = comparison["error_interval"]
+        assert -0.2 < low <= comparison["error_ratio"] <= high < 0.2
 
 
 def test_a_run_is_simulated_without_its_own_steps_and_delivery() -> None:

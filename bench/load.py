@@ -70,10 +70,14 @@ class TargetError(Exception):
 
 
 class BrosTarget:
-    """Our server, through the shipped client; RT requests carry their SLOs."""
+    """Our server, through the shipped client; RT requests carry their SLOs.
+
+    `server_ttft_s`: by request, the time to the first token as the server took it, of those that are answered.
+    """
 
     def __init__(self, url: str) -> None:
         self._client = AsyncClient(url)
+        self.server_ttft_s: dict[str, float] = {}
 
     async def stream(self, query: Query) -> AsyncGenerator[int, None]:
         chunks = (
@@ -98,6 +102,8 @@ class BrosTarget:
         try:
             async with chunks:
                 async for chunk in chunks:
+                    if chunk.metrics is not None and chunk.metrics.ttft_s is not None:
+                        self.server_ttft_s[query.request_id] = chunk.metrics.ttft_s
                     yield len(chunk.token_ids)
         except ClientError as error:
             raise TargetError(str(error)) from error

@@ -109,9 +109,13 @@ def measure(connect: Callable[[], Target], setup: Setup, seed: int) -> tuple[dic
 
 
 def measure_policy(
-    policy: str, setup: Setup, seed: int, settings: Sequence[str] = ()
+    policy: str,
+    setup: Setup,
+    seed: int,
+    settings: Sequence[str] = (),
+    connect: Callable[[str], Target] = BrosTarget,
 ) -> tuple[dict[str, Any], list[RequestRecord]]:
-    """Start a server of `policy` with further `settings` (KEY=VALUE), measure it, stop it."""
+    """Start a server of `policy` with further `settings` (KEY=VALUE), `connect` to its URL, measure it, stop it."""
     settings = [
         *settings,
         f"scheduler.max_tokens_per_step={setup.max_tokens_per_step}",
@@ -122,7 +126,7 @@ def measure_policy(
     with running_server(flags) as address:
         foreign_cores = psutil.cpu_percent(_SETTLE_S) / 100 * (psutil.cpu_count() or 1)
         before, start_s = _server_counters(address), time.monotonic()
-        result, records = measure(lambda: BrosTarget(f"grpc://{address.grpc_url}"), setup, seed)
+        result, records = measure(lambda: connect(f"grpc://{address.grpc_url}"), setup, seed)
         after, wall_s = _server_counters(address), time.monotonic() - start_s
     counters = {name: value - before.get(name, 0.0) for name, value in after.items()}
     result |= {

@@ -68,6 +68,29 @@ def test_measured_rows_carry_an_interval_over_requests(tmp_path: Path) -> None:
     assert "| backlog | fcfs | 45 | 0.0 % [0, 8] |" in rendered(tmp_path, [make_run("backlog", "fcfs", 0, 45, 9.0)])
 
 
+@pytest.mark.parametrize(
+    ("what", "simulated", "cell"),
+    [
+        ("TPOT p50, s", 0.9, "| -10.0 % [-30, +5] | 10 %: met |"),
+        ("TPOT p50, s", 1.11, "| +11.0 % [-30, +5] | 10 %: **missed** |"),
+        ("TTFT p90, s", 1.11, "| +11.0 % [-30, +5] | 20 %: met |"),
+        ("TTFT p90, s", 0.79, "| -21.0 % [-30, +5] | 20 %: **missed** |"),
+    ],
+)
+def test_the_simulators_error_is_held_against_its_bar(tmp_path: Path, what: str, simulated: float, cell: str) -> None:
+    step_errors = dict.fromkeys(("mean_pct", "p95_pct", "sum_pct"), 1.0)
+    run = {"seed": 0, "foreign_cores": 0.0, "num_steps": 9, "table_error": step_errors, "roofline_error": step_errors}
+    run |= {"delivery_s": {"measured": 0.006, "simulated": 0.005}}
+    comparison = {"measured": 1.0, "simulated": simulated, "error_ratio": simulated - 1.0}
+    comparisons = {what: {**comparison, "error_interval": [-0.3, 0.05]}}
+    load = {"name": "mix", "num_rt": 9, "runs": [run], "comparisons": comparisons}
+    document = {"provenance": provenance(), "seeds": [0], "loads": [load]}
+    (tmp_path / "simulator_error.json").write_text(json.dumps(document))
+    text = report.render(tmp_path)
+    assert cell in text
+    assert "| mix | 0 | 9 | 1.0 %, +1.0 % | 1.0 %, +1.0 % | 6.0 / 5.0 | 0.00 |" in text
+
+
 def test_a_fit_recovers_a_known_machine_and_its_linear_form() -> None:
     rng = np.random.default_rng(0)
     pair = load_pairs()["llama8b-h100"]

@@ -68,9 +68,9 @@ Why a bar is missed, and what was tried:
 - *1.2 times the best equal baseline.* At low load KV hardly binds; time does, and every policy has the same.
 - *The best baseline of all.* It does not tell the classes apart: what it gains is what real-time loses.
 
-Under overload on the grouped-query model `bros` keeps more real-time requests than `fcfs`, `priority` and
-`priority_tuned`, but fewer than `bros_paper`, which moves those with slack to the host for new prompts; see
-[decision 0003](decisions/0003-more-requests-than-places.md)."""
+Under overload `bros` refuses what it cannot serve in time, and sets decodes that ran ahead of their schedules aside for
+prompts that are due, where copies are quick; see [decision 0004](decisions/0004-setting-decodes-aside.md), which also
+says what an overload that lasts costs."""
 
 
 def main() -> int:

@@ -40,10 +40,7 @@ SIMULATION_CODE = (
     "kv/*.py",
     "backend/policy/*.py",
     "backend/executors/__init__.py",
-    *(
-        f"backend/{name}.py"
-        for name in ("__init__", "clock", "committed", "engine", "errors", "plan", "request", "scheduler*")
-    ),
+    *(f"backend/{name}.py" for name in ("__init__", "clock", "committed", "engine", "plan", "request", "scheduler*")),
     *(f"bench/{name}.py" for name in ("gpu_executor", "limit", "scenario", "score", "simulate", "stats", "workload")),
     "bench/step_models.*",
 )

@@ -145,7 +145,7 @@ class _RealTimeStep:
 
     def pack_patient_decodes(self) -> None:
         """Take the decodes that would have left their places or slots to prefills, and did not have to."""
-        patient = self.packing.uncut(self._patient)
+        patient, self._patient = self.packing.uncut(self._patient), self._patient[:0]
         if len(patient):
             self._take_decodes(patient)
 

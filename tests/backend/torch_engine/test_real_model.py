@@ -23,8 +23,9 @@ NUM_TOKENS = 12
 MAX_PROMPT = 2000
 PROMPTS = list(random_prompts(50, MAX_PROMPT, 49152))
 # Bounds of |logit difference| between bf16 and float32 after the prompts of the test below, of logits that span 22 to
-# 30; the mean is over the vocabulary.
-BF16_MAX_DIFFERENCE, BF16_MEAN_DIFFERENCE = 1.0, 0.3
+# 30: of any logit, of the mean over the vocabulary, and of that mean over the prompts. A prompt of one token rounds worst:
+# over 40 random ones the mean over the vocabulary was 0.15 in the median and 0.49 at most.
+BF16_MAX_DIFFERENCE, BF16_MEAN_DIFFERENCE, BF16_MEAN_OVER_PROMPTS = 1.0, 0.6, 0.2
 
 SCHEDULES = {
     "alone": Schedule(),
@@ -104,8 +105,11 @@ def test_library_layers_run_a_gguf_file_without_accelerate(float32_executor: Exe
 
 def test_bf16_logits_are_close_to_float32(float32_executor: Executor) -> None:
     bf16 = executor_for(Dtype.BF16, 4096, 0.0)
+    means = []
     for prompt in random_prompts(6, 600, 49152, seed=2):
         for chunk in (5, 512):
             difference = (logits_of(bf16, prompt, chunk) - logits_of(float32_executor, prompt, 512)).abs()
             assert difference.max() < BF16_MAX_DIFFERENCE
-            assert difference.mean() < BF16_MEAN_DIFFERENCE
+            means.append(float(difference.mean()))
+    assert max(means) < BF16_MEAN_DIFFERENCE
+    assert np.mean(means) < BF16_MEAN_OVER_PROMPTS

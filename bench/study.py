@@ -35,7 +35,7 @@ from bench.scenario import Scenario
 from bench.simulate import Simulation
 
 RESULTS = Path(__file__).with_name("results")
-# All that decides a run's outcome, relative to the checkout.
+# All that decides a run's outcome, relative to the checkout. What errors say decides nothing.
 SIMULATION_CODE = (
     "kv/*.py",
     "backend/policy/*.py",
@@ -195,19 +195,15 @@ def _entry(run: Run, simulation: Simulation, source: Mapping[str, str]) -> dict[
 
 
 def simulations(runs: Iterable[Run]) -> list[list[Run]]:
-    """Put runs together that are one simulation; the longest first, so that no core idles at the end."""
+    """Put runs together that are one simulation, in the order of execution: what takes long and is most often lost, the
+    published algorithm under overload, comes last."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         scenario = run.scenario
         if scenario.policy in SLO_BLIND:
             scenario = replace(scenario, ttft_slo_s=LOOSE[0], tpot_slo_s=LOOSE[1])
         found.setdefault(_key(run.group, run.label, scenario.to_json()), []).append(run)
-    return sorted(found.values(), key=lambda same: _expected_cost(same[0]), reverse=True)
-
-
-def _expected_cost(run: Run) -> float:
-    """Return about how long a simulation takes, relative to others: more where requests wait for each other."""
-    return run.scenario.duration_s * (1.0 + (run.load or 0.0)) * (2.0 if run.scenario.policy == "bros_paper" else 1.0)
+    return sorted(found.values(), key=lambda same: (same[0].scenario.policy == "bros_paper", same[0].load or 0.0))
 
 
 class Journal:
@@ -253,8 +249,9 @@ def _key(group: str, label: str, scenario: Mapping[str, Any]) -> str:
     return json.dumps([group, label, scenario], sort_keys=True)
 
 
-def run_study(runs: list[Run], out: Path, num_workers: int) -> None:
-    """Execute what journals and result files lack of this code, and write `out`."""
+def run_study(runs: list[Run], out: Path, num_workers: int, limit_s: float | None = None) -> int:
+    """Execute what journals and result files lack of this code, for `limit_s` at most, and write what is there to `out`.
+    Return how many runs are missing."""
     facts = provenance()
     journal = Journal(out)
     missing = [run for run in runs if journal.get(run) is None]
@@ -263,16 +260,19 @@ def run_study(runs: list[Run], out: Path, num_workers: int) -> None:
         task = progress.add_task("study", total=len(runs), completed=len(runs) - len(missing))
         futures = [pool.submit(execute, same, _source(same[0], facts)) for same in simulations(missing)]
         try:
-            for future in as_completed(futures):
+            for future in as_completed(futures, limit_s):
                 for entry in future.result():
                     journal.add(entry)
                     progress.advance(task)
+        except TimeoutError:
+            pass  # what is running ends in vain
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    entries = [journal.get(run) for run in runs]
+    entries = [entry for entry in map(journal.get, runs) if entry is not None]
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     out.write_text(f'{{"provenance": {json.dumps(facts)},\n"runs": [\n{lines}\n]}}\n')
     journal.path.unlink(missing_ok=True)
+    return len(runs) - len(entries)
 
 
 def _source(run: Run, facts: Mapping[str, Any]) -> dict[str, str]:
@@ -295,11 +295,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="seeds of the telling part (default: 5)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--out", type=Path, help="default: bench/results/study.json, with --full study-full.json")
+    parser.add_argument("--minutes", type=float, help="write what is there after so long (default: when all is done)")
     arguments = parser.parse_args()
     runs = list(full_runs() if arguments.full else telling_runs(range(arguments.seeds)))
     out = arguments.out or RESULTS / ("study-full.json" if arguments.full else "study.json")
-    run_study(runs, out, arguments.jobs)
-    print(f"{len(runs)} runs in {out}; next: python -m bench.report", file=sys.stderr)
+    limit_s = None if arguments.minutes is None else 60.0 * arguments.minutes
+    num_missing = run_study(runs, out, arguments.jobs, limit_s)
+    print(f"{len(runs) - num_missing} of {len(runs)} runs in {out}; next: python -m bench.report", file=sys.stderr)
     return 0
 
 

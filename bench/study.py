@@ -250,8 +250,8 @@ def _key(group: str, label: str, scenario: Mapping[str, Any]) -> str:
 
 
 def run_study(runs: list[Run], out: Path, num_workers: int, limit_s: float | None = None) -> int:
-    """Execute what journals and result files lack of this code, for `limit_s` at most, and write what is there to `out`.
-    Return how many runs are missing."""
+    """Execute what journals and result files lack of this code, for `limit_s` at most, and write what is there to
+    `out`. Return how many runs are missing."""
     facts = provenance()
     journal = Journal(out)
     missing = [run for run in runs if journal.get(run) is None]

@@ -23,8 +23,8 @@ NUM_TOKENS = 12
 MAX_PROMPT = 2000
 PROMPTS = list(random_prompts(50, MAX_PROMPT, 49152))
 # Bounds of |logit difference| between bf16 and float32 after the prompts of the test below, of logits that span 22 to
-# 30: of any logit, of the mean over the vocabulary, and of that mean over the prompts. A prompt of one token rounds worst:
-# over 40 random ones the mean over the vocabulary was 0.15 in the median and 0.49 at most.
+# 30: of any logit, of the mean over the vocabulary, and of that mean over the prompts. A prompt of one token rounds
+# worst: over 40 random ones the mean over the vocabulary was 0.15 in the median and 0.49 at most.
 BF16_MAX_DIFFERENCE, BF16_MEAN_DIFFERENCE, BF16_MEAN_OVER_PROMPTS = 1.0, 0.6, 0.2
 
 SCHEDULES = {

@@ -195,15 +195,19 @@ def _entry(run: Run, simulation: Simulation, source: Mapping[str, str]) -> dict[
 
 
 def simulations(runs: Iterable[Run]) -> list[list[Run]]:
-    """Put runs together that are one simulation, in the order of execution: what takes long and is most often lost, the
-    published algorithm under overload, comes last."""
+    """Put runs together that are one simulation, in the order of execution: one seed of all after the other, so that a
+    study that ends early has some of each; what takes minutes, the published algorithm near overload, comes last."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         scenario = run.scenario
         if scenario.policy in SLO_BLIND:
             scenario = replace(scenario, ttft_slo_s=LOOSE[0], tpot_slo_s=LOOSE[1])
         found.setdefault(_key(run.group, run.label, scenario.to_json()), []).append(run)
-    return sorted(found.values(), key=lambda same: (same[0].scenario.policy == "bros_paper", same[0].load or 0.0))
+    return sorted(found.values(), key=lambda same: (_is_slow(same[0]), same[0].scenario.seed))
+
+
+def _is_slow(run: Run) -> bool:
+    return run.scenario.policy == "bros_paper" and (run.load or 0.0) >= 1.0
 
 
 class Journal:

@@ -19,6 +19,24 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def on_all_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Leave out, of each pair, SLOs and load, the policies that ran on fewer seeds than others did, so that means
+    compare; return the rest, and the names of what was left out."""
+    groups: dict[tuple[str, ...], dict[str, list[Run]]] = {}
+    for run in runs:
+        cell = (run["group"], *map(str, _cell(run)), run["label"])
+        groups.setdefault(cell, {}).setdefault(run["scenario"]["policy"], []).append(run)
+    kept, absent = [], []
+    for (_, pair, slos, load, _), by_policy in groups.items():
+        num_seeds = max(map(len, by_policy.values()))
+        for policy, group in by_policy.items():
+            if len(group) == num_seeds:
+                kept += group
+            else:
+                absent.append(f"{policy} on {pair} ({slos}, load {load}): {len(group)} of {num_seeds} seeds")
+    return kept, sorted(absent)
+
+
 def load_table(runs: Sequence[Run]) -> str:
     """One row per load and policy: attainment, latency and best-effort throughput, means over seeds."""
     header = ["load", "policy", "RT met both SLOs %", "TTFT met %", "TPOT met %", "TTFT p99 s", "TPOT p99 ms"]

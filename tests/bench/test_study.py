@@ -33,7 +33,7 @@ from bench.study import (
     simulations,
     telling_runs,
 )
-from bench.tables import bars_table
+from bench.tables import bars_table, on_all_seeds
 
 TINY = Scenario(rt_rate=2.0, be_outstanding=16, warmup_s=0.0, duration_s=3.0, rt_lengths="chat_small")
 
@@ -214,6 +214,22 @@ def test_every_picture_that_the_report_shows_is_drawn(results: Path, tmp_path: P
     shown = {part.split(")")[0] for part in text.split("](img/")[1:]}
     assert shown == {path.name for path in (tmp_path / "img").iterdir()}
     assert shown
+
+
+def test_a_policy_that_lacks_seeds_is_named_instead_of_compared() -> None:
+    def entry(policy: str, seed: int) -> dict[str, Any]:
+        return {
+            "group": "load",
+            "label": "",
+            "load": 0.5,
+            "scenario": replace(TINY, policy=policy, seed=seed).to_json(),
+        }
+
+    complete = [entry(policy, seed) for policy in ("bros", "fcfs") for seed in (0, 1)]
+    kept, absent = on_all_seeds([*complete, entry("tgi", 0)])
+    assert kept == complete
+    assert absent == [f"tgi on {TINY.pair} (0.4 s, 200 ms, load 0.5): 1 of 2 seeds"]
+    assert on_all_seeds(complete) == (complete, [])
 
 
 def test_the_committed_document_is_what_the_committed_results_say() -> None:

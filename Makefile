@@ -55,7 +55,7 @@ study: $(STAMPS)/dev ## the telling part of the simulated study at GPU scale: ab
 	$(BIN)/python -m bench.study $(ARGS)
 	$(BIN)/python -m bench.report
 
-study-full: $(STAMPS)/dev ## the whole grid: about an hour on two cores; resumable, and takes over what `make study` did
+study-full: $(STAMPS)/dev ## the whole grid: some hours on two cores; resumable, and takes over what `make study` did
 	$(BIN)/python -m bench.study --full $(ARGS)
 	$(BIN)/python -m bench.report
 

@@ -1,7 +1,7 @@
 """Run the study at GPU scale: policies × models × loads × seeds, simulated, on all cores, resumable.
 
     python -m bench.study                 the telling part (`make study`, about 20 minutes on two cores)
-    python -m bench.study --full          the whole grid (`make study-full`, about an hour)
+    python -m bench.study --full          the whole grid (`make study-full`, some hours)
 
 Each finished run is kept in a journal beside the result file, so an interrupted study goes on where it stopped. What
 a journal or result file of that folder has of the same simulation code is not run again: the grid takes over its

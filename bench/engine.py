@@ -13,6 +13,8 @@ library's layers, with dense weights.
 
 from __future__ import annotations
 
+from backend.executors.torch_engine import load  # isort: skip # before torch: it says how torch's threads wait
+
 import argparse
 import dataclasses
 import json
@@ -28,7 +30,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from backend.executors.torch_engine import load
 from backend.executors.torch_engine.compiled_ops import CompiledAttention
 from backend.executors.torch_engine.executor import TorchExecutor
 from backend.executors.torch_engine.llama import LlamaModel

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -127,3 +129,14 @@ def test_torch_attention_can_be_asked_for(llama: Path) -> None:
     executor = load_quietly(settings_for(llama, attention=AttentionKernel.TORCH))
     assert isinstance(executor.model, LlamaModel)
     assert isinstance(executor.model.ops.attention, TorchAttention)
+
+
+@pytest.mark.parametrize(("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_spin_shortly_unless_the_operator_says_otherwise(given: dict[str, str], spins: str) -> None:
+    program = (
+        "import sys, os; from backend.executors.torch_engine import load; "
+        "print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | given
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", spins]  # libgomp reads it when torch is loaded, which is later

@@ -113,16 +113,20 @@ def telling_runs(seeds: Iterable[int] = SEEDS) -> Iterator[Run]:
     yield from _trace_runs("llama8b-h100", seeds[:1])
 
 
-def full_runs() -> Iterator[Run]:
-    """Every model, load and SLO set, with the ablations of each."""
-    for seed in SEEDS:
+def full_runs(seeds: Sequence[int] = SEEDS) -> list[Run]:
+    """Every model, load and SLO set, with the ablations of each, on `seeds`; and the telling part on all of its own."""
+    return list({run.key: run for run in (*telling_runs(), *_grid_runs(seeds))}.values())
+
+
+def _grid_runs(seeds: Sequence[int]) -> Iterator[Run]:
+    for seed in seeds:
         for pair in RT_CAPACITY:
             for slos in (LOOSE, TIGHT):
                 yield from _load_runs(pair, LOADS, slos, seed)
             yield from _ablation_runs(pair, seed)
     yield from _burst_runs(GROUPED_QUERY)
     for pair in ("llama8b-a100", "llama8b-h100", "llama70b-h100-tp4"):
-        yield from _trace_runs(pair, SEEDS)
+        yield from _trace_runs(pair, seeds)
 
 
 def _load_runs(pair: str, loads: Iterable[float], slos: tuple[float, float], seed: int) -> Iterator[Run]:
@@ -195,15 +199,15 @@ def _entry(run: Run, simulation: Simulation, source: Mapping[str, str]) -> dict[
 
 
 def simulations(runs: Iterable[Run]) -> list[list[Run]]:
-    """Put runs together that are one simulation, in the order of execution: one seed of all after the other, so that a
-    study that ends early has some of each; what takes minutes, the published algorithm near overload, comes last."""
+    """Put runs together that are one simulation, in the order of execution: seed by seed, so that a study that ends
+    early has whole ones; what takes minutes, the published algorithm near overload, comes last in each."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         scenario = run.scenario
         if scenario.policy in SLO_BLIND:
             scenario = replace(scenario, ttft_slo_s=LOOSE[0], tpot_slo_s=LOOSE[1])
         found.setdefault(_key(run.group, run.label, scenario.to_json()), []).append(run)
-    return sorted(found.values(), key=lambda same: (_is_slow(same[0]), same[0].scenario.seed))
+    return sorted(found.values(), key=lambda same: (same[0].scenario.seed, _is_slow(same[0])))
 
 
 def _is_slow(run: Run) -> bool:
@@ -296,12 +300,18 @@ def main() -> int:
         prog="python -m bench.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="the whole grid instead of its telling part")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="seeds of the telling part (default: 5)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=len(SEEDS),
+        help="seeds of each run; with --full, of those beyond the telling part (default: 5)",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--out", type=Path, help="default: bench/results/study.json, with --full study-full.json")
     parser.add_argument("--minutes", type=float, help="write what is there after so long (default: when all is done)")
     arguments = parser.parse_args()
-    runs = list(full_runs() if arguments.full else telling_runs(range(arguments.seeds)))
+    seeds = range(arguments.seeds)
+    runs = full_runs(seeds) if arguments.full else list(telling_runs(seeds))
     out = arguments.out or RESULTS / ("study-full.json" if arguments.full else "study.json")
     limit_s = None if arguments.minutes is None else 60.0 * arguments.minutes
     num_missing = run_study(runs, out, arguments.jobs, limit_s)

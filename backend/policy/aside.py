@@ -33,27 +33,24 @@ class Aside:
         self._now_s = now_s
         table, prefills = view.table, packing.groups.rt_prefills
         has_output = table.num_known[prefills] > table.num_prompt[prefills]
-        self._rows = prefills[table.is_preempted[prefills] & has_output]
-        self._num_slots = int(table.num_known[self._rows].sum())  # that all of them will need together
+        rows = prefills[table.is_preempted[prefills] & has_output]
+        self._num_slots = int(table.num_known[rows].sum())  # that all of them will need together
+        ahead_tokens = self._ahead_tokens(rows)
+        order = np.argsort(ahead_tokens, kind="stable")
+        num_due = int(np.count_nonzero(ahead_tokens <= _BACK_TOKENS))
+        self.due: list[int] = rows[order[:num_due]].tolist()  # rows, the one that falls behind first in front
+        self.resting: list[int] = rows[order[num_due:]].tolist()  # likewise
 
-    def __contains__(self, request: Request) -> bool:
-        return request.row is not None and bool(np.count_nonzero(self._rows == request.row))
+    def is_due(self, request: Request) -> bool:
+        """Return whether `request` is aside and should come back, at the cost of others if need be."""
+        return request.row in self.due
 
     def is_wanting(self) -> bool:
-        """Return whether a request that waits, or that should come back, finds no room but what others may leave."""
+        """Return whether a request that waits, or that is due, finds no room but what others may leave."""
         first = next(self._view.rt_waiting.in_time(), None)
-        if first is not None and not self._future.has_room_for(first):
-            return self._pays()
-        due = self._rows[self._ahead_tokens(self._rows) <= _BACK_TOKENS]
-        return len(due) > 0 and not self._future.has_room_for(self._view.table.request(int(due[0]))) and self._pays()
-
-    def can_stay(self, request: Request) -> bool:
-        """Return whether `request`, which is aside, goes on waiting: because it is far ahead and there is no room, or
-        because its copies may be pushed out by what was cut in this step."""
-        if self._packing.has_cuts:
-            return True
-        is_far_ahead = self._ahead_tokens(np.array((request.row,), np.int64))[0] > _BACK_TOKENS
-        return bool(is_far_ahead) and not self._future.has_room_for(request)
+        if first is None or self._future.has_room_for(first):
+            first = self._view.table.request(self.due[0]) if self.due else None
+        return first is not None and not self._future.has_room_for(first) and self._pays()
 
     def make_room_for(self, request: Request, decodes: Rows) -> bool:
         """Set those of `decodes` aside that are furthest ahead, as many as it takes to let `request` in.

@@ -163,17 +163,29 @@ class _RealTimeStep:
         """Take on-time prefills by deadline, chunked; return those found late."""
         late: list[Request] = []
         table = self._view.table
-        started = sorted(table.requests_in(self._prefills), key=self._key)
+        resting = self._aside.resting
+        rows = self._prefills[~np.isin(self._prefills, resting)] if resting else self._prefills
+        started = sorted(table.requests_in(rows), key=self._key)
         for request in merge(started, self._view.rt_waiting.in_time(), key=self._key):
-            if request in self._aside and self._aside.can_stay(request):
-                continue
+            if self.packing.has_cuts and self._aside.is_due(request):
+                continue  # what was cut may push its copies out of the host pool
             if self._is_late(request):
                 late.append(request)
             elif not self._pack_prefill(request, self.budget_s):
                 self._leave_time_for(request)
                 self._is_short = True
-                break
+                return late
+        self._bring_back(resting)
         return late
+
+    def _bring_back(self, resting: list[int]) -> None:
+        """Take requests that are aside and could rest on, as far as there is room anyway."""
+        for row in resting:
+            request = self._view.table.request(row)
+            if self.packing.has_cuts or not self._future.has_room_for(request):
+                break
+            if not self._pack_prefill(request, self.budget_s):
+                break
 
     def pack_late(self, late: list[Request]) -> None:
         """Take late prefills by deadline with what is left; they bind nothing. None begins while one in time waits."""
@@ -205,7 +217,7 @@ class _RealTimeStep:
         if is_new and not self._future.has_room_for(request):
             if not self._aside.make_room_for(request, self._patient):
                 return False
-            if request in self._aside:  # it comes back in the next step, when the copies out are done
+            if self._aside.is_due(request):  # it comes back in the next step, when the copies out are done
                 self._future.take(request)
                 return True
         time_left_s = budget_s - packing.predicted_s

@@ -69,6 +69,10 @@ class Future:
         together are not enough."""
         before = self._rows, self._most, self._growth
         try:
+            self.leave(rows)
+            if not len(rows) or not self.has_room_for(request):
+                return None
+            self._rows, self._most, self._growth = before
             for num_left in range(1, len(rows) + 1):
                 self.leave(rows[num_left - 1 : num_left])
                 if self.has_room_for(request):

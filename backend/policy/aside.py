@@ -78,7 +78,7 @@ class Aside:
     def _pays(self) -> bool:
         """Return whether copies are quick: what they take, all that runs waits for."""
         decodes = self._packing.groups.rt_decodes
-        if not len(decodes):
+        if not len(decodes) or not self._view.settings.checkpoints:
             return False
         copies_s = 2.0 * self._view.latency.c4 * float(self._view.table.num_known[decodes].mean())
         return copies_s <= _MAX_COPY_STEPS * self._view.traffic.step_s

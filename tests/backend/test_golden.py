@@ -13,7 +13,7 @@ from tests.backend.factories import Harness, be, rt
 
 GOLDEN = {
     "mixed": "b16cff6de3a1855d",
-    "memory": "07d3d9ffb21391ae",
+    "memory": "fe6e780fccf36bf8",
     "baseline": "699cab6bcd3c5750",
 }
 KNOBS: dict[str, dict[str, object]] = {

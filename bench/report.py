@@ -103,7 +103,7 @@ def render(results: Path) -> str:
     """Return the document's text."""
     sections = [TITLE, INTRODUCTION]
     sections += measured_sections(results) + overhead_sections(results) + engine_sections(results)
-    document = load_json(results / "study-full.json") or load_json(results / "study.json")  # the one holds the other
+    document = _study(results)
     if document is not None:
         sections += _study_sections(document)
     models = json.loads(DOCUMENT_PATH.read_text())
@@ -113,7 +113,7 @@ def render(results: Path) -> str:
 
 def draw(results: Path, images: Path) -> None:
     """Write the pictures that the document shows."""
-    document = load_json(results / "study-full.json") or load_json(results / "study.json")
+    document = _study(results)
     if document is None:
         return
     runs = [run for run in document["runs"] if _slos(run) == LOOSE]
@@ -122,6 +122,11 @@ def draw(results: Path, images: Path) -> None:
             plots.plot_loads(at_pair, images / f"loads_{pair}.svg")
             plots.plot_distributions([run for run in at_pair if run["load"] == 0.5], images / f"cdf_{pair}.svg")
     plots.plot_burst([run for run in runs if run["group"] == "burst"], images / "burst.svg")
+
+
+def _study(results: Path) -> dict[str, Any] | None:
+    """Read the whole grid, which holds the telling part, or else that part alone."""
+    return load_json(results / "study-full.json") or load_json(results / "study.json")
 
 
 def _study_sections(document: Mapping[str, Any]) -> list[str]:

@@ -29,6 +29,7 @@ _CHANNEL_OPTIONS = (
     (ChannelOptions.SingleThreadedUnaryStream, 1),  # whoever waits for a response reads it
 )
 _METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
+_CODECS = (service_pb2.ModelInferRequest.SerializeToString, service_pb2.ModelStreamInferResponse.FromString)
 _METADATA = (("triton_grpc_error", "true"),)
 _FORMATS = {"BOOL": "?", "INT32": "i", "UINT32": "I", "INT64": "q", "UINT64": "Q", "FP32": "f", "FP64": "d"}
 _PARAMETER_FIELDS = {str: "string_param", bool: "bool_param", int: "int64_param", float: "double_param"}
@@ -44,11 +45,7 @@ class GrpcTransport:
             if scheme == "grpcs"
             else grpc.insecure_channel(address, _CHANNEL_OPTIONS)
         )
-        self._infer = self._channel.unary_stream(
-            _METHOD,
-            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
-            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
-        )
+        self._infer = self._channel.unary_stream(_METHOD, *_CODECS)
 
     def stream(self, call: Call) -> Generator[Outputs, None, None]:
         """See `Transport.stream`."""
@@ -76,11 +73,7 @@ class AsyncGrpcTransport:
             if scheme == "grpcs"
             else grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS)
         )
-        self._infer = self._channel.unary_stream(
-            _METHOD,
-            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
-            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
-        )
+        self._infer = self._channel.unary_stream(_METHOD, *_CODECS)
 
     async def stream(self, call: Call) -> AsyncGenerator[Outputs, None]:
         """See `AsyncTransport.stream`."""

@@ -1,6 +1,6 @@
 """Many kernels in one call: every thread of the team runs them in turn, and meets the others after each.
 
-Between two kernels no thread sleeps and no Python runs, so nothing waits for the interpreter's lock either.
+Between two kernels no Python runs, so nothing waits for the interpreter's lock.
 """
 
 # the kernel's body is numba's language, not Python's.

@@ -13,8 +13,9 @@ request that finds no slots although nothing runs takes them from all others.
 
 from __future__ import annotations
 
-from itertools import accumulate, groupby, islice
-from operator import itemgetter
+from functools import cached_property
+from itertools import islice, pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,11 @@ from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
 from backend.policy.table import Rows, first_deadline_s
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
-from backend.request import Request, RequestState
+from backend.request import Request
 from kv.types import Row
 
-_Urgent = tuple[float, int, Request, bool]  # residual time, arrival index, request, whether all it lacks is one token
-
 _BOUND = 0.9  # part of the tightest residual from which on a step counts as bound by it
+_WINDOW = 64  # requests looked at together for the next one that may find slots
 
 
 class BrosPaper:
@@ -63,13 +63,12 @@ class BrosPaper:
         packing.seqs_left = min(packing.seqs_left, self.num_seqs)
         real_time = _by_residual(view, packing, now_s)
         best_effort = _by_restoring(view, packing)
-        c0 = view.latency.c0
-        budget_s = next((residual_s for residual_s, *_ in real_time if residual_s > c0), float("inf"))
-        if len(real_time) > packing.seqs_left and len(best_effort) and real_time[-1][0] > 2 * view.traffic.step_s:
-            real_time.pop()  # (c): the one with the most slack
-        for is_plain, group in groupby(real_time, itemgetter(3)):
-            if not _take_in_turn(view, packing, [request for _, _, request, _ in group], is_plain, budget_s):
-                break
+        residuals_s = real_time.residual_s
+        budget_s = min(residuals_s[residuals_s > view.latency.c0].tolist(), default=float("inf"))
+        num_real_time = len(residuals_s)
+        if num_real_time > packing.seqs_left and len(best_effort) and residuals_s[-1] > 2 * view.traffic.step_s:
+            num_real_time -= 1  # (c): the one with the most slack
+        _Turns(view, packing, real_time, budget_s).take_first(num_real_time)
         _take_where_room(view, packing, best_effort, budget_s)
         if not packing.has_cuts and not view.table.is_preempted[best_effort].any():
             for request in view.be_waiting.in_time():
@@ -78,33 +77,50 @@ class BrosPaper:
         return packing.plan(budget_s)
 
 
-def _by_residual(view: SchedulerView, packing: Packing, now_s: float) -> list[_Urgent]:
+class _Urgent(NamedTuple):
+    """Real-time requests as columns, the most urgent first. Those that wait have no row: there `rows` says nothing."""
+
+    requests: list[Request]
+    residual_s: NDArray[np.float64]
+    rows: Rows
+    num_computed: NDArray[np.int64]
+    num_uncomputed: NDArray[np.int64]
+    is_running: NDArray[np.bool_]
+    is_waiting: NDArray[np.bool_]
+
+
+def _by_residual(view: SchedulerView, packing: Packing, now_s: float) -> _Urgent:
     """Return the real-time requests, those that wait as well, the most urgent first."""
     table, groups = view.table, packing.groups
     rows = np.concatenate((groups.rt_decodes, groups.rt_prefills))
-    requests = table.requests_in(rows)
-    residuals_s = [_residual_s(request, now_s) for request in requests]
-    started = zip(
-        residuals_s, table.arrival_index[rows].tolist(), requests, _is_plain(view, rows).tolist(), strict=True
+    started = table.requests_in(rows)
+    last_token_s = np.array([request.last_token_s for request in started], np.float64)  # NaN before the first one
+    since_last_s = table.tpot_slo_s[rows] - (now_s - last_token_s)
+    residual_s = np.where(np.isnan(last_token_s), table.deadline_s[rows] - now_s, since_last_s)
+    waiting = list(islice(view.rt_waiting.in_time(), view.limits.max_seqs))
+    nothing = np.zeros(len(waiting), np.int64)
+    residual_s = np.concatenate((residual_s, [first_deadline_s(request) - now_s for request in waiting]))
+    arrival_index = np.concatenate((table.arrival_index[rows], [request.arrival_index for request in waiting]))
+    num_known = np.concatenate((table.num_known[rows], np.array([len(r.token_ids) for r in waiting], np.int64)))
+    num_computed = np.concatenate((table.num_computed[rows], nothing))
+    order = np.lexsort((arrival_index, residual_s))
+    requests = [*started, *waiting]
+    return _Urgent(
+        requests=[requests[index] for index in order.tolist()],
+        residual_s=residual_s[order],
+        rows=np.concatenate((rows, nothing))[order],
+        num_computed=num_computed[order],
+        num_uncomputed=(num_known - num_computed)[order],
+        is_running=np.concatenate((~table.is_preempted[rows], nothing > 0))[order],
+        is_waiting=order >= len(rows),
     )
-    waiting = islice(view.rt_waiting.in_time(), view.limits.max_seqs)
-    return sorted([*started, *((first_deadline_s(r) - now_s, r.arrival_index, r, False) for r in waiting)])
-
-
-def _residual_s(request: Request, now_s: float) -> float:
-    if request.last_token_s is None:
-        return first_deadline_s(request) - now_s
-    assert request.slo is not None
-    return request.slo.tpot_slo_s - (now_s - request.last_token_s)
 
 
 def _by_restoring(view: SchedulerView, packing: Packing) -> Rows:
     """Return the rows of the started best-effort requests by the KV that must come back, then by age."""
     table, groups = view.table, packing.groups
     rows = np.concatenate((groups.be_decodes, groups.be_prefills))
-    num_lost = np.zeros(len(rows), np.int64)
-    for index in table.is_preempted[rows].nonzero()[0].tolist():
-        num_lost[index] = view.kv.num_restorable(Row(int(rows[index])))
+    num_lost = _num_restorable(view, rows)
     ordered: Rows = rows[np.lexsort((table.arrival_index[rows], num_lost))]
     return ordered
 
@@ -116,65 +132,166 @@ def _is_plain(view: SchedulerView, rows: Rows) -> NDArray[np.bool_]:
     return is_decode & ~table.is_preempted[rows]
 
 
-def _take_in_turn(
-    view: SchedulerView, packing: Packing, requests: list[Request], are_plain: bool, budget_s: float
-) -> bool:
-    """Take all that each request lacks, at the cost of best-effort slots, then of later real-time ones; return False
-    when the iteration is full. A request that finds no slots is left out. Plain ones are taken many at once."""
-    unmet = float("inf")  # slots that one that does not run cannot find, until something is taken
-    while requests:
-        if are_plain:
-            rows = np.array([request.row for request in requests], np.int64)
-            requests = requests[packing.add_first_decodes(rows[: packing.num_in_time(rows, budget_s)]) :]
-            if packing.seqs_left < 1 or not requests:
-                return packing.seqs_left > 0
-        request = requests.pop(0)
-        num_restored = packing.num_to_restore(request, float("inf"))
-        num_tokens = min(request.num_uncomputed - num_restored, view.limits.max_tokens)
-        cost_s = packing.cost_s(request, num_tokens, num_restored)
-        if num_tokens > packing.tokens_left or (packing.num_new_tokens and packing.predicted_s + cost_s > budget_s):
+def _num_restorable(view: SchedulerView, rows: Rows) -> NDArray[np.int64]:
+    """Return how many positions of each of `rows` the host could give back."""
+    is_preempted = view.table.is_preempted[rows]
+    num_restorable = np.zeros(len(rows), np.int64)
+    num_restorable[is_preempted] = [view.kv.num_restorable(Row(row)) for row in rows[is_preempted].tolist()]
+    return num_restorable
+
+
+class _Needs(NamedTuple):
+    """What each of the requests lacks, as columns.
+
+    num_restored, num_tokens, cost_s: positions to copy back, tokens to compute, and the time of both. least_room: slots
+    that must be found outside of its own last block; 0 for one that runs, since it may take them from others.
+    """
+
+    num_restored: NDArray[np.int64]
+    num_tokens: NDArray[np.int64]
+    cost_s: NDArray[np.float64]
+    least_room: NDArray[np.int64]
+
+
+def _needs_of(view: SchedulerView, packing: Packing, urgent: _Urgent) -> _Needs:
+    """Do `packing.num_to_restore` and `packing.cost_s` for all of `urgent` at once."""
+    latency, is_preempted = view.latency, ~(urgent.is_running | urgent.is_waiting)
+    num_restored = np.zeros(len(urgent.rows), np.int64)
+    if not packing.has_cuts:
+        num_restored[is_preempted] = _num_restorable(view, urgent.rows[is_preempted])
+        num_restored = np.minimum(num_restored, urgent.num_uncomputed - 1)
+        num_restored[latency.c4 * num_restored >= _prefill_s(latency, num_restored, urgent.num_computed)] = 0
+    num_tokens = np.minimum(urgent.num_uncomputed - num_restored, view.limits.max_tokens)
+    start = urgent.num_computed + num_restored
+    compute_s = np.where(num_tokens == 1, latency.c1 + latency.c2 * start, _prefill_s(latency, num_tokens, start))
+    num_own = np.where(urgent.is_waiting, 0, view.limits.block_size)  # the most room that only it can use
+    least_room = np.where(urgent.is_running, 0, num_restored + num_tokens - num_own)
+    return _Needs(num_restored, num_tokens, compute_s + latency.c4 * num_restored, least_room)
+
+
+def _prefill_s(latency: LatencyModel, num_tokens: NDArray[np.int64], context: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return `LatencyModel.prefill_s` of each: the equation is one of columns as well."""
+    times_s: NDArray[np.float64] = latency.prefill_s(num_tokens, context)  # type: ignore[arg-type, assignment]
+    return times_s
+
+
+class _Turns:
+    """Takes all that each real-time request lacks, the most urgent first, at the cost of best-effort slots, then, if it
+    runs, of later real-time ones. A request that finds no slots is left out."""
+
+    def __init__(self, view: SchedulerView, packing: Packing, urgent: _Urgent, budget_s: float) -> None:
+        self._view = view
+        self._packing = packing
+        self._urgent = urgent
+        self._budget_s = budget_s
+        self._num_idle = view.table.num_computed.copy()  # by row: positions held, 0 for what is in this step
+        self._unmet = float("inf")  # slots that one that does not run cannot find, until something is taken
+
+    def take_first(self, num_requests: int) -> None:
+        """Take the first `num_requests`, or as many as the iteration holds."""
+        is_plain = self._urgent.is_running & (self._urgent.num_uncomputed == 1)
+        is_plain = is_plain[:num_requests]
+        edges = np.diff(is_plain, prepend=~is_plain[:1], append=~is_plain[-1:]).nonzero()[0].tolist()
+        for start, end in pairwise(edges):
+            if not (self._take_plain(start, end) if is_plain[start] else self._take_others(start, end)):
+                return
+
+    def _take_plain(self, start: int, end: int) -> bool:
+        """Take requests that lack nothing but one token, many at once; return False when the iteration is full."""
+        packing = self._packing
+        while start < end:
+            rows = self._urgent.rows[start:end]
+            num_taken = packing.add_first_decodes(rows[: packing.num_in_time(rows, self._budget_s)])
+            self._num_idle[rows[:num_taken]] = 0
+            start += num_taken
+            if packing.seqs_left < 1 or (start < end and not self._take(start)):
+                return False
+            start += 1
+        return True
+
+    def _take_others(self, start: int, end: int) -> bool:
+        """Take requests one by one; return False when the iteration is full."""
+        self._unmet = float("inf")
+        while (start := self._next(start, end)) < end:
+            if not self._take(start):
+                return False
+            start += 1
+        return True
+
+    def _next(self, start: int, end: int) -> int:
+        """Return the first request from `start` on that may find slots, or ends the iteration; `end` if none does."""
+        if self._unmet == float("inf"):
+            return start
+        while start < end:
+            part = slice(start, min(start + _WINDOW, end))
+            found = ((self._needs.least_room[part] < self._unmet) | self._is_too_much(part)).nonzero()[0]
+            if len(found):
+                return start + int(found[0])
+            start = part.stop
+        return end
+
+    def _is_too_much(self, part: slice) -> NDArray[np.bool_]:
+        """Return which of a part of the requests would not fit into the iteration."""
+        packing, needs = self._packing, self._needs
+        is_too_much: NDArray[np.bool_] = needs.num_tokens[part] > packing.tokens_left
+        if packing.num_new_tokens:
+            is_too_much |= packing.predicted_s + needs.cost_s[part] > self._budget_s
+        return is_too_much
+
+    def _take(self, index: int) -> bool:
+        """Take one request, if it finds slots; return False when the iteration is full."""
+        packing, needs, request = self._packing, self._needs, self._urgent.requests[index]
+        if self._is_too_much(slice(index, index + 1))[0]:
             return False
-        needed = num_restored + num_tokens
-        is_running = request.state is RequestState.RUNNING
-        num_own = 0 if request.row is None else view.limits.block_size  # the most room that only it can use
-        if not is_running and needed - num_own >= unmet:
-            continue
-        most = _make_room(view, packing, request, needed)
-        if most >= needed:
-            packing.add(request, num_tokens, num_restored)
-            unmet = float("inf")
-        elif not is_running:
-            unmet = min(unmet, most + 1)
-        if packing.seqs_left < 1:
-            return False
-    return True
+        num_tokens, num_restored = int(needs.num_tokens[index]), int(needs.num_restored[index])
+        most = self._make_room(index, num_restored + num_tokens)
+        if most >= num_restored + num_tokens:
+            if packing.add(request, num_tokens, num_restored) and request.row is not None:
+                self._num_idle[request.row] = 0
+            self._unmet = float("inf")
+        elif not self._urgent.is_running[index]:
+            self._unmet = min(self._unmet, most + 1)
+        return packing.seqs_left > 0
 
+    def _make_room(self, index: int, num_slots: int) -> int:
+        """Take from others what a request needs to grow by `num_slots`, but nothing if even all that they hold would
+        not do. Return by how much it could grow at most; or any number that is enough."""
+        packing, request = self._packing, self._urgent.requests[index]
+        room = packing.room_for(request, num_slots)
+        if room >= num_slots:
+            return room
+        victims = self._victims(index)
+        num_held = self._num_idle[victims]
+        most = room + int(num_held.sum())
+        if most >= num_slots:
+            if not packing.has_cuts:
+                del self._needs  # nothing is restored after cuts
+            packing.make_room(request, num_slots, victims[num_held > 0].tolist())
+            for row, num_kept in packing.kv.cuts.items():
+                self._num_idle[row] = min(self._num_idle[row], num_kept)
+        return most
 
-def _make_room(view: SchedulerView, packing: Packing, request: Request, num_slots: int) -> int:
-    """Take from others what `request` needs to grow by `num_slots`, but nothing if even all that they hold would not
-    do. Return by how much it could grow at most; or any number that is enough."""
-    room = packing.room_for(request, num_slots)
-    if room >= num_slots:
-        return room
-    victims = _victims(view, packing, request)
-    totals = accumulate(map(packing.num_held, victims), initial=room)
-    most = next((total for total in totals if total >= num_slots), None)
-    if most is None:
-        return room + sum(map(packing.num_held, victims))
-    packing.make_room(request, num_slots, victims)
-    return most
+    def _victims(self, index: int) -> Rows:
+        """Return the rows that may lose slots: best-effort, the youngest first, then, if the request runs, later
+        real-time ones, the latest first."""
+        best_effort, real_time = self._by_age
+        if not self._urgent.is_running[index]:
+            return best_effort
+        is_later = self._view.table.arrival_index[real_time] > self._urgent.requests[index].arrival_index
+        return np.concatenate((best_effort, real_time[is_later]))
 
+    @cached_property
+    def _needs(self) -> _Needs:
+        """What each request lacks, as long as this step cuts nothing; and once it does."""
+        return _needs_of(self._view, self._packing, self._urgent)
 
-def _victims(view: SchedulerView, packing: Packing, request: Request) -> list[int]:
-    """Return rows not in this step: best-effort, the youngest first, then later real-time ones, the latest first."""
-    table, groups = view.table, packing.groups
-    rows = np.concatenate((groups.be_decodes, groups.be_prefills))
-    if request.row is not None and not table.is_preempted[request.row]:
+    @cached_property
+    def _by_age(self) -> tuple[Rows, Rows]:
+        """The rows of started best-effort and real-time requests, the youngest first."""
+        arrival_index, groups = self._view.table.arrival_index, self._packing.groups
+        best_effort = np.concatenate((groups.be_decodes, groups.be_prefills))
         real_time = np.concatenate((groups.rt_decodes, groups.rt_prefills))
-        rows = np.concatenate((rows, real_time[table.arrival_index[real_time] > request.arrival_index]))
-    rows = packing.idle(rows)
-    victims: list[int] = rows[np.lexsort((-table.arrival_index[rows], table.is_rt[rows]))].tolist()
-    return victims
+        return best_effort[np.argsort(-arrival_index[best_effort])], real_time[np.argsort(-arrival_index[real_time])]
 
 
 def _take_where_room(view: SchedulerView, packing: Packing, rows: Rows, budget_s: float) -> None:

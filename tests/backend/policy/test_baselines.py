@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from backend.plan import StepPlan
@@ -14,6 +15,8 @@ from backend.policy.settings import SchedulerSettings
 from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord
 from backend.request import Request
 from bench.fuzz import FuzzRun
+from bench.scenario import Scenario
+from bench.simulate import Simulation
 from tests.backend.policy import twins
 
 TWINS: dict[str, twins.Twin] = {
@@ -58,6 +61,32 @@ class Compared:
 
 @pytest.mark.parametrize("name", [*TWINS, "round_robin"])
 def test_the_fast_policy_plans_what_its_obvious_twin_plans(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _compare_with_twin(name, monkeypatch)
+    for seed in range(25):
+        FuzzRun(seed, name).run()
+    assert sum(compared.num_reclaims for compared in made) > 9, "the runs were too easy to tell anything"
+
+
+def test_bros_paper_plans_what_its_obvious_twin_plans_under_overload(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _compare_with_twin("bros_paper", monkeypatch)
+    overload = Scenario(
+        policy="bros_paper",
+        rt_rate=200.0,
+        be_outstanding=8,
+        kv_tokens=8192,
+        warmup_s=0.0,
+        duration_s=3.0,
+        drain_s=0.0,
+    )
+    simulation = Simulation(overload)
+    simulation.run()
+    view = simulation.scheduler.view
+    assert np.count_nonzero(view.table.is_preempted) + len(view.rt_waiting) > 200, "there was nobody to be left out"
+    assert sum(compared.num_reclaims for compared in made) > 99, "the run was too easy to tell anything"
+
+
+def _compare_with_twin(name: str, monkeypatch: pytest.MonkeyPatch) -> list[Compared]:
+    """Let each policy `name` that is made be compared with its twin; return them as they are made."""
     made: list[Compared] = []
     make_policy = POLICIES[name]
 
@@ -68,6 +97,4 @@ def test_the_fast_policy_plans_what_its_obvious_twin_plans(name: str, monkeypatc
         return made[-1]
 
     monkeypatch.setitem(POLICIES, name, make)
-    for seed in range(25):
-        FuzzRun(seed, name).run()
-    assert sum(compared.num_reclaims for compared in made) > 9, "the runs were too easy to tell anything"
+    return made

@@ -184,16 +184,6 @@ class Packing:
         """Return those of `rows` that lost no slots in this step."""
         return rows[[row not in self._kept for row in rows.tolist()]] if self._kept else rows
 
-    def idle(self, rows: Rows) -> Rows:
-        """Return those of `rows` that hold slots and are not in this step."""
-        is_idle = self._view.table.num_computed > 0
-        is_idle[[row for row, num_kept in self._kept.items() if not num_kept]] = False
-        if self._rows:
-            taken = np.concatenate(self._rows)
-            is_idle[taken[taken < len(is_idle)]] = False  # a newcomer's row may be one that the table has not got yet
-        idle: Rows = rows[is_idle[rows]]
-        return idle
-
     @property
     def has_cuts(self) -> bool:
         """Whether anything was preempted in this step."""

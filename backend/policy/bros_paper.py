@@ -191,7 +191,8 @@ class _Turns:
         """Take the first `num_requests`, or as many as the iteration holds."""
         is_plain = self._urgent.is_running & (self._urgent.num_uncomputed == 1)
         is_plain = is_plain[:num_requests]
-        edges = np.diff(is_plain, prepend=~is_plain[:1], append=~is_plain[-1:]).nonzero()[0].tolist()
+        changes = (np.diff(is_plain).nonzero()[0] + 1).tolist()
+        edges = [0, *changes, num_requests] if num_requests else []
         for start, end in pairwise(edges):
             if not (self._take_plain(start, end) if is_plain[start] else self._take_others(start, end)):
                 return

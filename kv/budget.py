@@ -72,7 +72,7 @@ class KVBudget:
         """Do `try_grow` by one slot for each of `rows` (distinct) in order, until one finds no room; return how many
         grew. A fraction of the time of single calls."""
         decodes = np.asarray(rows, np.intp)
-        if self._max_blocks + len(decodes) <= self._pool.blocks.num_free:
+        if self._max_blocks + len(decodes) <= self._pool.num_free_blocks:
             self._promise_decodes(decodes)
         else:
             decodes = decodes[: self._counted().grow_each_by_one(decodes)]
@@ -84,7 +84,7 @@ class KVBudget:
         if enough is not None and self._is_sure(enough):
             return enough
         pool = self._counted()
-        return pool.blocks.newcomer_room(INDEX_OF_SIDE[side]) if row is None else pool.max_growth(row)
+        return pool.newcomer_room(INDEX_OF_SIDE[side]) if row is None else pool.max_growth(row)
 
     def shrink(self, row: Row, num_kept: int) -> None:
         """Count positions [num_kept, held) of `row` out; 0 is all that closing it gives back, too."""
@@ -127,12 +127,12 @@ class KVBudget:
 
     def _is_sure(self, num_slots: int) -> bool:
         """Whether there are free blocks for a growth by `num_slots`, and for all that was promised."""
-        blocks = self._pool.blocks
-        return self._max_blocks + ceil_div(num_slots, blocks.size) <= blocks.num_free
+        pool = self._pool
+        return self._max_blocks + ceil_div(num_slots, pool.block_size) <= pool.num_free_blocks
 
     def _promise(self, row: Row | None, side: Side, num_slots: int) -> None:
         pool = self._pool
-        self._max_blocks += ceil_div(num_slots, pool.blocks.size)
+        self._max_blocks += ceil_div(num_slots, pool.block_size)
         if row is None:
             self._num_opening += 1
             opened = Row(pool.closed_rows[-self._num_opening])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,9 +70,10 @@ class KVBudget:
     def try_grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64]) -> int:
         """Do `try_grow` by one slot for each of `rows` (distinct) in order, until one finds no room; return how many
         grew. A fraction of the time of single calls."""
-        decodes = np.asarray(rows, np.intp)
+        decodes = np.ascontiguousarray(rows, np.intp)
         if self._max_blocks + len(decodes) <= self._pool.num_free_blocks:
-            self._promise_decodes(decodes)
+            self._promised.append(decodes)
+            self._max_blocks += len(decodes)
         else:
             decodes = decodes[: self._counted().grow_each_by_one(decodes)]
         self._decodes.append(decodes)
@@ -146,15 +146,6 @@ class KVBudget:
             self._promised.append(_Growth(row, num_slots, None))
             self._note(row, int(pool.held[row]), is_new=False)
 
-    def _promise_decodes(self, rows: Indices) -> None:
-        """Promise decodes before the openings promised last: next to earlier decodes, they cost almost nothing, and
-        as openings take whole free blocks, all find as much room as they would in the order of the calls."""
-        index = len(self._promised)
-        while index and _is_opening(self._promised[index - 1]):
-            index -= 1
-        self._promised.insert(index, rows)
-        self._max_blocks += len(rows)
-
     def _note(self, row: Row, start: int, is_new: bool) -> None:
         self.grown.setdefault(row, start)
         if is_new:
@@ -164,10 +155,9 @@ class KVBudget:
         """Count in what was promised, in the order in which it was."""
         if not self._promised:
             return
-        for kind, promises in groupby(self._promised, type):
-            for growth in promises if kind is _Growth else _in_one_sweep(promises):
-                is_kept = self._keep(growth)
-                assert is_kept, f"no room for a growth that was promised: {growth}"
+        for growth in self._promised:
+            is_kept = self._keep(growth)
+            assert is_kept, f"no room for a growth that was promised: {growth}"
         self._promised.clear()
         self._max_blocks = self._num_opening = 0
 
@@ -178,17 +168,6 @@ class KVBudget:
             row = self._pool.open_row(INDEX_OF_SIDE[growth.opens_on])
             assert row == growth.row, f"row {growth.row} was promised, not {row}"
         return self._pool.grow(growth.row, growth.num_slots)
-
-
-def _is_opening(promised: Indices | _Growth) -> bool:
-    return isinstance(promised, _Growth) and promised.opens_on is not None
-
-
-def _in_one_sweep(calls: Iterable[Indices | _Growth]) -> list[Indices]:
-    """Join the rows of several calls, unless a row is in two of them."""
-    parts = [rows for rows in calls if not isinstance(rows, _Growth)]
-    rows = _joined(parts)
-    return [rows] if len(parts) == 1 or _are_distinct(rows) else parts
 
 
 def _are_distinct(rows: Indices) -> bool:

@@ -17,6 +17,9 @@ These are the loops behind kv/pool.py, compiled (kv/compiled.py) over its column
     numbers   int64 [8]                counts and the layout, see below
 """
 
+# an element of an array is Any to mypy.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 from typing import TypeAlias
@@ -184,7 +187,8 @@ def grow(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, 
     First the middle of its own last block; then free blocks; then blocks with a settled row, most room first; then
     blocks with a growing one, likewise. Of equals the lowest number.
     """
-    assert 0 <= row < rows.shape[1] and rows[SIDE, row] != NONE, "a row that is to grow is not open"
+    assert 0 <= row < rows.shape[1], "no row to grow has this number"
+    assert rows[SIDE, row] != NONE, "a row that is to grow is not open"
     last = rows[LAST, row]
     num_own = min(num_slots, _room_at(ends, numbers, last)) if last != NONE else 0
     num_rest = num_slots - num_own
@@ -207,9 +211,7 @@ def grow(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, 
 
 
 @compiled(f"int64({_C}, int64[::1])")
-def grow_each_by_one(
-    rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, growing: Indices
-) -> int:
+def grow_each_by_one(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, growing: Indices) -> int:
     """Do `grow` by one slot for each of `growing` in order until one finds no room; return how many grew."""
     for index in range(len(growing)):
         if not grow(rows, ends, previous, numbers, growing[index], 1):
@@ -217,8 +219,8 @@ def grow_each_by_one(
     return len(growing)
 
 
-@compiled(f"int64({_C}, int64)")
-def max_growth(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int) -> int:
+@compiled("int64(int64[:,::1], int16[:,::1], int64[::1], int64)")
+def max_growth(rows: RowColumns, ends: EndColumns, numbers: Numbers, row: int) -> int:
     """Return the largest `num_slots` that `grow` can give to `row`."""
     last = rows[LAST, row]
     own_room = _room_at(ends, numbers, last) if last != NONE else 0
@@ -266,14 +268,9 @@ def boundaries(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Num
 # Positions to slots
 
 
-@compiled(f"void({_C}, int32[:,::1], int64[::1])")
+@compiled("void(int64[:,::1], int16[:,::1], int64[::1], int32[:,::1], int64[::1])")
 def write_last(
-    rows: RowColumns,
-    ends: EndColumns,
-    previous: Chain,
-    numbers: Numbers,
-    slots: NDArray[np.int32],
-    written: Indices,
+    rows: RowColumns, ends: EndColumns, numbers: Numbers, slots: NDArray[np.int32], written: Indices
 ) -> None:
     """Write the slot of the last position of each of the rows `written` into the slot table."""
     for index in range(len(written)):

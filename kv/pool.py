@@ -15,7 +15,6 @@ from kv import block
 from kv.block import (
     BLOCK_SIZE,
     FREE_BLOCKS,
-    HEAD,
     HELD,
     HELD_BLOCKS,
     IS_SHARED,
@@ -23,7 +22,6 @@ from kv.block import (
     NONE,
     NUM_NUMBERS,
     SIDE,
-    TAIL,
     TAILS_FROM_RIGHT,
     Chain,
     EndColumns,
@@ -53,6 +51,7 @@ class Pool:
         self._bind()
 
     def _bind(self) -> None:
+        self.held: Indices = self.rows[HELD]  # positions by row
         self.columns = self.rows, self.ends, self.previous, self.numbers
 
     def copy(self) -> Pool:
@@ -66,11 +65,6 @@ class Pool:
         return pool
 
     # Questions
-
-    @property
-    def held(self) -> Indices:
-        """Positions by row."""
-        return self.rows[HELD]
 
     @property
     def num_rows(self) -> int:
@@ -91,7 +85,8 @@ class Pool:
 
     def fills(self) -> NDArray[np.int16]:
         """Return int16 [2, blocks]: how many slots of each block a head holds, and a tail."""
-        return self.ends[block.FILL].reshape(2, -1)
+        fills: NDArray[np.int16] = self.ends[block.FILL].reshape(2, -1)
+        return fills
 
     def is_open(self, row: int) -> bool:
         """Whether `row` was opened and not closed since."""
@@ -111,10 +106,10 @@ class Pool:
 
     def max_growth(self, row: int) -> int:
         """Return the largest `num_slots` that `grow(row, num_slots)` can give."""
-        return block.max_growth(*self.columns, row)
+        return block.max_growth(self.rows, self.ends, self.numbers, row)
 
     def boundaries(self, row: int) -> list[tuple[int, int]]:
-        """From the end of `row` backwards, block by block: (positions kept without it, slots a new head gains so far)."""
+        """From the end of `row` backwards, end by end: (positions kept without it, slots a new head gains so far)."""
         return [(num_kept, num_gained) for num_kept, num_gained in block.boundaries(*self.columns, row).tolist()]
 
     # Rows

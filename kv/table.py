@@ -24,7 +24,7 @@ class SlotTable:
 
     def write_last(self, pool: Pool, rows: Indices) -> None:
         """Write the slot of the last position of each of `rows`."""
-        block.write_last(*pool.columns, self.slots, rows)
+        block.write_last(pool.rows, pool.ends, pool.numbers, self.slots, rows)
 
     def write_from(self, pool: Pool, row: int, start: int) -> None:
         """Write the slots of positions [start, held) of `row`."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.policy.columns import Rows
 from backend.policy.future import Future
 from backend.policy.packing import Packing
-from backend.policy.columns import Rows
 from backend.policy.view import SchedulerView
 from backend.request import Request
 

@@ -8,14 +8,14 @@ from heapq import merge
 import numpy as np
 
 from backend.plan import StepPlan
+from backend.policy import columns
 from backend.policy.aside import Aside
 from backend.policy.best_effort import BestEffortFill
+from backend.policy.columns import Rows
 from backend.policy.future import UNUSED_OF_BLOCK, Future
 from backend.policy.latency import LatencyModel
 from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
-from backend.policy import columns
-from backend.policy.columns import Rows
 from backend.policy.table import first_deadline_s
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 from backend.policy.window import AdaptiveWindow

@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.plan import StepPlan
+from backend.policy.columns import Rows
 from backend.policy.latency import LatencyModel
 from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
-from backend.policy.table import Rows, first_deadline_s
+from backend.policy.table import first_deadline_s
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 from backend.request import Request, RequestState
 from kv.types import Row
@@ -113,7 +114,8 @@ def _is_plain(view: SchedulerView, rows: Rows) -> NDArray[np.bool_]:
     """Return which of `rows` lack nothing but one token."""
     table = view.table
     is_decode: NDArray[np.bool_] = table.num_known[rows] - table.num_computed[rows] == 1
-    return is_decode & ~table.is_preempted[rows]
+    is_plain: NDArray[np.bool_] = is_decode & ~table.is_preempted[rows]
+    return is_plain
 
 
 def _take_in_turn(

@@ -4,9 +4,12 @@
     times    float64 [6, rows]   DEADLINE … ITL_SLO, seconds
     flags    bool [3, rows]      IS_ACTIVE, IS_RT, IS_PREEMPTED
 
-What they mean stands at `backend.policy.table.RequestTable`, whose attributes are views of them. Sums of floats are made
-in order, from the first row to the last one.
+What they mean stands at `backend.policy.table.RequestTable`, whose attributes are views of them. Floats are summed up
+in the order of the rows.
 """
+
+# an element of an array is Any to mypy.
+# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 
@@ -134,7 +137,7 @@ def features(counts: Counts, rows: Rows, num_new: Counts) -> tuple[int, int, flo
 def rt_share(
     times: Times, flags: Flags, rows: Rows, num_new: Counts, predicted_end_s: float, now_s: float
 ) -> tuple[int, int]:
-    """Return the real-time tokens of a step, and its real-time requests in time by the prediction and late by `now_s`."""
+    """Return the real-time tokens of a step, and how many requests the prediction had in time and `now_s` has late."""
     num_tokens, num_late = 0, 0
     for index in range(len(rows)):
         row = rows[index]

@@ -55,6 +55,12 @@ class LatencyModel:
     `overshoot_ratio` the 95th percentile of (measured - predicted) / predicted, at least 0.
     """
 
+    c0: float
+    c1: float
+    c2: float
+    c3: float
+    c4: float
+
     def __init__(
         self, coefficients: Sequence[float] = PRIOR, forgetting: float = 0.995, is_fitted: bool = False
     ) -> None:

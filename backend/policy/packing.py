@@ -74,7 +74,9 @@ class Packing:
         """Return those of `rows` of which each alone could still be taken for one token within `budget_s`."""
         if self.tokens_left < 1 or self.seqs_left < 1:
             return rows[:0]
-        return rows[self.predicted_s + self._decode_s(rows) <= budget_s] if self.num_new_tokens else rows
+        latency = self._view.latency
+        decode_s = latency.c1 + latency.c2 * self._view.table.num_computed[rows]
+        return rows[self.predicted_s + decode_s <= budget_s] if self.num_new_tokens else rows
 
     def add(self, request: Request, num_tokens: int, num_restored: int = 0) -> bool:
         """Take `num_tokens` (> 0) of `request`, after `num_restored` that come back from the host; all or nothing."""
@@ -243,11 +245,6 @@ class Packing:
         self.seqs_left -= len(rows)
         latency = self._view.latency
         self.predicted_s += latency.c1 * len(rows) + latency.c2 * columns.context(self._view.table.counts, rows)
-
-    def _decode_s(self, rows: Rows) -> NDArray[np.float64]:
-        """Return what one token of each of `rows` adds to the step's time."""
-        latency = self._view.latency
-        return latency.c1 + latency.c2 * self._view.table.num_computed[rows]
 
     def _grow_each(self, rows: Rows) -> tuple[Rows, list[int]]:
         """Take a slot for each of `rows` in order; return those that got one and those that did not."""

@@ -26,17 +26,26 @@ class RowGroups(NamedTuple):
 class RequestTable:
     """Columns over requests in a row of the KV slot table: running and preempted ones. Column index = KV row.
 
-    The scheduler writes, policies read. Columns mirror the requests (`check_invariants` compares them):
-
-        is_active, is_rt, is_preempted   bool
-        num_known, num_computed          int64, as in Request
-        num_ever_computed                int64: the most that num_computed had been when KV was lost last
-        num_prompt, max_total            int64
-        deadline_s                       float64: RT, of the next token; BE, of the end; infinite when there is none
-        first_token_s, last_token_s      float64, infinite before there is one
-        ttft_slo_s, tpot_slo_s, itl_slo_s   float64, infinite where there is no objective
-        arrival_index, admission_index   int64: order of arrival, order of the first step
+    The scheduler writes, policies read. Columns mirror the requests (`check_invariants` compares them). They are views
+    of `counts`, `times` and `flags`, which the loops of backend.policy.columns take; enlarging replaces them all.
     """
+
+    num_known: NDArray[np.int64]  # as in Request
+    num_computed: NDArray[np.int64]  # as in Request
+    num_ever_computed: NDArray[np.int64]  # the most that num_computed had been when KV was lost last
+    num_prompt: NDArray[np.int64]
+    max_total: NDArray[np.int64]
+    arrival_index: NDArray[np.int64]  # order of arrival
+    admission_index: NDArray[np.int64]  # order of the first step
+    deadline_s: NDArray[np.float64]  # RT, of the next token; BE, of the end; infinite when there is none
+    first_token_s: NDArray[np.float64]  # infinite before it
+    last_token_s: NDArray[np.float64]  # likewise
+    ttft_slo_s: NDArray[np.float64]  # infinite where there is no objective, like the next two
+    tpot_slo_s: NDArray[np.float64]
+    itl_slo_s: NDArray[np.float64]
+    is_active: NDArray[np.bool_]
+    is_rt: NDArray[np.bool_]
+    is_preempted: NDArray[np.bool_]
 
     def __init__(self) -> None:
         self._objects: NDArray[np.object_] = np.full(_INITIAL_ROWS, None, object)
@@ -123,7 +132,7 @@ class RequestTable:
     def emit(self, rows: Rows, now_s: float) -> tuple[list[int], list[int], list[int]]:
         """Count one new token for each of `rows` at `now_s`, and set the deadlines of the next ones (design §3).
 
-        Return indices into `rows`: of those that were preempted, that had no token yet, that are as long as they may be.
+        Return indices into `rows`: of those that were preempted, that had no token yet, that are as long as may be.
         """
         resumed, first, full = columns.emit(self.counts, self.times, self.flags, rows, now_s)
         return resumed.tolist(), first.tolist(), full.tolist()
@@ -150,8 +159,11 @@ class RequestTable:
     def _double(self) -> None:
         num_rows = len(self._objects)
         self._objects = np.concatenate((self._objects, np.full(num_rows, None, object)))
+        added = ((0, 0), (0, num_rows))
         self.counts, self.times, self.flags = (
-            np.pad(columns, ((0, 0), (0, num_rows))) for columns in (self.counts, self.times, self.flags)
+            np.pad(self.counts, added),
+            np.pad(self.times, added),
+            np.pad(self.flags, added),
         )
         self._bind()
 

@@ -17,12 +17,13 @@ from backend.committed import CommittedStep, Sampled
 from backend.errors import BrosError, InvalidRequestError
 from backend.executors import ExecutorCapacity
 from backend.plan import FailedRequest, PlannedSlots, Reclaim, StepBatch, StepOutput, StepPlan, StepResult
-from backend.policy import POLICIES, columns
+from backend.policy import columns
 from backend.policy.admission import check_admissible
 from backend.policy.columns import Rows
 from backend.policy.feedback import Feedback, MovedTokens
 from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
 from backend.policy.queue import WaitingQueue
+from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
 from backend.policy.stats import PreemptionKind, SchedulerStats
 from backend.policy.table import RequestTable, first_deadline_s

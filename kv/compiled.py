@@ -15,13 +15,19 @@ R = TypeVar("R")
 
 
 def compiled(signature: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Compile a function of integers and arrays, when it is defined if its numba `signature` is given.
+    """Compile a function of integers and arrays; when it is defined, if its numba `signature` is given.
 
-    The result is kept on disk until the file of the function changes; what it calls must stand in the same file, since
-    numba does not follow others. With NUMBA_DISABLE_JIT=1 functions stay plain Python, which checks every index.
+    The result is kept on disk, if numba finds a directory to write to, until the file of the function changes. What it
+    calls must stand in the same file, since numba does not follow others. Indices are not checked, but with
+    NUMBA_DISABLE_JIT=1, which leaves all functions plain Python.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        return njit(cache=True)(function) if signature is None else njit(signature, cache=True)(function)
+        try:
+            return njit(signature, cache=True)(function)
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            return njit(signature)(function)
 
     return decorate

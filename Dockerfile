@@ -19,12 +19,9 @@ FROM ${TRITON_IMAGE} AS trtllm
 ENV PYTHONPATH=/opt/bros PYTHONDONTWRITEBYTECODE=1 NUMBA_CACHE_DIR=/opt/bros/.numba
 WORKDIR /opt/bros
 
-# The image's own numpy, torch and tensorrt_llm stay as they are: only small pure packages are added, without dependencies,
-# and numba, which compiles the scheduler's loops, if the image has none.
+# The image's own numpy, torch and tensorrt_llm stay as they are: what is added comes without dependencies.
 COPY requirements/lock.txt requirements/trtllm-image.txt requirements/
-RUN pip install --no-cache-dir --no-deps --constraint requirements/lock.txt --requirement requirements/trtllm-image.txt \
-    && { python3 -c "import numba" \
-         || pip install --no-cache-dir --no-deps --constraint requirements/lock.txt numba llvmlite; }
+RUN pip install --no-cache-dir --no-deps --constraint requirements/lock.txt --requirement requirements/trtllm-image.txt
 
 COPY kv kv
 COPY backend backend

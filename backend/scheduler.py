@@ -351,7 +351,6 @@ class Scheduler:
             token_ids = request.token_ids
             request.num_computed = len(token_ids)  # it sampled, so it had computed all
             token_ids.append(token_id)
-            request.last_token_s = now_s
         ended = set(full).union(self._stopped(sampled))
         finished = [requests[index] for index in sorted(ended)]
         for request in finished:

@@ -84,19 +84,13 @@ def _by_residual(view: SchedulerView, packing: Packing, now_s: float) -> list[_U
     table, groups = view.table, packing.groups
     rows = np.concatenate((groups.rt_decodes, groups.rt_prefills))
     requests = table.requests_in(rows)
-    residuals_s = [_residual_s(request, now_s) for request in requests]
+    since_last_s = table.tpot_slo_s[rows] - (now_s - table.last_token_s[rows])
+    residuals_s = np.where(table.last_token_s[rows] < np.inf, since_last_s, table.deadline_s[rows] - now_s)
     started = zip(
-        residuals_s, table.arrival_index[rows].tolist(), requests, _is_plain(view, rows).tolist(), strict=True
+        residuals_s.tolist(), table.arrival_index[rows].tolist(), requests, _is_plain(view, rows).tolist(), strict=True
     )
     waiting = islice(view.rt_waiting.in_time(), view.limits.max_seqs)
     return sorted([*started, *((first_deadline_s(r) - now_s, r.arrival_index, r, False) for r in waiting)])
-
-
-def _residual_s(request: Request, now_s: float) -> float:
-    if request.last_token_s is None:
-        return first_deadline_s(request) - now_s
-    assert request.slo is not None
-    return request.slo.tpot_slo_s - (now_s - request.last_token_s)
 
 
 def _by_restoring(view: SchedulerView, packing: Packing) -> Rows:

@@ -109,7 +109,7 @@ class RequestTable:
         self.num_prompt[row] = request.num_prompt
         self.max_total[row] = max_total
         self.first_token_s[row] = np.inf if request.first_token_s is None else request.first_token_s
-        self.last_token_s[row] = np.inf if request.last_token_s is None else request.last_token_s
+        self.last_token_s[row] = np.inf
         slo = request.slo
         self.ttft_slo_s[row] = np.inf if slo is None else slo.ttft_slo_s
         self.tpot_slo_s[row] = np.inf if slo is None else slo.tpot_slo_s

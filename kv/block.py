@@ -214,7 +214,15 @@ def grow(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, 
 def grow_each_by_one(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, growing: Indices) -> int:
     """Do `grow` by one slot for each of `growing` in order until one finds no room; return how many grew."""
     for index in range(len(growing)):
-        if not grow(rows, ends, previous, numbers, growing[index], 1):
+        row = growing[index]
+        assert 0 <= row < rows.shape[1], "no row to grow has this number"
+        last = rows[LAST, row]
+        if last != NONE and ends[GROWS, last] and _room_at(ends, numbers, last) > 0:  # what most do, in short
+            rows[HELD, row] += 1
+            ends[FILL, last] += 1
+            opposite = _opposite(ends, last)
+            ends[ROOM, opposite] = _rank(ends, numbers, opposite, last)
+        elif not grow(rows, ends, previous, numbers, row, 1):
             return index
     return len(growing)
 

@@ -16,10 +16,10 @@ ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 FROM ${TRITON_IMAGE} AS trtllm
 
 # The code comes first on the path, so that no package of the image can take its import names.
-ENV PYTHONPATH=/opt/bros PYTHONDONTWRITEBYTECODE=1
+ENV PYTHONPATH=/opt/bros PYTHONDONTWRITEBYTECODE=1 NUMBA_CACHE_DIR=/opt/bros/.numba
 WORKDIR /opt/bros
 
-# The image's own numpy, torch and tensorrt_llm stay as they are: only small pure packages are added, without dependencies.
+# The image's own numpy, torch and tensorrt_llm stay as they are: what is added comes without dependencies.
 COPY requirements/lock.txt requirements/trtllm-image.txt requirements/
 RUN pip install --no-cache-dir --no-deps --constraint requirements/lock.txt --requirement requirements/trtllm-image.txt
 
@@ -27,7 +27,7 @@ COPY kv kv
 COPY backend backend
 COPY model_repository model_repository
 COPY requirements/check_image.py requirements/
-RUN command -v tritonserver && python3 requirements/check_image.py tensorrt_llm
+RUN command -v tritonserver && python3 requirements/check_image.py tensorrt_llm && chown -R 1000 .numba
 
 USER 1000
 EXPOSE 8000 8001 8002
@@ -40,7 +40,7 @@ CMD ["python3", "-m", "backend.serve", "--host", "0.0.0.0", "--executor", "trtll
 FROM ${PYTHON_IMAGE} AS cpu
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ENV PYTHONPATH=/opt/bros PYTHONDONTWRITEBYTECODE=1
+ENV PYTHONPATH=/opt/bros PYTHONDONTWRITEBYTECODE=1 NUMBA_CACHE_DIR=/opt/bros/.numba
 WORKDIR /opt/bros
 
 # What changes rarely comes first. torch's CPU build leads, or pip would take the CUDA one; `.` holds no code yet: it
@@ -57,7 +57,8 @@ COPY client client
 COPY model_repository model_repository
 COPY requirements/check_image.py requirements/
 RUN python3 requirements/check_image.py pytriton torch \
-    && useradd --uid 1000 --create-home bros
+    && useradd --uid 1000 --create-home bros \
+    && chown -R 1000 .numba
 
 USER 1000
 EXPOSE 8000 8001 8002

@@ -10,8 +10,8 @@ from typing import cast
 import numpy as np
 
 from backend.plan import EmittedToken, PlannedSlots, StepBatch, StepPlan, StepResult
+from backend.policy.columns import Rows
 from backend.policy.latency import StepFeatures
-from backend.policy.table import Rows
 from backend.request import Request
 
 

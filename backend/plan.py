@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import BrosError
 from backend.request import Request, RequestId, SamplingParams
-from kv.budget import KVBudget
 from kv.types import NO_COPIES, SlotCopy
+
+if TYPE_CHECKING:  # the stubs read this module and need no compiled loops
+    from kv.budget import KVBudget
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,6 @@ class Request:
     row: int | None = None  # row of the slot table while it holds slots
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
-    last_token_s: float | None = None
     num_preemptions: int = 0
 
     def __post_init__(self) -> None:

@@ -17,14 +17,16 @@ from backend.committed import CommittedStep, Sampled
 from backend.errors import BrosError, InvalidRequestError
 from backend.executors import ExecutorCapacity
 from backend.plan import FailedRequest, PlannedSlots, Reclaim, StepBatch, StepOutput, StepPlan, StepResult
-from backend.policy import POLICIES
+from backend.policy import columns
 from backend.policy.admission import check_admissible
+from backend.policy.columns import Rows
 from backend.policy.feedback import Feedback, MovedTokens
 from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
 from backend.policy.queue import WaitingQueue
+from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
 from backend.policy.stats import PreemptionKind, SchedulerStats
-from backend.policy.table import RequestTable, Rows, first_deadline_s
+from backend.policy.table import RequestTable, first_deadline_s
 from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord, Traffic
 from backend.request import FinishReason, PriorityClass, Request, RequestId, RequestState
 from kv.manager import KVCacheManager
@@ -312,24 +314,16 @@ class Scheduler:
         return step
 
     def _features(self, rows: Rows, counts: NDArray[np.int64], num_copied: int) -> StepFeatures:
-        computed = self.view.table.num_computed[rows]
-        chunks = (counts != 1).nonzero()[0]  # the few that are no decodes
-        starts, lengths = computed[chunks].tolist(), counts[chunks].tolist()
-        context = int(computed.sum()) - sum(starts)
-        pairs = sum(length * (start + 0.5 * length) for start, length in zip(starts, lengths, strict=True))
-        return StepFeatures(len(counts) - len(chunks) + sum(lengths), context, float(pairs), num_copied)
+        new_tokens, context, pairs = columns.features(self.view.table.counts, rows, counts)
+        return StepFeatures(new_tokens, context, pairs, num_copied)
 
     def _learn(self, step: CommittedStep, result: StepResult, now_s: float) -> None:
         table, rows, totals = self.view.table, step.slots.rows, self._totals
-        is_rt = table.is_rt[rows]
-        num_tokens = step.features.new_tokens
-        num_rt_tokens = int(step.slots.counts[is_rt].sum())
-        predicted_s = step.plan.predicted_s
+        num_tokens, predicted_s = step.features.new_tokens, step.plan.predicted_s
         predicted_end_s = now_s - result.duration_s + predicted_s
-        num_late = 0
-        if predicted_end_s < now_s:
-            deadline_s = table.deadline_s[rows]
-            num_late = int(np.count_nonzero(is_rt & (deadline_s >= predicted_end_s) & (deadline_s < now_s)))
+        num_rt_tokens, num_late = columns.rt_share(
+            table.times, table.flags, rows, step.slots.counts, predicted_end_s, now_s
+        )
         record = StepRecord(
             duration_s=result.duration_s,
             predicted_s=predicted_s,
@@ -348,18 +342,16 @@ class Scheduler:
         table, rows, requests = self.view.table, sampled.rows, sampled.requests
         if not requests:
             return []
-        for index in table.is_preempted[rows].nonzero()[0].tolist():
+        resumed, first, full = table.emit(rows, now_s)
+        for index in resumed:
             requests[index].state = RequestState.RUNNING
-        for index in (table.first_token_s[rows] == np.inf).nonzero()[0].tolist():
+        for index in first:
             requests[index].first_token_s = now_s
         for request, token_id in zip(requests, sampled.token_ids, strict=True):
             token_ids = request.token_ids
             request.num_computed = len(token_ids)  # it sampled, so it had computed all
             token_ids.append(token_id)
-            request.last_token_s = now_s
-        table.emit(rows, now_s)
-        is_full = table.num_known[rows] >= table.max_total[rows]
-        ended = set(is_full.nonzero()[0].tolist()).union(self._stopped(sampled))
+        ended = set(full).union(self._stopped(sampled))
         finished = [requests[index] for index in sorted(ended)]
         for request in finished:
             self.view.traffic.note_end(request)

@@ -4,28 +4,54 @@
             H0  H1  H2  H3  H4 ──►  ·   ·   ·   ·   ·   ·  ◄── T2  T1  T0
             head: fill 5            room for either: 8          tail: fill 3
 
-At most one holder fills from each end. A holder *grows* in a block until it leaves it or falls asleep; then it is
-*settled* there. All columns are indexed by end: `side * stride + block`, so `opposite` of an end is half a turn away.
-The last block of the stride is `nowhere`: always full, it stands for no block.
+At most one row fills a block from each end. A row *grows* in a block until it leaves it or falls asleep; then it is
+*settled* there. An end is an index: `side * num_blocks + block`, so `_opposite` of an end is half a turn away. The ends
+that a row holds are chained from its last one backwards.
+
+These are the loops behind kv/pool.py, compiled (kv/compiled.py) over its columns; C of them in each signature:
+
+    rows      int64 [3, rows]          HELD positions; LAST end or NONE; SIDE, NONE in a row that is not open
+    ends      int16 [3, 2 * blocks]    FILL: slots that the row here has; GROWS: whether it grows here; ROOM: rank of
+                                       the room that a newcomer at this end finds beside the row at the opposite one
+    previous  int32 [2 * blocks]       the end that the same row holds before this one, or NONE
+    numbers   int64 [8]                counts and the layout, see below
 """
 
+# an element of an array is Any to mypy.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kv.types import MAX_BLOCK_SIZE, KVConfig, Layout, Side
+from kv.compiled import compiled
+from kv.types import MAX_BLOCK_SIZE, Side
 
-Indices = NDArray[np.intp]
+Indices: TypeAlias = NDArray[np.intp]
+RowColumns: TypeAlias = NDArray[np.int64]
+EndColumns: TypeAlias = NDArray[np.int16]
+Chain: TypeAlias = NDArray[np.int32]
+Numbers: TypeAlias = NDArray[np.int64]
 
 HEAD, TAIL = 0, 1
 INDEX_OF_SIDE = {Side.HEAD: HEAD, Side.TAIL: TAIL}
+NONE = -1
 
-# The rank of a room is its slots, plus SETTLED beside a settled holder: a newcomer prefers that to any other.
+HELD, LAST, SIDE = 0, 1, 2
+FILL, GROWS, ROOM = 0, 1, 2
+# HELD_BLOCKS and FIRST_FREE are two numbers each, by side. No block is free before the first that many, counted from
+# the low end of the pool for heads and from its high end for tails: in that order they take them.
+FREE_BLOCKS, HELD_BLOCKS, FIRST_FREE, BLOCK_SIZE, IS_SHARED, TAILS_FROM_RIGHT = 0, 1, 3, 5, 6, 7
+NUM_NUMBERS = 8
+
+# The rank of a room is its slots, plus SETTLED beside a settled row: a newcomer prefers that to any other.
 SETTLED = 2 * MAX_BLOCK_SIZE
 ROOM_MASK = SETTLED - 1
 
-_FIRST_LOOK = 1_024  # blocks that are searched for free ones at first
+_C = "int64[:,::1], int16[:,::1], int32[::1], int64[::1]"
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -33,176 +59,252 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-class Blocks:
-    """Struct of arrays over the ends of all blocks, with counts kept in step. Knows no rows."""
-
-    fill: NDArray[np.int16]  # slots that the end's holder has
-    is_free: tuple[NDArray[np.bool_], NDArray[np.bool_]]  # by block, in the order in which heads and tails take them
-    shared_room: NDArray[np.int16]  # rank of the room that a newcomer at this end finds beside the opposite holder
-
-    def __init__(self, config: KVConfig) -> None:
-        self.size = config.block_size
-        self.nowhere = config.num_blocks
-        self.stride = config.num_blocks + 1
-        self.num_free = config.num_blocks
-        self.num_held = [0, 0]  # by heads, by tails
-        self.first_free = [0, 0]  # none is free before that many, from the low end of the pool and from its high end
-        self.rank_beside = _rank_beside(config)
-        self.grows = np.zeros(2 * self.stride, np.bool_)  # whether the end's holder grows here
-        self._columns = np.zeros((4, self.stride), np.int16)
-        self._is_free = np.ones(config.num_blocks, np.bool_)
-        self._bind()
-        self.fill[self.nowhere] = self.size
-
-    def _bind(self) -> None:
-        self.fill = self._columns[:2].reshape(-1)
-        self.shared_room = self._columns[2:].reshape(-1)
-        self.is_free = self._is_free, self._is_free[::-1]
-
-    def copy(self) -> Blocks:
-        """Return independent blocks in the same state."""
-        blocks = object.__new__(Blocks)
-        blocks.__dict__.update(self.__dict__)
-        blocks.num_held = self.num_held.copy()
-        blocks.first_free = self.first_free.copy()
-        blocks.grows = self.grows.copy()
-        blocks._columns = self._columns.copy()
-        blocks._is_free = self._is_free.copy()
-        blocks._bind()
-        return blocks
-
-    # Questions
-
-    def room_at(self, end: int) -> int:
-        """Return the free slots in the middle of the block that `end` belongs to."""
-        return self.size - int(self.fill[end]) - int(self.fill[self.opposite(end)])
-
-    def newcomer_room(self, side: int) -> int:
-        """Return the slots that a new holder on `side` could take in all."""
-        return self.num_free * self.size + int((self._columns[2 + side] & ROOM_MASK).sum(dtype=np.intp))
-
-    def head_gain(self, end: int) -> int:
-        """Return the slots by which `newcomer_room(HEAD)` grows when the holder of `end` leaves it."""
-        block = end % self.stride
-        if end != block:  # a tail: what a new head could have entered anyway is no gain, nor is a room beside a head
-            return 0 if self.fill[block] else self.size - (int(self.shared_room[block]) & ROOM_MASK)
-        tail_fill = int(self.fill[self.opposite(end)])
-        return int(self.rank_beside[0, tail_fill]) & ROOM_MASK if tail_fill else self.size
-
-    def opposite(self, end: int) -> int:
-        """Return the other end of the same block."""
-        return end + self.stride if end < self.stride else end - self.stride
-
-    # Choices: each has a total order
-
-    def pick(self, side: int, num_slots: int) -> Indices | None:
-        """Return ends that a holder on `side` enters, best first, to place `num_slots`; None when all are not enough.
-
-        Order: free blocks, blocks with a settled holder (most room first), blocks with a growing one (likewise).
-        """
-        num_blocks = ceil_div(num_slots, self.size)
-        free = self.free_ends(side, num_blocks)
-        if len(free) == num_blocks:
-            return free
-        num_missing = num_slots - len(free) * self.size
-        shared = self.shared_ends(side, min_rank=1)
-        room = np.cumsum(self.shared_room[shared] & ROOM_MASK, dtype=np.intp)
-        num_shared = int(np.searchsorted(room, num_missing)) + 1
-        return None if num_shared > len(shared) else np.concatenate((free, shared[:num_shared]))
-
-    def free_ends(self, side: int, max_ends: int) -> Indices:
-        """Return up to `max_ends` ends of free blocks: for heads the lowest numbers, for tails the highest."""
-        if not max_ends or not self.num_free:
-            return np.empty(0, np.intp)
-        is_free, start = self.is_free[side], self.first_free[side]
-        stop = start + _FIRST_LOOK
-        found: Indices = is_free[start:stop].nonzero()[0]
-        while len(found) < max_ends and stop < self.nowhere:  # seldom is a look at all blocks needed
-            stop += 3 * (stop - start)
-            found = is_free[start:stop].nonzero()[0]
-        found = found[:max_ends] + start
-        self.first_free[side] = int(found[0])
-        return found if side == HEAD else self.stride + self.nowhere - 1 - found
-
-    def shared_ends(self, side: int, min_rank: int) -> Indices:
-        """Return the ends on `side` of blocks to share, by descending rank, then ascending number."""
-        rank = self._columns[2 + side]
-        blocks: Indices = (rank >= min_rank).nonzero()[0]
-        order = np.argsort(-rank[blocks], kind="stable")
-        return blocks[order] + side * self.stride
-
-    # Changes: each keeps every column and count in step
-
-    def enter_free(self, side: int, ends: Indices, num_slots: int) -> None:
-        """Give ends of free blocks to one holder on `side`, which fills them up in order and grows in the last."""
-        last = int(ends[-1])
-        num_in_last = num_slots - (len(ends) - 1) * self.size
-        self.num_held[side] += len(ends)
-        self.num_free -= len(ends)
-        self._is_free[ends - side * self.stride] = False
-        self.fill[ends] = self.size
-        self.fill[last] = num_in_last
-        self.grows[last] = True
-        self.shared_room[self.opposite(last)] = self.rank_beside[1, num_in_last]
-
-    def enter(self, ends: Indices, opposite: Indices, num_slots: Indices | int) -> None:
-        """Give ends, so far without a holder, to holders that fill `num_slots` of each and grow there."""
-        is_free = self.fill[opposite] == 0
-        self._is_free[np.minimum(ends, opposite)] = False
-        num_heads = int(np.count_nonzero(ends < self.stride))
-        self.num_held[HEAD] += num_heads
-        self.num_held[TAIL] += len(ends) - num_heads
-        self.num_free -= int(np.count_nonzero(is_free))
-        self.fill[ends] = num_slots
-        self.grows[ends] = True
-        self.shared_room[ends] = 0
-        self.shared_room[opposite] = is_free * self.rank_beside[1, num_slots]
-
-    def settle(self, ends: Indices) -> None:
-        """Note that the holders of full ends grow there no longer."""
-        self.grows[ends] = False
-
-    def resize(self, end: int, num_slots: int, grows: bool) -> None:
-        """Add `num_slots` (or take, where negative) to a holder's end, which it keeps."""
-        opposite = self.opposite(end)
-        self.fill[end] += num_slots
-        self.grows[end] = grows
-        self.shared_room[opposite] = self.rank_beside[int(grows), self.fill[end]] if not self.fill[opposite] else 0
-
-    def extend(self, ends: Indices, opposite: Indices, fill: NDArray[np.int16]) -> None:
-        """Set the fill of ends: one more than it was in a block with room, unchanged in a full one."""
-        self.fill[ends] = fill
-        self.shared_room[opposite] = np.maximum(self.shared_room[opposite] - 1, 0)
-
-    def leave(self, ends: list[int]) -> None:
-        """Take ends from their holders."""
-        left = np.array(ends, np.intp)
-        left_blocks = left % self.stride
-        opposite = (left + self.stride) % (2 * self.stride)
-        num_tails = int(np.count_nonzero(left >= self.stride))
-        self.num_held[HEAD] -= len(ends) - num_tails
-        self.num_held[TAIL] -= num_tails
-        self.fill[left] = 0
-        self.grows[left] = False
-        beside = self.fill[opposite]  # after both ends of a block have been left, where they are
-        self._is_free[left_blocks] = beside == 0
-        self.num_free = int(np.count_nonzero(self._is_free))
-        self.shared_room[opposite] = 0
-        if np.count_nonzero(beside):
-            self.shared_room[left] = self.rank_beside[self.grows[opposite].astype(np.intp), beside]
-        self.first_free[HEAD] = min(self.first_free[HEAD], int(left_blocks.min()))
-        self.first_free[TAIL] = min(self.first_free[TAIL], self.nowhere - 1 - int(left_blocks.max()))
+# One end
 
 
-def _rank_beside(config: KVConfig) -> NDArray[np.int16]:
-    """Return int16 [2, block_size + 1]: the rank of the room that a newcomer finds beside one other holder.
+@compiled()
+def _opposite(ends: EndColumns, end: int) -> int:
+    """Return the other end of the same block."""
+    num_blocks = ends.shape[1] // 2
+    return end + num_blocks if end < num_blocks else end - num_blocks
 
-    Indexed by (whether that holder grows there, the slots it fills). Beside none it is 0: the block is free, then,
-    not shared. Only the layout TWO_ENDED shares at all; this table is all that makes it differ from UNSHARED.
+
+@compiled()
+def _room_at(ends: EndColumns, numbers: Numbers, end: int) -> int:
+    """Return the free slots in the middle of the block that `end` belongs to."""
+    return numbers[BLOCK_SIZE] - ends[FILL, end] - ends[FILL, _opposite(ends, end)]
+
+
+@compiled()
+def _first_slot(ends: EndColumns, numbers: Numbers, end: int) -> tuple[int, int]:
+    """Return the slot where the row at `end` begins in its block, and the step to its next one."""
+    num_blocks, size = ends.shape[1] // 2, numbers[BLOCK_SIZE]
+    if end >= num_blocks and numbers[TAILS_FROM_RIGHT]:
+        return (end - num_blocks + 1) * size - 1, -1
+    return end % num_blocks * size, 1
+
+
+@compiled()
+def _rank(ends: EndColumns, numbers: Numbers, end: int, opposite: int) -> int:
+    """Return the rank of the room at `end`. It is 0 where a row is already, and in a free block, which is not shared.
+
+    Only the layout TWO_ENDED shares at all; this is all that makes it differ from UNSHARED.
     """
-    size = config.block_size
-    rank = np.zeros((2, size + 1), np.int16)
-    if config.layout is Layout.TWO_ENDED:
-        rank[:, 1:size] = size - np.arange(1, size)
-        rank[0, 1:size] += SETTLED
-    return rank
+    room = numbers[BLOCK_SIZE] - ends[FILL, opposite]
+    if not numbers[IS_SHARED] or ends[FILL, end] or not ends[FILL, opposite] or not room:
+        return 0
+    return room if ends[GROWS, opposite] else room + SETTLED
+
+
+@compiled()
+def _set_rooms(ends: EndColumns, numbers: Numbers, end: int) -> None:
+    """Derive what newcomers find at both ends of a block, after one of them has changed."""
+    opposite = _opposite(ends, end)
+    ends[ROOM, end] = _rank(ends, numbers, end, opposite)
+    ends[ROOM, opposite] = _rank(ends, numbers, opposite, end)
+
+
+@compiled()
+def _enter(ends: EndColumns, numbers: Numbers, side: int, end: int, num_slots: int, is_last: bool) -> None:
+    """Give an end without a row to a row that fills `num_slots` there, and grows there if it `is_last`."""
+    numbers[FREE_BLOCKS] -= ends[FILL, _opposite(ends, end)] == 0
+    numbers[HELD_BLOCKS + side] += 1
+    ends[FILL, end] = num_slots
+    ends[GROWS, end] = is_last
+    _set_rooms(ends, numbers, end)
+
+
+@compiled()
+def _leave(ends: EndColumns, numbers: Numbers, end: int) -> None:
+    """Take an end from its row."""
+    num_blocks = ends.shape[1] // 2
+    block, side = end % num_blocks, end // num_blocks
+    ends[FILL, end] = 0
+    ends[GROWS, end] = False
+    _set_rooms(ends, numbers, end)
+    numbers[HELD_BLOCKS + side] -= 1
+    if ends[FILL, _opposite(ends, end)] == 0:
+        numbers[FREE_BLOCKS] += 1
+        numbers[FIRST_FREE + HEAD] = min(numbers[FIRST_FREE + HEAD], block)
+        numbers[FIRST_FREE + TAIL] = min(numbers[FIRST_FREE + TAIL], num_blocks - 1 - block)
+
+
+@compiled()
+def _free_end(ends: EndColumns, numbers: Numbers, side: int) -> int:
+    """Return the end of a free block, of which there is one: for heads of the lowest number, for tails the highest."""
+    num_blocks = ends.shape[1] // 2
+    index = numbers[FIRST_FREE + side]
+    block = index if side == HEAD else num_blocks - 1 - index
+    while ends[FILL, block] or ends[FILL, block + num_blocks]:
+        index += 1
+        block = index if side == HEAD else num_blocks - 1 - index
+    numbers[FIRST_FREE + side] = index
+    return side * num_blocks + block
+
+
+@compiled()
+def _best_shared_end(ends: EndColumns, side: int) -> int:
+    """Return the end on `side` of the highest rank, which is not 0; of equals, the lowest number."""
+    num_blocks = ends.shape[1] // 2
+    start = side * num_blocks
+    highest = 0
+    for end in range(start, start + num_blocks):  # two plain loops, of which this one runs on vectors
+        highest = max(highest, ends[ROOM, end])
+    best = start
+    while ends[ROOM, best] != highest:
+        best += 1
+    return best
+
+
+@compiled()
+def _head_gain(ends: EndColumns, numbers: Numbers, end: int) -> int:
+    """Return the slots by which `newcomer_room(HEAD)` grows when the row at `end` leaves it."""
+    num_blocks, size, opposite = ends.shape[1] // 2, numbers[BLOCK_SIZE], _opposite(ends, end)
+    if end >= num_blocks:  # a tail: what a new head could have entered anyway is no gain, nor is a room beside a head
+        return 0 if ends[FILL, opposite] else size - (ends[ROOM, opposite] & ROOM_MASK)
+    if not ends[FILL, opposite]:
+        return size
+    return size - ends[FILL, opposite] if numbers[IS_SHARED] else 0
+
+
+# Growing
+
+
+@compiled("int64(int16[:,::1], int64[::1], int64)")
+def newcomer_room(ends: EndColumns, numbers: Numbers, side: int) -> int:
+    """Return the slots that a row new on `side` could take in all."""
+    num_blocks = ends.shape[1] // 2
+    room = numbers[FREE_BLOCKS] * numbers[BLOCK_SIZE]
+    for end in range(side * num_blocks, (side + 1) * num_blocks):
+        room += ends[ROOM, end] & ROOM_MASK
+    return room
+
+
+@compiled(f"boolean({_C}, int64, int64)")
+def grow(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int, num_slots: int) -> bool:
+    """Give `row` slots for `num_slots` more positions; return False, with nothing changed, when there is no room.
+
+    First the middle of its own last block; then free blocks; then blocks with a settled row, most room first; then
+    blocks with a growing one, likewise. Of equals the lowest number.
+    """
+    assert 0 <= row < rows.shape[1], "no row to grow has this number"
+    assert rows[SIDE, row] != NONE, "a row that is to grow is not open"
+    last = rows[LAST, row]
+    num_own = min(num_slots, _room_at(ends, numbers, last)) if last != NONE else 0
+    num_rest = num_slots - num_own
+    side = rows[SIDE, row]
+    if num_rest > numbers[FREE_BLOCKS] * numbers[BLOCK_SIZE] and num_rest > newcomer_room(ends, numbers, side):
+        return False
+    if last != NONE and num_slots > 0:
+        ends[FILL, last] += num_own
+        ends[GROWS, last] = num_rest == 0
+        _set_rooms(ends, numbers, last)
+    rows[HELD, row] += num_slots
+    while num_rest > 0:
+        end = _free_end(ends, numbers, side) if numbers[FREE_BLOCKS] > 0 else _best_shared_end(ends, side)
+        num_taken = min(num_rest, numbers[BLOCK_SIZE] - ends[FILL, _opposite(ends, end)])
+        num_rest -= num_taken
+        _enter(ends, numbers, side, end, num_taken, num_rest == 0)
+        previous[end] = rows[LAST, row]
+        rows[LAST, row] = end
+    return True
+
+
+@compiled(f"int64({_C}, int64[::1])")
+def grow_each_by_one(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, growing: Indices) -> int:
+    """Do `grow` by one slot for each of `growing` in order until one finds no room; return how many grew."""
+    for index in range(len(growing)):
+        row = growing[index]
+        assert 0 <= row < rows.shape[1], "no row to grow has this number"
+        last = rows[LAST, row]
+        if last != NONE and ends[GROWS, last] and _room_at(ends, numbers, last) > 0:  # what most do, in short
+            rows[HELD, row] += 1
+            ends[FILL, last] += 1
+            opposite = _opposite(ends, last)
+            ends[ROOM, opposite] = _rank(ends, numbers, opposite, last)
+        elif not grow(rows, ends, previous, numbers, row, 1):
+            return index
+    return len(growing)
+
+
+@compiled("int64(int64[:,::1], int16[:,::1], int64[::1], int64)")
+def max_growth(rows: RowColumns, ends: EndColumns, numbers: Numbers, row: int) -> int:
+    """Return the largest `num_slots` that `grow` can give to `row`."""
+    last = rows[LAST, row]
+    own_room = _room_at(ends, numbers, last) if last != NONE else 0
+    return own_room + newcomer_room(ends, numbers, rows[SIDE, row])
+
+
+# Giving up
+
+
+@compiled(f"void({_C}, int64, int64)")
+def shrink(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int, num_kept: int) -> None:
+    """Take positions [num_kept, held) from `row`, which is settled, asleep, in what it keeps until it grows again."""
+    num_lost = rows[HELD, row] - num_kept
+    if num_lost == 0:
+        return
+    last = rows[LAST, row]
+    while num_lost > 0 and ends[FILL, last] <= num_lost:
+        num_lost -= ends[FILL, last]
+        _leave(ends, numbers, last)
+        last = previous[last]
+    if last != NONE:
+        ends[FILL, last] -= num_lost
+        ends[GROWS, last] = False
+        _set_rooms(ends, numbers, last)
+    rows[LAST, row] = last
+    rows[HELD, row] = num_kept
+
+
+@compiled(f"int64[:,::1]({_C}, int64)")
+def boundaries(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int) -> Indices:
+    """Return int64 [ends, 2], from the end of `row` backwards: positions kept without it, slots a new head gains."""
+    num_ends, end = 0, rows[LAST, row]
+    while end != NONE:
+        num_ends, end = num_ends + 1, previous[end]
+    found = np.empty((num_ends, 2), np.int64)
+    num_kept, num_gained, end = rows[HELD, row], 0, rows[LAST, row]
+    for index in range(num_ends):
+        num_kept -= ends[FILL, end]
+        num_gained += _head_gain(ends, numbers, end)
+        found[index, 0], found[index, 1] = num_kept, num_gained
+        end = previous[end]
+    return found
+
+
+# Positions to slots
+
+
+@compiled("void(int64[:,::1], int16[:,::1], int64[::1], int32[:,::1], int64[::1])")
+def write_last(
+    rows: RowColumns, ends: EndColumns, numbers: Numbers, slots: NDArray[np.int32], written: Indices
+) -> None:
+    """Write the slot of the last position of each of the rows `written` into the slot table."""
+    for index in range(len(written)):
+        row = written[index]
+        end, position = rows[LAST, row], rows[HELD, row] - 1
+        assert 0 <= position < slots.shape[1], "a row is longer than the slot table is wide"
+        first, step = _first_slot(ends, numbers, end)
+        slots[row, position] = first + step * (ends[FILL, end] - 1)
+
+
+@compiled(f"void({_C}, int32[:,::1], int64, int64)")
+def write_from(
+    rows: RowColumns,
+    ends: EndColumns,
+    previous: Chain,
+    numbers: Numbers,
+    slots: NDArray[np.int32],
+    row: int,
+    start: int,
+) -> None:
+    """Write the slots of positions [start, held) of `row` into the slot table."""
+    stop, end = rows[HELD, row], rows[LAST, row]
+    assert 0 <= start <= stop <= slots.shape[1], "a row is longer than the slot table is wide"
+    while stop > start:
+        first, step = _first_slot(ends, numbers, end)
+        end_start = stop - ends[FILL, end]
+        for position in range(max(start, end_start), stop):
+            slots[row, position] = first + step * (position - end_start)
+        stop, end = end_start, previous[end]

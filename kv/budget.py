@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,9 +70,10 @@ class KVBudget:
     def try_grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64]) -> int:
         """Do `try_grow` by one slot for each of `rows` (distinct) in order, until one finds no room; return how many
         grew. A fraction of the time of single calls."""
-        decodes = np.asarray(rows, np.intp)
-        if self._max_blocks + len(decodes) <= self._pool.blocks.num_free:
-            self._promise_decodes(decodes)
+        decodes = np.ascontiguousarray(rows, np.intp)
+        if self._max_blocks + len(decodes) <= self._pool.num_free_blocks:
+            self._promised.append(decodes)
+            self._max_blocks += len(decodes)
         else:
             decodes = decodes[: self._counted().grow_each_by_one(decodes)]
         self._decodes.append(decodes)
@@ -84,7 +84,7 @@ class KVBudget:
         if enough is not None and self._is_sure(enough):
             return enough
         pool = self._counted()
-        return pool.blocks.newcomer_room(INDEX_OF_SIDE[side]) if row is None else pool.max_growth(row)
+        return pool.newcomer_room(INDEX_OF_SIDE[side]) if row is None else pool.max_growth(row)
 
     def shrink(self, row: Row, num_kept: int) -> None:
         """Count positions [num_kept, held) of `row` out; 0 is all that closing it gives back, too."""
@@ -127,12 +127,12 @@ class KVBudget:
 
     def _is_sure(self, num_slots: int) -> bool:
         """Whether there are free blocks for a growth by `num_slots`, and for all that was promised."""
-        blocks = self._pool.blocks
-        return self._max_blocks + ceil_div(num_slots, blocks.size) <= blocks.num_free
+        pool = self._pool
+        return self._max_blocks + ceil_div(num_slots, pool.block_size) <= pool.num_free_blocks
 
     def _promise(self, row: Row | None, side: Side, num_slots: int) -> None:
         pool = self._pool
-        self._max_blocks += ceil_div(num_slots, pool.blocks.size)
+        self._max_blocks += ceil_div(num_slots, pool.block_size)
         if row is None:
             self._num_opening += 1
             opened = Row(pool.closed_rows[-self._num_opening])
@@ -146,15 +146,6 @@ class KVBudget:
             self._promised.append(_Growth(row, num_slots, None))
             self._note(row, int(pool.held[row]), is_new=False)
 
-    def _promise_decodes(self, rows: Indices) -> None:
-        """Promise decodes before the openings promised last: next to earlier decodes, they cost almost nothing, and
-        as openings take whole free blocks, all find as much room as they would in the order of the calls."""
-        index = len(self._promised)
-        while index and _is_opening(self._promised[index - 1]):
-            index -= 1
-        self._promised.insert(index, rows)
-        self._max_blocks += len(rows)
-
     def _note(self, row: Row, start: int, is_new: bool) -> None:
         self.grown.setdefault(row, start)
         if is_new:
@@ -164,10 +155,9 @@ class KVBudget:
         """Count in what was promised, in the order in which it was."""
         if not self._promised:
             return
-        for kind, promises in groupby(self._promised, type):
-            for growth in promises if kind is _Growth else _in_one_sweep(promises):
-                is_kept = self._keep(growth)
-                assert is_kept, f"no room for a growth that was promised: {growth}"
+        for growth in self._promised:
+            is_kept = self._keep(growth)
+            assert is_kept, f"no room for a growth that was promised: {growth}"
         self._promised.clear()
         self._max_blocks = self._num_opening = 0
 
@@ -178,17 +168,6 @@ class KVBudget:
             row = self._pool.open_row(INDEX_OF_SIDE[growth.opens_on])
             assert row == growth.row, f"row {growth.row} was promised, not {row}"
         return self._pool.grow(growth.row, growth.num_slots)
-
-
-def _is_opening(promised: Indices | _Growth) -> bool:
-    return isinstance(promised, _Growth) and promised.opens_on is not None
-
-
-def _in_one_sweep(calls: Iterable[Indices | _Growth]) -> list[Indices]:
-    """Join the rows of several calls, unless a row is in two of them."""
-    parts = [rows for rows in calls if not isinstance(rows, _Growth)]
-    rows = _joined(parts)
-    return [rows] if len(parts) == 1 or _are_distinct(rows) else parts
 
 
 def _are_distinct(rows: Indices) -> bool:

@@ -1,13 +1,29 @@
 """What must hold between any two calls of the manager, in one place (design: bros.md §4).
 
-Everything kept for speed is derived again here from the rows' runs, which are derived from nothing.
+Everything kept for speed is derived again here from the rows' chains of ends and how full those are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from kv.block import HEAD, TAIL, Indices
+from kv.block import (
+    FILL,
+    FIRST_FREE,
+    GROWS,
+    HEAD,
+    HELD,
+    IS_SHARED,
+    LAST,
+    NONE,
+    ROOM,
+    SETTLED,
+    TAIL,
+    TAILS_FROM_RIGHT,
+    Indices,
+)
 from kv.checkpoint import HostPool
 from kv.pool import Pool
 from kv.table import SlotTable
@@ -19,7 +35,7 @@ def check_invariants(config: KVConfig, pool: Pool, table: SlotTable, host: HostP
     _check_rows(pool)
     fill = _derived_fill(config, pool)
     _check_fronts(config, fill)
-    _check_columns(pool, fill)
+    _check_columns(config, pool, fill)
     _check_counts(config, pool, fill)
     _check_slots(config, pool, table)
     host.check_invariants()
@@ -28,27 +44,24 @@ def check_invariants(config: KVConfig, pool: Pool, table: SlotTable, host: HostP
 
 
 def _check_rows(pool: Pool) -> None:
-    """A row is either open or waits to be opened; its columns agree with its runs."""
+    """A row is either open or waits to be opened; one that holds nothing has no ends."""
     assert sorted(pool.closed_rows) == [row for row in range(pool.num_rows) if not pool.is_open(row)]
-    for row in range(pool.num_rows):
-        held, run = int(pool.held[row]), pool.last_run(row)
+    for row, (held, last) in enumerate(pool.rows[[HELD, LAST]].T.tolist()):
         assert held == 0 or pool.is_open(row), f"closed row {row} holds positions"
-        assert (run is None) == (held == 0), f"row {row}: {held} positions and last run {run}"
-        if run is not None:
-            assert pool.origin[row] == pool.origin_of(row, run), f"row {row}: stale origin"
+        assert (last == NONE) == (held == 0), f"row {row}: {held} positions and last end {last}"
 
 
 def _derived_fill(config: KVConfig, pool: Pool) -> Indices:
-    """Count the slots at each end of each block from the runs: at most one holder at an end, no run empty."""
-    stride = pool.blocks.stride
-    fill = np.zeros(2 * stride, np.intp)
+    """Count the slots at each end of each block from the chains: at most one row at an end, none without a slot."""
+    fill = np.zeros(2 * config.num_blocks, np.intp)
     for row in _open_rows(pool):
-        for end, start, stop in _runs(pool, row):
-            assert 0 <= start < stop, f"row {row}: empty run at end {end}"
-            assert end // stride == pool.side_of(row), f"row {row}: run at end {end} of the other side"
-            assert end % stride < config.num_blocks, f"row {row}: no block has end {end}"
-            assert fill[end] == 0, f"end {end} has two holders"
-            fill[end] = stop - start
+        stop = int(pool.held[row])
+        for end, start in _chain(pool, row):
+            assert 0 <= start < stop, f"row {row}: positions {start} to {stop} at end {end}"
+            assert end // config.num_blocks == pool.side_of(row), f"row {row} holds end {end} of the other side"
+            assert fill[end] == 0, f"two rows hold end {end}"
+            fill[end], stop = stop - start, start
+        assert stop == 0, f"row {row}: the first {stop} positions are at no end"
     return fill
 
 
@@ -60,40 +73,33 @@ def _check_fronts(config: KVConfig, fill: Indices) -> None:
         assert not np.any((heads > 0) & (tails > 0)), "a block is shared"
 
 
-def _check_columns(pool: Pool, fill: Indices) -> None:
-    """What the blocks know about their holders, and tell newcomers, is true; `nowhere` is full."""
-    blocks = pool.blocks
-    kept = blocks.fill.copy()
-    assert kept[blocks.nowhere] == blocks.size, "there is room nowhere"
-    kept[blocks.nowhere] = 0
-    assert np.array_equal(kept, fill), "fill has drifted from the runs"
+def _check_columns(config: KVConfig, pool: Pool, fill: Indices) -> None:
+    """What is known of the ends, and told to newcomers, is true; a row grows in its last block, if in any."""
+    assert np.array_equal(pool.ends[FILL], fill), "fill has drifted from the chains"
+    grows = pool.ends[GROWS].astype(bool)
+    last = [pool.last_end(row) for row in _open_rows(pool)]
+    assert set(grows.nonzero()[0].tolist()) <= set(last), "a row grows outside its last block"
 
-    grows = np.zeros(2 * blocks.stride, np.bool_)
-    for row in _open_rows(pool):
-        if pool.open[row] != pool.side_of(row) * blocks.stride + blocks.nowhere:
-            run = pool.last_run(row)
-            assert run is not None, f"row {row} holds nothing, yet grows"
-            assert pool.open[row] == run[0], f"row {row} grows outside its last block"
-            grows[run[0]] = True
-    assert np.array_equal(blocks.grows, grows), "grows has drifted from the rows"
-
-    opposite = (np.arange(2 * blocks.stride) + blocks.stride) % (2 * blocks.stride)
-    rank = np.where(fill == 0, blocks.rank_beside[grows[opposite].astype(np.intp), fill[opposite]], 0)
-    assert np.array_equal(blocks.shared_room, rank), "shared_room has drifted from the fill"
+    beside, beside_grows = np.roll(fill, config.num_blocks), np.roll(grows, config.num_blocks)
+    has_room = (fill == 0) & (beside > 0) & (beside < config.block_size) & (config.layout is Layout.TWO_ENDED)
+    rank = np.where(has_room, config.block_size - beside + np.where(beside_grows, 0, SETTLED), 0)
+    assert np.array_equal(pool.ends[ROOM], rank), "the rooms have drifted from the fill"
+    assert pool.numbers[IS_SHARED] == (config.layout is Layout.TWO_ENDED)
+    assert pool.numbers[TAILS_FROM_RIGHT] == (config.layout is not Layout.WHOLE_BLOCK)
 
 
 def _check_counts(config: KVConfig, pool: Pool, fill: Indices) -> None:
     """free + head + tail slots = all slots, and the counts of blocks are those of the columns."""
-    blocks = pool.blocks
-    heads, tails = fill.reshape(2, -1)[:, : config.num_blocks]
+    heads, tails = fill.reshape(2, -1)
     num_free_slots = int((config.block_size - heads - tails).sum())
     assert num_free_slots + int(pool.held.sum()) == config.num_slots, "slots are lost"
     free = np.flatnonzero(heads + tails == 0)
-    assert np.array_equal(blocks.is_free[HEAD].nonzero()[0], free), "is_free has drifted"
-    assert blocks.num_free == len(free), "num_free has drifted"
-    assert blocks.num_held == [int(np.count_nonzero(heads)), int(np.count_nonzero(tails))], "num_held has drifted"
-    assert not np.any(free < blocks.first_free[HEAD]), "a free block lies before the first from the low end"
-    assert not np.any(config.num_blocks - 1 - free < blocks.first_free[TAIL]), "… before the first from the high end"
+    assert pool.num_free_blocks == len(free), "the number of free blocks has drifted"
+    for side, fills in ((HEAD, heads), (TAIL, tails)):
+        assert pool.num_held_blocks(side) == np.count_nonzero(fills), "the number of held blocks has drifted"
+    first = pool.numbers[FIRST_FREE:]
+    assert not np.any(free < first[HEAD]), "a free block lies before the first from the low end"
+    assert not np.any(config.num_blocks - 1 - free < first[TAIL]), "… before the first from the high end"
 
 
 def _check_slots(config: KVConfig, pool: Pool, table: SlotTable) -> None:
@@ -101,12 +107,14 @@ def _check_slots(config: KVConfig, pool: Pool, table: SlotTable) -> None:
     size = config.block_size
     seen = np.zeros(config.num_slots, np.bool_)
     for row in _open_rows(pool):
-        slots = table.slots[row, : pool.held[row]]
-        for end, start, stop in _runs(pool, row):
-            offsets = slots[start:stop] - end % pool.blocks.stride * size
+        stop = int(pool.held[row])
+        slots = table.slots[row, :stop]
+        for end, start in _chain(pool, row):
+            offsets = slots[start:stop] - end % config.num_blocks * size
             if pool.side_of(row) == TAIL and config.layout is not Layout.WHOLE_BLOCK:
                 offsets = size - 1 - offsets
             assert np.array_equal(offsets, np.arange(stop - start)), f"row {row}: wrong slots at end {end}"
+            stop = start
         assert not seen[slots].any(), f"row {row}: a slot is in two tables"
         seen[slots] = True
 
@@ -115,12 +123,10 @@ def _open_rows(pool: Pool) -> list[int]:
     return [row for row in range(pool.num_rows) if pool.is_open(row)]
 
 
-def _runs(pool: Pool, row: int) -> list[tuple[int, int, int]]:
-    """Return (end, start, stop) of each run of `row`, from its end backwards."""
-    found: list[tuple[int, int, int]] = []
-    run, stop = pool.last_run(row), int(pool.held[row])
-    while run is not None:
-        end, start, run = run
-        found.append((end, start, stop))
-        stop = start
-    return found
+def _chain(pool: Pool, row: int) -> Iterator[tuple[int, int]]:
+    """Yield the ends of `row` from its last one backwards, each with the position that is its first there."""
+    end, start = pool.last_end(row), int(pool.held[row])
+    while end != NONE:
+        start -= int(pool.ends[FILL, end])
+        yield end, start
+        end = int(pool.previous[end])

@@ -167,23 +167,23 @@ class KVCacheManager:
     def usage(self) -> KVUsage:
         """Count slots and blocks by state."""
         pool, config = self._pool, self.config
-        num_held_blocks = config.num_blocks - pool.blocks.num_free
-        num_head_slots = int(pool.held[pool.across > 0].sum())
-        num_tail_slots = int(pool.held[pool.across < 0].sum())
+        num_held_blocks = config.num_blocks - pool.num_free_blocks
+        num_head_blocks, num_tail_blocks = pool.num_held_blocks(HEAD), pool.num_held_blocks(TAIL)
+        num_head_slots, num_tail_slots = pool.num_held_slots(HEAD), pool.num_held_slots(TAIL)
         return KVUsage(
             num_free_slots=config.num_slots - num_head_slots - num_tail_slots,
             num_head_slots=num_head_slots,
             num_tail_slots=num_tail_slots,
-            num_free_blocks=pool.blocks.num_free,
-            num_head_blocks=pool.blocks.num_held[HEAD],
-            num_tail_blocks=pool.blocks.num_held[TAIL],
-            num_shared_blocks=pool.blocks.num_held[HEAD] + pool.blocks.num_held[TAIL] - num_held_blocks,
+            num_free_blocks=pool.num_free_blocks,
+            num_head_blocks=num_head_blocks,
+            num_tail_blocks=num_tail_blocks,
+            num_shared_blocks=num_head_blocks + num_tail_blocks - num_held_blocks,
             num_host_slots_used=self._host.num_used,
         )
 
     def block_fills(self) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
         """Return how many slots of each block a head holds, and a tail; int16 [num_blocks] each, copies."""
-        fills = self._pool.blocks.fill.reshape(2, -1)[:, : self.config.num_blocks].copy()
+        fills = self._pool.fills().copy()
         return fills[HEAD], fills[TAIL]
 
     def check_invariants(self) -> None:

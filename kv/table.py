@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from kv import block
 from kv.block import Indices
 from kv.pool import Pool
 
 
 class SlotTable:
-    """Slots by row and position, written from the pool's runs. Entries at and beyond a row's length mean nothing."""
+    """Slots by row and position, written from the pool's chains. Entries at and beyond a row's length mean nothing."""
 
     def __init__(self, max_seq_len: int) -> None:
         self.slots: NDArray[np.int32] = np.zeros((0, max_seq_len), np.int32)
@@ -23,12 +24,8 @@ class SlotTable:
 
     def write_last(self, pool: Pool, rows: Indices) -> None:
         """Write the slot of the last position of each of `rows`."""
-        positions = pool.held[rows] - 1
-        self.slots[rows, positions] = pool.origin[rows] + pool.step[rows] * positions
+        block.write_last(pool.rows, pool.ends, pool.numbers, self.slots, rows)
 
     def write_from(self, pool: Pool, row: int, start: int) -> None:
         """Write the slots of positions [start, held) of `row`."""
-        origins, lengths = pool.pieces(row, start)
-        stop = start + sum(lengths)
-        base = np.array(origins[::-1], np.intp).repeat(lengths[::-1])
-        self.slots[row, start:stop] = base + int(pool.step[row]) * np.arange(start, stop)
+        block.write_from(*pool.columns, self.slots, row, start)

@@ -66,7 +66,7 @@ PURE = (
     "bench.workload",
     "bench.stats",
 )
-PURE_THIRD_PARTY = {"numpy"}
+PURE_THIRD_PARTY = {"numpy", "numba"}  # numba: see kv/compiled.py
 IMPURE_STANDARD = {"time", "random", "socket", "threading", "subprocess", "asyncio", "os", "secrets", "uuid", "logging"}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.policy.columns import Rows
 from backend.policy.future import Future
 from backend.policy.packing import Packing
-from backend.policy.table import Rows
 from backend.policy.view import SchedulerView
 from backend.request import Request
 
@@ -31,15 +31,22 @@ class Aside:
         self._packing = packing
         self._future = future
         self._now_s = now_s
-        table, prefills = view.table, packing.groups.rt_prefills
+        self.due: list[int] = []  # rows, the one that falls behind first in front
+        self.resting: list[int] = []  # likewise
+        self._num_slots = 0  # that all of them will need together
+        if len(packing.groups.rt_prefills):
+            self._find(packing.groups.rt_prefills)
+
+    def _find(self, prefills: Rows) -> None:
+        """Tell who of `prefills` is aside."""
+        table = self._view.table
         has_output = table.num_known[prefills] > table.num_prompt[prefills]
         rows = prefills[table.is_preempted[prefills] & has_output]
-        self._num_slots = int(table.num_known[rows].sum())  # that all of them will need together
         ahead_tokens = self._ahead_tokens(rows)
         order = np.argsort(ahead_tokens, kind="stable")
         num_due = int(np.count_nonzero(ahead_tokens <= _BACK_TOKENS))
-        self.due: list[int] = rows[order[:num_due]].tolist()  # rows, the one that falls behind first in front
-        self.resting: list[int] = rows[order[num_due:]].tolist()  # likewise
+        self.due, self.resting = rows[order[:num_due]].tolist(), rows[order[num_due:]].tolist()
+        self._num_slots = int(table.num_known[rows].sum())
 
     def is_due(self, request: Request) -> bool:
         """Return whether `request` is aside and should come back, at the cost of others if need be."""

@@ -8,13 +8,15 @@ from heapq import merge
 import numpy as np
 
 from backend.plan import StepPlan
+from backend.policy import columns
 from backend.policy.aside import Aside
 from backend.policy.best_effort import BestEffortFill
+from backend.policy.columns import Rows
 from backend.policy.future import UNUSED_OF_BLOCK, Future
 from backend.policy.latency import LatencyModel
 from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
-from backend.policy.table import Rows, first_deadline_s
+from backend.policy.table import first_deadline_s
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 from backend.policy.window import AdaptiveWindow
 from backend.request import Request
@@ -130,10 +132,9 @@ class _RealTimeStep:
         if not len(rows):
             return
         table, latency = self._view.table, self._view.latency
-        slack_s = (table.deadline_s[rows] - self._now_s) * self._use
-        is_late = slack_s < latency.c0 + latency.c1
-        bound_s = np.where(is_late, np.maximum(slack_s, _CATCH_UP * table.tpot_slo_s[rows]), slack_s)
-        tightest_s = float(bound_s.min())
+        slack_s, is_late, tightest_s = columns.urgency(
+            table.times, rows, self._now_s, self._use, latency.c0 + latency.c1, _CATCH_UP
+        )
         self.budget_s = min(self.budget_s, tightest_s)
         self.spare_budget_s = min(self.spare_budget_s, _SPARE_USE * tightest_s)
         order = np.lexsort((table.arrival_index[rows], slack_s, is_late))

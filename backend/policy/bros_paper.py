@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.plan import StepPlan
+from backend.policy.columns import Rows
 from backend.policy.latency import LatencyModel
 from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
-from backend.policy.table import Rows, first_deadline_s
+from backend.policy.table import first_deadline_s
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 from backend.request import Request
 from kv.types import Row
@@ -94,9 +95,9 @@ def _by_residual(view: SchedulerView, packing: Packing, now_s: float) -> _Urgent
     table, groups = view.table, packing.groups
     rows = np.concatenate((groups.rt_decodes, groups.rt_prefills))
     started = table.requests_in(rows)
-    last_token_s = np.array([request.last_token_s for request in started], np.float64)  # NaN before the first one
+    last_token_s = table.last_token_s[rows]
     since_last_s = table.tpot_slo_s[rows] - (now_s - last_token_s)
-    residual_s = np.where(np.isnan(last_token_s), table.deadline_s[rows] - now_s, since_last_s)
+    residual_s = np.where(last_token_s < np.inf, since_last_s, table.deadline_s[rows] - now_s)
     waiting = list(islice(view.rt_waiting.in_time(), view.limits.max_seqs))
     nothing = np.zeros(len(waiting), np.int64)
     residual_s = np.concatenate((residual_s, [first_deadline_s(request) - now_s for request in waiting]))
@@ -129,7 +130,8 @@ def _is_plain(view: SchedulerView, rows: Rows) -> NDArray[np.bool_]:
     """Return which of `rows` lack nothing but one token."""
     table = view.table
     is_decode: NDArray[np.bool_] = table.num_known[rows] - table.num_computed[rows] == 1
-    return is_decode & ~table.is_preempted[rows]
+    is_plain: NDArray[np.bool_] = is_decode & ~table.is_preempted[rows]
+    return is_plain
 
 
 def _num_restorable(view: SchedulerView, rows: Rows) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from backend.policy import columns
 from backend.policy.latency import StepFeatures
 from backend.policy.queue import WaitingQueue
 from backend.policy.stats import ClassCounts, PreemptionKind, SchedulerStats
@@ -40,7 +41,7 @@ class Feedback:
         view, table = self._view, self._view.table
         self._policy.observe(step)
         view.latency.observe(features, max(step.duration_s, 1e-6))
-        view.traffic.note_step(step.duration_s, int(table.num_known[table.is_active & table.is_rt].sum()))
+        view.traffic.note_step(step.duration_s, columns.num_rt_known(table.counts, table.flags))
         totals = self._totals
         totals["steps"] += 1
         totals["rt_tokens"] += step.num_rt_tokens

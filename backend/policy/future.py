@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.policy.table import Rows
+from backend.policy import columns
+from backend.policy.columns import Rows
 from backend.policy.view import SchedulerView
 from backend.request import Request
 
@@ -39,11 +40,9 @@ class Future:
     def __init__(self, view: SchedulerView, is_rt: bool) -> None:
         self._view = view
         self._is_rt = is_rt
-        table = view.table
-        is_mine = table.is_active & table.is_rt if is_rt else table.is_active > table.is_rt
-        self._rows = (is_mine > table.is_preempted).nonzero()[0]  # a > b is "a and not b" of truth values
+        # rows, and slots that all of them could ever hold together
+        self._rows, self._most = columns.running(view.table.counts, view.table.flags, is_rt)
         self._taken: list[Request] = []
-        self._most = int(table.max_total[self._rows].sum())  # slots that all could ever hold together
         self._growth: tuple[Counts, Counts] | None = None
 
     def has_room_for(self, request: Request) -> bool:

@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kv.compiled import compiled
 
 NUM_COEFFICIENTS = 5
 # A cautious guess for an unknown machine: 10 ms a step, 2,000 prompt tokens a second.
 PRIOR = (10e-3, 500e-6, 0.5e-6, 50e-9, 10e-6)
-_SCALE = (
-    1.0,
-    100.0,
-    10_000.0,
-    100_000.0,
-    1_000.0,
-)  # typical sizes of the features, so that descent is well conditioned
+_SCALE = np.array((1.0, 100.0, 10_000.0, 100_000.0, 1_000.0))  # typical features: descent is well conditioned, then
 _PRIOR_SPREAD = 2.0  # the prior's coefficients may be wrong by this factor; an offline fit by _FIT_SPREAD
 _FIT_SPREAD = 0.2
 _NOISE = 0.05  # relative spread of step times that the prior is weighed against
@@ -56,6 +55,12 @@ class LatencyModel:
     `overshoot_ratio` the 95th percentile of (measured - predicted) / predicted, at least 0.
     """
 
+    c0: float
+    c1: float
+    c2: float
+    c3: float
+    c4: float
+
     def __init__(
         self, coefficients: Sequence[float] = PRIOR, forgetting: float = 0.995, is_fitted: bool = False
     ) -> None:
@@ -67,13 +72,10 @@ class LatencyModel:
         self._forgetting = forgetting
         self._typical_error = 0.5
         self._bias = 0.0  # moving average of signed errors
-        self._theta = [c * s for c, s in zip(coefficients, _SCALE, strict=True)]
-        self._moments = [0.0] * NUM_COEFFICIENTS
-        self._information = [[0.0] * NUM_COEFFICIENTS for _ in range(NUM_COEFFICIENTS)]
-        for j, theta in enumerate(self._theta):
-            certainty = (_NOISE / (spread * max(theta, 1e-6))) ** 2
-            self._information[j][j] = certainty
-            self._moments[j] = certainty * theta
+        self._theta = np.array(coefficients) * _SCALE
+        certainty = (_NOISE / (spread * np.maximum(self._theta, 1e-6))) ** 2
+        self._information = np.diag(certainty)
+        self._moments = certainty * self._theta
         self._publish()
 
     @property
@@ -112,8 +114,10 @@ class LatencyModel:
         self._track_error(error, predicted_s, duration_s)
         has_drifted = abs(self._bias) > _MAX_BIAS
         weight = 1.0 if has_drifted else min(1.0, _HUBER * self._typical_error / max(abs(error), 1e-9))
-        self._accumulate(features, duration_s, weight, _FAST_FORGETTING if has_drifted else self._forgetting)
-        self._descend()
+        forgetting = _FAST_FORGETTING if has_drifted else self._forgetting
+        row = np.array((1.0, *features)) / (_SCALE * duration_s)  # errors then count relatively
+        _accumulate(self._information, self._moments, row, weight, forgetting)
+        _descend(self._information, self._moments, self._theta)
         self._publish()
         self.num_observed += 1
 
@@ -129,31 +133,32 @@ class LatencyModel:
         else:
             self.overshoot_ratio = max(0.0, self.overshoot_ratio - step * (1.0 - _OVERSHOOT_QUANTILE))
 
-    def _accumulate(self, features: StepFeatures, duration_s: float, weight: float, forgetting: float) -> None:
-        """Add one row, divided by its time: errors then count relatively."""
-        row = [1.0 / duration_s]
-        row += [value / (scale * duration_s) for value, scale in zip(features, _SCALE[1:], strict=True)]
-        for j, left in enumerate(row):
-            line = self._information[j]
-            for k, right in enumerate(row):
-                line[k] = forgetting * line[k] + weight * left * right
-            self._moments[j] = forgetting * self._moments[j] + weight * left
-
-    def _descend(self) -> None:
-        """Move towards the non-negative least squares solution, held to the last one where nothing is known."""
-        theta = self._theta
-        hold = 1e-4 * self._information[0][0]
-        held = [hold * last for last in theta]
-        rows = list(enumerate(zip(self._information, self._moments, held, strict=True)))
-        for _ in range(_SWEEPS):
-            for j, ((a0, a1, a2, a3, a4), moment, pull) in rows:
-                t0, t1, t2, t3, t4 = theta
-                own = self._information[j][j]
-                gradient = moment - (a0 * t0 + a1 * t1 + a2 * t2 + a3 * t3 + a4 * t4) + own * theta[j]
-                value = (gradient + pull) / (own + hold)
-                theta[j] = value if value > 0.0 else 0.0
-
     def _publish(self) -> None:
-        self.c0, self.c1, self.c2, self.c3, self.c4 = (
-            theta / scale for theta, scale in zip(self._theta, _SCALE, strict=True)
-        )
+        self.c0, self.c1, self.c2, self.c3, self.c4 = (self._theta / _SCALE).tolist()
+
+
+_Matrix: TypeAlias = NDArray[np.float64]
+
+
+@compiled("void(float64[:,::1], float64[::1], float64[::1], float64, float64)")
+def _accumulate(information: _Matrix, moments: _Matrix, row: _Matrix, weight: float, forgetting: float) -> None:
+    """Add one row of features, whose value is 1, to what past steps say."""
+    for j in range(NUM_COEFFICIENTS):
+        for k in range(NUM_COEFFICIENTS):
+            information[j, k] = forgetting * information[j, k] + weight * row[j] * row[k]
+        moments[j] = forgetting * moments[j] + weight * row[j]
+
+
+@compiled("void(float64[:,::1], float64[::1], float64[::1])")
+def _descend(information: _Matrix, moments: _Matrix, theta: _Matrix) -> None:
+    """Move `theta` towards the non-negative least squares solution, held to the last one where nothing is known."""
+    hold = 1e-4 * information[0, 0]
+    last = theta.copy()
+    for _ in range(_SWEEPS):
+        for j in range(NUM_COEFFICIENTS):
+            product = 0.0
+            for k in range(NUM_COEFFICIENTS):
+                product += information[j, k] * theta[k]
+            own = information[j, j]
+            gradient = moments[j] - product + own * theta[j]
+            theta[j] = max(0.0, (gradient + hold * last[j]) / (own + hold))

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.plan import PlannedSlots, Reclaim, Restore, StepPlan
-from backend.policy.table import Rows
+from backend.policy import columns
+from backend.policy.columns import Rows
 from backend.policy.view import SchedulerView
 from backend.request import Request
 from kv.types import Row, Side
@@ -65,14 +66,17 @@ class Packing:
         """Return how many of `rows`, from the first one on, could be taken for one token each within `budget_s` and the
         limits. The first thing in a step is always in time."""
         rows = rows[: min(self.seqs_left, self.tokens_left)]
-        num = int(np.count_nonzero(self.predicted_s + np.cumsum(self._decode_s(rows)) <= budget_s))
+        latency = self._view.latency
+        num = columns.num_in_time(self._view.table.counts, rows, latency.c1, latency.c2, self.predicted_s, budget_s)
         return num if self.num_new_tokens else max(num, len(rows[:1]))
 
     def in_time(self, rows: Rows, budget_s: float) -> Rows:
         """Return those of `rows` of which each alone could still be taken for one token within `budget_s`."""
         if self.tokens_left < 1 or self.seqs_left < 1:
             return rows[:0]
-        return rows[self.predicted_s + self._decode_s(rows) <= budget_s] if self.num_new_tokens else rows
+        latency = self._view.latency
+        decode_s = latency.c1 + latency.c2 * self._view.table.num_computed[rows]
+        return rows[self.predicted_s + decode_s <= budget_s] if self.num_new_tokens else rows
 
     def add(self, request: Request, num_tokens: int, num_restored: int = 0) -> bool:
         """Take `num_tokens` (> 0) of `request`, after `num_restored` that come back from the host; all or nothing."""
@@ -230,12 +234,7 @@ class Packing:
         self.tokens_left -= len(rows)
         self.seqs_left -= len(rows)
         latency = self._view.latency
-        self.predicted_s += latency.c1 * len(rows) + latency.c2 * int(self._view.table.num_computed[rows].sum())
-
-    def _decode_s(self, rows: Rows) -> NDArray[np.float64]:
-        """Return what one token of each of `rows` adds to the step's time."""
-        latency = self._view.latency
-        return latency.c1 + latency.c2 * self._view.table.num_computed[rows]
+        self.predicted_s += latency.c1 * len(rows) + latency.c2 * columns.context(self._view.table.counts, rows)
 
     def _grow_each(self, rows: Rows) -> tuple[Rows, list[int]]:
         """Take a slot for each of `rows` in order; return those that got one and those that did not."""

@@ -17,8 +17,8 @@ from heapq import merge
 import numpy as np
 
 from backend.plan import StepPlan
+from backend.policy.columns import Rows
 from backend.policy.packing import Packing
-from backend.policy.table import Rows
 from backend.policy.view import SchedulerView
 from backend.request import Request
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.policy import columns
+from backend.policy.columns import Rows
 from backend.request import Request, RequestState
 
-Rows = NDArray[np.int64]
 _INITIAL_ROWS = 64
 
 
@@ -25,36 +26,54 @@ class RowGroups(NamedTuple):
 class RequestTable:
     """Columns over requests in a row of the KV slot table: running and preempted ones. Column index = KV row.
 
-    The scheduler writes, policies read. Columns mirror the requests (`check_invariants` compares them):
-
-        is_active, is_rt, is_preempted   bool
-        num_known, num_computed          int64, as in Request
-        num_ever_computed                int64: the most that num_computed had been when KV was lost last
-        num_prompt, max_total            int64
-        deadline_s                       float64: RT, of the next token; BE, of the end; infinite when there is none
-        first_token_s                    float64, infinite before it
-        ttft_slo_s, tpot_slo_s, itl_slo_s   float64, infinite where there is no objective
-        arrival_index, admission_index   int64: order of arrival, order of the first step
+    The scheduler writes, policies read. Columns mirror the requests (`check_invariants` compares them). They are views
+    of `counts`, `times` and `flags`, which the loops of backend.policy.columns take; enlarging replaces them all.
     """
+
+    num_known: NDArray[np.int64]  # as in Request
+    num_computed: NDArray[np.int64]  # as in Request
+    num_ever_computed: NDArray[np.int64]  # the most that num_computed had been when KV was lost last
+    num_prompt: NDArray[np.int64]
+    max_total: NDArray[np.int64]
+    arrival_index: NDArray[np.int64]  # order of arrival
+    admission_index: NDArray[np.int64]  # order of the first step
+    deadline_s: NDArray[np.float64]  # RT, of the next token; BE, of the end; infinite when there is none
+    first_token_s: NDArray[np.float64]  # infinite before it
+    last_token_s: NDArray[np.float64]  # likewise
+    ttft_slo_s: NDArray[np.float64]  # infinite where there is no objective, like the next two
+    tpot_slo_s: NDArray[np.float64]
+    itl_slo_s: NDArray[np.float64]
+    is_active: NDArray[np.bool_]
+    is_rt: NDArray[np.bool_]
+    is_preempted: NDArray[np.bool_]
 
     def __init__(self) -> None:
         self._objects: NDArray[np.object_] = np.full(_INITIAL_ROWS, None, object)
-        self.is_active = np.zeros(_INITIAL_ROWS, bool)
-        self.is_rt = np.zeros(_INITIAL_ROWS, bool)
-        self.is_preempted = np.zeros(_INITIAL_ROWS, bool)
-        self.num_known = np.zeros(_INITIAL_ROWS, np.int64)
-        self.num_computed = np.zeros(_INITIAL_ROWS, np.int64)
-        self.num_ever_computed = np.zeros(_INITIAL_ROWS, np.int64)
-        self.num_prompt = np.zeros(_INITIAL_ROWS, np.int64)
-        self.max_total = np.zeros(_INITIAL_ROWS, np.int64)
-        self.deadline_s = np.zeros(_INITIAL_ROWS)
-        self.first_token_s = np.zeros(_INITIAL_ROWS)
-        self.ttft_slo_s = np.zeros(_INITIAL_ROWS)
-        self.tpot_slo_s = np.zeros(_INITIAL_ROWS)
-        self.itl_slo_s = np.zeros(_INITIAL_ROWS)
-        self.arrival_index = np.zeros(_INITIAL_ROWS, np.int64)
-        self.admission_index = np.zeros(_INITIAL_ROWS, np.int64)
+        self.counts: columns.Counts = np.zeros((7, _INITIAL_ROWS), np.int64)
+        self.times: columns.Times = np.zeros((6, _INITIAL_ROWS))
+        self.flags: columns.Flags = np.zeros((3, _INITIAL_ROWS), bool)
         self._num_admitted = 0
+        self._bind()
+
+    def _bind(self) -> None:
+        (
+            self.num_known,
+            self.num_computed,
+            self.num_ever_computed,
+            self.num_prompt,
+            self.max_total,
+            self.arrival_index,
+            self.admission_index,
+        ) = self.counts
+        (
+            self.deadline_s,
+            self.first_token_s,
+            self.last_token_s,
+            self.ttft_slo_s,
+            self.tpot_slo_s,
+            self.itl_slo_s,
+        ) = self.times
+        self.is_active, self.is_rt, self.is_preempted = self.flags
 
     def rows(self) -> Rows:
         """Return the rows in use, ascending."""
@@ -62,12 +81,7 @@ class RequestTable:
 
     def groups(self) -> RowGroups:
         """Return the rows in use by class and need, each ascending."""
-        is_decode = self.num_known - self.num_computed == 1
-        is_rt = self.is_active & self.is_rt
-        is_be = self.is_active ^ is_rt
-        # a > b is "a and not b" of truth values
-        masks = (is_rt & is_decode, is_rt > is_decode, is_be & is_decode, is_be > is_decode)
-        return RowGroups(*[mask.nonzero()[0] for mask in masks])
+        return RowGroups(*columns.groups(self.counts, self.flags))
 
     def request(self, row: int) -> Request:
         """Return the request in `row`, which must be in use."""
@@ -95,6 +109,7 @@ class RequestTable:
         self.num_prompt[row] = request.num_prompt
         self.max_total[row] = max_total
         self.first_token_s[row] = np.inf if request.first_token_s is None else request.first_token_s
+        self.last_token_s[row] = np.inf
         slo = request.slo
         self.ttft_slo_s[row] = np.inf if slo is None else slo.ttft_slo_s
         self.tpot_slo_s[row] = np.inf if slo is None else slo.tpot_slo_s
@@ -112,23 +127,15 @@ class RequestTable:
 
     def compute(self, rows: Rows, num_tokens: NDArray[np.int64]) -> int:
         """Count `num_tokens` more computed tokens for each of `rows`; return how many of them were computed before."""
-        before = self.num_computed[rows]
-        self.num_computed[rows] = before + num_tokens
-        num_lost = self.num_ever_computed[rows] - before
-        if not np.count_nonzero(num_lost > 0):
-            return 0
-        return int(np.minimum(num_lost, num_tokens).clip(min=0).sum())
+        return columns.compute(self.counts, rows, num_tokens)
 
-    def emit(self, rows: Rows, now_s: float) -> None:
-        """Count one new token for each of `rows` at `now_s`, and set the deadlines of the next ones (design §3)."""
-        num_known = self.num_known[rows] + 1
-        self.num_known[rows] = num_known
-        self.is_preempted[rows] = False
-        num_output = num_known - self.num_prompt[rows]
-        first_s = np.minimum(self.first_token_s[rows], now_s)
-        self.first_token_s[rows] = first_s
-        next_s = np.minimum(first_s + num_output * self.tpot_slo_s[rows], now_s + self.itl_slo_s[rows])
-        self.deadline_s[rows] = np.where(self.is_rt[rows], next_s, self.deadline_s[rows])
+    def emit(self, rows: Rows, now_s: float) -> tuple[list[int], list[int], list[int]]:
+        """Count one new token for each of `rows` at `now_s`, and set the deadlines of the next ones (design §3).
+
+        Return indices into `rows`: of those that were preempted, that had no token yet, that are as long as may be.
+        """
+        resumed, first, full = columns.emit(self.counts, self.times, self.flags, rows, now_s)
+        return resumed.tolist(), first.tolist(), full.tolist()
 
     def cut(self, row: int, num_computed: int) -> None:
         """Note that `row` lost its KV from position `num_computed` on."""
@@ -150,11 +157,15 @@ class RequestTable:
             assert self.is_preempted[row] == (request.state is RequestState.PREEMPTED), f"{name}: {request.state}"
 
     def _double(self) -> None:
-        for name, column in vars(self).items():
-            if isinstance(column, np.ndarray):
-                setattr(
-                    self, name, np.concatenate((column, np.full_like(column, None if column.dtype == object else 0)))
-                )
+        num_rows = len(self._objects)
+        self._objects = np.concatenate((self._objects, np.full(num_rows, None, object)))
+        added = ((0, 0), (0, num_rows))
+        self.counts, self.times, self.flags = (
+            np.pad(self.counts, added),
+            np.pad(self.times, added),
+            np.pad(self.flags, added),
+        )
+        self._bind()
 
 
 def first_deadline_s(request: Request) -> float:

@@ -15,7 +15,7 @@ from backend.plan import StepBatch, StepResult
 from backend.policy.settings import POLICY_NAMES
 from backend.request import FinishReason, PriorityClass, Request, RequestId, RequestState
 from backend.scheduler import Scheduler
-from kv import KVBudget
+from kv.budget import KVBudget
 from tests.backend.factories import BE, RT, Harness, be, make_scheduler_for_test, rt
 
 

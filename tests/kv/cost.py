@@ -13,7 +13,8 @@ from statistics import median, quantiles
 import numpy as np
 from numpy.typing import NDArray
 
-from kv import KVCacheManager, KVConfig, Side
+from kv.manager import KVCacheManager
+from kv.types import KVConfig, Side
 
 NUM_STEPS = {"free": 300, "shared": 15}  # as long as there is room
 MAX_SEQ_LEN = 8_192

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from kv import KVCacheManager, KVConfig, Layout, Row, Side
+from kv.manager import KVCacheManager
+from kv.types import KVConfig, Layout, Row, Side
 
 
 def make_manager(

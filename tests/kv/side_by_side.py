@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kv import KVBudget, KVCacheManager, KVConfig, Row, Side, SlotCopy
+from kv.budget import KVBudget
+from kv.manager import KVCacheManager
+from kv.types import KVConfig, Row, Side, SlotCopy
 from tests.kv.factories import slots_of
 from tests.kv.twin import Twin
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kv import KVCacheManager, KVConfig, Layout, Row, Side
+from kv.manager import KVCacheManager
+from kv.types import KVConfig, Layout, Row, Side
 from tests.kv.factories import configs, make_manager, open_row, snapshot
 
 HEAD, TAIL = Side.HEAD, Side.TAIL

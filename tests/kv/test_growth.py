@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kv import KVCacheManager, KVConfig, Layout, Row, Side
+from kv.manager import KVCacheManager
+from kv.types import KVConfig, Layout, Row, Side
 from tests.kv.factories import make_manager, open_row, slots_of, snapshot
 
 HEAD, TAIL = Side.HEAD, Side.TAIL
@@ -168,7 +169,7 @@ def test_growth_past_the_last_position_is_refused_as_our_own_bug() -> None:
 def test_a_decode_past_the_last_position_cannot_write_beside_the_table() -> None:
     manager = make_manager(max_seq_len=4)
     row = open_row(manager, HEAD, 4)
-    with pytest.raises(IndexError, match="out of bounds"):
+    with pytest.raises(AssertionError, match="longer than the slot table"):
         manager.grow_each_by_one(np.array([row], np.int32))
 
 

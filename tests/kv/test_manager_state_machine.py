@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kv import KVConfig, Layout, Row, Side
+from kv.types import KVConfig, Layout, Row, Side
 from tests.kv.factories import configs
 from tests.kv.side_by_side import Change, SideBySide
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kv import KVCacheManager, Layout, Row, Side
+from kv.manager import KVCacheManager
+from kv.types import Layout, Row, Side
 from tests.kv.factories import make_manager, open_row, slots_of
 
 HEAD, TAIL = Side.HEAD, Side.TAIL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 
-from kv import KVConfig, Layout, Side
+from kv.types import KVConfig, Layout, Side
 
 
 @dataclass

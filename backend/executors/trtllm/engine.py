@@ -215,7 +215,6 @@ class TrtllmEngine:
             request.token_ids.append(token_id)
             request.num_computed = len(request.token_ids) - 1
             request.first_token_s = now_s if request.first_token_s is None else request.first_token_s
-            request.last_token_s = now_s
             self._tokens.append((request, token_id, _log_prob(answer, position, token_id)))
         self._flush_soon()
 

@@ -20,10 +20,10 @@ from backend.executors.trtllm.mirror import Adopted, Mirror, Progress, Queues, T
 from backend.executors.trtllm.surface import InnerScheduler, LlmRequest, SchedulerOutput
 from backend.executors.trtllm.tickets import Tickets
 from backend.plan import Reclaim, StepPlan
-from backend.policy import POLICIES
 from backend.policy.feedback import Feedback, MovedTokens
 from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
 from backend.policy.queue import WaitingQueue
+from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
 from backend.policy.stats import ClassCounts, SchedulerStats
 from backend.policy.table import first_deadline_s

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from backend.plan import StepPlan
-from backend.policy import POLICIES
 from backend.policy.latency import LatencyModel
+from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
 from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord
 from backend.request import Request

@@ -157,9 +157,9 @@ def plan_bros_paper(policy: Policy, view: SchedulerView, now_s: float) -> StepPl
     packing.seqs_left = min(packing.seqs_left, policy.num_seqs)
 
     def residual_s(request: Request) -> float:
-        if request.last_token_s is None or request.slo is None:
+        if not request.num_output or request.slo is None:
             return first_deadline_s(request) - now_s
-        return request.slo.tpot_slo_s - (now_s - request.last_token_s)
+        return request.slo.tpot_slo_s - (now_s - float(view.table.last_token_s[_row(request)]))
 
     def num_lost(request: Request) -> int:
         return view.kv.num_restorable(_row(request)) if _is_preempted(request) else 0

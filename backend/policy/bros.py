@@ -123,8 +123,9 @@ class _RealTimeStep:
     def pack_decodes(self) -> None:
         """Take the decodes by deadline, late ones last; where time is short, those furthest ahead are left out.
 
-        Where places or slots are short, those that can wait are left to `pack_patient_decodes`. There is no pacing
-        beyond that: see docs/decisions/0001-real-time-runs-ahead.md.
+        Where places or slots are short, those that can wait are left to `pack_patient_decodes`, the oldest first: by
+        slack, new ones would overtake those that are about to end and to free their slots. There is no pacing beyond
+        that: see docs/decisions/0001-real-time-runs-ahead.md.
         """
         rows = self._decodes
         if not len(rows):
@@ -139,7 +140,8 @@ class _RealTimeStep:
         order = np.lexsort((table.arrival_index[rows], slack_s, is_late))
         if self._num_rt + len(self._view.rt_waiting) > self._view.limits.max_seqs or self._aside.is_wanting():
             is_patient = (slack_s > _PATIENT_STEPS * self.budget_s)[order]
-            self._patient = rows[order[is_patient]]
+            patient = rows[order[is_patient]]
+            self._patient = patient[table.arrival_index[patient].argsort()]
             order = order[~is_patient]
         self._take_decodes(rows[order])
 

@@ -232,6 +232,15 @@ def test_requests_in_time_begin_beyond_the_places_where_decodes_can_wait() -> No
     assert len(set(ahead) & set(plan.num_new_tokens)) == 2  # and take what places are left
 
 
+def test_of_decodes_that_can_wait_the_oldest_ends_first() -> None:
+    """By slack, the younger ones would overtake it: it has the longest time to its next token."""
+    scheduler = make(max_seqs_per_step=2)
+    oldest, younger = rt(10, 50, tpot_slo_s=3.0), rt(10, 50, tpot_slo_s=1.0)
+    start(scheduler, oldest, younger)
+    scheduler.add(newcomer := rt(10, 50, arrival_s=0.1, tpot_slo_s=1.0), 0.1)
+    assert list(scheduler.plan(0.1).num_new_tokens) == [newcomer, oldest]
+
+
 def test_a_decode_that_is_due_keeps_its_place() -> None:
     scheduler = make(max_seqs_per_step=4)
     ahead = [rt(10, 50, tpot_slo_s=1.0) for _ in range(4)]

@@ -18,12 +18,15 @@ _MIN_SHARE = 0.25  # of a step that real-time leaves; a single step may leave no
 
 
 class BestEffortFill:
-    """Takes best-effort work into a step that already has its real-time part."""
+    """Takes best-effort work into a step that already has its real-time part.
 
-    def __init__(self, view: SchedulerView, packing: Packing, budget_s: float, now_s: float) -> None:
+    `budgets_s`: the ends of decodes and of prefills, the latter no later.
+    """
+
+    def __init__(self, view: SchedulerView, packing: Packing, budgets_s: tuple[float, float], now_s: float) -> None:
         self._view = view
         self._packing = packing
-        self._budget_s = budget_s
+        self._decode_budget_s, self._budget_s = budgets_s
         self._now_s = now_s
         self._window_left = 0
         self._future = Future(view, is_rt=False)
@@ -47,7 +50,9 @@ class BestEffortFill:
         """Fill the step: decodes, those nearest their end first; prefills and preempted requests, the oldest first;
         then new ones, in order of arrival. `credit_s` may be taken beyond the budget."""
         self._window_left = window_tokens
-        self._budget_s = max(self._budget_s, self._packing.predicted_s + credit_s)
+        with_credit_s = self._packing.predicted_s + credit_s
+        self._decode_budget_s = max(self._decode_budget_s, with_credit_s)
+        self._budget_s = max(self._budget_s, with_credit_s)
         self._pack_decodes()
         if self._continue_started() and not self._is_short:
             self._admit_waiting()
@@ -112,7 +117,7 @@ class BestEffortFill:
         if not len(rows):
             return
         rows = rows[np.lexsort((table.arrival_index[rows], table.max_total[rows] - table.num_known[rows]))]
-        rows = rows[: min(packing.num_in_time(rows, self._budget_s), self._window_left)]
+        rows = rows[: min(packing.num_in_time(rows, self._decode_budget_s), self._window_left)]
         num_before = packing.tokens_left
         packing.add_decodes(rows)
         self._window_left -= num_before - packing.tokens_left

@@ -69,7 +69,7 @@ class Bros:
         step.pack_decodes()
         late = step.pack_prefills()
         step.pack_patient_decodes()
-        fill = BestEffortFill(view, step.packing, step.best_effort_budget_s(), now_s)
+        fill = BestEffortFill(view, step.packing, step.best_effort_budgets_s(), now_s)
         fill.pack_urgent()
         step.pack_late(late)
         fill.pack(self._window.tokens, 0.0 if step.is_short_of_slots() else self._be_credit_s)
@@ -125,8 +125,9 @@ class _RealTimeStep:
     def pack_decodes(self) -> None:
         """Take the decodes by deadline, late ones last; where time is short, those furthest ahead are left out.
 
-        Where places or slots are short, those that can wait are left to `pack_patient_decodes`. There is no pacing
-        beyond that: see docs/decisions/0001-real-time-runs-ahead.md.
+        Where places or slots are short, those that can wait are left to `pack_patient_decodes`, the oldest first: by
+        slack, new ones would overtake those that are about to end and to free their slots. There is no pacing beyond
+        that: see docs/decisions/0001-real-time-runs-ahead.md.
         """
         rows = self._decodes
         if not len(rows):
@@ -140,7 +141,8 @@ class _RealTimeStep:
         order = np.lexsort((table.arrival_index[rows], slack_s, is_late))
         if self._num_rt + len(self._view.rt_waiting) > self._view.limits.max_seqs or self._aside.is_wanting():
             is_patient = (slack_s > _PATIENT_STEPS * self.budget_s)[order]
-            self._patient = rows[order[is_patient]]
+            patient = rows[order[is_patient]]
+            self._patient = patient[table.arrival_index[patient].argsort()]
             order = order[~is_patient]
         self._take_decodes(rows[order])
 
@@ -281,16 +283,20 @@ class _RealTimeStep:
 
     # Memory
 
-    def best_effort_budget_s(self) -> float:
-        """Return the end of best-effort work: the spare budget, drawn in as real-time fills the slots.
+    def best_effort_budgets_s(self) -> tuple[float, float]:
+        """Return the ends of best-effort decodes and prefills: the spare budget, drawn in as real-time fills the slots.
 
         Best-effort work stretches steps, longer steps stretch the lives of real-time requests, and so more of them are
-        there at once. Left alone, that loop ends with real-time requests preempting each other.
+        there at once. Left alone, that loop ends with real-time requests preempting each other. Only prefills are held
+        to the places as well: a decode takes hardly any time, and the place it leaves empty in this step is lost.
         """
         predicted_s = self.packing.predicted_s
         load = self._future.peak_ratio(_EASY_LOAD)
         share = min(1.0, max(0.0, (_FULL_LOAD - load) / (_FULL_LOAD - _EASY_LOAD)))
-        return predicted_s + share * max(0.0, min(self.spare_budget_s, *self._sustainable_s()) - predicted_s)
+        by_places_s, by_slots_s = self._sustainable_s()
+        decodes_s = share * max(0.0, min(self.spare_budget_s, by_slots_s) - predicted_s)
+        prefills_s = min(decodes_s, share * max(0.0, by_places_s - predicted_s))
+        return predicted_s + decodes_s, predicted_s + prefills_s
 
     def is_short_of_slots(self) -> bool:
         """Whether even these steps are too long for the slots: then time is not what best-effort lacks."""

@@ -13,7 +13,7 @@ from tests.backend.factories import Harness, be, rt
 
 GOLDEN = {
     "mixed": "b16cff6de3a1855d",
-    "memory": "fe6e780fccf36bf8",
+    "memory": "ab219e40caf23ad5",
     "baseline": "699cab6bcd3c5750",
 }
 KNOBS: dict[str, dict[str, object]] = {

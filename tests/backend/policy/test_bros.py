@@ -232,6 +232,15 @@ def test_requests_in_time_begin_beyond_the_places_where_decodes_can_wait() -> No
     assert len(set(ahead) & set(plan.num_new_tokens)) == 2  # and take what places are left
 
 
+def test_of_decodes_that_can_wait_the_oldest_ends_first() -> None:
+    """By slack, the younger ones would overtake it: it has the longest time to its next token."""
+    scheduler = make(max_seqs_per_step=2)
+    oldest, younger = rt(10, 50, tpot_slo_s=3.0), rt(10, 50, tpot_slo_s=1.0)
+    start(scheduler, oldest, younger)
+    scheduler.add(newcomer := rt(10, 50, arrival_s=0.1, tpot_slo_s=1.0), 0.1)
+    assert list(scheduler.plan(0.1).num_new_tokens) == [newcomer, oldest]
+
+
 def test_a_decode_that_is_due_keeps_its_place() -> None:
     scheduler = make(max_seqs_per_step=4)
     ahead = [rt(10, 50, tpot_slo_s=1.0) for _ in range(4)]
@@ -326,9 +335,24 @@ def test_best_effort_is_drawn_in_as_real_time_fills_the_slots() -> None:
         now_s = start_as_predicted(scheduler, *(rt(150, 50) for _ in range(num_rt)))
         step = _RealTimeStep(scheduler.view, now_s)
         step.pack_decodes()
-        return step.best_effort_budget_s() - step.packing.predicted_s
+        return step.best_effort_budgets_s()[0] - step.packing.predicted_s
 
     assert budget_s(6) > budget_s(16) > budget_s(20)
+
+
+def test_a_best_effort_decode_takes_a_free_place_where_steps_may_grow_no_longer() -> None:
+    """So much arrives that real-time would fill the places at steps of hardly any length: no prompt begins."""
+    scheduler = make(max_seqs_per_step=8, num_blocks=2000)
+    decode, waiting = be(16, 20), be(16, 20)
+    now_s = start_as_predicted(scheduler, rt(16, 20), decode)
+    for _ in range(2000):
+        scheduler.view.traffic.rt_demand.note(rt(1, 100, arrival_s=now_s))
+    scheduler.add(waiting, now_s)
+    by_places_s, by_slots_s = _RealTimeStep(scheduler.view, now_s)._sustainable_s()
+    assert by_places_s < scheduler.view.latency.c0 < by_slots_s
+    plan = scheduler.plan(now_s)
+    assert decode in plan.num_new_tokens
+    assert waiting not in plan.num_new_tokens
 
 
 def test_an_urgent_finish_by_deadline_overtakes_older_best_effort() -> None:

@@ -70,12 +70,13 @@ Why a bar is missed, and what was tried:
   preemptions than it gains, says [decision 0002](decisions/0002-littles-law.md).
 - *1.2 times the best equal baseline.* At low load KV hardly binds; time does, and every policy has the same.
 - *The best baseline of all.* It does not tell the classes apart: what it gains is what real-time loses.
-- *Not looked into yet*, of the cells with one seed: the tight SLOs lose real-time requests of the 70B and OPT-30B
-  models below load 1, and `bros_paper` gets a little more best-effort work on llama70b-h100-tp4 near load 1.
+- *`bros_paper` on the 70B pairs.* It fills places with best-effort prompts however long steps get, which pays on a GPU
+  with a sharp knee and costs elsewhere; see "what was tried and lost" in decision 0002.
+- *The tight SLOs on 70B and OPT-30B below load 1.* A prompt of 900 tokens fits its 0.2 s only between few decodes, and
+  best-effort work stretches steps, so that more decodes run at once. Alone, real-time meets 99.5 % there. Not mended.
 
-Under overload `bros` refuses what it cannot serve in time, and sets decodes that ran ahead of their schedules aside for
-prompts that are due, where copies are quick; see [decision 0004](decisions/0004-setting-decodes-aside.md), which also
-says what an overload that lasts costs."""
+Under overload `bros` refuses what it cannot serve in time, and lets the oldest of the decodes that can wait end first;
+see [decision 0003](decisions/0003-more-requests-than-places.md)."""
 
 
 def main() -> int:

@@ -169,7 +169,7 @@ class _RealTimeStep:
         resting = self._aside.resting
         rows = self._prefills[~np.isin(self._prefills, resting)] if resting else self._prefills
         started = sorted(table.requests_in(rows), key=self._key)
-        for request in merge(started, self._view.rt_waiting.in_time(), key=self._key):
+        for request in self._merged(started, self._view.rt_waiting.in_time()):
             if self.packing.has_cuts and self._aside.is_due(request):
                 continue  # what was cut may push its copies out of the host pool
             if self._is_late(request):
@@ -192,12 +192,16 @@ class _RealTimeStep:
 
     def pack_late(self, late: list[Request]) -> None:
         """Take late prefills by deadline with what is left; they bind nothing. None begins while one in time waits."""
-        relegated = () if self._is_short else self._view.rt_waiting.relegated()
-        for request in merge(late, relegated, key=self._key):
+        relegated = iter(()) if self._is_short else self._view.rt_waiting.relegated()
+        for request in self._merged(late, relegated):
             if self._is_short and request.row is None:
                 continue
             if not self._pack_prefill(request, self.spare_budget_s):
                 break
+
+    def _merged(self, started: list[Request], waiting: Iterator[Request]) -> Iterator[Request]:
+        """Return both by deadline; each is in that order already."""
+        return merge(started, waiting, key=self._key) if started else waiting
 
     def _key(self, request: Request) -> tuple[float, int]:
         return (self._deadline_s(request), request.arrival_index)

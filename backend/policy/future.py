@@ -72,11 +72,11 @@ class Future:
             if not len(rows) or not self.has_room_for(request):
                 return None
             self._rows, self._most, self._growth = before
-            for num_left in range(1, len(rows) + 1):
-                self.leave(rows[num_left - 1 : num_left])
-                if self.has_room_for(request):
-                    return num_left
-            return None
+            num_left = 0
+            while not self.has_room_for(request):
+                self.leave(rows[num_left : num_left + 1])
+                num_left += 1
+            return num_left
         finally:
             self._rows, self._most, self._growth = before
 

@@ -8,10 +8,11 @@ A round measures the engine in this process before and after both; what Triton c
 a machine's speed may wander by more between two of them, and the engine against itself tells the noise.
 
 Engine, server and this client share the machine's cores, and whoever takes a core from an engine that computes on all
-of them slows it down, the client too, which elsewhere is another machine. So the processor time per token is told by
-process, and for the engine alone in this process. `--threads` below the number of cores leaves the server some; the
-simulated executor only sleeps: it tells waiting from computing. Over gRPC the client asks for output_ids, which is what
-the engine in this process hands over.
+of them slows it down, the client too, which elsewhere is another machine: it spares the cores (see `_lean_client`), as
+server and stubs do that `bros-serve` starts. The processor time per token is told by process, and for the engine alone
+in this process. `--threads` below the number of cores leaves the server some; the simulated executor only sleeps: it
+tells waiting from computing. Over gRPC the client asks for output_ids, which is what the engine in this process hands
+over.
 """
 
 from __future__ import annotations

@@ -8,10 +8,11 @@ A round measures the engine in this process before and after both; what Triton c
 a machine's speed may wander by more between two of them, and the engine against itself tells the noise.
 
 Engine, server and this client share the machine's cores, and whoever takes a core from an engine that computes on all
-of them slows it down, the client too, which elsewhere is another machine. So the processor time per token is told by
-process, and for the engine alone in this process. `--threads` below the number of cores leaves the server some; the
-simulated executor only sleeps: it tells waiting from computing. Over gRPC the client asks for output_ids, which is what
-the engine in this process hands over.
+of them slows it down, the client too, which elsewhere is another machine: it spares the cores (see `_lean_client`), as
+server and stubs do that `bros-serve` starts. The processor time per token is told by process, and for the engine alone
+in this process. `--threads` below the number of cores leaves the server some; the simulated executor only sleeps: it
+tells waiting from computing. Over gRPC the client asks for output_ids, which is what the engine in this process hands
+over.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import sys
 import threading
@@ -248,11 +250,11 @@ def through_triton(arguments: Sequence[str]) -> Iterator[dict[str, Send]]:
     def on_response(result: Any, error: InferenceServerException | None) -> None:
         assert error is None, error
         response = result.get_response()
-        output_ids = result.as_numpy("output_ids")
+        num_tokens = len(response.raw_output_contents[0]) // np.int32().itemsize  # of output_ids, all it asks for
         is_final = response.parameters["triton_final_response"].bool_param
-        flights[response.id].note(0 if output_ids is None else len(output_ids), is_final)
+        flights[response.id].note(num_tokens, is_final)
 
-    with running_server(arguments) as address, grpc_client.InferenceServerClient(address.grpc_url) as client:
+    with running_server(arguments) as address, _lean_client(address.grpc_url) as client:
         client.start_stream(on_response)
         outputs = [grpc_client.InferRequestedOutput("output_ids")]
 
@@ -268,6 +270,17 @@ def through_triton(arguments: Sequence[str]) -> Iterator[dict[str, Send]]:
 
         yield {THROUGH_TRITON: partial(send, "bros"), BY_MODEL_NAME: send_by_name}
         client.stop_stream()
+
+
+def _lean_client(url: str) -> grpc_client.InferenceServerClient:
+    """Return a client that leaves the cores to the engine, being elsewhere another machine.
+
+    Its threads (those it starts from here on: the engine's are there already) do not push others off a core when they
+    wake up, and gRPC reads where it waits instead of in an event engine's threads: a quarter less processor time.
+    """
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    return grpc_client.InferenceServerClient(url)
 
 
 def _inputs(prompt: Sequence[int], num_tokens: int, priority_class: PriorityClass) -> list[Any]:

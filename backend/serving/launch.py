@@ -23,6 +23,9 @@ from backend.serving.triton_install import TritonInstall
 ADMIN_HEADER = "bros-admin-key"
 ADMIN_APIS = "model-repository,shared-memory,trace,logging"
 STACK_LIMIT_KIB = 262_144  # a form-encoded body of some MB overflows the default stack of server 2.51
+# A batch thread that wakes up waits for a free core, or its turn. A response wakes several threads on its way, each of
+# which could push a thread of the engine off its core, while the others wait for that one. Stubs inherit it.
+AS_BATCH = "chrt --batch --pid 0 $$"
 EXTRA_EXIT_S = 5.0  # what the server may take beyond its own exit timeout
 
 
@@ -96,8 +99,9 @@ class Launch:
         return Command("engine", arguments, self._environment(), self.log_directory / "engine.log")
 
     def server(self) -> Command:
-        """Return the command of the Triton server; its stack limit is raised by the shell in front of it."""
-        arguments = ["sh", "-c", f'ulimit -s {STACK_LIMIT_KIB} 2>/dev/null; exec "$@"', "sh", str(self.triton.binary)]
+        """Return the command of the Triton server; the shell in front of it sets its stack limit and scheduling."""
+        prepare = f"ulimit -s {STACK_LIMIT_KIB} 2>/dev/null; {AS_BATCH} 2>/dev/null"
+        arguments = ["sh", "-c", f'{prepare}; exec "$@"', "sh", str(self.triton.binary)]
         environment = self._environment() | dict(self.triton.environment) | {"OPENBLAS_NUM_THREADS": "1"}
         return Command("tritonserver", [*arguments, *self._flags()], environment, self.log_directory / "triton.log")
 

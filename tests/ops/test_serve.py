@@ -23,7 +23,9 @@ import pytest
 
 from backend.serving import reaper
 from backend.serving.child import stubs_of
+from backend.serving.launch import Endpoints, Launch
 from backend.serving.probe import answers_canary
+from backend.serving.triton_install import TritonInstall
 
 pytestmark = pytest.mark.triton
 ROOT = Path(__file__).resolve().parents[2]
@@ -230,6 +232,16 @@ def test_the_end_of_the_parent_ends_a_launch_that_was_told_so(base: Path) -> Non
 def run_to_end(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "backend.serve", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+def test_the_server_does_not_push_the_engine_off_a_core(tmp_path: Path) -> None:
+    binary = tmp_path / "tritonserver"
+    binary.write_text(f"#!{sys.executable}\nimport os\nprint(os.sched_getscheduler(0))")
+    binary.chmod(0o700)
+    launch = Launch(tmp_path, tmp_path, TritonInstall(binary), Endpoints("127.0.0.1", 1, 2, 3), 1.0, 1.0)
+    command = launch.server()
+    result = subprocess.run(command.arguments, env=command.environment, capture_output=True, text=True, check=True)
+    assert int(result.stdout) == os.SCHED_BATCH
 
 
 def test_a_missing_model_is_one_clear_line() -> None:

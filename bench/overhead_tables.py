@@ -14,11 +14,12 @@ from bench.provenance import describe as describe_source
 from bench.tables import markdown_table, verdict
 
 MISSED = """\
-What a missed bar is made of: the simulated executor leaves the cores to the others and loses little, so it is
+What a missed bar is made of: an engine that leaves a core to the others, or only sleeps, loses little, so it is
 processor time and not waiting. A real-time token is a response of its own, and crosses five threads of stub and server
 before it is written to a socket and read from it; of the stub's part nearly all is Triton's hand-over, and a good deal
-asking it which clients have gone. What the client takes here would be another machine's elsewhere. Fewer responses cost
-less, and an operator may say how many: `service.rt_coalesce_s`."""
+asking it which clients have gone. Each time one of them takes a core, the engine's other threads wait for the one that
+was on it, so that more is lost than they use. What the client takes here would be another machine's elsewhere. Fewer
+responses cost less, and an operator may say how many (`service.rt_coalesce_s`), or leave a core free (`--threads`)."""
 
 Round = Mapping[str, Any]
 Spread = Mapping[str, float]
@@ -30,6 +31,7 @@ CLASSES = ("rt", "be")
 TTFT_BAR_MS, THROUGHPUT_BAR = 5.0, 0.95
 RUNS = {
     "overhead": "torch engine on all cores",
+    "overhead-one-core": "torch engine on one of the two cores (`--threads 1`)",
     "overhead-coalesced": "torch engine, real-time tokens together for up to 0.1 s (`service.rt_coalesce_s`)",
     "overhead-sim": "simulated executor, which only sleeps",
 }

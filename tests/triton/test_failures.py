@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -109,10 +110,19 @@ def test_every_request_of_a_storm_ends_exactly_once(sim: Server) -> None:
 
 
 def engine_of(server: Server) -> psutil.Process:
-    """Return the engine process below a launcher or a plain server."""
-    below = psutil.Process(server.pid).children(recursive=True)
-    (engine,) = [process for process in below if "backend.engine_process" in process.cmdline()]
-    return engine
+    """Return the engine process below a launcher or a plain server, whose stubs may each have started one: those that
+    find another one end."""
+    wait_until(lambda: len(engines_of(server)) == 1, "the end of all engines but one")
+    return engines_of(server)[0]
+
+
+def engines_of(server: Server) -> list[psutil.Process]:
+    engines = []
+    for process in psutil.Process(server.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # one that has just ended
+            if "backend.engine_process" in process.cmdline():
+                engines.append(process)
+    return engines
 
 
 def is_served(server: Server, model: str) -> bool:

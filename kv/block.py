@@ -51,6 +51,8 @@ NUM_NUMBERS = 8
 SETTLED = 2 * MAX_BLOCK_SIZE
 ROOM_MASK = SETTLED - 1
 
+_LOOK = 1_024  # blocks whose highest rank is found together
+
 _C = "int64[:,::1], int16[:,::1], int32[::1], int64[::1]"
 
 
@@ -146,14 +148,18 @@ def _free_end(ends: EndColumns, numbers: Numbers, side: int) -> int:
 def _best_shared_end(ends: EndColumns, side: int) -> int:
     """Return the end on `side` of the highest rank, which is not 0; of equals, the lowest number."""
     num_blocks = ends.shape[1] // 2
-    start = side * num_blocks
-    highest = 0
-    for end in range(start, start + num_blocks):  # two plain loops, of which this one runs on vectors
-        highest = max(highest, ends[ROOM, end])
-    best = start
-    while ends[ROOM, best] != highest:
+    rooms = ends[ROOM, side * num_blocks : (side + 1) * num_blocks]
+    best, highest = 0, np.int16(0)
+    for start in range(0, num_blocks, _LOOK):
+        part = rooms[start : start + _LOOK]
+        highest_here = np.int16(0)
+        for index in range(len(part)):  # in this form it runs on vectors
+            highest_here = max(highest_here, part[index])
+        if highest_here > highest:
+            best, highest = start, highest_here
+    while rooms[best] != highest:
         best += 1
-    return best
+    return side * num_blocks + best
 
 
 @compiled()
@@ -174,10 +180,11 @@ def _head_gain(ends: EndColumns, numbers: Numbers, end: int) -> int:
 def newcomer_room(ends: EndColumns, numbers: Numbers, side: int) -> int:
     """Return the slots that a row new on `side` could take in all."""
     num_blocks = ends.shape[1] // 2
-    room = numbers[FREE_BLOCKS] * numbers[BLOCK_SIZE]
-    for end in range(side * num_blocks, (side + 1) * num_blocks):
-        room += ends[ROOM, end] & ROOM_MASK
-    return room
+    rooms = ends[ROOM, side * num_blocks : (side + 1) * num_blocks]
+    num_slots = numbers[FREE_BLOCKS] * numbers[BLOCK_SIZE]
+    for index in range(num_blocks):
+        num_slots += rooms[index] & ROOM_MASK
+    return num_slots
 
 
 @compiled(f"boolean({_C}, int64, int64)")

@@ -53,8 +53,9 @@ RT: Poisson arrivals, ShareGPT lengths, SLO as stated; scored by arrival after a
 ones count as missed. BE: {be_outstanding} requests kept in the system, prompts U(512,1024), outputs U(32,128). Load 1
 is about what RT alone can fill the machine with. *% of limit* is BE tokens processed over a linear-programming upper
 bound that knows the future (`bench/limit.py`). *scheduling* is the processor time that scheduling took here, over the
-simulated step time: on the GPUs it would be hidden or added, and it is not in the other columns. All policies have the
-same limits: {max_seqs} sequences and {max_tokens_per_step} tokens a step."""
+simulated step time: on the GPUs it would be hidden or added, and it is not in the other columns; several runs share the
+machine, so read its order of size only (`python -m bench.micro` measures it alone). All policies have the same limits:
+{max_seqs} sequences and {max_tokens_per_step} tokens a step."""
 
 ABSENT = """\
 Not simulated on all seeds, so not in the tables (`make study-full` goes on where it stopped): {cells}."""
@@ -75,7 +76,7 @@ Why a bar is missed, and what was tried:
 - *The tight SLOs on 70B and OPT-30B below load 1.* A prompt of 900 tokens fits its 0.2 s only between few decodes, and
   best-effort work stretches steps, so that more decodes run at once. Alone, real-time meets 99.5 % there. Not mended:
   keeping the time of the longest prompt seen free in the decodes' slack took two thirds of the loss away, and 9 to 11 %
-  of best-effort work where nothing had been lost.
+  of best-effort work where nothing had been lost (both tried once, not recorded).
 
 Under overload `bros` refuses what it cannot serve in time, and lets the oldest of the decodes that can wait end first;
 see [decision 0003](decisions/0003-more-requests-than-places.md)."""

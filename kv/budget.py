@@ -153,8 +153,6 @@ class KVBudget:
 
     def _keep_promises(self) -> None:
         """Count in what was promised, in the order in which it was."""
-        if not self._promised:
-            return
         for growth in self._promised:
             is_kept = self._keep(growth)
             assert is_kept, f"no room for a growth that was promised: {growth}"

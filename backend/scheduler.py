@@ -65,7 +65,7 @@ def make_scheduler(
         num_slots=capacity.num_blocks * capacity.block_size,
         block_size=capacity.block_size,
     )
-    guess = (*PRIOR[:4], capacity.host_copy_s_per_token or PRIOR[4])
+    guess = (*PRIOR[:4], capacity.host_copy_s_per_token or PRIOR[4], *PRIOR[5:])
     fit = settings.latency_coefficients
     latency = LatencyModel(guess if fit is None else fit, settings.latency_forgetting, is_fitted=fit is not None)
     policy = POLICIES[settings.policy](settings, limits)
@@ -315,7 +315,7 @@ class Scheduler:
 
     def _features(self, rows: Rows, counts: NDArray[np.int64], num_copied: int) -> StepFeatures:
         new_tokens, context, pairs = columns.features(self.view.table.counts, rows, counts)
-        return StepFeatures(new_tokens, context, pairs, num_copied)
+        return StepFeatures(new_tokens, context, pairs, num_copied, has_prefill=new_tokens > len(rows))
 
     def _learn(self, step: CommittedStep, result: StepResult, now_s: float) -> None:
         table, rows, totals = self.view.table, step.slots.rows, self._totals

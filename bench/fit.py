@@ -243,8 +243,8 @@ def _delivered(record: RequestRecord, delivery_s: float) -> RequestRecord:
 def _fit_linear(
     works: Sequence[StepWork], times_ms: NDArray[np.float64], train: NDArray[np.int64], test: NDArray[np.int64]
 ) -> tuple[list[float], float]:
-    """The five coefficients of backend.policy.latency in seconds, and their mean held-out error as a ratio."""
-    rows = [(1.0, w.num_new_tokens, w.decode_context, w.prefill_pairs, w.num_copied) for w in works]
+    """The six coefficients of backend.policy.latency in seconds, and their mean held-out error as a ratio."""
+    rows = [(1.0, w.num_new_tokens, w.decode_context, w.prefill_pairs, w.num_copied, w.num_prefills > 0) for w in works]
     features, times_s = np.asarray(rows, np.float64), times_ms * 1e-3
     scale = np.maximum(features[train].max(axis=0), 1.0)
     solution, _ = nnls(features[train] / scale / times_s[train, None], np.ones(len(train)))

@@ -7,8 +7,10 @@ from itertools import islice
 
 import numpy as np
 
+from backend.policy.columns import Rows
 from backend.policy.finish_by import Job, urgent
 from backend.policy.future import Future
+from backend.policy.pacing import Allowance
 from backend.policy.packing import Packing
 from backend.policy.view import SchedulerView
 from backend.request import Request
@@ -18,15 +20,12 @@ _MIN_SHARE = 0.25  # of a step that real-time leaves; a single step may leave no
 
 
 class BestEffortFill:
-    """Takes best-effort work into a step that already has its real-time part.
+    """Takes best-effort work into a step that already has its real-time part, and that is to end in `end_s`."""
 
-    `budgets_s`: the ends of decodes and of prefills, the latter no later.
-    """
-
-    def __init__(self, view: SchedulerView, packing: Packing, budgets_s: tuple[float, float], now_s: float) -> None:
+    def __init__(self, view: SchedulerView, packing: Packing, end_s: float, now_s: float) -> None:
         self._view = view
         self._packing = packing
-        self._decode_budget_s, self._budget_s = budgets_s
+        self._end_s = self._prefill_end_s = end_s
         self._now_s = now_s
         self._window_left = 0
         self._future = Future(view, is_rt=False)
@@ -46,16 +45,19 @@ class BestEffortFill:
             if not (self._admit_urgent(request) if request.row is None else self._continue(request)):
                 self._is_short = True
 
-    def pack(self, window_tokens: int, credit_s: float) -> None:
+    def pack(self, window_tokens: int, prefills: Allowance, credit_s: float) -> None:
         """Fill the step: decodes, those nearest their end first; prefills and preempted requests, the oldest first;
-        then new ones, in order of arrival. `credit_s` may be taken beyond the budget."""
+        then new ones, in order of arrival; decodes in the places that these left. `credit_s` may be taken beyond the
+        ends."""
         self._window_left = window_tokens
         with_credit_s = self._packing.predicted_s + credit_s
-        self._decode_budget_s = max(self._decode_budget_s, with_credit_s)
-        self._budget_s = max(self._budget_s, with_credit_s)
-        self._pack_decodes()
+        self._end_s = max(self._end_s, with_credit_s)
+        self._prefill_end_s = max(min(self._end_s, prefills.end_s), with_credit_s)
+        has_prefills = len(self._prefills) > 0 or len(self._view.be_waiting) > 0
+        left = self._pack_decodes(self._by_end(self._decodes), prefills.num_places if has_prefills else 0)
         if self._continue_started() and not self._is_short:
             self._admit_waiting()
+        self._pack_decodes(left)
 
     # Finish-by deadlines
 
@@ -71,7 +73,7 @@ class BestEffortFill:
         jobs = list(map(self._job, requests))
         mean_s = sum(job.serial_s for job in jobs[len(started) :]) / max(1, len(waiting))
         more_s = mean_s * (len(self._view.be_deadlines) - len(waiting))
-        share = max(_MIN_SHARE, 1.0 - self._packing.predicted_s / max(self._budget_s, 1e-9))
+        share = max(_MIN_SHARE, 1.0 - self._packing.predicted_s / max(self._end_s, 1e-9))
         return [requests[index] for index in urgent(jobs, self._now_s, more_s, 1.0 / share)]
 
     def _job(self, request: Request) -> Job:
@@ -109,18 +111,25 @@ class BestEffortFill:
 
     # The rest
 
-    def _pack_decodes(self) -> None:
-        table, packing = self._view.table, self._packing
-        rows = self._decodes
+    def _by_end(self, rows: Rows) -> Rows:
+        table = self._view.table
+        order = np.lexsort((table.arrival_index[rows], table.max_total[rows] - table.num_known[rows]))
+        by_end: Rows = rows[order]
+        return by_end
+
+    def _pack_decodes(self, rows: Rows, num_kept: int = 0) -> Rows:
+        """Take `rows` in order, but leave `num_kept` places; return those that found no time or place."""
+        packing = self._packing
         if self._urgent or packing.has_cuts:
             rows = np.array([row for row in rows.tolist() if self._is_free(row)], np.int64)
         if not len(rows):
-            return
-        rows = rows[np.lexsort((table.arrival_index[rows], table.max_total[rows] - table.num_known[rows]))]
-        rows = rows[: min(packing.num_in_time(rows, self._decode_budget_s), self._window_left)]
+            return rows
+        num_in_time = packing.num_in_time(rows, self._end_s)
+        num_taken = max(0, min(num_in_time, packing.seqs_left - num_kept, self._window_left))
         num_before = packing.tokens_left
-        packing.add_decodes(rows)
+        packing.add_decodes(rows[:num_taken])
         self._window_left -= num_before - packing.tokens_left
+        return rows[num_taken:]
 
     def _is_free(self, row: int) -> bool:
         return not self._packing.is_cut(row) and self._view.table.request(row) not in self._packing.num_new_tokens
@@ -143,7 +152,7 @@ class BestEffortFill:
         room = packing.room_for(request, self._reserve + request.num_uncomputed)
         if is_preempted and not self._can_come_back(request, room):
             return False
-        num_restored = packing.num_to_restore(request, self._budget_s - packing.predicted_s)
+        num_restored = packing.num_to_restore(request, self._prefill_end_s - packing.predicted_s)
         num_tokens = self._chunk(request, room - num_restored, num_restored)
         if num_tokens > 0 and packing.add(request, num_tokens, num_restored):
             self._window_left -= num_tokens
@@ -157,7 +166,7 @@ class BestEffortFill:
         return not is_short and self._future.has_room_for(request)
 
     def _chunk(self, request: Request, room: int, num_restored: int = 0) -> int:
-        time_left_s = self._budget_s - self._packing.predicted_s - self._view.latency.c4 * num_restored
+        time_left_s = self._prefill_end_s - self._packing.predicted_s - self._view.latency.c4 * num_restored
         is_chunked = self._view.settings.chunked_prefill  # a whole prompt may be larger than the window
         max_tokens = min(room, self._window_left) if is_chunked or self._window_left < 1 else room
         return self._packing.chunk(request, time_left_s, max_tokens, num_restored)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from heapq import merge
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from backend.policy.best_effort import BestEffortFill
 from backend.policy.columns import Rows
 from backend.policy.future import UNUSED_OF_BLOCK, Future
 from backend.policy.latency import LatencyModel
+from backend.policy.pacing import Pacing
 from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
 from backend.policy.table import first_deadline_s
@@ -27,7 +29,6 @@ _SPARE_USE = 0.9  # part of the decodes' slack that late and best-effort work ma
 _MAX_MARGIN = 0.3
 _EASY_LOAD = 0.65  # part of the slots that real-time takes, up to which best-effort may use all spare time
 _FULL_LOAD = 0.95  # the same, from which it may use none
-_RT_PLACES = 0.97  # part of the places that real-time may fill on average, because best-effort stretches steps
 _SLOTS_RESERVE = 0.6  # of the slots that real-time holds even with no best-effort work, so much more stays out of reach
 _RT_RESIDENT_PLACES = 0.8  # part of the places that more real-time requests than there are places may come to need
 _PATIENT_STEPS = 2.0  # a decode whose slack outlasts so many steps can wait for a place
@@ -41,6 +42,7 @@ class Bros:
     def __init__(self, settings: SchedulerSettings, limits: StepLimits) -> None:
         min_tokens = max(1, int(settings.be_min_share * limits.max_tokens))
         self._window = AdaptiveWindow(min_tokens, limits.max_tokens, settings.adaptive_window)
+        self._pacing = Pacing(limits.max_seqs, settings.chunked_prefill)
         self._be_min_share = settings.be_min_share
         self._max_credit_s = _MAX_CREDIT_S if settings.chunked_prefill else _MAX_WHOLE_PROMPT_S
         self._be_credit_s = 0.0  # step time that best-effort work may claim against any real-time load
@@ -59,6 +61,7 @@ class Bros:
 
     def observe(self, step: StepRecord) -> None:
         self._window.observe(step.num_be_tokens, step.num_late > 0)
+        self._pacing.observe(step)
         num_tokens = step.num_rt_tokens + step.num_be_tokens
         be_s = step.duration_s * step.num_be_tokens / max(1, num_tokens)
         credit_s = self._be_credit_s + self._be_min_share * step.duration_s - be_s
@@ -69,10 +72,12 @@ class Bros:
         step.pack_decodes()
         late = step.pack_prefills()
         step.pack_patient_decodes()
-        fill = BestEffortFill(view, step.packing, step.best_effort_budgets_s(), now_s)
+        fill = BestEffortFill(view, step.packing, step.best_effort_end_s(), now_s)
         fill.pack_urgent()
         step.pack_late(late)
-        fill.pack(self._window.tokens, 0.0 if step.is_short_of_slots() else self._be_credit_s)
+        num_decodes = len(step.packing.groups.be_decodes)
+        allowance = self._pacing.allowance(step.packing, view.latency, num_decodes, step.sustainable_s().by_places)
+        fill.pack(self._window.tokens, allowance, 0.0 if step.is_short_of_slots() else self._be_credit_s)
         return step.packing.plan(step.budget_s)
 
 
@@ -80,7 +85,7 @@ def time_alone_s(request: Request, latency: LatencyModel) -> float:
     """Return the time to the next token of `request` if the machine did nothing else."""
     if request.num_uncomputed == 1:
         return latency.c0 + latency.c1 + latency.c2 * request.num_computed
-    return latency.c0 + latency.prefill_s(request.num_uncomputed, request.num_computed)
+    return latency.c0 + latency.c5 + latency.prefill_s(request.num_uncomputed, request.num_computed)
 
 
 def _first_due(request: Request) -> tuple[float, int]:
@@ -94,8 +99,16 @@ def responsiveness_cap_s(view: SchedulerView) -> float:
     tightest_s = view.traffic.tightest_ttft_slo_s
     if tightest_s == float("inf"):
         return _DEFAULT_CAP_S
-    left_s = tightest_s - view.latency.prefill_s(view.traffic.longest_rt_prompt, 0) - view.latency.c0
+    latency = view.latency
+    left_s = tightest_s - latency.prefill_s(view.traffic.longest_rt_prompt, 0) - latency.c0 - latency.c5
     return min(0.5 * tightest_s, max(0.9 * left_s, 0.1 * tightest_s))
+
+
+class Sustainable(NamedTuple):
+    """Mean step times, in seconds, beyond which real-time requests run out of places or slots."""
+
+    by_places: float
+    by_slots: float
 
 
 class _RealTimeStep:
@@ -212,7 +225,8 @@ class _RealTimeStep:
     def _is_late(self, request: Request) -> bool:
         """Late: not even a step that it ends now, behind what is in already, would bring its token in time."""
         latency = self._view.latency
-        needed_s = self.packing.predicted_s + latency.prefill_s(request.num_uncomputed, request.num_computed)
+        needed_s = self.packing.predicted_s + self.packing.any_prefill_s
+        needed_s += latency.prefill_s(request.num_uncomputed, request.num_computed)
         return needed_s > self._use * (self._deadline_s(request) - self._now_s)
 
     def _pack_prefill(self, request: Request, budget_s: float) -> bool:
@@ -280,34 +294,30 @@ class _RealTimeStep:
         slack_s = (self._deadline_s(request) - self._now_s) * self._use
         remaining = request.num_uncomputed - num_tokens
         if remaining:
-            slack_s -= latency.c0 + latency.prefill_s(remaining, request.num_computed + num_tokens)
+            slack_s -= latency.c0 + latency.c5 + latency.prefill_s(remaining, request.num_computed + num_tokens)
         if slack_s > self.packing.predicted_s:
             self.budget_s = min(self.budget_s, slack_s)
             self.spare_budget_s = min(self.spare_budget_s, slack_s)
 
     # Memory
 
-    def best_effort_budgets_s(self) -> tuple[float, float]:
-        """Return the ends of best-effort decodes and prefills: the spare budget, drawn in as real-time fills the slots.
+    def best_effort_end_s(self) -> float:
+        """Return when best-effort work is to end: the spare budget, drawn in as real-time fills the slots.
 
         Best-effort work stretches steps, longer steps stretch the lives of real-time requests, and so more of them are
-        there at once. Left alone, that loop ends with real-time requests preempting each other. Only prefills are held
-        to the places as well: a decode takes hardly any time, and the place it leaves empty in this step is lost.
+        there at once. Left alone, that loop ends with real-time requests preempting each other.
         """
         predicted_s = self.packing.predicted_s
         load = self._future.peak_ratio(_EASY_LOAD)
         share = min(1.0, max(0.0, (_FULL_LOAD - load) / (_FULL_LOAD - _EASY_LOAD)))
-        by_places_s, by_slots_s = self._sustainable_s()
-        decodes_s = share * max(0.0, min(self.spare_budget_s, by_slots_s) - predicted_s)
-        prefills_s = min(decodes_s, share * max(0.0, by_places_s - predicted_s))
-        return predicted_s + decodes_s, predicted_s + prefills_s
+        return predicted_s + share * max(0.0, min(self.spare_budget_s, self.sustainable_s().by_slots) - predicted_s)
 
     def is_short_of_slots(self) -> bool:
         """Whether even these steps are too long for the slots: then time is not what best-effort lacks."""
-        return self._sustainable_s()[1] < self.packing.predicted_s
+        return self.sustainable_s().by_slots < self.packing.predicted_s
 
-    def _sustainable_s(self) -> tuple[float, float]:
-        """Return the longest steps at which real-time keeps to its part of the places, and of the slots.
+    def sustainable_s(self) -> Sustainable:
+        """Return the longest steps at which real-time finds places, and keeps to its part of the slots.
 
         By Little's law: what a request takes for a number of steps is in use as often at once as arrives in their time.
         The more slots real-time needs with best-effort work out of the way, the less can be taken back where the
@@ -318,7 +328,7 @@ class _RealTimeStep:
         places, slots = traffic.rt_demand.per_step_s(self._now_s, traffic.rt_output_ratio, block_rounding)
         slots_alone = min(limits.num_slots, slots * self.packing.predicted_s)
         slots_usable = limits.num_slots - _SLOTS_RESERVE * slots_alone
-        return _RT_PLACES * limits.max_seqs / max(places, 1e-9), slots_usable / max(slots, 1e-9)
+        return Sustainable(limits.max_seqs / max(places, 1e-9), slots_usable / max(slots, 1e-9))
 
     def _make_room(self, request: Request, num_slots: int) -> bool:
         """Find slots: free ones, then best-effort ones, then those of real-time requests that are due later."""

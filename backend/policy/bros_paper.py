@@ -145,8 +145,9 @@ def _num_restorable(view: SchedulerView, rows: Rows) -> NDArray[np.int64]:
 class _Needs(NamedTuple):
     """What each of the requests lacks, as columns.
 
-    num_restored, num_tokens, cost_s: positions to copy back, tokens to compute, and the time of both. least_room: slots
-    that must be found outside of its own last block; 0 for one that runs, since it may take them from others.
+    num_restored, num_tokens, cost_s: positions to copy back, tokens to compute, and the time of both, without what the
+    first prefill of a step costs. least_room: slots that must be found outside of its own last block; 0 for one that
+    runs, since it may take them from others.
     """
 
     num_restored: NDArray[np.int64]
@@ -238,7 +239,8 @@ class _Turns:
         packing, needs = self._packing, self._needs
         is_too_much: NDArray[np.bool_] = needs.num_tokens[part] > packing.tokens_left
         if packing.num_new_tokens:
-            is_too_much |= packing.predicted_s + needs.cost_s[part] > self._budget_s
+            cost_s = needs.cost_s[part] + packing.any_prefill_s * (needs.num_tokens[part] > 1)
+            is_too_much |= packing.predicted_s + cost_s > self._budget_s
         return is_too_much
 
     def _take(self, index: int) -> bool:

@@ -1,13 +1,13 @@
 """The latency model: how long a step will take, learned from the steps that were.
 
-    t = c0 + c1·new_tokens + c2·context_tokens + c3·prefill_pairs + c4·copied_tokens          (design §3; all c >= 0)
+    t = c0 + c1·new_tokens + c2·context_tokens + c3·prefill_pairs + c4·copied_tokens + c5·has_prefill     (all c >= 0)
 
 Sequences with one new token count their context in `context_tokens`; longer chunks of n tokens after a context of s
-count n·(s + n/2) pairs. The fit is recursive least squares with forgetting in information form: a 5x5 matrix of past
-steps decays by `forgetting` a step (faster while the errors point one way: then the machine has changed), and
-non-negative coordinate descent, started from the last solution, follows it. Errors count relative to the step's time,
-and an outlier (a page fault, a compile) counts by Huber's weight only. Directions that recent steps say nothing about
-keep their coefficients.
+count n·(s + n/2) pairs, and any of them makes `has_prefill` 1 (design §3, but for the last term). The fit is recursive
+least squares with forgetting in information form: a 6x6 matrix of past steps decays by `forgetting` a step (faster
+while the errors point one way: then the machine has changed), and non-negative coordinate descent, started from the
+last solution, follows it. Errors count relative to the step's time, and an outlier (a page fault, a compile) counts by
+Huber's weight only. Directions that recent steps say nothing about keep their coefficients.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from kv.compiled import compiled
 
-NUM_COEFFICIENTS = 5
+NUM_COEFFICIENTS = 6
 # A cautious guess for an unknown machine: 10 ms a step, 2,000 prompt tokens a second.
-PRIOR = (10e-3, 500e-6, 0.5e-6, 50e-9, 10e-6)
-_SCALE = np.array((1.0, 100.0, 10_000.0, 100_000.0, 1_000.0))  # typical features: descent is well conditioned, then
+PRIOR = (10e-3, 500e-6, 0.5e-6, 50e-9, 10e-6, 1e-3)
+_SCALE = np.array((1.0, 100.0, 10_000.0, 100_000.0, 1_000.0, 1.0))  # typical features: well conditioned, then
 _PRIOR_SPREAD = 2.0  # the prior's coefficients may be wrong by this factor; an offline fit by _FIT_SPREAD
 _FIT_SPREAD = 0.2
 _NOISE = 0.05  # relative spread of step times that the prior is weighed against
@@ -40,18 +40,19 @@ _OVERSHOOT_QUANTILE = 0.95
 
 
 class StepFeatures(NamedTuple):
-    """What the model knows of a step; all counts."""
+    """What the model knows of a step: counts, and whether any chunk of a prompt is in it."""
 
     new_tokens: int = 0
     context_tokens: int = 0
     prefill_pairs: float = 0.0
     copied_tokens: int = 0
+    has_prefill: bool = False
 
 
 class LatencyModel:
     """Predicts step times in seconds; `observe` refines it after each step.
 
-    `coefficients` are c0..c4. `error_ratio` is the moving average of |predicted - measured| / measured;
+    `coefficients` are c0..c5. `error_ratio` is the moving average of |predicted - measured| / measured;
     `overshoot_ratio` the 95th percentile of (measured - predicted) / predicted, at least 0.
     """
 
@@ -60,6 +61,7 @@ class LatencyModel:
     c2: float
     c3: float
     c4: float
+    c5: float
 
     def __init__(
         self, coefficients: Sequence[float] = PRIOR, forgetting: float = 0.995, is_fitted: bool = False
@@ -80,21 +82,22 @@ class LatencyModel:
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        return (self.c0, self.c1, self.c2, self.c3, self.c4)
+        return (self.c0, self.c1, self.c2, self.c3, self.c4, self.c5)
 
     def predict_s(self, features: StepFeatures) -> float:
         """Return the predicted time of a step."""
-        new_tokens, context_tokens, prefill_pairs, copied_tokens = features
+        new_tokens, context_tokens, prefill_pairs, copied_tokens, has_prefill = features
         return (
             self.c0
             + self.c1 * new_tokens
             + self.c2 * context_tokens
             + self.c3 * prefill_pairs
             + self.c4 * copied_tokens
+            + self.c5 * has_prefill
         )
 
     def prefill_s(self, num_tokens: int, context: int) -> float:
-        """Return the part of a step's time that a chunk of `num_tokens` after `context` tokens takes."""
+        """Return what a chunk of `num_tokens` after `context` tokens adds to a step that has a prefill already."""
         return self.c1 * num_tokens + self.c3 * num_tokens * (context + 0.5 * num_tokens)
 
     def max_chunk(self, budget_s: float, context: int) -> int:
@@ -134,7 +137,7 @@ class LatencyModel:
             self.overshoot_ratio = max(0.0, self.overshoot_ratio - step * (1.0 - _OVERSHOOT_QUANTILE))
 
     def _publish(self) -> None:
-        self.c0, self.c1, self.c2, self.c3, self.c4 = (self._theta / _SCALE).tolist()
+        self.c0, self.c1, self.c2, self.c3, self.c4, self.c5 = (self._theta / _SCALE).tolist()
 
 
 _Matrix: TypeAlias = NDArray[np.float64]

@@ -29,7 +29,8 @@ def side_of(request: Request) -> Side:
 class Packing:
     """Takes requests into a step one after the other; `commit` adopts the budget on which their slots are tried here.
 
-    `predicted_s` is the model's time of what is in so far. What does not fit is refused by an ordinary return value.
+    `predicted_s` is the model's time of what is in so far; `has_prefill` says whether a chunk of a prompt is. What does
+    not fit is refused by an ordinary return value.
     """
 
     def __init__(self, view: SchedulerView) -> None:
@@ -37,6 +38,7 @@ class Packing:
         self.tokens_left = view.limits.max_tokens
         self.seqs_left = view.limits.max_seqs
         self.predicted_s = view.latency.c0
+        self.has_prefill = False
         self.kv = view.kv.budget()
         self.groups = view.table.groups()
         self._view = view
@@ -97,6 +99,7 @@ class Packing:
         self.tokens_left -= num_tokens
         self.seqs_left -= 1
         self.predicted_s += self.cost_s(request, num_tokens, num_restored)
+        self.has_prefill |= num_tokens > 1
         return True
 
     def chunk(self, request: Request, time_left_s: float, max_tokens: int, num_restored: int = 0) -> int:
@@ -113,7 +116,7 @@ class Packing:
             whole = min(wanted, self._view.limits.max_tokens)
             fits = is_alone or self.cost_s(request, whole, num_restored) <= time_left_s
             return whole if fits and whole <= max_tokens else 0
-        by_time = self._view.latency.max_chunk(time_left_s, request.num_computed + num_restored)
+        by_time = self._view.latency.max_chunk(time_left_s - self.any_prefill_s, request.num_computed + num_restored)
         if by_time < min(wanted, _MIN_CHUNK):
             return min(wanted, _MIN_CHUNK, max_tokens) if is_alone else 0
         return min(wanted, by_time, max_tokens)
@@ -130,13 +133,18 @@ class Packing:
         is_cheaper = copy_s < self._view.latency.prefill_s(num_restored, request.num_computed)
         return num_restored if is_cheaper and (copy_s <= time_left_s or not self.num_new_tokens) else 0
 
+    @property
+    def any_prefill_s(self) -> float:
+        """What the next prefill adds to the step for being the first."""
+        return 0.0 if self.has_prefill else self._view.latency.c5
+
     def cost_s(self, request: Request, num_tokens: int, num_restored: int = 0) -> float:
         """Return what `num_tokens` of `request` add to the step's time."""
         latency = self._view.latency
         start = request.num_computed + num_restored
         if num_tokens == 1:
             return latency.c1 + latency.c2 * start + latency.c4 * num_restored
-        return latency.prefill_s(num_tokens, start) + latency.c4 * num_restored
+        return self.any_prefill_s + latency.prefill_s(num_tokens, start) + latency.c4 * num_restored
 
     def room_for(self, request: Request, enough: int | None = None) -> int:
         """Return how many more KV slots `request` could take now; or any number that is at least `enough`."""

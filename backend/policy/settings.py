@@ -29,7 +29,7 @@ class SchedulerSettings:
                                 as long as real-time does not fill the KV slots by itself
         kv_headroom_ratio       0–1, part of the KV slots that best-effort admission leaves free for real-time growth
     Latency model
-        latency_coefficients    c0..c4 of an offline fit (seconds; see backend.policy.latency); None: a cautious prior
+        latency_coefficients    c0..c5 of an offline fit (seconds; see backend.policy.latency); None: a cautious prior
         latency_forgetting      0–1, weight of past steps per new step
     Ablations, each on by default
         sharing                 real-time and best-effort requests share a block from both ends
@@ -51,7 +51,7 @@ class SchedulerSettings:
     budget_margin: float = 0.05
     be_min_share: float = 0.02
     kv_headroom_ratio: float = 0.02
-    latency_coefficients: tuple[float, float, float, float, float] | None = None
+    latency_coefficients: tuple[float, float, float, float, float, float] | None = None
     latency_forgetting: float = 0.995
     sharing: bool = True
     checkpoints: bool = True

@@ -30,7 +30,7 @@ class ClassCounts:
 class SchedulerStats:
     """Where the scheduler stands. `requests` are counts of now; every `total_*` grows for ever.
 
-    latency_coefficients: c0..c4 in seconds per unit (backend.policy.latency). latency_error_ratio: moving average of
+    latency_coefficients: c0..c5 in seconds per unit (backend.policy.latency). latency_error_ratio: moving average of
     |predicted - measured| / measured step time. window_tokens: best-effort tokens a step may hold at present.
     total_step_tokens: new tokens computed, by class. total_recomputed_tokens: tokens computed a second time.
     """

@@ -12,7 +12,7 @@ from backend.plan import StepBatch, StepOutput, StepPlan, StepResult
 from tests.backend.factories import Harness, be, rt
 
 GOLDEN = {
-    "mixed": "b16cff6de3a1855d",
+    "mixed": "31713b13638278cd",
     "memory": "ab219e40caf23ad5",
     "baseline": "699cab6bcd3c5750",
 }

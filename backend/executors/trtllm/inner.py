@@ -241,6 +241,7 @@ def _features(adopted: Sequence[Adopted]) -> StepFeatures:
         context_tokens=sum(each.start for each in adopted if each.num_tokens == 1),
         prefill_pairs=sum(num_tokens * (start + 0.5 * num_tokens) for start, num_tokens in chunks),
         copied_tokens=sum(each.num_restored for each in adopted),
+        has_prefill=bool(chunks),
     )
 
 

@@ -16,7 +16,7 @@ from backend.request import PriorityClass, Request, RequestState
 from backend.scheduler import Scheduler
 from tests.backend.factories import BE, RT, Harness, be, make_scheduler_for_test, rt
 
-FIT = (10e-3, 100e-6, 0.0, 0.0, 1e-6)  # 10 ms a step and 0.1 ms a token: times are easy to reckon
+FIT = (10e-3, 100e-6, 0.0, 0.0, 1e-6, 0.0)  # 10 ms a step and 0.1 ms a token: times are easy to reckon
 
 
 def make(**knobs: object) -> Scheduler:
@@ -119,7 +119,7 @@ def test_what_this_step_cannot_bring_in_time_is_late() -> None:
 
 def test_overload_costs_the_requests_beyond_capacity_and_no_others() -> None:
     """1.5 times what the places can serve: about a third must be late, not all; and everything is finished."""
-    harness = Harness(max_seqs_per_step=8, num_blocks=2000, coefficients=FIT, verify=False)
+    harness = Harness(max_seqs_per_step=8, num_blocks=2000, coefficients=FIT[:5], verify=False)
     requests = [rt(20, 40, ttft_slo_s=0.4) for _ in range(240)]
     for index, request in enumerate(requests):  # a place is free every 40 steps / 8 = 5 steps of about 11 ms
         harness.submit(request)
@@ -200,7 +200,7 @@ def test_a_whole_prompt_is_taken_where_chunking_is_off() -> None:
 
 
 def test_best_effort_keeps_its_share_under_any_real_time_load() -> None:
-    harness = Harness(be_min_share=0.1, num_blocks=2000, max_tokens_per_step=256, verify=False, coefficients=FIT)
+    harness = Harness(be_min_share=0.1, num_blocks=2000, max_tokens_per_step=256, verify=False, coefficients=FIT[:5])
     background = be(3000, 5)
     harness.submit(background)
     for _ in range(400):  # twice what the machine can do
@@ -252,7 +252,9 @@ def test_a_decode_that_is_due_keeps_its_place() -> None:
 
 def test_every_schedule_beyond_the_places_keeps_the_pace() -> None:
     """Three times as many requests as places: with 60 ms between tokens and steps of 10.8 ms, each gets its turn."""
-    harness = Harness(max_seqs_per_step=8, num_blocks=2000, coefficients=FIT, latency_coefficients=FIT, verify=False)
+    harness = Harness(
+        max_seqs_per_step=8, num_blocks=2000, coefficients=FIT[:5], latency_coefficients=FIT, verify=False
+    )
     requests = [rt(20, 40, ttft_slo_s=1.0, tpot_slo_s=0.06) for _ in range(24)]
     for request in requests:
         harness.submit(request)
@@ -264,7 +266,7 @@ def test_every_schedule_beyond_the_places_keeps_the_pace() -> None:
 
 def far_ahead(copy_s: float = 1e-9) -> tuple[Scheduler, list[Request], float]:
     """Two requests that hold most of the slots, more than 20 tokens ahead of their schedules; and the time."""
-    scheduler = make(num_blocks=12, num_host_slots=400, max_seq_len=192, latency_coefficients=(*FIT[:4], copy_s))
+    scheduler = make(num_blocks=12, num_host_slots=400, max_seq_len=192, latency_coefficients=(*FIT[:4], copy_s, 0.0))
     ahead = [rt(50, 100, tpot_slo_s=1.0) for _ in range(2)]
     now_s = start_as_predicted(scheduler, *ahead)
     while ahead[1].num_output < 30:
@@ -303,7 +305,9 @@ def test_what_was_set_aside_comes_back_in_time_and_once() -> None:
 
 def test_a_burst_is_carried_by_what_decodes_are_ahead() -> None:
     """More arrives than the slots hold: all are met, nothing is lost, and none is set aside at every turn."""
-    harness = Harness(num_blocks=32, num_host_slots=2000, max_seq_len=192, coefficients=FIT, latency_coefficients=FIT)
+    harness = Harness(
+        num_blocks=32, num_host_slots=2000, max_seq_len=192, coefficients=FIT[:5], latency_coefficients=FIT
+    )
     draw, requests = random.Random(3), [rt(40, 60, ttft_slo_s=0.5, tpot_slo_s=0.3) for _ in range(16)]
     for request in requests:
         harness.submit(request)
@@ -335,7 +339,7 @@ def test_best_effort_is_drawn_in_as_real_time_fills_the_slots() -> None:
         now_s = start_as_predicted(scheduler, *(rt(150, 50) for _ in range(num_rt)))
         step = _RealTimeStep(scheduler.view, now_s)
         step.pack_decodes()
-        return step.best_effort_budgets_s()[0] - step.packing.predicted_s
+        return step.best_effort_end_s() - step.packing.predicted_s
 
     assert budget_s(6) > budget_s(16) > budget_s(20)
 
@@ -348,7 +352,7 @@ def test_a_best_effort_decode_takes_a_free_place_where_steps_may_grow_no_longer(
     for _ in range(2000):
         scheduler.view.traffic.rt_demand.note(rt(1, 100, arrival_s=now_s))
     scheduler.add(waiting, now_s)
-    by_places_s, by_slots_s = _RealTimeStep(scheduler.view, now_s)._sustainable_s()
+    by_places_s, by_slots_s = _RealTimeStep(scheduler.view, now_s).sustainable_s()
     assert by_places_s < scheduler.view.latency.c0 < by_slots_s
     plan = scheduler.plan(now_s)
     assert decode in plan.num_new_tokens
@@ -386,7 +390,7 @@ def test_real_time_takes_slots_from_the_end_of_a_best_effort_request() -> None:
 
 @pytest.mark.parametrize(("copy_s", "is_copied"), [(1e-9, True), (1.0, False)])
 def test_lost_kv_is_copied_or_computed_again_whichever_is_cheaper(copy_s: float, is_copied: bool) -> None:
-    scheduler = make(num_blocks=8, max_seq_len=128, latency_coefficients=(*FIT[:4], copy_s))
+    scheduler = make(num_blocks=8, max_seq_len=128, latency_coefficients=(*FIT[:4], copy_s, 0.0))
     start(scheduler, be(120, 3))
     scheduler.add(rt(30, 3), 0.0)
     (reclaim,) = scheduler.plan(0.0).reclaims

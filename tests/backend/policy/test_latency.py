@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 
 from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
 
-TRUTH = (12e-3, 80e-6, 30e-9, 3e-9, 6e-6)
+TRUTH = (12e-3, 80e-6, 30e-9, 3e-9, 6e-6, 2e-3)
 
 
 def random_step(draw: random.Random) -> StepFeatures:
     num_decodes = draw.randint(1, 200)
     chunk = draw.choice((0, 0, draw.randint(2, 1500)))
     pairs = chunk * (draw.randint(0, 2000) + chunk / 2)
-    return StepFeatures(num_decodes + chunk, num_decodes * draw.randint(50, 2000), pairs, draw.choice((0, 0, 300)))
+    return StepFeatures(
+        num_decodes + chunk, num_decodes * draw.randint(50, 2000), pairs, draw.choice((0, 0, 300)), chunk > 1
+    )
 
 
 def time_s(features: StepFeatures, truth: tuple[float, ...] = TRUTH) -> float:

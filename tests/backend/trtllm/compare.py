@@ -97,7 +97,7 @@ def run_fake(seed: int, horizon_s: float, manager: str, has_overlap: bool) -> Sc
     executor = make_executor(
         manager,
         clock=clock,
-        step_time_s=LatencyModel(COEFFICIENTS).predict_s,
+        step_time_s=LatencyModel((*COEFFICIENTS, 0.0)).predict_s,
         num_blocks=NUM_BLOCKS,
         num_host_blocks=NUM_HOST_BLOCKS,
         tokens_per_block=BLOCK_SIZE,
@@ -117,7 +117,7 @@ def run_fake(seed: int, horizon_s: float, manager: str, has_overlap: bool) -> Sc
 
 def scheduler_settings() -> SchedulerSettings:
     """Both paths get the same settings."""
-    return SchedulerSettings(latency_coefficients=COEFFICIENTS)
+    return SchedulerSettings(latency_coefficients=(*COEFFICIENTS, 0.0))
 
 
 def score(requests: Sequence[Request], transcript: Transcript, horizon_s: float) -> Score:

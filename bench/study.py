@@ -148,7 +148,9 @@ def _ablation_runs(pair: str, seed: int) -> Iterator[Run]:
 
 def _trace_runs(pair: str, seeds: Iterable[int]) -> Iterator[Run]:
     for seed in seeds:
-        scenario = replace(_BASE, pair=pair, rt_trace="trace_azure_conv.csv", duration_s=240.0, seed=seed)
+        scenario = replace(
+            _BASE, pair=pair, rt_trace="trace_azure_conv.csv", warmup_s=40.0, duration_s=240.0, seed=seed
+        )
         for policy in POLICY_NAMES:
             yield Run("trace", replace(scenario, policy=policy))
 

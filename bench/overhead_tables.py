@@ -142,7 +142,16 @@ def _bars(result: Mapping[str, Any]) -> list[str]:
         seen = " and ".join(f"{100 * ratio:.1f} %" for ratio in ratios)
         is_met = min(ratios) >= THROUGHPUT_BAR
         lines.append(f"- {name}, by input and by name: {seen} (bar {THROUGHPUT_BAR:.0%}: {verdict(is_met)})")
+        parts = [100.0 * _engine_part(result[name]["cpu_us_per_token"][way]) for way in (THROUGH_TRITON, BY_MODEL_NAME)]
+        lines.append(
+            f"- {name}: of the processor time but the client's, the engine has {parts[0]:.1f} % and {parts[1]:.1f} %"
+        )
     return lines
+
+
+def _engine_part(cpu_us: Mapping[str, float]) -> float:
+    """Return the engine's part of the processor time of all but the client, which elsewhere is another machine."""
+    return cpu_us["engine"] / sum(us for who, us in cpu_us.items() if who != "client")
 
 
 def _ms(spread: Spread) -> str:

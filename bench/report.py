@@ -49,13 +49,13 @@ The production engine, scheduler, KV manager and policies run on a virtual clock
 by a roofline fitted to NVIDIA's published kernel timings of TensorRT-LLM. Do not read absolute latencies of a server
 from these tables: network, tokenizer and host work beyond 0.3 ms a step are not in them. Compare rows.
 
-RT: Poisson arrivals, ShareGPT lengths, SLO as stated; scored by arrival after a warm-up of {warmup_s:g} s, unfinished
-ones count as missed. BE: {be_outstanding} requests kept in the system, prompts U(512,1024), outputs U(32,128). Load 1
-is about what RT alone can fill the machine with. *% of limit* is BE tokens processed over a linear-programming upper
-bound that knows the future (`bench/limit.py`). *scheduling* is the processor time that scheduling took here, over the
-simulated step time: on the GPUs it would be hidden or added, and it is not in the other columns; several runs share the
-machine, so read its order of size only (`python -m bench.micro` measures it alone). All policies have the same limits:
-{max_seqs} sequences and {max_tokens_per_step} tokens a step."""
+RT: Poisson arrivals, ShareGPT lengths, SLO as stated; scored by arrival after a warm-up of {warmup_s:g} s (the trace:
+40 s), unfinished ones count as missed. BE: {be_outstanding} requests kept in the system, prompts U(512,1024), outputs
+U(32,128). Load 1 is about what RT alone can fill the machine with. *% of limit* is BE tokens processed over a
+linear-programming upper bound that knows the future (`bench/limit.py`). *scheduling* is the processor time that
+scheduling took here, over the simulated step time: on the GPUs it would be hidden or added, and it is not in the other
+columns; several runs share the machine, so read its order of size only (`python -m bench.micro` measures it alone). All
+policies have the same limits: {max_seqs} sequences and {max_tokens_per_step} tokens a step."""
 
 ABSENT = """\
 Not simulated on all seeds, so not in the tables (`make study-full` goes on where it stopped): {cells}."""
@@ -71,8 +71,6 @@ Why a bar is missed, and what was tried:
   preemptions than it gains, says [decision 0002](decisions/0002-littles-law.md).
 - *1.2 times the best equal baseline.* At low load KV hardly binds; time does, and every policy has the same.
 - *The best baseline of all.* It does not tell the classes apart: what it gains is what real-time loses.
-- *`bros_paper` on the 70B pairs.* It fills places with best-effort prompts however long steps get, which pays on a GPU
-  with a sharp knee and costs elsewhere; see "what was tried and lost" in decision 0002.
 - *The tight SLOs on 70B and OPT-30B below load 1.* A prompt of 900 tokens fits its 0.2 s only between few decodes, and
   best-effort work stretches steps, so that more decodes run at once. Alone, real-time meets 99.5 % there. Not mended:
   keeping the time of the longest prompt seen free in the decodes' slack took two thirds of the loss away, and 9 to 11 %

@@ -70,3 +70,15 @@ def test_the_report_holds_the_medians_to_the_bars(tmp_path: Path, ratio: float, 
     result = {**load, **compare([make_round(100.0, ratio, added_ms)]), "provenance": provenance()}
     (tmp_path / "overhead.json").write_text(json.dumps(result))
     assert "\n".join(overhead_sections(tmp_path)).count("**missed**") == missed
+
+
+def test_the_report_tells_the_engine_s_part_of_the_processor_without_the_client(tmp_path: Path) -> None:
+    load = {"num_streams": 32, "prompt_tokens": 32, "output_tokens": 64}
+    found = make_round(100.0, 0.9, 0.0)
+    spent_us = {"client": 500.0, "server": 60.0, "stubs": 40.0, "engine": 900.0}
+    found["rt"]["cpu_us_per_token"].update(through_triton=spent_us, by_model_name=spent_us)
+    (tmp_path / "overhead.json").write_text(json.dumps({**load, **compare([found]), "provenance": provenance()}))
+    assert (
+        "rt: of the processor time but the client's, the engine has 90.0 % and 90.0 %"
+        in overhead_sections(tmp_path)[-2]
+    )

@@ -14,7 +14,8 @@ import msgspec
 
 from backend.config import ConfigFile, EngineConfig, ExecutorKind, ServiceSettings
 from backend.engine_link import EngineLink
-from backend.engine_process import EngineServer
+from backend.engine_process import engine_socket
+from backend.engine_server import EngineServer
 from backend.executors.sim import SimSettings
 from backend.policy.settings import SchedulerSettings
 from backend.protocol import Chunk, End, Generation, Sampling
@@ -41,16 +42,16 @@ def make_file(
 @contextmanager
 def running(file: ConfigFile) -> Iterator[EngineServer]:
     """Run an engine process's server in threads of this process, and drain it at the end."""
-    server = EngineServer(file, exits_when_unused=False)
-    server.listen()
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.request_stop()
-        thread.join(WAIT_S)
-        assert not thread.is_alive()
+    with engine_socket(file.socket_path) as listener:
+        server = EngineServer(file, listener, exits_when_unused=False)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.request_stop()
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
 
 
 @contextmanager

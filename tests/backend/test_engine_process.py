@@ -12,13 +12,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from backend.config import REPOSITORY_ROOT, ConfigFile, engine_command, parse_config
 from backend.engine_link import EngineLink
-from backend.engine_process import AlreadyServedError, EngineServer
+from backend.engine_process import AlreadyServedError, engine_socket
+from backend.engine_server import EngineServer
+from backend.errors import EngineUnavailableError
 from backend.executors.sim import SimSettings
 from backend.policy.settings import SchedulerSettings
 from backend.protocol import (
@@ -222,8 +226,8 @@ def test_a_stranger_is_shown_out_and_the_others_are_served(file: ConfigFile, ope
 
 
 def test_one_socket_has_one_engine(file: ConfigFile) -> None:
-    with running(file), pytest.raises(AlreadyServedError):
-        EngineServer(file, exits_when_unused=False).listen()
+    with running(file), pytest.raises(AlreadyServedError), engine_socket(file.socket_path):
+        pass
 
 
 def test_measurements_go_to_the_stub_that_wants_them(file: ConfigFile) -> None:
@@ -273,25 +277,33 @@ def test_what_is_still_open_after_the_drain_fails(tmp_path: Path) -> None:
         assert answer.end().error_code in ("EXECUTOR_FAILED", "ENGINE_DOWN")
 
 
+@contextmanager
+def ending(file: ConfigFile, code: int) -> Iterator[EngineServer]:
+    """Run the server of an engine that a stub started, and that ends by itself."""
+    with engine_socket(file.socket_path) as listener, ThreadPoolExecutor(1) as pool:
+        server = EngineServer(file, listener, exits_when_unused=True)
+        ended = pool.submit(server.run)
+        yield server
+        assert ended.result(WAIT_S) == code
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> ConfigFile:
+    """A configuration of an engine that does not end when no stub is connected."""
+    return make_file(tmp_path, unused_exit_s=3600.0)
+
+
 def test_an_engine_that_breaks_fails_its_requests_and_says_why(
-    file: ConfigFile, monkeypatch: pytest.MonkeyPatch
+    kept: ConfigFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("the fan is stuck")
 
-    states: list[EngineState] = []
-    server = EngineServer(file, exits_when_unused=False)
-    server.listen()
-    codes: list[int] = []
-    thread = threading.Thread(target=lambda: codes.append(server.run()))
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # the engine's thread ends by this error
-    thread.start()
-    with linked(file) as link, connect(file) as watcher, stub_reader(watcher) as reader:
+    with ending(kept, 1), linked(kept) as link, connect(kept) as watcher, stub_reader(watcher) as reader:
         monkeypatch.setattr("backend.scheduler.Scheduler.commit", broken)
         assert ask(link).end().error_code == "EXECUTOR_FAILED"
-        states += [message for message in reader if isinstance(message, EngineState)]
-    thread.join(WAIT_S)
-    assert codes == [1]
+        states = [message for message in reader if isinstance(message, EngineState)]
     assert (states[-1].stage, states[-1].detail) == (Stage.FAILED, "the engine stopped: the fan is stuck")
 
 
@@ -306,33 +318,45 @@ def test_a_stub_that_says_hello_after_the_end_is_told_so_and_hung_up_on(file: Co
         assert [message.stage for message in messages if isinstance(message, EngineState)] == [Stage.DRAINING]
 
 
-def test_a_model_that_cannot_be_loaded_is_told_to_the_stubs(tmp_path: Path) -> None:
-    file = make_file(tmp_path)
+def without_model(file: ConfigFile) -> ConfigFile:
+    """Return `file` with a model that is not there, and write it."""
     config = json.loads(file.path.read_text()) | {"executor": "torch", "torch": {"model_path": "/no/such/model"}}
-    missing = ConfigFile(file.path, parse_config(config))
-    server = EngineServer(missing, exits_when_unused=False)
-    server.listen()
-    with connect(missing) as watcher, stub_reader(watcher) as reader:
-        assert isinstance(reader.read(), EngineState)
-        assert server.run() == 2
-        state = reader.read()
-        assert isinstance(state, EngineState)
-        assert state.stage is Stage.FAILED
-        assert "/no/such/model" in state.detail
+    file.path.write_text(json.dumps(config))
+    return ConfigFile(file.path, parse_config(config))
 
 
-def test_whatever_goes_wrong_in_loading_is_told_to_the_stubs(file: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def told_failure(file: ConfigFile, server: EngineServer) -> str:
+    """Connect, return why the engine failed, end it."""
+    with connect(file) as watcher, stub_reader(watcher) as reader:
+        failure = next(state for state in reader if isinstance(state, EngineState) and state.stage is Stage.FAILED)
+        server.request_stop()
+    return failure.detail
+
+
+def test_a_model_that_cannot_be_loaded_is_told_to_the_stubs(kept: ConfigFile) -> None:
+    missing = without_model(kept)
+    with ending(missing, 2) as server:
+        assert "/no/such/model" in told_failure(missing, server)
+
+
+def test_whatever_goes_wrong_in_loading_is_told_to_the_stubs(kept: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr("backend.engine_process.load_runtime", broken)
-    server = EngineServer(file, exits_when_unused=False)
-    server.listen()
-    with connect(file) as watcher, stub_reader(watcher) as reader:
-        reader.read()
-        assert server.run() == 1
-        assert reader.read() == EngineState(Stage.FAILED, "RuntimeError('no such kernel')")
-    assert not file.socket_path.exists()
+    monkeypatch.setattr("backend.engine_server.load_runtime", broken)
+    with ending(kept, 1) as server:
+        assert told_failure(kept, server) == "RuntimeError('no such kernel')"
+    assert not kept.socket_path.exists()
+
+
+def test_a_stub_learns_why_the_engine_that_it_started_failed(tmp_path: Path) -> None:
+    link = EngineLink(without_model(make_file(tmp_path, start_engine=True)), "bros")
+    too_late = threading.Timer(WAIT_S, link.close)
+    too_late.start()
+    with pytest.raises(EngineUnavailableError, match=r"the engine failed: .*/no/such/model"):
+        link.wait_until_ready(lambda _: None)
+    too_late.cancel()
+    link.close()
 
 
 def start(file: ConfigFile) -> subprocess.Popen[bytes]:
@@ -355,10 +379,14 @@ def test_a_process_that_nobody_uses_ends(tmp_path: Path) -> None:
     assert not file.socket_path.exists()
 
 
-def test_a_second_process_for_a_socket_ends_quietly(tmp_path: Path) -> None:
-    file = make_file(tmp_path, unused_exit_s=2.0)
-    with running(file), start(file) as second:
-        assert second.wait(WAIT_S) == 0
+def test_a_second_process_for_a_socket_ends_quietly_before_it_loads_anything(file: ConfigFile) -> None:
+    program = "import sys; from backend.engine_process import main; code = main(); print(*sys.modules); sys.exit(code)"
+    command = [sys.executable, "-c", program, "--config", str(file.path)]
+    with running(file):
+        second = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY_ROOT)
+    assert second.returncode == 0
+    assert {"torch", "numba", "tokenizers", "backend.engine"}.isdisjoint(second.stdout.split())
+    assert "another engine serves" in second.stderr
 
 
 def test_sigterm_drains_and_ends_a_process(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ OPTIONAL = {"scipy", "pyyaml"}  # numba takes them where they are
 LIST_IMPORTS = """
 import sys
 at_start = set(sys.modules)
-import tests.conftest, tests.backend.trtllm.test_gpu, backend.serve, backend.engine_process
+import tests.conftest, tests.backend.trtllm.test_gpu, backend.serve, backend.engine_server
 print(*{name.split(".")[0] for name in sys.modules.keys() - at_start})
 """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backend import engine_process
+from backend import engine_server
 from backend.config import ConfigFile, ExecutorKind
 from backend.executors.trtllm.settings import TrtllmMode, TrtllmSettings
 from backend.protocol import Metrics
@@ -32,7 +32,7 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> RunningLlm:
     for name, module in fake_modules(llm).items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setenv(SINGLE_PROCESS, "0")  # so that it is put back as it was
-    monkeypatch.setattr(engine_process, "make_tokenizer", lambda _: SimTokenizer(32_000, 2))  # "/model" has none
+    monkeypatch.setattr(engine_server, "make_tokenizer", lambda _: SimTokenizer(32_000, 2))  # "/model" has none
     return llm
 
 

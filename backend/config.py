@@ -66,7 +66,8 @@ class ServiceSettings:
         rt_coalesce_s, be_coalesce_s  tokens of a stream are sent together when the last were sent less long ago;
                                 0: after every step. A response costs the same, however many tokens it carries
         max_unsent_bytes        output waiting for one stub; beyond it the requests of that stub are cancelled
-        cancel_poll_s           how often a stub asks Triton whether clients have gone
+        cancel_poll_s           how often a stub asks Triton whether clients have gone, at most 0.1; answers take time
+                                too, where an engine computes on all cores
         metrics_flush_s         how often metrics go to Triton
         step_file               file for a JSON line per step: what it computed, how long it took; None: none is written
     """
@@ -88,7 +89,7 @@ class ServiceSettings:
     rt_coalesce_s: float = 0.0
     be_coalesce_s: float = 0.5
     max_unsent_bytes: int = 8_000_000
-    cancel_poll_s: float = 0.08
+    cancel_poll_s: float = 0.05
     metrics_flush_s: float = 1.0
     step_file: str | None = None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import plots
+from bench.cancel_tables import cancel_sections
 from bench.engine_tables import engine_sections
 from bench.measured_tables import load_json, measured_sections
 from bench.overhead_tables import overhead_sections
@@ -104,7 +105,8 @@ def main() -> int:
 def render(results: Path) -> str:
     """Return the document's text."""
     sections = [TITLE, INTRODUCTION]
-    sections += measured_sections(results) + overhead_sections(results) + engine_sections(results)
+    sections += measured_sections(results) + overhead_sections(results)
+    sections += cancel_sections(results) + engine_sections(results)
     document = _study(results)
     if document is not None:
         sections += _study_sections(document)

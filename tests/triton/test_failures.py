@@ -17,11 +17,13 @@ import psutil
 import pytest
 
 from backend.wire import MODELS
+from bench.cancel import ways_to_leave
 from tests.triton.servers import PATIENCE_S, START_TIMEOUT_S, Server, plain_server, serving, wait_until
 from tests.triton.streams import Answer, Stream
 
 pytestmark = pytest.mark.triton
 
+NOTICED_S = 2.0  # takes up to 0.1 s (bench/cancel.py), on a machine that may stall
 LONG = {"text_input": "x", "max_tokens": 4000, "stream": True, "ignore_eos": True}  # half a minute, if nobody ends it
 
 
@@ -65,6 +67,17 @@ def test_an_http_client_that_leaves_frees_its_request(sim: Server) -> None:
         assert client.recv(100)
         wait_until(lambda: sim.num_requests() == 1, "the request")
     wait_until(lambda: sim.num_requests() == 0, "cancellation")
+
+
+@pytest.mark.parametrize(
+    "way", ["gRPC stream cancelled", "gRPC client killed", "HTTP connection closed", "request timeout"]
+)
+def test_a_client_that_leaves_is_noticed_soon_and_counted(sim: Server, way: str) -> None:
+    before = num_cancelled(sim)
+    with ways_to_leave(sim.grpc_url, sim.http_url) as ways:
+        ways[way](0.1)
+        wait_until(lambda: sim.num_requests() == 0, way, NOTICED_S)
+    wait_until(lambda: num_cancelled(sim) == before + 1, "the count of cancelled requests")
 
 
 def test_a_request_ends_with_an_error_when_its_own_timeout_runs_out(sim: Server) -> None:

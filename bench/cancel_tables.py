@@ -21,6 +21,11 @@ streams, and beside these while other work wants every core. Median / 90th perce
 {cancel_poll_ms:g} ms which clients have gone (`service.cancel_poll_s`), the only way to learn it there. Simulated
 executor; clients, server, stubs and engine share the machine's cores."""
 
+MISSED = """\
+What a missed bar is made of: a question goes from the stub to the server and back. Under `bros-serve` both are batch
+threads, which spare an engine that computes on all cores; where more work is ready than there are cores, each of these
+ways waits for its turn, and the questions of a stub follow one another."""
+
 
 def summary(delays_ms: Sequence[float]) -> dict[str, Any]:
     """Return median, 90th percentile, maximum, and all."""
@@ -38,13 +43,15 @@ def cancel_sections(results: Path) -> list[str]:
     result = load_json(results / "cancel.json")
     if result is None:
         return []
-    return [
+    bars = "\n".join(_bars(result))
+    sections = [
         "## When a client leaves",
         INTRODUCTION.format(**result),
         describe_source(result["provenance"]),
         markdown_table(_HEADER, _rows(result)),
-        "\n".join(_bars(result)),
+        bars,
     ]
+    return [*sections, MISSED] if verdict(is_met=False) in bars else sections
 
 
 _LOADS = {"alone": "alone", "beside": "beside streams", "busy": "beside streams, cores busy"}

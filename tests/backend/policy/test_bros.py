@@ -167,6 +167,13 @@ def test_best_effort_fills_the_step_up_to_the_tightest_deadline() -> None:
     assert 0.8 * 0.05 < plan.predicted_s <= 0.05
 
 
+def test_the_first_prefill_of_a_step_costs_more_than_the_next() -> None:
+    scheduler = make(adaptive_window=False, latency_coefficients=(*FIT[:5], 5e-3))
+    for request in (rt(40, 5, ttft_slo_s=1.0), rt(30, 5, ttft_slo_s=1.0)):
+        scheduler.add(request, 0.0)
+    assert scheduler.plan(0.0).predicted_s == pytest.approx(10e-3 + 5e-3 + 70 * 100e-6)
+
+
 def test_without_real_time_a_step_ends_in_time_for_one_that_may_come() -> None:
     scheduler = make(adaptive_window=False, responsiveness_cap_s=0.08)
     scheduler.add(be(2000, 5), 0.0)

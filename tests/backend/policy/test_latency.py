@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -121,3 +122,24 @@ def test_the_largest_chunk_fits_and_one_token_more_does_not(budget_s: float, con
 @pytest.mark.parametrize("budget_s", [0.0, -1.0])
 def test_no_time_takes_no_chunk(budget_s: float) -> None:
     assert LatencyModel().max_chunk(budget_s, 0) == 0
+
+
+def trained_on(step_s: Callable[[int, bool], float]) -> LatencyModel:
+    """A model that has seen steps of 250 decodes, half of them with a chunk, take `step_s(new tokens, has_prefill)`."""
+    draw, model = random.Random(3), LatencyModel()
+    for _ in range(400):
+        chunk = draw.choice((0, draw.randint(50, 800)))
+        duration_s = step_s(250 + chunk, chunk > 0)
+        model.observe(StepFeatures(250 + chunk, 250 * 600, 0.5 * chunk**2, 0, chunk > 0), duration_s)
+    return model
+
+
+def test_it_tells_what_any_prefill_costs_from_what_its_tokens_cost() -> None:
+    model = trained_on(lambda num_new, has_prefill: 10e-3 + 40e-6 * num_new + 3e-3 * has_prefill)
+    assert model.c5 == pytest.approx(3e-3, rel=0.1)
+
+
+def test_where_the_first_tokens_of_a_chunk_are_free_a_prefill_costs_nothing_extra() -> None:
+    """Below the knee of a roofline: that is when best-effort prompts are spread (backend.policy.pacing)."""
+    model = trained_on(lambda num_new, _has_prefill: 10e-3 + 40e-6 * max(0, num_new - 350))
+    assert model.c5 < 1e-4

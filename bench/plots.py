@@ -38,7 +38,7 @@ def plot_loads(runs: Sequence[Run], path: Path) -> None:
         right.plot(loads, [float(np.mean(rate)) for rate in rates], label=policy, **style)
         right.fill_between(loads, [min(r) for r in rates], [max(r) for r in rates], color=colour, alpha=0.15)
     left.set(xlabel="RT load (1: RT alone fills the machine)", ylabel="RT requests within both SLOs, %", ylim=(-3, 103))
-    right.set(xlabel="RT load", ylabel="BE requests/s", ylim=(0, None))
+    right.set(xlabel="RT load", ylabel="BE tokens/s", ylim=(0, None))
     right.legend(frameon=False, fontsize=8)
     _save(path)
     plt.close(figure)

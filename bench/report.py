@@ -53,10 +53,11 @@ from these tables: network, tokenizer and host work beyond 0.3 ms a step are not
 RT: Poisson arrivals, ShareGPT lengths, SLO as stated; scored by arrival after a warm-up of {warmup_s:g} s (the trace:
 40 s), unfinished ones count as missed. BE: {be_outstanding} requests kept in the system, prompts U(512,1024), outputs
 U(32,128). Load 1 is about what RT alone can fill the machine with. *% of limit* is BE tokens processed over a
-linear-programming upper bound that knows the future (`bench/limit.py`). *scheduling* is the processor time that
-scheduling took here, over the simulated step time: on the GPUs it would be hidden or added, and it is not in the other
-columns; several runs share the machine, so read its order of size only (`python -m bench.micro` measures it alone). All
-policies have the same limits: {max_seqs} sequences and {max_tokens_per_step} tokens a step."""
+linear-programming upper bound that knows the future (`bench/limit.py`). Ratios are of output tokens per second: of
+whole requests so few end within a run that one more is some tenths of a percent. *scheduling* is the processor time
+that scheduling took here, over the simulated step time: on the GPUs it would be hidden or added, and it is not in the
+other columns; several runs share the machine, so read its order of size only (`python -m bench.micro` measures it
+alone). All policies have the same limits: {max_seqs} sequences and {max_tokens_per_step} tokens a step."""
 
 ABSENT = """\
 Not simulated on all seeds, so not in the tables (`make study-full` goes on where it stopped): {cells}."""

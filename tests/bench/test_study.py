@@ -187,7 +187,7 @@ def test_the_report_shows_every_policy_and_load(results: Path) -> None:
 def test_each_cell_is_held_to_its_bars() -> None:
     def run(policy: str, load: float, met: float, be_rate: float, percent: float) -> dict[str, Any]:
         scenario = replace(TINY, policy=policy).to_json()
-        result = {"be_requests_per_s": be_rate, "be_percent_of_limit": percent, "rt_attainment": {"both": met}}
+        result = {"be_tokens_per_s": be_rate, "be_percent_of_limit": percent, "rt_attainment": {"both": met}}
         return {"load": load, "scenario": scenario, **result}
 
     runs = [

@@ -188,7 +188,8 @@ def read_steps(path: Path) -> list[Step]:
 def delay_ms(visit: Visit, steps: Sequence[Step]) -> float:
     """Return the milliseconds from leaving to the end of the last step with the visitor in it."""
     during = [step for step in steps if visit.came_s <= step.end_s <= visit.end_s]
-    first, *_, last = (index for index, step in enumerate(during) if step.num_visitors)
+    present = [index for index, step in enumerate(during) if step.num_visitors]
+    first, last = present[0], present[-1]
     assert all(step.num_visitors == 1 for step in during[first : last + 1]), "two visitors at once, or one that paused"
     return (during[last].end_s - visit.left_s) * 1e3
 

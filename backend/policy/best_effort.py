@@ -120,10 +120,10 @@ class BestEffortFill:
     def _pack_decodes(self, rows: Rows, num_kept: int = 0) -> Rows:
         """Take `rows` in order, but leave `num_kept` places; return those that found no time or place."""
         packing = self._packing
+        if not len(rows) or packing.seqs_left <= num_kept:
+            return rows
         if self._urgent or packing.has_cuts:
             rows = np.array([row for row in rows.tolist() if self._is_free(row)], np.int64)
-        if not len(rows):
-            return rows
         num_in_time = packing.num_in_time(rows, self._end_s)
         num_taken = max(0, min(num_in_time, packing.seqs_left - num_kept, self._window_left))
         num_before = packing.tokens_left

@@ -21,15 +21,16 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def on_all_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Leave out, of each pair, SLOs and load, the policies that ran on fewer seeds than others did, so that means
-    compare; return the rest, and the names of what was left out."""
+    compare; return the rest, and the names of what was left out or has not run at all."""
     groups: dict[tuple[str, ...], dict[str, list[Run]]] = {}
     for run in runs:
         cell = (run["group"], *map(str, _cell(run)), run["label"])
         groups.setdefault(cell, {}).setdefault(run["scenario"]["policy"], []).append(run)
     kept, absent = [], []
-    for (_, pair, slos, load, _), by_policy in groups.items():
+    for (kind, pair, slos, load, _), by_policy in groups.items():
         num_seeds = max(map(len, by_policy.values()))
-        for policy, group in by_policy.items():
+        for policy in dict.fromkeys(run["scenario"]["policy"] for run in runs if run["group"] == kind):
+            group = by_policy.get(policy, [])
             if len(group) == num_seeds:
                 kept += group
             else:

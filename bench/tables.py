@@ -23,13 +23,15 @@ def on_all_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Leave out, of each pair, SLOs and load, the policies that ran on fewer seeds than others did, so that means
     compare; return the rest, and the names of what was left out or has not run at all."""
     groups: dict[tuple[str, ...], dict[str, list[Run]]] = {}
+    policies: dict[str, dict[str, None]] = {}  # of each kind of run, in order
     for run in runs:
-        cell = (run["group"], *map(str, _cell(run)), run["label"])
-        groups.setdefault(cell, {}).setdefault(run["scenario"]["policy"], []).append(run)
+        cell, policy = (run["group"], *map(str, _cell(run)), run["label"]), run["scenario"]["policy"]
+        groups.setdefault(cell, {}).setdefault(policy, []).append(run)
+        policies.setdefault(run["group"], {})[policy] = None
     kept, absent = [], []
     for (kind, pair, slos, load, _), by_policy in groups.items():
         num_seeds = max(map(len, by_policy.values()))
-        for policy in dict.fromkeys(run["scenario"]["policy"] for run in runs if run["group"] == kind):
+        for policy in policies[kind]:
             group = by_policy.get(policy, [])
             if len(group) == num_seeds:
                 kept += group

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from backend.config import load_config
 from backend.errors import ConfigError
+from backend.executors.torch_engine import say_how_threads_wait
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.ready_fd is not None:
                 os.close(options.ready_fd)
         _on_signals(lambda: sys.exit(0))
+        say_how_threads_wait()
 
         from backend.engine_server import EngineServer  # a second of processor time, for the owner of the socket only
 

@@ -11,9 +11,9 @@ The byte floor of attention is the K and V it reads over the machine's read band
 library's layers, with dense weights.
 """
 
-from __future__ import annotations
+# ruff: noqa: E402 - what torch reads while it loads is said before
 
-from backend.executors.torch_engine import load  # isort: skip # before torch: it says how torch's threads wait
+from __future__ import annotations
 
 import argparse
 import dataclasses
@@ -26,6 +26,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from backend.executors.torch_engine import load, say_how_threads_wait
+
+say_how_threads_wait()  # before torch is imported
 
 import numpy as np
 import torch
@@ -66,7 +70,9 @@ def main() -> int:
     )
     parser.add_argument("--model", help="Hugging Face directory or GGUF file (default: SmolLM2-135M)")
     parser.add_argument("--dtype", choices=["bf16", "float32"], default="bf16", help="(default: %(default)s)")
-    parser.add_argument("--weights", choices=["auto", "dense"], default="auto", help="(default: %(default)s)")
+    parser.add_argument(
+        "--weights", choices=["auto", "dense", "bf16", "float32"], default="auto", help="(default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=0, help="0: all cores (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=30, help="steps timed per case (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of token ids and block order (default: %(default)s)")

@@ -16,9 +16,9 @@ from unittest import mock
 from backend.executors.torch_engine import compiled_ops
 from backend.executors.torch_engine.attention import TorchAttention
 from backend.executors.torch_engine.compiled_ops import CompiledAttention
-from backend.executors.torch_engine.compiled_product import can_multiply
 from backend.executors.torch_engine.linear import Linear
-from backend.executors.torch_engine.product_kernel import GROUP, OUTPUTS, compile_product
+from backend.executors.torch_engine.processor import detect
+from backend.executors.torch_engine.product_kernel import compile_product
 from backend.executors.torch_engine.program import Program
 from backend.executors.torch_engine.sampler import Sampler
 from bench.engine_tables import STEP_PARTS
@@ -68,7 +68,7 @@ def profiled(attention: CompiledAttention) -> Iterator[StepProfile]:
     profile = StepProfile()
     attention_kernels = attention.kernel_addresses
 
-    product_kernels = {compile_product(4, True).address} if can_multiply(OUTPUTS, GROUP) else set()
+    product_kernels = {compile_product(bits, True, detect()).address for bits in (4, 8)}
 
     def part_of_kernel(address: int, *_others: int) -> str:
         if address in product_kernels:

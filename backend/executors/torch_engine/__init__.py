@@ -8,10 +8,7 @@ from collections.abc import Callable
 from backend.executors import Executor
 from backend.executors.torch_engine.settings import TorchSettings
 
-# How long torch's OpenMP threads spin before they sleep, in turns of the loop; libgomp reads it when torch is loaded.
-# Its default (about a millisecond) wastes whole slices of time wherever another process wants a core that a thread of
-# the team was to run on: beside two busy processes on two cores, steps took 1.1 s instead of 15 ms.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+_SPIN_TURNS = "1000"
 
 
 def load(settings: TorchSettings, report: Callable[[str, float], None]) -> Executor:
@@ -19,6 +16,17 @@ def load(settings: TorchSettings, report: Callable[[str, float], None]) -> Execu
 
     Raises ConfigError where the model is missing, unsupported or does not fit.
     """
+    say_how_threads_wait()
     from backend.executors.torch_engine.loader import load_executor
 
     return load_executor(settings, report)
+
+
+def say_how_threads_wait() -> None:
+    """Let torch's OpenMP threads spin for some microseconds only before they sleep; to be called before torch loads.
+
+    libgomp reads the number of turns when it is loaded; the operator's own wins. Its default (about a millisecond)
+    wastes whole slices of time wherever another process wants a core that a thread of the team was to run on: beside
+    two busy processes on two cores, steps took 1.1 s instead of 15 ms.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_TURNS)

@@ -52,8 +52,10 @@ class SegmentAttention(Protocol):
 class TorchAttention:
     """Gathers each sequence's K and V by slot and calls torch's attention: right everywhere, fast for long chunks."""
 
-    def __init__(self, pool: KVPool) -> None:
+    def __init__(self, pool: KVPool, dtype: torch.dtype | None = None) -> None:
+        """`dtype`: what is computed in, by default the pool's; emulated bf16 is slow and rounds more often."""
         self._pool = pool
+        self._dtype = dtype or pool.shape.dtype
         self._segments: Sequence[Segment] = ()
         self._slots: list[torch.Tensor] = []
         self._masks: dict[AttentionShape, list[torch.Tensor | None]] = {}
@@ -80,8 +82,8 @@ class TorchAttention:
             self._masks[shape] = [_mask(s, shape, queries.device) for s in self._segments]
         for segment, slots, mask in zip(self._segments, self._slots, self._masks[shape], strict=True):
             span = slice(segment.offset, segment.offset + segment.num_new)
-            keys, values = storage[slots].unbind(1)
-            out[span] = attend_segment(queries[span], keys, values, mask, shape)
+            keys, values = storage[slots].to(self._dtype).unbind(1)
+            out[span] = attend_segment(queries[span].to(self._dtype), keys, values, mask, shape)
 
 
 def attend_segment(

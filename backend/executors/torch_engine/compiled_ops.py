@@ -17,6 +17,7 @@ from backend.executors.torch_engine.kernel_cache import Kernel
 from backend.executors.torch_engine.kernels import compile_kernels
 from backend.executors.torch_engine.kv_pool import KVPool
 from backend.executors.torch_engine.layer_ops import LlamaConfig, rotary_tables
+from backend.executors.torch_engine.processor import Processor
 from backend.executors.torch_engine.team import MAX_THREADS, run_on_team
 
 _UNLIMITED_WINDOW = 1 << 40
@@ -29,11 +30,11 @@ MIN_CHUNK_TOKENS = 8
 class CompiledAttention:
     """Attention by the compiled kernels: token by token, and long bf16 chunks tile by tile."""
 
-    def __init__(self, pool: KVPool, num_heads: int, max_tokens: int, max_seq_len: int) -> None:
+    def __init__(self, pool: KVPool, num_heads: int, max_tokens: int, max_seq_len: int, processor: Processor) -> None:
         shape = pool.shape
         self._pool = pool
         self._is_bf16 = shape.dtype is torch.bfloat16
-        self._chunks = chunk_attention(pool, num_heads)
+        self._chunks = chunk_attention(pool, num_heads, processor)
         self._num_threads = min(torch.get_num_threads(), MAX_THREADS)
         self.kernels = compile_kernels(shape.head_size, num_heads // shape.num_kv_heads, self._is_bf16)
         self._out = torch.empty((max_tokens, num_heads, shape.head_size), dtype=shape.dtype)
@@ -94,12 +95,16 @@ class CompiledAttention:
         _set_layer(self.block, self._pool, layer_index, shape)
 
 
-def chunk_attention(pool: KVPool, num_heads: int) -> SegmentAttention:
-    """Return torch's attention where its GEMMs have matrix units (AMX), or our vectors would not stay in registers."""
-    capabilities = torch.cpu.get_capabilities()
-    if capabilities.get("amx_tile") or not capabilities.get("avx512_f"):
+def chunk_attention(pool: KVPool, num_heads: int, processor: Processor) -> SegmentAttention:
+    """Return who attends from long bf16 chunks: torch where matrix units serve it, else tiles of our own.
+
+    Without AVX-512 the tiles' sums would not stay in registers; there torch attends in float32.
+    """
+    if processor.has_amx:
         return TorchAttention(pool)
-    return TiledAttention(pool, num_heads, bool(capabilities.get("avx512_bf16")))
+    if processor.has_avx512:
+        return TiledAttention(pool, num_heads, processor.has_avx512_bf16)
+    return TorchAttention(pool, torch.float32)
 
 
 class TiledAttention:

@@ -42,8 +42,9 @@ class KVPool:
         if device.type == "cpu":
             _advise_huge_pages(self.storage)
         self.storage.zero_()
-        # A host slot holds all layers of a token side by side: a checkpoint of a token is one run of bytes.
-        self._host = torch.zeros(
+        # A host slot holds all layers of a token side by side: a checkpoint of a token is one run of bytes. Memory that
+        # was never written costs none.
+        self._host = torch.empty(
             (num_host_slots, shape.num_layers, *token_size), dtype=shape.dtype, pin_memory=device.type == "cuda"
         )
 

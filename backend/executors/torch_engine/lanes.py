@@ -365,6 +365,59 @@ def add_scaled(_context: Any, totals: Any, _parts: Any, _scale: Any) -> _Signatu
     return totals(totals, totals, totals.dtype), generate
 
 
+@intrinsic(prefer_literal=True)
+def add_code_products(
+    _context: Any, totals: Any, _x: Any, _stride: Any, _words: Any, _scale: Any, _minimum: Any, bits: Any
+) -> _Signature:
+    """add_code_products(totals, x, stride, words, scale, minimum, bits): total h += x h . (code * scale + minimum).
+
+    Lane i multiplies the codes in the i-th word at `words`, in the order of their columns, by the float32 at
+    `x + h * stride` onwards. A word is 32 bits of eight 4-bit codes, or 16 bits of two signed 8-bit codes.
+    """
+    count, unpack = totals.dtype.count, _UNPACKERS[bits.literal_value]
+
+    def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+        vectors, x, stride, words, scale, minimum, _ = args
+        sums = list(cgutils.unpack_tuple(builder, vectors))
+        for column, code in enumerate(unpack(builder, words, count)):
+            numbers = builder.sitofp(code, _vector(count))
+            value = builder.fadd(builder.fmul(numbers, scale, flags=_CONTRACT), minimum, flags=_CONTRACT)
+            address = builder.add(x, ir.Constant(x.type, column * 4))
+            for h, total in enumerate(sums):
+                product = builder.fmul(_splat_from(builder, address, count), value, flags=_CONTRACT)
+                sums[h] = builder.fadd(product, total, flags=_CONTRACT)
+                address = builder.add(address, stride)
+        return context.make_tuple(builder, totals, sums)
+
+    lanes = totals.dtype
+    return totals(totals, types.int64, types.int64, types.int64, lanes, lanes, bits), generate
+
+
+def _nibbles(builder: Any, words: Any, count: int) -> list[Any]:
+    """Return the eight codes of each word; see `compiled_product.four_bit_tiles` for their places."""
+    loaded = _load_vector(builder, words, count, _I32)
+    mask = ir.Constant(loaded.type, [15] * count)
+    shifts = (16 * pair + 4 * s for s in range(4) for pair in range(2))
+    return [builder.and_(builder.lshr(loaded, ir.Constant(loaded.type, [n] * count)), mask) for n in shifts]
+
+
+def _signed_bytes(builder: Any, words: Any, count: int) -> list[Any]:
+    """Return both bytes of each word, signed."""
+    loaded = builder.sext(_load_vector(builder, words, count, _I16), _vector(count, _I32))
+    eight, far = (ir.Constant(loaded.type, [n] * count) for n in (8, 24))
+    return [builder.ashr(builder.shl(loaded, far), far), builder.ashr(loaded, eight)]
+
+
+_UNPACKERS = {4: _nibbles, 8: _signed_bytes}
+
+
+def _splat_from(builder: Any, address: Any, count: int) -> Any:
+    """Return the float32 at an address in every lane."""
+    value = builder.load(builder.inttoptr(address, _F32.as_pointer()))
+    single = builder.insert_element(ir.Constant(_vector(1), ir.Undefined), value, _I32(0))
+    return _shuffle(builder, single, [0] * count)
+
+
 @intrinsic
 def load_nibble_pairs(_context: Any, _address: Any) -> _Signature:
     """load_nibble_pairs(address): read 32 words of four codes of 4 bits; vector s holds the s-th codes as bf16 pairs.
@@ -404,15 +457,16 @@ def load_byte_pairs(_context: Any, _address: Any) -> _Signature:
     return Lanes(_ZMM)(types.int64), generate
 
 
-@intrinsic
-def load_float16(_context: Any, _address: Any) -> _Signature:
-    """load_float16(address): read 16 float16 as float32."""
+@intrinsic(prefer_literal=True)
+def load_float16(_context: Any, _address: Any, lanes: Any) -> _Signature:
+    """load_float16(address, lanes): read consecutive float16 as float32."""
+    count = lanes.literal_value
 
     def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
-        halves = builder.bitcast(_load_vector(builder, args[0], _ZMM, _I16), _vector(_ZMM, ir.HalfType()))
-        return builder.fpext(halves, _vector(_ZMM))
+        halves = builder.bitcast(_load_vector(builder, args[0], count, _I16), _vector(count, ir.HalfType()))
+        return builder.fpext(halves, _vector(count))
 
-    return Lanes(_ZMM)(types.int64), generate
+    return Lanes(count)(types.int64, lanes), generate
 
 
 def _add_pair_products(builder: Any, total: Any, pair: Any, vector: Any) -> Any:

@@ -32,13 +32,20 @@ _ATTEND_STEP_FIELDS = [
 
 
 class LayerProgram:
-    """The layers of `weights` over the buffers of `ops`; `products`: those of each layer, in the layer's order."""
+    """The layers of `weights` over the buffers of `ops`; `products`: those of each layer, in the layer's order.
+
+    `max_tokens`: a step of more tokens has other products.
+    """
 
     def __init__(
-        self, weights: LlamaWeights, products: Sequence[Sequence[CompiledProduct]], ops: CompiledLayerOps
+        self,
+        weights: LlamaWeights,
+        products: Sequence[Sequence[CompiledProduct]],
+        ops: CompiledLayerOps,
+        max_tokens: int,
     ) -> None:
         self._ops, self._weights = ops, weights  # the program's fields point into both
-        self._max_tokens = min(product.max_rows for layer in products for product in layer)
+        self._max_tokens = max_tokens
         self._bounds = [balanced_bounds(np.ones(n), ops.num_threads) for n in range(self._max_tokens + 1)]
         self._deltas, self._qkv, self._gate_up = (
             torch.empty((self._max_tokens, product.num_outputs), dtype=torch.bfloat16)
@@ -101,10 +108,13 @@ class LayerProgram:
 
 
 def layer_program(weights: LlamaWeights, ops: CompiledLayerOps) -> LayerProgram | None:
-    """Return the program; None where some product does not run by our own kernel."""
-    products = [
-        [linear.quantised for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+    """Return the program; None where some product of few rows does not run by our own kernel."""
+    first_ranges = [
+        [linear.ranges[0] for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)]
         for layer in weights.layers
     ]
+    products = [[each.product for each in layer] for layer in first_ranges]
     own = [[product for product in layer if isinstance(product, CompiledProduct)] for layer in products]
-    return LayerProgram(weights, own, ops) if own == products else None
+    if own != products:
+        return None
+    return LayerProgram(weights, own, ops, min(each.max_rows or 0 for layer in first_ranges for each in layer))

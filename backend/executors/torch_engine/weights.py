@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,23 +47,30 @@ class Quantised:
         groups = self.codes.view(*self.scales.shape, _Q4_1_BLOCK).float()
         return groups.mul_(self.scales[..., None]).add_(self.minima[..., None]).view(self.codes.shape)
 
-    def packed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the codes as torch's CPU kernel wants them, and bf16 scales and zeros [columns / 32, rows, 2].
 
-        The kernel computes (code - 8) * scale + zero, so zero is the value of code 8.
-        """
-        codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(self.codes.int(), 1)
-        zeros = self.minima + 8 * self.scales
-        return codes, torch.stack([self.scales.T, zeros.T], -1).bfloat16().contiguous()
+@dataclass(frozen=True, slots=True)
+class EightBit:
+    """An 8-bit matrix: value = codes * scales; codes int8 [rows, columns], scales float32 [rows, columns / 32]."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+    def dense(self) -> torch.Tensor:
+        """Return the float32 matrix."""
+        groups = self.codes.view(*self.scales.shape, _Q8_0_BLOCK).float()
+        return groups.mul_(self.scales[..., None]).view(self.codes.shape)
 
 
-def stack(parts: list[Quantised]) -> Quantised:
-    """Put matrices of equal width on top of each other."""
-    return Quantised(
-        torch.cat([part.codes for part in parts]),
-        torch.cat([part.scales for part in parts]),
-        torch.cat([part.minima for part in parts]),
-    )
+def stack(parts: Sequence[Quantised | EightBit | None]) -> Quantised | EightBit | None:
+    """Put matrices of equal width on top of each other; None where they are not all of the same format."""
+    four_bit = [part for part in parts if isinstance(part, Quantised)]
+    if len(four_bit) == len(parts):
+        fields = (torch.cat([getattr(part, name) for part in four_bit]) for name in ("codes", "scales", "minima"))
+        return Quantised(*fields)
+    eight_bit = [part for part in parts if isinstance(part, EightBit)]
+    if len(eight_bit) == len(parts):
+        return EightBit(*(torch.cat([getattr(part, name) for part in eight_bit]) for name in ("codes", "scales")))
+    return None
 
 
 class TensorSource(Protocol):
@@ -72,12 +80,8 @@ class TensorSource(Protocol):
         """Return a tensor in the dtype it is stored in, float32 where it is stored quantised. Raises ConfigError."""
         ...
 
-    def quantised(self, name: str) -> Quantised | None:
-        """Return a 4-bit tensor as it is stored; None where it is stored otherwise."""
-        ...
-
-    def eight_bit(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return codes int8 [rows, columns] and scales float32 [rows, columns / 32]; None where stored otherwise."""
+    def codes(self, name: str) -> Quantised | EightBit | None:
+        """Return a 4-bit or 8-bit tensor as it is stored; None where it is stored otherwise."""
         ...
 
 
@@ -89,22 +93,22 @@ class GGUFSource:
         self._heads = {"attn_q": num_heads, "attn_k": num_kv_heads}
 
     def dense(self, name: str) -> torch.Tensor:
-        quantised = self.quantised(name)
-        if quantised is not None:
-            return quantised.dense()
+        codes = self.codes(name)
+        if codes is not None:
+            return codes.dense()
         info = self._info(name)
         return self._in_library_order(info, _dequantise(self._gguf, info))
 
-    def quantised(self, name: str) -> Quantised | None:
+    def codes(self, name: str) -> Quantised | EightBit | None:
         info = self._info(name)
-        if info.type_id != _Q4_1:
-            return None
-        raw = read_q4_1(self._gguf, info)
-        return Quantised(*(self._in_library_order(info, part) for part in (raw.codes, raw.scales, raw.minima)))
-
-    def eight_bit(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        info = self._info(name)
-        return read_q8_0(self._gguf, info) if info.type_id == _Q8_0 else None
+        if info.type_id == _Q4_1:
+            four_bit = read_q4_1(self._gguf, info)
+            parts = (four_bit.codes, four_bit.scales, four_bit.minima)
+            return Quantised(*(self._in_library_order(info, part) for part in parts))
+        if info.type_id == _Q8_0:
+            eight_bit = read_q8_0(self._gguf, info)
+            return EightBit(*(self._in_library_order(info, part) for part in (eight_bit.codes, eight_bit.scales)))
+        return None
 
     def _info(self, name: str) -> TensorInfo:
         stem, _, kind = name.rpartition(".")
@@ -141,10 +145,7 @@ class DirectorySource:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor
 
-    def quantised(self, name: str) -> Quantised | None:  # noqa: ARG002 - a directory's tensors are dense
-        return None
-
-    def eight_bit(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:  # noqa: ARG002 - as above
+    def codes(self, name: str) -> Quantised | EightBit | None:  # noqa: ARG002 - a directory's tensors are dense
         return None
 
 
@@ -160,14 +161,14 @@ def read_q4_1(gguf: GGUFFile, info: TensorInfo) -> Quantised:
     return Quantised(codes, halves[..., 0].contiguous(), halves[..., 1].contiguous())
 
 
-def read_q8_0(gguf: GGUFFile, info: TensorInfo) -> tuple[torch.Tensor, torch.Tensor]:
+def read_q8_0(gguf: GGUFFile, info: TensorInfo) -> EightBit:
     """Read a Q8_0 tensor: blocks of 32 signed bytes after their scale (float16)."""
     num_rows, num_columns = info.shape
     num_groups = num_columns // _Q8_0_BLOCK
     raw = torch.from_numpy(gguf.read_bytes(info, num_rows * num_groups * _Q8_0_BYTES).copy())
     blocks = raw.view(num_rows, num_groups, _Q8_0_BYTES)
     scales = blocks[..., :2].contiguous().view(torch.float16).float().view(num_rows, num_groups)
-    return blocks[..., 2:].contiguous().view(torch.int8).view(num_rows, num_columns), scales
+    return EightBit(blocks[..., 2:].contiguous().view(torch.int8).view(num_rows, num_columns), scales)
 
 
 def _dequantise(gguf: GGUFFile, info: TensorInfo) -> torch.Tensor:

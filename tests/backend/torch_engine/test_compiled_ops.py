@@ -18,6 +18,7 @@ from backend.executors.torch_engine.compiled_ops import (
 from backend.executors.torch_engine.inputs import StepInputs, pack
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
 from backend.executors.torch_engine.layer_ops import LlamaConfig, TorchLayerOps
+from backend.executors.torch_engine.processor import detect
 from backend.plan import StepBatch
 from tests.backend.torch_engine.schedules import make_request
 
@@ -68,7 +69,7 @@ def make_inputs(parts: list[tuple[int, int]], max_len: int = MAX_LEN) -> StepInp
 
 
 def compiled_attention(config: LlamaConfig, pool: KVPool) -> CompiledAttention:
-    return CompiledAttention(pool, config.num_heads, max_tokens=256, max_seq_len=MAX_LEN)
+    return CompiledAttention(pool, config.num_heads, max_tokens=256, max_seq_len=MAX_LEN, processor=detect())
 
 
 STEPS = {
@@ -108,7 +109,7 @@ def test_compiled_attention_equals_torchs(
 
 
 def tiled_attention(config: LlamaConfig, pool: KVPool, has_bf16_products: bool) -> TiledAttention:
-    if has_bf16_products and not torch.cpu.get_capabilities().get("avx512_bf16"):
+    if has_bf16_products and not detect().has_avx512_bf16:
         pytest.skip("the processor has no AVX-512 BF16")
     return TiledAttention(pool, config.num_heads, has_bf16_products)
 

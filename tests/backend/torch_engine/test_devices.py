@@ -8,7 +8,7 @@ import torch
 from backend.executors.torch_engine.attention import TorchAttention
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
 from backend.executors.torch_engine.layer_ops import TorchLayerOps
-from backend.executors.torch_engine.linear import Linear
+from backend.executors.torch_engine.linear import Linear, PlainProduct, RowRange
 from backend.executors.torch_engine.llama import LlamaLayer, LlamaModel, LlamaWeights
 from tests.backend.torch_engine.test_compiled_ops import make_config, make_inputs
 
@@ -21,7 +21,8 @@ def make_meta_model(dtype: torch.dtype) -> LlamaModel:
     kv = config.num_kv_heads * config.head_size
 
     def linear(num_rows: int, num_columns: int) -> Linear:
-        return Linear(torch.empty((num_rows, num_columns), dtype=dtype, device=META))
+        weight = torch.empty((num_rows, num_columns), dtype=dtype, device=META)
+        return Linear([RowRange(None, PlainProduct(weight))])
 
     norm = torch.empty(hidden, device=META)
     layer = LlamaLayer(

@@ -6,22 +6,26 @@ import pytest
 import torch
 
 from backend.executors.torch_engine.compiled_ops import CompiledLayerOps
-from backend.executors.torch_engine.compiled_product import can_multiply, four_bit_product
+from backend.executors.torch_engine.compiled_product import four_bit_product
 from backend.executors.torch_engine.layer_ops import LlamaConfig
 from backend.executors.torch_engine.layer_program import LayerProgram, layer_program
-from backend.executors.torch_engine.linear import Linear
+from backend.executors.torch_engine.linear import Linear, PlainProduct, RowRange
 from backend.executors.torch_engine.llama import LlamaLayer, LlamaModel, LlamaWeights
+from backend.executors.torch_engine.processor import detect
 from backend.executors.torch_engine.weights import Quantised
 from tests.backend.torch_engine.test_compiled_ops import compiled_attention, make_config, make_inputs, make_pool
 
-pytestmark = pytest.mark.skipif(not can_multiply(16, 32), reason="the processor has no AVX-512 BF16")
+MAX_ROWS = 16
 
 
 def make_linear(num_outputs: int, num_columns: int, *, is_quantised: bool) -> Linear:
     codes = torch.randint(0, 16, (num_outputs, num_columns), dtype=torch.uint8)
     scales = torch.rand((num_outputs, num_columns // 32)) * 0.02
     matrix = Quantised(codes, scales, -8 * scales)
-    return Linear(matrix.dense().bfloat16(), four_bit_product(matrix) if is_quantised else None)
+    dense = RowRange(None, PlainProduct(matrix.dense().bfloat16()))
+    if not is_quantised:
+        return Linear([dense])
+    return Linear([RowRange(MAX_ROWS, four_bit_product(matrix, torch.bfloat16, detect())), dense])
 
 
 def make_weights(config: LlamaConfig, *, is_quantised: bool = True) -> LlamaWeights:
@@ -40,7 +44,7 @@ def make_weights(config: LlamaConfig, *, is_quantised: bool = True) -> LlamaWeig
         for _ in range(config.num_layers)
     ]
     embedding = torch.randn((config.vocab_size, hidden)).bfloat16()
-    return LlamaWeights(embedding, layers, torch.rand(hidden), Linear(embedding))
+    return LlamaWeights(embedding, layers, torch.rand(hidden), Linear([RowRange(None, PlainProduct(embedding))]))
 
 
 def make_ops(config: LlamaConfig) -> CompiledLayerOps:

@@ -134,7 +134,7 @@ def test_torch_attention_can_be_asked_for(llama: Path) -> None:
 @pytest.mark.parametrize(("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
 def test_threads_spin_shortly_unless_the_operator_says_otherwise(given: dict[str, str], spins: str) -> None:
     program = (
-        "import sys, os; from backend.executors.torch_engine import load; "
+        "import sys, os; from backend.executors.torch_engine import say_how_threads_wait; say_how_threads_wait(); "
         "print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
     )
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | given

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from backend.executors.torch_engine import kernels
 from backend.executors.torch_engine.attention import AttentionShape, SegmentAttention, TorchAttention
-from backend.executors.torch_engine.chunk_kernel import TILE, compile_chunk_kernel
+from backend.executors.torch_engine.chunk_kernel import HEAD_STEP, TILE, compile_chunk_kernel
 from backend.executors.torch_engine.inputs import Segment, StepInputs
 from backend.executors.torch_engine.kernel_cache import Kernel
 from backend.executors.torch_engine.kernels import compile_kernels
@@ -95,9 +95,12 @@ class CompiledAttention:
 
 
 def chunk_attention(pool: KVPool, num_heads: int) -> SegmentAttention:
-    """Return torch's attention where its GEMMs have matrix units (AMX), or our vectors would not stay in registers."""
+    """Return torch's attention where its GEMMs have matrix units (AMX), or our vectors would not stay in registers.
+
+    The tiles read and write 16 elements of a head at once, so they take multiples of that only.
+    """
     capabilities = torch.cpu.get_capabilities()
-    if capabilities.get("amx_tile") or not capabilities.get("avx512_f"):
+    if capabilities.get("amx_tile") or not capabilities.get("avx512_f") or pool.shape.head_size % HEAD_STEP:
         return TorchAttention(pool)
     return TiledAttention(pool, num_heads, bool(capabilities.get("avx512_bf16")))
 

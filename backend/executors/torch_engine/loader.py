@@ -6,6 +6,9 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -15,16 +18,21 @@ from backend.executors.torch_engine.attention import SlotAttention, TorchAttenti
 from backend.executors.torch_engine.executor import Model, TorchExecutor
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
 from backend.executors.torch_engine.layer_ops import LayerOps, LlamaConfig, TorchLayerOps
-from backend.executors.torch_engine.library_model import LibraryModel, kv_shape, load_library_model, read_config
-from backend.executors.torch_engine.llama import LlamaModel, LlamaWeights, SmallStepLayers
-from backend.executors.torch_engine.llama_loader import (
-    WeightForm,
-    config_from_directory,
-    config_from_gguf,
-    load_weights,
+from backend.executors.torch_engine.library_model import (
+    LibraryModel,
+    kv_shape,
+    library_config_of,
+    load_library_model,
+    read_config,
 )
+from backend.executors.torch_engine.llama import LlamaModel, LlamaWeights, SmallStepLayers
+from backend.executors.torch_engine.llama_config import config_from_gguf, config_from_library
+from backend.executors.torch_engine.llama_loader import WeightForm, load_weights
 from backend.executors.torch_engine.memory import plan_capacity
+from backend.executors.torch_engine.probe import probe_tokens
+from backend.executors.torch_engine.reference import library_llama, plain_llama, sampled_rows
 from backend.executors.torch_engine.sampler import Sampler
+from backend.executors.torch_engine.served_exactly import check_library, check_own, is_long_enough
 from backend.executors.torch_engine.settings import AttentionKernel, Dtype, ModelPath, TorchSettings, WeightFormat
 from backend.executors.torch_engine.weights import DirectorySource, GGUFSource, TensorSource
 from backend.gguf_file import read_gguf
@@ -33,33 +41,48 @@ from backend.tokenizer_files import read_eos_ids
 
 _log = logging.getLogger(__name__)
 Report = Callable[[str, float], None]
+_PROBED_LAYERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A model's files and configuration. `llama`: where our own layers can run it. `library`: absent for such GGUFs."""
+
+    files: ModelFiles
+    library: Any | None
+    llama: tuple[LlamaConfig, TensorSource] | None
+
+    @property
+    def name(self) -> str:
+        family = "llama" if self.library is None else self.library.model_type
+        return f"model {str(self.files.path)!r} ({family})"
 
 
 def load_executor(settings: TorchSettings, report: Report) -> TorchExecutor:
     """See `torch_engine.load`."""
     torch.set_num_threads(settings.num_threads or len(os.sched_getaffinity(0)))
     report("reading the model's header", 0.0)
-    files = resolve_model(settings.model_path)
-    llama = _llama(files)
-    if llama is not None and settings.layers is not ModelPath.LIBRARY:
-        return _load_own(settings, files, *llama, report)
+    found = _find(resolve_model(settings.model_path))
+    if found.llama is not None and settings.layers is not ModelPath.LIBRARY:
+        return _load_own(settings, found, *found.llama, report)
     if settings.layers is ModelPath.OWN:
-        raise ConfigError(f"torch.layers: 'own', but model {str(files.path)!r} is no plain Llama; use 'auto'")
-    return _load_library(settings, files, llama[1] if llama else None, report)
+        raise ConfigError(f"torch.layers: 'own', but model {str(found.files.path)!r} is no plain Llama; use 'auto'")
+    return _load_library(settings, found, report)
 
 
-def _llama(files: ModelFiles) -> tuple[LlamaConfig, TensorSource] | None:
-    """Return configuration and tensors where our own layers can run the model."""
-    if not files.is_gguf:
-        config = config_from_directory(files.path)
-        return None if config is None else (config, DirectorySource(files.path))
-    gguf = read_gguf(files.path)
-    config = config_from_gguf(gguf)
-    return None if config is None else (config, GGUFSource(gguf, config.num_heads, config.num_kv_heads))
+def _find(files: ModelFiles) -> _Found:
+    """Read the configuration; raises ConfigError where we cannot run the model exactly."""
+    if files.is_gguf:
+        gguf = read_gguf(files.path)
+        if (config := config_from_gguf(gguf)) is not None:
+            return _Found(files, None, (config, GGUFSource(gguf, config.num_heads, config.num_kv_heads)))
+    library = read_config(files)
+    config = None if files.is_gguf else config_from_library(library)
+    return _Found(files, library, None if config is None else (config, DirectorySource(files.path)))
 
 
 def _load_own(
-    settings: TorchSettings, files: ModelFiles, config: LlamaConfig, source: TensorSource, report: Report
+    settings: TorchSettings, found: _Found, config: LlamaConfig, source: TensorSource, report: Report
 ) -> TorchExecutor:
     dtype, device = _dtype(settings), torch.device(settings.device)
     has_quantised = dtype is torch.bfloat16 and device.type == "cpu" and settings.weights is not WeightFormat.DENSE
@@ -69,24 +92,56 @@ def _load_own(
     weights = load_weights(config, source, WeightForm(dtype, device, has_quantised), report)
     pool = _pool(shape, capacity, device, report)
     report("compiling kernels", 0.97)
+    model = _own_model(settings, config, weights, pool, capacity)
+    report("comparing with the reference", 0.98)
+    _probe_own(settings, found, config, source, weights)
+    return _executor(model, pool, found.files, capacity, report)
+
+
+def _own_model(
+    settings: TorchSettings, config: LlamaConfig, weights: LlamaWeights, pool: KVPool, capacity: ExecutorCapacity
+) -> LlamaModel:
     attention = _attention(settings, pool, config.num_heads, capacity)
     ops = _layer_ops(config, pool, attention, capacity)
-    model = LlamaModel(weights, ops, _layer_program(weights, ops))
-    return _executor(model, pool, files, capacity, report)
+    return LlamaModel(weights, ops, _layer_program(weights, ops))
 
 
-def _load_library(
-    settings: TorchSettings, files: ModelFiles, llama: TensorSource | None, report: Report
-) -> TorchExecutor:
+def _probe_own(
+    settings: TorchSettings, found: _Found, config: LlamaConfig, source: TensorSource, weights: LlamaWeights
+) -> None:
+    """Compare the first layers, which differ from the others in their weights only."""
+    if not is_long_enough(config.max_positions, found.name):
+        return
+    part = dataclasses.replace(weights, layers=weights.layers[:_PROBED_LAYERS])
+    rows = sampled_rows(config.vocab_size, torch.cat(probe_tokens(config.vocab_size)))
+    reference = (
+        plain_llama(config, source, len(part.layers), rows)
+        if found.library is None
+        else library_llama(found.library, source, len(part.layers), rows)
+    )
+    device = torch.device(settings.device)
+    shape = KVShape(len(part.layers), config.num_kv_heads, config.head_size, _dtype(settings))
+    make = partial(_own_model, settings, config, part)
+    check_own(found.name, config.vocab_size, shape, device, make, reference)
+
+
+def _load_library(settings: TorchSettings, found: _Found, report: Report) -> TorchExecutor:
     dtype, device = _dtype(settings), torch.device(settings.device)
-    config = read_config(files)
+    config = library_config_of(found.llama[0]) if found.library is None and found.llama else found.library
+    assert config is not None, "neither we nor the library read a configuration"
     shape = kv_shape(config, dtype)
-    capacity = plan_capacity(settings, shape, _stored_bytes(files), config.max_position_embeddings)
+    capacity = plan_capacity(settings, shape, _stored_bytes(found.files), config.max_position_embeddings)
     report("loading weights", 0.1)
-    library_model = load_library_model(files, dtype, device, llama)
+    library_model = load_library_model(found.files, dtype, device, found.llama)
+
+    def make(pool: KVPool, capacity: ExecutorCapacity) -> LibraryModel:
+        return LibraryModel(library_model, pool, _attention(settings, pool, config.num_attention_heads, capacity))
+
+    report("comparing with the library's own attention", 0.9)
+    if is_long_enough(config.max_position_embeddings, found.name):
+        check_library(found.name, library_model, config, dtype, make)
     pool = _pool(shape, capacity, device, report)
-    attention = _attention(settings, pool, config.num_attention_heads, capacity)
-    return _executor(LibraryModel(library_model, pool, attention), pool, files, capacity, report)
+    return _executor(make(pool, capacity), pool, found.files, capacity, report)
 
 
 def _pool(shape: KVShape, capacity: ExecutorCapacity, device: torch.device, report: Report) -> KVPool:

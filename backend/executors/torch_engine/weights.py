@@ -30,6 +30,12 @@ _GGUF_LAYER_NAMES = {
 _GGUF_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
+def gguf_tensor_names(num_layers: int) -> set[str]:
+    """Return the names of all tensors that `GGUFSource` reads of a model of `num_layers` layers."""
+    layers = {f"blk.{i}.{part}.weight" for i in range(num_layers) for part in _GGUF_LAYER_NAMES.values()}
+    return layers | {f"{name}.weight" for name in _GGUF_NAMES.values()}
+
+
 @dataclass(frozen=True, slots=True)
 class Quantised:
     """A 4-bit matrix [rows, columns]: value = codes * scales + minima, the last two per 32 columns of a row.

@@ -18,6 +18,7 @@ from backend.executors.torch_engine.kv_pool import KVPool, KVShape
 from backend.executors.torch_engine.library_model import IMPLEMENTATION, LibraryModel, kv_shape
 from backend.executors.torch_engine.memory import available_bytes
 from backend.executors.torch_engine.probe import (
+    BF16_FEW_LAYERS_LIMIT,
     BF16_LIMIT,
     FLOAT32_LIMIT,
     probe_capacity,
@@ -52,7 +53,7 @@ def check_own(
     """Raise ConfigError where our own layers do not give the logits of `reference`."""
     expected = [reference.logits(tokens) for tokens in probe_tokens(vocab_size)]
     model = make(_pool(shape, device), probe_capacity())
-    limit = FLOAT32_LIMIT if shape.dtype is torch.float32 else BF16_LIMIT
+    limit = FLOAT32_LIMIT if shape.dtype is torch.float32 else BF16_FEW_LAYERS_LIMIT
     require_small(worst_difference(model, vocab_size, expected, reference.rows), limit, name)
 
 

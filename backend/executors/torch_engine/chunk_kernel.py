@@ -12,6 +12,7 @@ Names as in `kernels.py`.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,7 @@ class ChunkKernel:
     scratch_size: int
 
 
+@functools.cache
 def compile_chunk_kernel(head_size: int, heads_per_kv: int, has_bf16_products: bool) -> ChunkKernel:
     """Compile, or read from the cache on disk. `has_bf16_products`: the processor has AVX-512 BF16."""
     assert head_size % HEAD_STEP == 0, f"heads of {head_size} elements"

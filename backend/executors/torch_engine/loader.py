@@ -77,8 +77,13 @@ def _find(files: ModelFiles) -> _Found:
         if (config := config_from_gguf(gguf)) is not None:
             return _Found(files, None, (config, GGUFSource(gguf, config.num_heads, config.num_kv_heads)))
     library = read_config(files)
-    config = None if files.is_gguf else config_from_library(library)
-    return _Found(files, library, None if config is None else (config, DirectorySource(files.path)))
+    if files.is_gguf or (config := config_from_library(library)) is None:
+        return _Found(files, library, None)
+    source = DirectorySource(files.path)
+    if config.is_tied and source.has_own_head():
+        config = dataclasses.replace(config, is_tied=False)
+        library.tie_word_embeddings = False
+    return _Found(files, library, (config, source))
 
 
 def _load_own(

@@ -57,7 +57,9 @@ def _truncated(library_config: Any, vocab_size: int, num_layers: int) -> Any:
     config.vocab_size, config.num_hidden_layers, config.pad_token_id = vocab_size, num_layers, None
     make: Any = AutoModelForCausalLM.from_config
     with no_init_weights():
-        return make(config, dtype=torch.float32, attn_implementation=_EXACT).eval()
+        model = make(config, dtype=torch.float32, attn_implementation=_EXACT).eval()
+    model.tie_weights()
+    return model
 
 
 @torch.inference_mode()

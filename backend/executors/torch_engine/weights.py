@@ -138,6 +138,12 @@ class DirectorySource:
         self._directory = directory
         self._files = _safetensors_index(directory)
 
+    def has_own_head(self) -> bool:
+        """True where the file has a head that is not the embedding; the library then ties neither, whatever is said."""
+        if "lm_head.weight" not in self._files:
+            return False
+        return not torch.equal(self.dense("lm_head.weight"), self.dense("model.embed_tokens.weight"))
+
     def dense(self, name: str) -> torch.Tensor:
         from safetensors import safe_open
 

@@ -55,7 +55,6 @@ def _from_directory(directory: Path) -> TokenizerParts:
     config = _read_json(directory / "tokenizer_config.json")
     special = _special_tokens(directory, config)
     _add_missing_tokens(backend, config, special)
-    _set_ends(backend, config, special)
     bos = special.get("bos_token")
     return TokenizerParts(
         backend=backend,
@@ -109,18 +108,6 @@ def _add_missing_tokens(
         if token.content not in known:
             known.add(token.content)
             backend.add_tokens([token])
-
-
-def _set_ends(backend: tokenizers.Tokenizer, config: Mapping[str, object], special: Mapping[str, str]) -> None:
-    """Put bos and eos around prompts as the configuration says, where it does; tokenizer.json says it otherwise."""
-    from tokenizers.processors import TemplateProcessing
-
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    bos, eos = (special.get(f"{end}_token") if config.get(f"add_{end}_token") else None for end in ("bos", "eos"))
-    ids = [(token, backend.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token is not None]
-    single = [part for part in (bos, "$A", eos) if part is not None]
-    backend.post_processor = TemplateProcessing(single=single, special_tokens=ids)
 
 
 def _token_text(value: object) -> str:

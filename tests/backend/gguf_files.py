@@ -23,12 +23,15 @@ _NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_h
 
 
 def write_gguf(
-    path: Path, fields: Mapping[str, object], tensors: Mapping[str, np.ndarray[Any, Any]] | None = None
+    path: Path,
+    fields: Mapping[str, object],
+    tensors: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    architecture: str = "llama",
 ) -> Path:
-    """Write a file of the architecture `llama` with float32 tensors."""
+    """Write a file with float32 tensors."""
     from gguf import GGUFWriter
 
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, architecture)
     adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     for key, value in fields.items():
         adders.get(type(value), writer.add_array)(key, value)

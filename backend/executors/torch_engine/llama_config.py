@@ -104,6 +104,16 @@ def config_from_gguf(gguf: GGUFFile) -> LlamaConfig | None:
     return config
 
 
+def require_readable(gguf: GGUFFile) -> None:
+    """Raise ConfigError where the library, which reads files of other families, would leave rotary scaling out."""
+    key = f"{gguf.architecture}.rope.scaling.type"
+    if (kind := gguf.fields.get(key, "none")) != "none":
+        raise ConfigError(f"model {str(gguf.path)!r}: {key!r} {kind!r} is not supported")
+    for name in sorted(gguf.tensors):
+        if name.startswith(("rope_freqs", "rope_factors")):
+            raise ConfigError(f"model {str(gguf.path)!r}: tensor {name!r} is not supported")
+
+
 def _embedding_rows(gguf: GGUFFile) -> int:
     if "token_embd.weight" not in gguf.tensors:
         raise ConfigError(f"model {str(gguf.path)!r} has no tensor 'token_embd.weight'")

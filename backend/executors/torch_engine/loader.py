@@ -26,7 +26,7 @@ from backend.executors.torch_engine.library_model import (
     read_config,
 )
 from backend.executors.torch_engine.llama import LlamaModel, LlamaWeights, SmallStepLayers
-from backend.executors.torch_engine.llama_config import config_from_gguf, config_from_library
+from backend.executors.torch_engine.llama_config import config_from_gguf, config_from_library, require_readable
 from backend.executors.torch_engine.llama_loader import WeightForm, load_weights
 from backend.executors.torch_engine.memory import plan_capacity
 from backend.executors.torch_engine.probe import probe_tokens
@@ -76,6 +76,7 @@ def _find(files: ModelFiles) -> _Found:
         gguf = read_gguf(files.path)
         if (config := config_from_gguf(gguf)) is not None:
             return _Found(files, None, (config, GGUFSource(gguf, config.num_heads, config.num_kv_heads)))
+        require_readable(gguf)
     library = read_config(files)
     if files.is_gguf or (config := config_from_library(library)) is None:
         return _Found(files, library, None)

@@ -187,6 +187,21 @@ def test_gguf_with_what_is_not_read_is_refused(
         config_from_gguf(read_gguf(path))
 
 
+@pytest.mark.parametrize(
+    ("fields", "tensors", "message"),
+    [
+        ({"qwen2.rope.scaling.type": "yarn"}, {}, r"'qwen2\.rope\.scaling\.type' 'yarn'"),
+        ({}, {"rope_freqs.weight": np.ones(8)}, r"tensor 'rope_freqs\.weight'"),
+    ],
+)
+def test_gguf_of_another_family_with_scaled_rope_is_refused(
+    fields: dict[str, object], tensors: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = write_gguf(tmp_path / "m.gguf", fields, tensors, "qwen2")
+    with pytest.raises(ConfigError, match=message):
+        load_quietly(settings_for(path))
+
+
 def test_gguf_keys_without_effect_are_taken(llama: Any, tmp_path: Path) -> None:
     harmless = {
         "llama.rope.scaling.type": "none",

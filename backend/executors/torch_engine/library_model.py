@@ -78,13 +78,19 @@ def read_config(files: ModelFiles) -> Any:
 
 
 def kv_shape(config: Any, dtype: torch.dtype) -> KVShape:
-    """Return the size of a token's K and V."""
-    return KVShape(
-        num_layers=config.num_hidden_layers,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        dtype=dtype,
-    )
+    """Return the size of a token's K and V; raises ConfigError where it differs between layers."""
+    try:
+        num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    except Exception as error:  # the library's own, where one number would not be true of all layers
+        raise ConfigError(
+            f"{config.model_type}: heads that differ between layers are not supported: {error}"
+        ) from error
+    if not isinstance(num_kv_heads, int) or not isinstance(head_size, int):
+        raise ConfigError(
+            f"{config.model_type}: {num_kv_heads!r} key-value heads of {head_size!r} elements are not supported"
+        )
+    return KVShape(config.num_hidden_layers, num_kv_heads, head_size, dtype)
 
 
 def load_library_model(

@@ -17,6 +17,8 @@ from backend.model_files import ModelFiles
 if TYPE_CHECKING:
     import tokenizers
 
+_OLDER = "special_tokens_map.json"
+_MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 _SPECIAL_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
@@ -54,7 +56,7 @@ def _from_directory(directory: Path) -> TokenizerParts:
     _switch_off_training(backend)
     config = _read_json(directory / "tokenizer_config.json")
     special = _special_tokens(directory, config)
-    _add_missing_tokens(backend, config, special)
+    _add_missing_tokens(backend, _read_json(directory / _OLDER) | config, special)
     bos = special.get("bos_token")
     return TokenizerParts(
         backend=backend,
@@ -87,7 +89,7 @@ def _special_tokens(directory: Path, config: Mapping[str, object]) -> dict[str, 
 
     `special_tokens_map.json` is the older place: it counts first where the configuration lists no added tokens.
     """
-    older = _read_json(directory / "special_tokens_map.json")
+    older = _read_json(directory / _OLDER)
     first, second = (config, older) if "added_tokens_decoder" in config else (older, config)
     values = {name: first.get(name) or second.get(name) for name in _SPECIAL_NAMES}
     return {name: _token_text(value) for name, value in values.items() if value}
@@ -103,7 +105,9 @@ def _add_missing_tokens(
     listed = config.get("added_tokens_decoder")
     entries = listed.items() if isinstance(listed, dict) else ()
     added = [AddedToken(**entry) for _, entry in sorted(entries, key=lambda item: int(item[0]))]
-    added += [AddedToken(text, special=True) for text in special.values()]
+    more = [each for name in _MORE_SPECIAL if isinstance(each := config.get(name), list)]
+    texts = [*special.values(), *(_token_text(token) for tokens in more for token in tokens)]
+    added += [AddedToken(text, special=True) for text in texts]
     for token in added:
         if token.content not in known:
             known.add(token.content)

@@ -178,6 +178,8 @@ CONFIGURATIONS: dict[str, dict[str, object]] = {
     "ends that tokenizer.json decides about": {"add_bos_token": True, "add_eos_token": True},
     "a token the file lacks": {"pad_token": "<pad>"},
     "a token of the vocabulary": {"unk_token": "b"},
+    "more special tokens": {"additional_special_tokens": ["b", "<|y|>"]},
+    "more special tokens, newer": {"extra_special_tokens": ["b", "<|y|>"]},
     "listed tokens": {"added_tokens_decoder": {"263": {"content": "<|x|>", "special": True}}},
 }
 
@@ -199,7 +201,7 @@ def test_prompts_are_encoded_as_the_library_does(name: str, has_map: bool, tmp_p
     tokenizer = load_tokenizer(str(tmp_path))
     if "added_tokens_decoder" not in config:  # the library leaves the older file alone then
         assert tokenizer.bos_token_id == reference.bos_token_id
-    for text in ("a b", "a<pad>b", "<s>a</s>", "<|x|>b", ""):
+    for text in ("a b", "a<pad>b", "<s>a</s>", "<|x|>b", "<|y|>b", ""):
         assert tokenizer.encode(text) == reference.encode(text)
         assert tokenizer.decode(reference.encode(text, add_special_tokens=False)) == reference.decode(
             reference.encode(text, add_special_tokens=False), skip_special_tokens=True

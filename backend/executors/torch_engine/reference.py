@@ -19,6 +19,7 @@ from backend.executors.torch_engine.layer_ops import LlamaConfig
 from backend.executors.torch_engine.weights import TensorSource
 
 _EXACT = "eager"  # the library's plainest attention: windows, caps and masks as the model's authors wrote them
+_OF_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 _SAMPLED_TOKENS = 512  # of the vocabulary, beside those of the probe
 
 
@@ -45,7 +46,7 @@ def library_llama(library_config: Any, source: TensorSource, num_layers: int, ro
     model = _truncated(library_config, len(rows), num_layers)
     for name, parameter in model.named_parameters():
         tensor = source.dense(name)
-        parameter.data.copy_(tensor[rows] if len(tensor) == library_config.vocab_size else tensor)
+        parameter.data.copy_(tensor[rows] if name in _OF_VOCABULARY else tensor)
     return Reference(lambda token_ids: library_logits(model, torch.searchsorted(rows, token_ids)), rows)
 
 

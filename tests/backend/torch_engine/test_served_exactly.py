@@ -122,6 +122,13 @@ def test_plain_reference_is_the_librarys_llama(tmp_path: Path) -> None:
     torch.testing.assert_close(mine, model(tokens[None]).logits[0][:, rows], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("size", [64, 96])
+def test_vocabulary_as_large_as_another_size_is_compared(size: int, tmp_path: Path) -> None:
+    directory = save_tiny_model(tmp_path, num_hidden_layers=2, vocab_size=size)
+    settings = settings_for(directory, layers=ModelPath.OWN, attention=AttentionKernel.TORCH)
+    assert load_quietly(settings).capacity().max_seq_len == 2304
+
+
 def test_probe_uses_every_kind_of_step() -> None:
     """Chunks after chunks, sequences side by side, decodes; no two tokens share a slot."""
     done, slots = [0, 0], []

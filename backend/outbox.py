@@ -102,7 +102,7 @@ class Outbox:
             connection=connection,
             generation=generation,
             request=request,
-            detokenizer=IncrementalDetokenizer(self._tokenizer),  # type: ignore[arg-type]  # it needs token_bytes only
+            detokenizer=IncrementalDetokenizer(self._tokenizer, bool(echo)),  # type: ignore[arg-type]  # needs token_bytes only
             stop_strings=StopStrings(generation.stop_words),
             text=echo,
         )

@@ -70,10 +70,11 @@ class Tokenizer:
 class IncrementalDetokenizer:
     """Turns tokens into text as they come, holding back the bytes of a character until it is whole."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, follows_text: bool = False) -> None:
+        """`follows_text`: other text stands in front, so that a first space is one between words."""
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._strips_next_space = tokenizer.strips_first_space
+        self._strips_next_space = tokenizer.strips_first_space and not follows_text
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Return the characters that `token_ids` complete."""

@@ -11,23 +11,15 @@ from typing import TYPE_CHECKING
 from backend.chat_template import ChatTemplate
 from backend.errors import ConfigError
 from backend.gguf_file import GGUFFile, read_gguf
+from backend.gguf_vocabulary import GGUFVocabulary, gguf_eos_ids
 from backend.model_files import ModelFiles
 
 if TYPE_CHECKING:
     import tokenizers
 
-_GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
-# llama.cpp's names of pre-tokenizers (src/llama-vocab.cpp) and the pattern each splits by; None is GPT-2's own.
-_GGUF_SPLIT_PATTERNS = {
-    "default": None,
-    "gpt-2": None,
-    "smollm": None,
-    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-}
-_SPLITS_DIGITS = frozenset({"smollm"})
+_OLDER = "special_tokens_map.json"
+_MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+_SPECIAL_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +34,13 @@ class TokenizerParts:
 
 
 def read_tokenizer(files: ModelFiles) -> TokenizerParts:
-    """Read the tokenizer of a model; raises ConfigError where it has none that we can build."""
+    """Read the tokenizer of a model; raises ConfigError where it has none that we can build exactly."""
     return _from_gguf(read_gguf(files.path)) if files.is_gguf else _from_directory(files.path)
 
 
 def read_eos_ids(files: ModelFiles) -> frozenset[int]:
     """Return every token id that ends a text, as the model's configuration (not its tokenizer) has it."""
-    return _gguf_eos_ids(read_gguf(files.path)) if files.is_gguf else _configured_eos_ids(files.path)
+    return gguf_eos_ids(read_gguf(files.path)) if files.is_gguf else _configured_eos_ids(files.path)
 
 
 def _from_directory(directory: Path) -> TokenizerParts:
@@ -57,9 +49,14 @@ def _from_directory(directory: Path) -> TokenizerParts:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(f"model {str(directory)!r} has no tokenizer.json")
-    backend = tokenizers.Tokenizer.from_file(str(path))
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ConfigError(f"{str(path)!r} cannot be read: {error}") from error
+    _switch_off_training(backend)
     config = _read_json(directory / "tokenizer_config.json")
-    special = {name: _token_text(config[name]) for name in ("bos_token", "eos_token", "pad_token") if config.get(name)}
+    special = _special_tokens(directory, config)
+    _add_missing_tokens(backend, _read_json(directory / _OLDER) | config, special)
     bos = special.get("bos_token")
     return TokenizerParts(
         backend=backend,
@@ -77,6 +74,44 @@ def _read_json(path: Path) -> dict[str, object]:
     if not isinstance(content, dict):
         raise ConfigError(f"{str(path)!r} does not hold a JSON object")
     return content
+
+
+def _switch_off_training(backend: tokenizers.Tokenizer) -> None:
+    """Undo what a training script left in the file: prompts are never cut, filled up or split at random."""
+    backend.no_truncation()
+    backend.no_padding()
+    if getattr(backend.model, "dropout", None):
+        backend.model.dropout = None
+
+
+def _special_tokens(directory: Path, config: Mapping[str, object]) -> dict[str, str]:
+    """Return the text of each named special token.
+
+    `special_tokens_map.json` is the older place: it counts first where the configuration lists no added tokens.
+    """
+    older = _read_json(directory / _OLDER)
+    first, second = (config, older) if "added_tokens_decoder" in config else (older, config)
+    values = {name: first.get(name) or second.get(name) for name in _SPECIAL_NAMES}
+    return {name: _token_text(value) for name, value in values.items() if value}
+
+
+def _add_missing_tokens(
+    backend: tokenizers.Tokenizer, config: Mapping[str, object], special: Mapping[str, str]
+) -> None:
+    """Make tokens that only the configuration names, tokens of their own, as the library does."""
+    from tokenizers import AddedToken
+
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    listed = config.get("added_tokens_decoder")
+    entries = listed.items() if isinstance(listed, dict) else ()
+    added = [AddedToken(**entry) for _, entry in sorted(entries, key=lambda item: int(item[0]))]
+    more = [each for name in _MORE_SPECIAL if isinstance(each := config.get(name), list)]
+    texts = [*special.values(), *(_token_text(token) for tokens in more for token in tokens)]
+    added += [AddedToken(text, special=True) for text in texts]
+    for token in added:
+        if token.content not in known:
+            known.add(token.content)
+            backend.add_tokens([token])
 
 
 def _token_text(value: object) -> str:
@@ -111,50 +146,12 @@ def _directory_template(
 
 
 def _from_gguf(gguf: GGUFFile) -> TokenizerParts:
-    model, pre = gguf.fields.get("tokenizer.ggml.model"), gguf.fields.get("tokenizer.ggml.pre", "default")
-    if model != "gpt2" or pre not in _GGUF_SPLIT_PATTERNS:
-        raise ConfigError(
-            f"model {str(gguf.path)!r}: tokenizer {model!r} with pre-tokenizer {pre!r} is not supported from GGUF "
-            f"(only 'gpt2' with one of {sorted(_GGUF_SPLIT_PATTERNS)}); use the model's Hugging Face directory"
-        )
-    tokens = gguf.strings("tokenizer.ggml.tokens")
-    bos = gguf.fields.get("tokenizer.ggml.bos_token_id")
-    bos_id = bos if isinstance(bos, int) else None
-    eos_ids = _gguf_eos_ids(gguf)
-    special = {"bos_token": tokens[bos_id]} if bos_id is not None else {}
-    if eos_ids:
-        special["eos_token"] = tokens[min(eos_ids)]
+    vocabulary = GGUFVocabulary(gguf)
     template = gguf.fields.get("tokenizer.chat_template")
     return TokenizerParts(
-        backend=_byte_level_bpe(gguf, tokens, str(pre)),
-        eos_token_ids=eos_ids,
-        bos_token_id=bos_id,
-        adds_bos=bool(gguf.fields.get("tokenizer.ggml.add_bos_token", False)),
-        chat_template=ChatTemplate(str(template), special) if template else None,
+        backend=vocabulary.backend(),
+        eos_token_ids=gguf_eos_ids(gguf),
+        bos_token_id=vocabulary.bos_id,
+        adds_bos=vocabulary.adds_bos,
+        chat_template=ChatTemplate(str(template), vocabulary.special_tokens()) if template else None,
     )
-
-
-def _gguf_eos_ids(gguf: GGUFFile) -> frozenset[int]:
-    ends = (gguf.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
-    return frozenset(end for end in ends if isinstance(end, int))
-
-
-def _byte_level_bpe(gguf: GGUFFile, tokens: list[str], pre: str) -> tokenizers.Tokenizer:
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
-    merges = [(left, right) for left, _, right in (m.partition(" ") for m in gguf.strings("tokenizer.ggml.merges"))]
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    pattern = _GGUF_SPLIT_PATTERNS[pre]
-    splits: list[pre_tokenizers.PreTokenizer] = []
-    if pre in _SPLITS_DIGITS:
-        splits.append(pre_tokenizers.Digits(individual_digits=True))
-    if pattern is not None:
-        splits.append(pre_tokenizers.Split(Regex(pattern), "isolated"))
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
-    backend.decoder = decoders.ByteLevel()
-    kinds = gguf.integers("tokenizer.ggml.token_type")
-    for kind, is_special in ((_GGUF_CONTROL, True), (_GGUF_USER_DEFINED, False)):
-        names = [token for token, token_kind in zip(tokens, kinds, strict=True) if token_kind == kind]
-        backend.add_tokens([AddedToken(name, special=is_special, normalized=False) for name in names])
-    return backend

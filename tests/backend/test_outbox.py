@@ -182,6 +182,17 @@ def test_a_whole_answer_has_the_prompt_in_front_when_repeated(outbox: Outbox, ma
     assert mailbox.next()[0].text == "say it"
 
 
+@pytest.mark.parametrize(("echo", "expected"), [("say", "say it"), ("", "it")])
+def test_first_space_of_an_answer_goes_only_where_it_begins_the_text(
+    echo: str, expected: str, outbox: Outbox, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimTokenizer, "strips_first_space", True)
+    request = open_stream(outbox, mailbox, echo=echo, is_streamed=False)
+    outbox.emit(tokens(request, " it"))
+    outbox.emit(finished(request))
+    assert mailbox.next()[0].text == expected
+
+
 def test_log_probs_come_only_when_wanted(outbox: Outbox, mailbox: Mailbox) -> None:
     for handle, wants in ((1, True), (2, False)):
         request = open_stream(outbox, mailbox, handle, wants_log_probs=wants)

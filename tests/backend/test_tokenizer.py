@@ -150,6 +150,81 @@ def _id(directory: Path, word: str) -> int:
     return int(vocabulary[word])
 
 
+def test_answer_after_other_text_keeps_its_first_space(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(save_tokenizer(tmp_path)))
+    prompt, answer = tokenizer.encode("a"), [_id(tmp_path, "▁a"), _id(tmp_path, "b")]
+    assert IncrementalDetokenizer(tokenizer).push(answer) == "ab"
+    text = tokenizer.decode(prompt) + IncrementalDetokenizer(tokenizer, follows_text=True).push(answer)
+    assert text == tokenizer.decode([*prompt, *answer]) == "a ab"
+
+
+@pytest.mark.parametrize("text", ["a", "a b" * 40])
+def test_what_a_training_script_left_in_the_file_is_off(text: str, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Backend
+
+    expected = load_tokenizer(str(save_tokenizer(tmp_path))).encode(text)
+    path = str(tmp_path / "tokenizer.json")
+    backend = Backend.from_file(path)
+    backend.enable_truncation(16)
+    backend.enable_padding(length=16, pad_id=0, pad_token="<unk>")
+    backend.model.dropout = 0.9  # type: ignore[attr-defined] # BPE's
+    backend.save(path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert [tokenizer.encode(text) for _ in range(5)] == [expected] * 5
+
+
+CONFIGURATIONS: dict[str, dict[str, object]] = {
+    "nothing": {},
+    "ends that tokenizer.json decides about": {"add_bos_token": True, "add_eos_token": True},
+    "a token the file lacks": {"pad_token": "<pad>"},
+    "a token of the vocabulary": {"unk_token": "b"},
+    "more special tokens": {"additional_special_tokens": ["b", "<|y|>"]},
+    "more special tokens, newer": {"extra_special_tokens": ["b", "<|y|>"]},
+    "listed tokens": {"added_tokens_decoder": {"263": {"content": "<|x|>", "special": True}}},
+}
+
+
+@pytest.mark.parametrize("has_map", [False, True])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_prompts_are_encoded_as_the_library_does(name: str, has_map: bool, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    config = CONFIGURATIONS[name]
+    if has_map:
+        save_tokenizer(tmp_path, tokenizer_class="PreTrainedTokenizerFast", bos_token=None, eos_token=None, **config)
+        named = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>"}
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
+    else:
+        save_tokenizer(tmp_path, tokenizer_class="PreTrainedTokenizerFast", **config)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    if "added_tokens_decoder" not in config:  # the library leaves the older file alone then
+        assert tokenizer.bos_token_id == reference.bos_token_id
+    for text in ("a b", "a<pad>b", "<s>a</s>", "<|x|>b", "<|y|>b", ""):
+        assert tokenizer.encode(text) == reference.encode(text)
+        assert tokenizer.decode(reference.encode(text, add_special_tokens=False)) == reference.decode(
+            reference.encode(text, add_special_tokens=False), skip_special_tokens=True
+        )
+
+
+def test_special_tokens_of_the_older_file_are_known(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, bos_token=None, eos_token=None, chat_template="{{ bos_token }}{{ sep_token }}")
+    named = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "sep_token": "b"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_ids) == (1, frozenset({2}))
+    assert tokenizer.encode_chat([])[0] == 1
+    assert tokenizer.decode([_id(tmp_path, "b")]) == "", "a named token is special"
+
+
+def test_tokenizer_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json' cannot be read"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_every_configured_end_is_known(tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')

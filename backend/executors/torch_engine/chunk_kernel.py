@@ -12,6 +12,7 @@ Names as in `kernels.py`.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,7 @@ TILE = 32  # tokens that share a pass over keys and values
 _BLOCK = 256  # keys of a pass; the packed keys and values stay in the second-level cache
 _COLUMNS = 64  # keys whose scores are computed at once
 _VECTOR = 16
+HEAD_STEP = _VECTOR  # a head's size must be a multiple of it
 _SCORES = _BLOCK + _VECTOR  # a row of scores: masking may write a vector past its end
 _LOWEST = np.float32(-1e30)  # not -inf: the difference of two of them is a number
 _LOG2_E = np.float32(1.44269504)
@@ -80,8 +82,10 @@ class ChunkKernel:
     scratch_size: int
 
 
+@functools.cache
 def compile_chunk_kernel(head_size: int, heads_per_kv: int, has_bf16_products: bool) -> ChunkKernel:
     """Compile, or read from the cache on disk. `has_bf16_products`: the processor has AVX-512 BF16."""
+    assert head_size % HEAD_STEP == 0, f"heads of {head_size} elements"
     # Vectors of sums in an inner loop, of AVX-512's 32 registers; widened pairs need some themselves.
     registers = 24 if has_bf16_products else 16
     rows_at_once = max(1, registers * _VECTOR // max(head_size, _COLUMNS))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from backend.executors.torch_engine import kernels
 from backend.executors.torch_engine.attention import AttentionShape, SegmentAttention, TorchAttention
-from backend.executors.torch_engine.chunk_kernel import TILE, compile_chunk_kernel
+from backend.executors.torch_engine.chunk_kernel import HEAD_STEP, TILE, compile_chunk_kernel
 from backend.executors.torch_engine.inputs import Segment, StepInputs
 from backend.executors.torch_engine.kernel_cache import Kernel
 from backend.executors.torch_engine.kernels import compile_kernels
@@ -98,13 +98,12 @@ class CompiledAttention:
 def chunk_attention(pool: KVPool, num_heads: int, processor: Processor) -> SegmentAttention:
     """Return who attends from long bf16 chunks: torch where matrix units serve it, else tiles of our own.
 
-    Without AVX-512 the tiles' sums would not stay in registers; there torch attends in float32.
+    The tiles read and write 16 elements of a head at once, so they take multiples of that only. Without AVX-512 their
+    sums would not stay in registers. Without bf16 products torch attends in float32.
     """
-    if processor.has_amx:
-        return TorchAttention(pool)
-    if processor.has_avx512:
-        return TiledAttention(pool, num_heads, processor.has_avx512_bf16)
-    return TorchAttention(pool, torch.float32)
+    if processor.has_amx or not processor.has_avx512 or pool.shape.head_size % HEAD_STEP:
+        return TorchAttention(pool, None if processor.has_bf16_products else torch.float32)
+    return TiledAttention(pool, num_heads, processor.has_avx512_bf16)
 
 
 class TiledAttention:

@@ -13,6 +13,7 @@ K and V lie in one pool: [slot, 2, G, D], so a token's K and V of one layer are 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,7 @@ class Kernels:
     silu_multiply: Kernel
 
 
+@functools.cache
 def compile_kernels(head_size: int, heads_per_kv: int, is_bf16: bool) -> Kernels:
     """Compile, or read from numba's cache on disk (a few seconds the first time)."""
     return Kernels(

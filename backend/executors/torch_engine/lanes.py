@@ -9,6 +9,7 @@ Vectors wider than one head were tried and spilled. Addresses are integers; `lan
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -581,9 +582,9 @@ def add_heads(_context: Any, _address: Any, _stride: Any, totals: Any) -> _Signa
 def dot_heads(_context: Any, _queries: Any, key: Any, _scores: Any, _stride: Any, num_heads: Any) -> _Signature:
     """dot_heads(queries, key, scores, stride, num_heads): write key . query h, float32, at `scores + h * stride`.
 
-    The queries are float32 and lie one after the other.
+    The queries are float32 and lie one after the other. A key is folded into a width that divides it.
     """
-    count, width = key.count, min(key.count, _FOLDED)
+    count, width = key.count, math.gcd(key.count, _FOLDED)
 
     def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
         queries, vector, scores, stride, _ = args

@@ -15,7 +15,10 @@ from backend.executors.torch_engine.kv_pool import KVPool
 
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
-    """The hyperparameters of a Llama-family model."""
+    """The hyperparameters of a Llama-family model.
+
+    `rope_factors`: what the frequency of each rotary pair is divided by; empty where by nothing.
+    """
 
     num_layers: int
     hidden_size: int
@@ -28,6 +31,7 @@ class LlamaConfig:
     rope_theta: float
     max_positions: int
     is_tied: bool
+    rope_factors: tuple[float, ...] = ()
 
     @property
     def num_parameters(self) -> int:
@@ -115,5 +119,8 @@ class TorchLayerOps:
 def rotary_tables(config: LlamaConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cosines and sines, float32 [max_positions, D / 2] each."""
     exponents = torch.arange(0, config.head_size, 2, dtype=torch.int64).float() / config.head_size
-    angles = torch.arange(config.max_positions).float()[:, None] * (1.0 / config.rope_theta**exponents)[None, :]
+    frequencies = 1.0 / config.rope_theta**exponents
+    if config.rope_factors:
+        frequencies = frequencies / torch.tensor(config.rope_factors)
+    angles = torch.arange(config.max_positions).float()[:, None] * frequencies[None, :]
     return angles.cos(), angles.sin()

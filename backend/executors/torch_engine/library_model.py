@@ -6,7 +6,7 @@ pool and attend over slots. No cache of the library is used, and no mask is buil
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from backend.errors import ConfigError
 from backend.executors.torch_engine.attention import AttentionShape, SlotAttention
 from backend.executors.torch_engine.inputs import StepInputs
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
+from backend.executors.torch_engine.layer_ops import LlamaConfig
 from backend.executors.torch_engine.weights import TensorSource
 from backend.model_files import ModelFiles
 
-_IMPLEMENTATION = "bros_slots"
+IMPLEMENTATION = "bros_slots"
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+_NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "vocab_size")
 # Rotary tables that change with the longest position in the row would make a request depend on its neighbours.
 _ROW_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
@@ -31,6 +33,7 @@ class _Step:
     pool: KVPool
     attention: SlotAttention
     slots: torch.Tensor
+    windows: dict[int, int | None] = field(default_factory=dict)
 
 
 class LibraryModel:
@@ -39,6 +42,7 @@ class LibraryModel:
     def __init__(self, model: Any, pool: KVPool, attention: SlotAttention) -> None:
         self._model = model
         self._step = _Step(pool, attention, torch.empty(0, dtype=torch.int64))
+        self.windows = self._step.windows  # of each layer that has attended through us
         for module in model.modules():
             if hasattr(module, "layer_idx"):
                 module.bros_step = self._step
@@ -62,9 +66,10 @@ def read_config(files: ModelFiles) -> Any:
     """Return the library's configuration of a model; raises ConfigError where we cannot run it exactly."""
     from transformers import AutoConfig
 
+    args, kwargs = _location(files)
     try:
-        config = AutoConfig.from_pretrained(*_location(files)[0], **_location(files)[1])
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(*args, **kwargs)
+    except Exception as error:  # whatever a family's code raises
         raise ConfigError(f"model {str(files.path)!r}: transformers cannot read its configuration: {error}") from error
     config = config.get_text_config(decoder=True)
     for problem in _problems(config):
@@ -73,46 +78,82 @@ def read_config(files: ModelFiles) -> Any:
 
 
 def kv_shape(config: Any, dtype: torch.dtype) -> KVShape:
-    """Return the size of a token's K and V."""
-    return KVShape(
-        num_layers=config.num_hidden_layers,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        dtype=dtype,
-    )
+    """Return the size of a token's K and V; raises ConfigError where it differs between layers."""
+    try:
+        num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    except Exception as error:  # the library's own, where one number would not be true of all layers
+        raise ConfigError(
+            f"{config.model_type}: heads that differ between layers are not supported: {error}"
+        ) from error
+    if not isinstance(num_kv_heads, int) or not isinstance(head_size, int):
+        raise ConfigError(
+            f"{config.model_type}: {num_kv_heads!r} key-value heads of {head_size!r} elements are not supported"
+        )
+    return KVShape(config.num_hidden_layers, num_kv_heads, head_size, dtype)
 
 
 def load_library_model(
-    files: ModelFiles, dtype: torch.dtype, device: torch.device, llama: TensorSource | None = None
+    files: ModelFiles, dtype: torch.dtype, device: torch.device, llama: tuple[LlamaConfig, TensorSource] | None = None
 ) -> Any:
     """Load weights and layers; raises ConfigError for what the library has no causal model of.
 
-    `llama`: the tensors of a plain Llama in a GGUF file, which the library itself reads with `accelerate` only.
+    `llama`: a plain Llama in a GGUF file, which the library itself reads with `accelerate` only.
     """
     from transformers import AttentionInterface, AutoModelForCausalLM
 
-    AttentionInterface.register(_IMPLEMENTATION, _attend)
+    AttentionInterface.register(IMPLEMENTATION, _attend)
+    load: Any = AutoModelForCausalLM.from_pretrained
     args, kwargs = _location(files)
+    if files.is_gguf and llama is not None:
+        return _filled(*llama, dtype).to(device).eval()
     try:
-        if files.is_gguf and llama is not None:
-            return _filled(read_config(files), llama, dtype).to(device).eval()
-        model = AutoModelForCausalLM.from_pretrained(*args, dtype=dtype, attn_implementation=_IMPLEMENTATION, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model {str(files.path)!r}: transformers cannot load it: {error}") from error
+        model, loading = load(
+            *args, dtype=dtype, attn_implementation=IMPLEMENTATION, output_loading_info=True, **kwargs
+        )
+    except Exception as error:  # whatever a family's code raises; only one thing can be done about it
+        cause = "its layers do not attend through the library's attention interface"
+        cause = (
+            cause if IMPLEMENTATION in str(error) else f"transformers cannot load it: {type(error).__name__}: {error}"
+        )
+        raise ConfigError(f"model {str(files.path)!r}: {cause}") from error
+    absent = sorted([*loading["missing_keys"], *(str(entry[0]) for entry in loading["mismatched_keys"])])
+    if absent:
+        raise ConfigError(f"model {str(files.path)!r} has no tensor {absent[0]!r} of the shape its configuration says")
     if any(hasattr(module, "sinks") for module in model.modules()):
         raise ConfigError(f"model {str(files.path)!r}: attention sinks are not supported")
-    loaded: Any = model
-    return loaded.to(device).eval()
+    return model.to(device).eval()
 
 
-def _filled(config: Any, source: TensorSource, dtype: torch.dtype) -> Any:
+def library_config_of(config: LlamaConfig) -> Any:
+    """Return the library's configuration of a Llama in a GGUF file, without its rotary factors."""
+    from transformers import LlamaConfig as LibraryConfig
+
+    return LibraryConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_size,
+        max_position_embeddings=config.max_positions,
+        rms_norm_eps=config.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=config.is_tied,
+    )
+
+
+def _filled(config: LlamaConfig, source: TensorSource, dtype: torch.dtype) -> Any:
     """Make the library's layers and copy our tensors into them; a tied head is its embedding."""
     from transformers import AutoModelForCausalLM
 
     make: Any = AutoModelForCausalLM.from_config
-    model = make(config, dtype=dtype, attn_implementation=_IMPLEMENTATION)
+    model = make(library_config_of(config), dtype=dtype, attn_implementation=IMPLEMENTATION)
     for name, parameter in model.named_parameters():
         parameter.data.copy_(source.dense(name))
+    if config.rope_factors:
+        model.model.rotary_emb.inv_freq /= torch.tensor(config.rope_factors)
     return model
 
 
@@ -126,15 +167,22 @@ def _location(files: ModelFiles) -> tuple[tuple[str], dict[str, str]]:
 def _problems(config: Any) -> list[str]:
     """Name what would make our results differ from the library's own."""
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {rope.get("rope_type")} | {part.get("rope_type") for part in rope.values() if isinstance(part, dict)}
+    kinds = {str(part.get("rope_type")) for part in (rope, *rope.values()) if isinstance(part, dict)}
     layer_types = set(getattr(config, "layer_types", None) or ())
     problems = [f"{kind!r} rope" for kind in sorted(_ROW_DEPENDENT_ROPE & kinds)]
     problems += [f"layer type {kind!r}" for kind in sorted(layer_types - _LAYER_TYPES)]
+    problems += [f"a configuration without {name!r}" for name in _NEEDED if not _is_number(config, name)]
     if getattr(config, "num_kv_shared_layers", 0):
         problems.append("sharing K and V between layers")
     if getattr(config, "kv_lora_rank", None):
         problems.append("latent attention")
+    if getattr(config, "is_encoder_decoder", False):
+        problems.append("an encoder")
     return problems
+
+
+def _is_number(config: Any, name: str) -> bool:
+    return isinstance(getattr(config, name, None), int)
 
 
 def _attend(
@@ -148,11 +196,15 @@ def _attend(
     softcap: float | None = None,
     **_others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention as the library calls it: query [1, H, N, D], key and value [1, G, N, D]; returns [1, N, H, D]."""
+    """Attention as the library calls it: query [1, H, N, D], key and value [1, G, N, D]; returns [1, N, H, D].
+
+    What is left out here, a mask or another argument, shows in the probe where it matters.
+    """
     step: _Step = module.bros_step
     layer_index = module.layer_idx
     step.pool.write(layer_index, key[0].transpose(0, 1), value[0].transpose(0, 1), step.slots)
-    scale = module.head_dim**-0.5 if scaling is None else scaling
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    step.windows[layer_index] = sliding_window
     queries = query[0].transpose(0, 1).contiguous()
     out = step.attention.attend(queries, layer_index, AttentionShape(scale, sliding_window, softcap))
     return out[None], None

@@ -1,11 +1,9 @@
-"""Recognises Llama-family models and loads them into `LlamaModel`."""
+"""Loads the weights of Llama-family models for `LlamaModel`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -15,61 +13,8 @@ from backend.executors.torch_engine.llama import LlamaLayer, LlamaWeights
 from backend.executors.torch_engine.product_choice import ProductChoices
 from backend.executors.torch_engine.products import Matrix, Target
 from backend.executors.torch_engine.weights import TensorSource, stack
-from backend.gguf_file import GGUFFile
 
 Report = Callable[[str, float], None]
-
-_ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM"})
-
-
-def config_from_gguf(gguf: GGUFFile) -> LlamaConfig | None:
-    """Return the hyperparameters of a GGUF file; None where it is no plain Llama."""
-    if gguf.architecture != "llama" or "rope_freqs.weight" in gguf.tensors or "llama.expert_count" in gguf.fields:
-        return None
-    num_heads = int(gguf.number("llama.attention.head_count"))
-    hidden_size = int(gguf.number("llama.embedding_length"))
-    return LlamaConfig(
-        num_layers=int(gguf.number("llama.block_count")),
-        hidden_size=hidden_size,
-        num_heads=num_heads,
-        num_kv_heads=int(gguf.number("llama.attention.head_count_kv", num_heads)),
-        head_size=int(gguf.number("llama.attention.key_length", hidden_size // num_heads)),
-        intermediate_size=int(gguf.number("llama.feed_forward_length")),
-        vocab_size=gguf.tensors["token_embd.weight"].shape[0],
-        norm_eps=gguf.number("llama.attention.layer_norm_rms_epsilon"),
-        rope_theta=gguf.number("llama.rope.freq_base", 10000.0),
-        max_positions=int(gguf.number("llama.context_length")),
-        is_tied="output.weight" not in gguf.tensors,
-    )
-
-
-def config_from_directory(directory: Path) -> LlamaConfig | None:
-    """Return the hyperparameters in `config.json`; None where it is no plain Llama."""
-    config = json.loads((directory / "config.json").read_text())
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    is_plain = (
-        config["architectures"][0] in _ARCHITECTURES
-        and rope.get("rope_type", "default") == "default"
-        and config.get("hidden_act", "silu") == "silu"
-        and not any(config.get(name) for name in ("sliding_window", "attention_bias", "mlp_bias"))
-        and config.get("quantization_config") is None
-    )
-    if not is_plain:
-        return None
-    num_heads = config["num_attention_heads"]
-    return LlamaConfig(
-        num_layers=config["num_hidden_layers"],
-        hidden_size=config["hidden_size"],
-        num_heads=num_heads,
-        num_kv_heads=config.get("num_key_value_heads") or num_heads,
-        head_size=config.get("head_dim") or config["hidden_size"] // num_heads,
-        intermediate_size=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
-        norm_eps=config["rms_norm_eps"],
-        rope_theta=rope.get("rope_theta") or config.get("rope_theta") or 10000.0,
-        max_positions=config["max_position_embeddings"],
-        is_tied=config.get("tie_word_embeddings", False),
-    )
 
 
 def load_weights(

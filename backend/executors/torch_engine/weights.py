@@ -31,6 +31,12 @@ _GGUF_LAYER_NAMES = {
 _GGUF_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
+def gguf_tensor_names(num_layers: int) -> set[str]:
+    """Return the names of all tensors that `GGUFSource` reads of a model of `num_layers` layers."""
+    layers = {f"blk.{i}.{part}.weight" for i in range(num_layers) for part in _GGUF_LAYER_NAMES.values()}
+    return layers | {f"{name}.weight" for name in _GGUF_NAMES.values()}
+
+
 @dataclass(frozen=True, slots=True)
 class Quantised:
     """A 4-bit matrix [rows, columns]: value = codes * scales + minima, the last two per 32 columns of a row.
@@ -135,6 +141,12 @@ class DirectorySource:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._files = _safetensors_index(directory)
+
+    def has_own_head(self) -> bool:
+        """True where the file has a head that is not the embedding; the library then ties neither, whatever is said."""
+        if "lm_head.weight" not in self._files:
+            return False
+        return not torch.equal(self.dense("lm_head.weight"), self.dense("model.embed_tokens.weight"))
 
     def dense(self, name: str) -> torch.Tensor:
         from safetensors import safe_open

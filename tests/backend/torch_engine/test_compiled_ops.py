@@ -89,6 +89,8 @@ STEPS = {
         ((6, 2, 32), AttentionShape(0.2)),
         ((4, 4, 16), AttentionShape(0.2, window=20)),
         ((8, 1, 64), AttentionShape(0.2, softcap=5.0)),
+        ((4, 2, 20), AttentionShape(0.2)),
+        ((4, 2, 120), AttentionShape(0.2, window=20)),
     ],
 )
 def test_compiled_attention_equals_torchs(

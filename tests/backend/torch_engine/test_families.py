@@ -74,6 +74,21 @@ def test_own_layers_yield_the_librarys_tokens(family: str, tmp_path: Path) -> No
     assert Runner(executor, SCHEDULE).run(requests) == expected
 
 
+@pytest.mark.parametrize("layers", [ModelPath.OWN, ModelPath.LIBRARY])
+@pytest.mark.parametrize("head_size", [20, 24, 40, 72, 100, 120])
+def test_heads_of_any_size_yield_the_librarys_tokens(head_size: int, layers: ModelPath, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    directory = save_tiny_model(tmp_path, head_dim=head_size, num_hidden_layers=2)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in PROMPTS]
+    executor = load(settings_for(directory, layers=layers), lambda _stage, _fraction: None)
+    requests = [
+        make_request(f"r{i}", prompt, max_tokens=NUM_TOKENS, min_tokens=NUM_TOKENS) for i, prompt in enumerate(PROMPTS)
+    ]
+    assert Runner(executor, SCHEDULE).run(requests) == expected
+
+
 def test_mixture_of_attention_and_state_space_is_refused(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention", "full_attention"]}
     directory = save_tiny_model(tmp_path, "Qwen3Next", num_experts=0, mlp_only_layers=[0, 1, 2], **changes)

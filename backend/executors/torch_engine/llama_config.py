@@ -1,0 +1,177 @@
+"""Recognises the models our own Llama layers run, from the library's configuration or a GGUF header.
+
+A GGUF file is read strictly: each key of its architecture and each tensor is one that we use, one whose value asks for
+nothing, or the file is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from backend.errors import ConfigError
+from backend.executors.torch_engine.layer_ops import LlamaConfig
+from backend.executors.torch_engine.weights import gguf_tensor_names
+from backend.gguf_file import GGUFFile
+
+_MODEL_TYPES = frozenset({"llama", "mistral"})
+_ACTIVATIONS = frozenset({"silu", "swish"})
+_ROPE_FACTORS = "rope_freqs.weight"
+# Keys of `llama.*` that change no logits, and those that change none where they have the value given.
+_HARMLESS = frozenset(
+    {
+        "vocab_size",  # the embedding says it
+        "tensor_data_layout",
+        "rope.scaling.original_context_length",
+        "rope.scaling.finetuned",
+    }
+)
+_WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
+    "attention.sliding_window": (0,),
+    "attention.causal": (True,),
+    "attention.max_alibi_bias": (0,),
+    "attention.clamp_kqv": (0,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "use_parallel_residual": (False,),
+    "logit_scale": (0, 1),
+    "embedding_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "rope.scaling.attn_factor": (0, 1),
+}
+
+
+def config_from_library(config: Any) -> LlamaConfig | None:
+    """Return the hyperparameters in the library's configuration (already checked); None where it is no plain Llama.
+
+    Everything the library's Llama and Mistral layers read of a configuration is looked at: a test compares.
+    """
+    if config.model_type not in _MODEL_TYPES:
+        return None
+    rope = config.rope_parameters or {}
+    is_plain = (
+        rope.get("rope_type", "default") == "default"
+        and rope.get("partial_rotary_factor", 1.0) == 1.0
+        and config.hidden_act in _ACTIVATIONS
+        and not any(getattr(config, name, None) for name in ("sliding_window", "attention_bias", "mlp_bias"))
+        and getattr(config, "quantization_config", None) is None
+    )
+    if not is_plain:
+        return None
+    return LlamaConfig(
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_size=config.head_dim,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        norm_eps=config.rms_norm_eps,
+        rope_theta=rope["rope_theta"],
+        max_positions=config.max_position_embeddings,
+        is_tied=config.tie_word_embeddings,
+    )
+
+
+def config_from_gguf(gguf: GGUFFile) -> LlamaConfig | None:
+    """Return the hyperparameters of a GGUF file; None where it is no Llama, or one of experts.
+
+    Raises ConfigError for a Llama with a key or a tensor that we would have to leave out.
+    """
+    if gguf.architecture != "llama" or gguf.fields.get("llama.expert_count"):
+        return None
+    num_heads = int(gguf.number("llama.attention.head_count"))
+    hidden_size = int(gguf.number("llama.embedding_length"))
+    head_size = int(gguf.number("llama.attention.key_length", hidden_size // num_heads))
+    config = LlamaConfig(
+        num_layers=int(gguf.number("llama.block_count")),
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=int(gguf.number("llama.attention.head_count_kv", num_heads)),
+        head_size=head_size,
+        intermediate_size=int(gguf.number("llama.feed_forward_length")),
+        vocab_size=_embedding_rows(gguf),
+        norm_eps=gguf.number("llama.attention.layer_norm_rms_epsilon"),
+        rope_theta=gguf.number("llama.rope.freq_base", 10000.0),
+        max_positions=int(gguf.number("llama.context_length")),
+        is_tied="output.weight" not in gguf.tensors,
+        rope_factors=_rope_factors(gguf, head_size),
+    )
+    for problem in _unread(gguf, config):
+        raise ConfigError(f"model {str(gguf.path)!r}: {problem} is not supported")
+    return config
+
+
+def require_readable(gguf: GGUFFile) -> None:
+    """Raise ConfigError where the library, which reads files of other families, would leave rotary scaling out."""
+    key = f"{gguf.architecture}.rope.scaling.type"
+    if (kind := gguf.fields.get(key, "none")) != "none":
+        raise ConfigError(f"model {str(gguf.path)!r}: {key!r} {kind!r} is not supported")
+    for name in sorted(gguf.tensors):
+        if name.startswith(("rope_freqs", "rope_factors")):
+            raise ConfigError(f"model {str(gguf.path)!r}: tensor {name!r} is not supported")
+
+
+def _embedding_rows(gguf: GGUFFile) -> int:
+    if "token_embd.weight" not in gguf.tensors:
+        raise ConfigError(f"model {str(gguf.path)!r} has no tensor 'token_embd.weight'")
+    return gguf.tensors["token_embd.weight"].shape[0]
+
+
+def _rope_factors(gguf: GGUFFile, head_size: int) -> tuple[float, ...]:
+    """Return what the frequency of each rotary pair is divided by; empty where by nothing.
+
+    A file has one factor for all pairs ("linear"), or one for each in a tensor (Llama 3.1's, by its converter).
+    """
+    kind = gguf.fields.get("llama.rope.scaling.type", "none")
+    linear = gguf.fields.get("llama.rope.scale_linear")  # the older key
+    factors = [1.0] * (head_size // 2)
+    if kind == "linear" or linear:
+        factor = gguf.number(
+            "llama.rope.scaling.factor", None if not linear else gguf.number("llama.rope.scale_linear")
+        )
+        factors = [factor] * (head_size // 2)
+    elif kind != "none":
+        raise ConfigError(f"model {str(gguf.path)!r}: 'llama.rope.scaling.type' {kind!r} is not supported")
+    if _ROPE_FACTORS in gguf.tensors:
+        factors = [
+            f * own for f, own in zip(factors, _float32_values(gguf, _ROPE_FACTORS, head_size // 2), strict=True)
+        ]
+    return () if set(factors) == {1.0} else tuple(factors)
+
+
+def _float32_values(gguf: GGUFFile, name: str, count: int) -> list[float]:
+    info = gguf.tensors[name]
+    if info.type_id != 0 or info.shape != (count,):
+        raise ConfigError(
+            f"model {str(gguf.path)!r}: tensor {name!r} of type {info.type_id} and shape {info.shape} is not "
+            f"{count} float32"
+        )
+    values: list[float] = torch.from_numpy(gguf.read_bytes(info, 4 * count).copy()).view(torch.float32).tolist()
+    return values
+
+
+def _unread(gguf: GGUFFile, config: LlamaConfig) -> Iterator[str]:
+    """Name the keys and tensors that we would leave out though they may change the logits."""
+    used = {
+        "attention.head_count": config.num_heads,
+        "attention.head_count_kv": config.num_kv_heads,
+        "attention.key_length": config.head_size,
+        "attention.value_length": config.head_size,
+        "rope.dimension_count": config.head_size,
+    }
+    read = {
+        *("block_count", "context_length", "embedding_length", "feed_forward_length", "rope.freq_base"),
+        *("attention.layer_norm_rms_epsilon", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
+    }
+    for key, value in gguf.fields.items():
+        name = key.removeprefix("llama.")
+        if name == key or name in read | _HARMLESS:
+            continue
+        allowed = (used[name],) if name in used else _WITHOUT_EFFECT.get(name, ())
+        if value not in allowed:
+            yield f"{key!r} {value!r}"
+    for tensor in sorted(gguf.tensors.keys() - gguf_tensor_names(config.num_layers) - {_ROPE_FACTORS}):
+        yield f"tensor {tensor!r}"

@@ -5,6 +5,7 @@ N tokens, H query heads, G key-value heads, D head size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,12 @@ import torch.nn.functional as F
 
 from backend.executors.torch_engine.inputs import Segment, StepInputs
 from backend.executors.torch_engine.kv_pool import KVPool
+
+_log = logging.getLogger(__name__)
+
+# The paged kernel: a tile of larger heads does not fit every device's shared memory, and older devices lack bf16.
+_MAX_PAGED_HEAD_SIZE = 256
+_MIN_PAGED_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +132,29 @@ def _softcapped_attention(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+
+
+def device_attention(pool: KVPool, num_heads: int) -> SlotAttention:
+    """Return the paged kernel where the pool lies on a CUDA device that runs it, else the plain one, and log why."""
+    if problem := _paged_problem(pool):
+        _log.warning("no paged attention kernel, steps will be slower: %s", problem)
+        return TorchAttention(pool)
+    from backend.executors.torch_engine.paged_attention import PagedAttention
+
+    return PagedAttention(pool, num_heads)
+
+
+def _paged_problem(pool: KVPool) -> str | None:
+    """Say why the paged kernel cannot attend to a pool; None where it can."""
+    device, head_size = pool.storage.device, pool.shape.head_size
+    if device.type != "cuda":
+        return f"device {str(device)!r} is no CUDA device"
+    if head_size > _MAX_PAGED_HEAD_SIZE:
+        return f"head size {head_size} exceeds {_MAX_PAGED_HEAD_SIZE}"
+    if (capability := torch.cuda.get_device_capability(device)) < _MIN_PAGED_CAPABILITY:
+        return f"compute capability {capability} of {str(device)!r} is below {_MIN_PAGED_CAPABILITY}"
+    try:
+        import triton.language  # noqa: F401 # what the kernel is written in; CUDA builds of torch bring it
+    except ImportError as error:
+        return str(error)
+    return None

@@ -11,7 +11,7 @@ import torch
 
 from backend.errors import ConfigError
 from backend.executors import ExecutorCapacity
-from backend.executors.torch_engine.attention import SlotAttention, TorchAttention
+from backend.executors.torch_engine.attention import SlotAttention, TorchAttention, device_attention
 from backend.executors.torch_engine.executor import Model, TorchExecutor
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
 from backend.executors.torch_engine.layer_ops import LayerOps, LlamaConfig, TorchLayerOps
@@ -96,8 +96,10 @@ def _pool(shape: KVShape, capacity: ExecutorCapacity, device: torch.device, repo
 
 def _attention(settings: TorchSettings, pool: KVPool, num_heads: int, capacity: ExecutorCapacity) -> SlotAttention:
     """Choose the compiled kernel where it runs, plain torch otherwise."""
-    if settings.attention is AttentionKernel.TORCH or pool.storage.device.type != "cpu":
+    if settings.attention is AttentionKernel.TORCH:
         return TorchAttention(pool)
+    if pool.storage.device.type != "cpu":
+        return device_attention(pool, num_heads)
     try:
         from backend.executors.torch_engine.compiled_ops import CompiledAttention
     except ImportError as error:
@@ -109,8 +111,14 @@ def _attention(settings: TorchSettings, pool: KVPool, num_heads: int, capacity: 
 
 
 def _layer_ops(config: LlamaConfig, pool: KVPool, attention: SlotAttention, capacity: ExecutorCapacity) -> LayerOps:
-    """Compiled operations go with compiled attention, where the sizes are multiples of a vector."""
-    if isinstance(attention, TorchAttention) or config.hidden_size % 16 or config.intermediate_size % 16:
+    """Compiled operations go with compiled attention on the CPU, where the sizes are multiples of a vector."""
+    is_on_cpu = pool.storage.device.type == "cpu"
+    if (
+        not is_on_cpu
+        or isinstance(attention, TorchAttention)
+        or config.hidden_size % 16
+        or config.intermediate_size % 16
+    ):
         return TorchLayerOps(config, pool, attention)
     from backend.executors.torch_engine.compiled_ops import CompiledAttention, CompiledLayerOps
 

@@ -16,6 +16,9 @@ from backend.executors.torch_engine.inputs import Segment, StepInputs
 from backend.executors.torch_engine.kv_pool import KVPool
 
 
+# The paged kernel: a tile of larger heads does not fit every device's shared memory, and older devices lack bf16.
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
     """What differs between models and between a model's layers. `window` None: a token sees all before it."""

@@ -18,6 +18,8 @@ from backend.executors.torch_engine.processor import Processor
 from backend.executors.torch_engine.settings import AttentionKernel
 
 _log = logging.getLogger(__name__)
+_MAX_PAGED_HEAD_SIZE = 256
+_MIN_PAGED_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Kernels:
     attention: Callable[[Place], SlotAttention]
     layer_ops: Callable[[LlamaConfig, Place, SlotAttention], LayerOps]
     small_steps: Callable[[LlamaWeights, LayerOps], SmallStepLayers | None]
+    is_for_cpu: bool = False
 
 
 def choose_kernels(wanted: AttentionKernel, place: Place) -> Kernels:
@@ -60,7 +63,7 @@ def choose_kernels(wanted: AttentionKernel, place: Place) -> Kernels:
         reason = each.why_not(place)
         if reason is None:
             return each
-        if place.is_cpu:
+        if each.is_for_cpu is place.is_cpu:
             _log.warning("no %s kernels, steps will be slower: they need %s", each.kernel.value, reason)
     raise AssertionError("plain torch runs everywhere")
 
@@ -110,21 +113,50 @@ def _compiled_small_steps(weights: LlamaWeights, ops: LayerOps) -> SmallStepLaye
     return layer_program(weights, ops) if isinstance(ops, CompiledLayerOps) else None
 
 
+def _paged_why_not(place: Place) -> str | None:
+        device, head_size = place.pool.storage.device, place.pool.shape.head_size
+    if device.type != "cuda":
+        return "a CUDA device"
+    if head_size > _MAX_PAGED_HEAD_SIZE:
+        return f"heads of at most {_MAX_PAGED_HEAD_SIZE}, not {head_size}"
+    if (capability := torch.cuda.get_device_capability(device)) < _MIN_PAGED_CAPABILITY:
+        return f"compute capability {_MIN_PAGED_CAPABILITY}, not {capability}"
+    try:
+        import triton.language  # noqa: F401 # what the kernel is written in; CUDA builds of torch bring it
+    except ImportError as error:
+        return f"the Triton language: {error}"
+    return None
+
+
+def _paged_attention(place: Place) -> SlotAttention:
+    from backend.executors.torch_engine.paged_attention import PagedAttention
+
+    return PagedAttention(place.pool, place.num_heads)
+
+
 def _torch_attention(place: Place) -> SlotAttention:
     is_emulated = place.is_cpu and not place.processor.has_bf16_products
     return TorchAttention(place.pool, torch.float32 if is_emulated else None)
 
 
+def _torch_layer_ops(config: LlamaConfig, place: Place, attention: SlotAttention) -> LayerOps:
+    return TorchLayerOps(config, place.pool, attention)
+
+
+def _no_small_steps(_weights: LlamaWeights, _ops: LayerOps) -> SmallStepLayers | None:
+    return None
+
+
 # In order of preference; the last one runs everywhere.
 KERNELS = (
     Kernels(
-        AttentionKernel.COMPILED, _compiled_why_not, _compiled_attention, _compiled_layer_ops, _compiled_small_steps
+        AttentionKernel.COMPILED,
+        _compiled_why_not,
+        _compiled_attention,
+        _compiled_layer_ops,
+        _compiled_small_steps,
+        is_for_cpu=True,
     ),
-    Kernels(
-        AttentionKernel.TORCH,
-        lambda _place: None,
-        _torch_attention,
-        lambda config, place, attention: TorchLayerOps(config, place.pool, attention),
-        lambda _weights, _ops: None,
-    ),
+    Kernels(AttentionKernel.PAGED, _paged_why_not, _paged_attention, _torch_layer_ops, _no_small_steps),
+    Kernels(AttentionKernel.TORCH, lambda _place: None, _torch_attention, _torch_layer_ops, _no_small_steps),
 )

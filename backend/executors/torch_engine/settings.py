@@ -19,10 +19,11 @@ class Dtype(StrEnum):
 
 
 class AttentionKernel(StrEnum):
-    """Who attends over slot tables. AUTO: the compiled kernel where numba runs, plain torch otherwise."""
+    """Who attends over slot tables. AUTO: the compiled kernel, on CUDA the paged one, else plain torch."""
 
     AUTO = "auto"
     COMPILED = "compiled"
+    PAGED = "paged"
     TORCH = "torch"
 
 

@@ -37,6 +37,9 @@ def plan_capacity(settings: TorchSettings, shape: KVShape, weight_bytes: int, ma
         max_seq_len=min(settings.max_model_len or max_positions, max_positions),
         max_tokens_per_step=settings.max_tokens_per_step,
         max_seqs_per_step=settings.max_seqs_per_step,
+        weight_bytes=weight_bytes,
+        kv_bytes=num_tokens * shape.bytes_per_token,
+        host_kv_bytes=num_host_slots * shape.bytes_per_token,
     )
 
 

@@ -60,7 +60,8 @@ def suited(capacity: Capacity, setup: Setup) -> Setup:
         rt_rate=min(_MAX_RATE, round_down(_REAL_TIME_SHARE / chat_s)),
         be_backlog=min(_MAX_BACKLOG, math.ceil(backlog)),
         prompt_scale=scale,
-        slos=Slos(round_up(ttft_slo_s), round_up(_TPOT_STEPS * capacity.batch_decode_s)),
+        ttft_slo_s=round_up(ttft_slo_s),
+        tpot_slo_s=round_up(_TPOT_STEPS * capacity.batch_decode_s),
     )
 
 

@@ -46,7 +46,7 @@ _SETTLE_S = 1.0  # between a server's start and its load, in which the rest of t
 class Setup:
     """One measured mix: rates are requests per second, Poisson; a backlog arrives at time 0.
 
-    prompt_scale: prompts are so much longer than the usual ones. slos: what real-time requests ask for.
+    prompt_scale: prompts are so much longer than the usual ones.
     """
 
     name: str
@@ -59,7 +59,13 @@ class Setup:
     duration_s: float = 65.0
     drain_s: float = 15.0
     prompt_scale: float = 1.0
-    slos: Slos = ASKED
+    ttft_slo_s: float = ASKED.ttft_slo_s
+    tpot_slo_s: float = ASKED.tpot_slo_s
+
+    @property
+    def slos(self) -> Slos:
+        """Return what real-time requests ask for."""
+        return Slos(self.ttft_slo_s, self.tpot_slo_s)
 
     def mix(self, seed: int) -> Mix:
         """Draw the arrivals."""

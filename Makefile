@@ -1,17 +1,20 @@
 # Everything a person types. Each target installs only what it needs, once, into .venv (stamps in .venv/stamps).
 # PYTHON: 3.11 or 3.12 with a shared libpython. TORCH_INDEX: where torch comes from, e.g. PyTorch's CPU index.
 # ARGS: passed on, e.g. `make serve ARGS="--http-port 9000 --policy fcfs"`.
+# WORKERS: processes that run the tests at once; each starts servers of its own. 0: none but pytest's own.
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 TORCH_INDEX ?=
 TARGET ?= cpu
 MODEL ?=
+WORKERS ?= 2
 ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq
 PIP_LOCKED := $(PIP) --constraint requirements/lock.txt
+PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 STAMPS := .venv/stamps
 TORCH := torch==2.13.0
 PINS := pyproject.toml requirements/lock.txt
@@ -26,10 +29,10 @@ serve: $(STAMPS)/serve ## install what is missing, serve SmolLM2-135M on 127.0.0
 	@$(BIN)/bros-serve --die-with-parent $(ARGS)
 
 test: $(STAMPS)/dev ## all tests but the long runs: unit, property, simulator, torch engine, real Triton server
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-full: $(STAMPS)/dev ## the long runs too
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-trtllm: ## on a GPU, with TensorRT-LLM's python3 on PATH: serve and test MODEL=/checkpoint
 	@test -n "$(MODEL)" || { echo "name a checkpoint: make test-trtllm MODEL=/path/to/checkpoint" >&2; exit 2; }

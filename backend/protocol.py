@@ -162,7 +162,8 @@ class Chunks(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class EngineState(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Sent on connecting and at every change. `fraction` of loading, 0 to 1, where it is known."""
+    """Sent on connecting and at every change. `detail` of READY: lines about memory and speed. `fraction` of loading,
+    0 to 1, where it is known."""
 
     stage: Stage
     detail: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from backend.executors import Executor
 from backend.intake import PromptTokenizer
 from backend.scheduler import make_scheduler
 from backend.sim_tokenizer import SimTokenizer
+from backend.startup import measure_speed, memory_line, speed_line
 from backend.tokenizer import load_tokenizer
 
 Progress = Callable[[str, float | None], None]  # what is being done, and the fraction done where it is known
@@ -50,11 +51,13 @@ class Runtime:
     """An engine that is loaded.
 
     max_seq_len: the longest prompt and output together, in tokens. close: to be called after `engine.run` has returned.
+    facts: lines about memory and speed, for whoever starts it.
     """
 
     engine: EngineLike
     max_seq_len: int
     close: Callable[[], None] = lambda: None
+    facts: Sequence[str] = ()
 
 
 def load_runtime(
@@ -74,7 +77,16 @@ def load_runtime(
     executor = _make_executor(config, clock, report)
     capacity = executor.capacity()
     scheduler = make_scheduler(config.scheduler, capacity, tokenizer.eos_token_ids)
-    return Runtime(Engine(scheduler, executor, clock, emit, record), capacity.max_seq_len, close=executor.close)
+    facts = _facts(config, executor, report)
+    return Runtime(Engine(scheduler, executor, clock, emit, record), capacity.max_seq_len, executor.close, facts)
+
+
+def _facts(config: EngineConfig, executor: Executor, report: Progress) -> list[str]:
+    """Return lines about a real model; a simulated one has the speed that its settings say."""
+    if config.executor is ExecutorKind.SIM:
+        return []
+    report("measuring steps", 1.0)
+    return [memory_line(executor.capacity()), speed_line(measure_speed(executor), config.service.default_slo)]
 
 
 def _make_executor(config: EngineConfig, clock: Clock, report: Progress) -> Executor:

@@ -3,7 +3,8 @@
     python -m bench.demo --out docs/img/demo.svg
 
 A backlog of best-effort requests arrives at once while real-time requests keep coming; both policies get the same
-seeded arrivals, each on a server of its own. The numbers behind the picture go to `--results`.
+seeded arrivals, each on a server of its own. What the machine can do is measured first; it decides how much arrives and
+which objectives the requests have. The numbers behind the picture go to `--results`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 
+from bench.capacity import NUM_DECODES, Capacity, measure, suited
 from bench.provenance import provenance
 from bench.score import RequestRecord
-from bench.serve import ASKED, Setup, measure_policy
+from bench.serve import Setup, measure_policy
 
 mpl.use("svg")
 mpl.rcParams.update({"svg.hashsalt": "bros", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-SETUP = Setup("demo", rt_rate=0.8, be_backlog=150, warmup_s=0.0, duration_s=60.0, drain_s=15.0)
+SETUP = Setup("demo", warmup_s=0.0, duration_s=60.0, drain_s=15.0)
 POLICIES = ("fcfs", "bros")
 
 
@@ -39,17 +41,31 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/img/demo.svg"), help="picture to write")
     parser.add_argument("--results", type=Path, default=Path("bench/results/demo.json"), help="numbers to write")
     arguments = parser.parse_args()
-    setup = Setup(**{**asdict(SETUP), "duration_s": arguments.duration_s})
+    capacity = measure(SETUP.flags)
+    setup = suited(capacity, replace(SETUP, duration_s=arguments.duration_s))
+    print(describe(capacity, setup), file=sys.stderr)
     runs = {}
     for policy in POLICIES:
         print(f"serving with {policy} for {setup.duration_s:g} s", file=sys.stderr)
         runs[policy] = measure_policy(policy, setup, arguments.seed)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     draw(runs, setup, arguments.out)
-    document = {"provenance": provenance(), "runs": {policy: result for policy, (result, _) in runs.items()}}
+    results = {policy: result for policy, (result, _) in runs.items()}
+    document = {"provenance": provenance(), "capacity": asdict(capacity), "runs": results}
     arguments.results.write_text(json.dumps(document, indent=1) + "\n")
     print(arguments.out)
     return 0
+
+
+def describe(capacity: Capacity, setup: Setup) -> str:
+    """Say what was measured, and the load that follows from it."""
+    return (
+        f"this machine reads {capacity.prefill_tokens_per_s:,.0f} prompt tokens/s and decodes in "
+        f"{capacity.decode_s * 1e3:.1f} ms alone, {capacity.batch_decode_s * 1e3:.1f} ms in a batch of {NUM_DECODES}; "
+        f"so {setup.rt_rate:g} real-time requests/s beside {setup.be_backlog} documents, prompts at "
+        f"{setup.prompt_scale:.0%} of their usual length, objectives {setup.slos.ttft_slo_s:g} s to the first token "
+        f"and {setup.slos.tpot_slo_s * 1e3:g} ms for each further one"
+    )
 
 
 def draw(runs: dict[str, tuple[dict[str, Any], list[RequestRecord]]], setup: Setup, path: Path) -> None:
@@ -62,10 +78,11 @@ def draw(runs: dict[str, tuple[dict[str, Any], list[RequestRecord]]], setup: Set
         waits, best_effort = axes[0][column], axes[1][column]
         rt = [record for record in records if record.is_rt]
         for place, record in enumerate(rt):
-            _draw_request(waits, place, record, end_s)
-        met = sum(record.meets_ttft(ASKED) and record.meets_tpot(ASKED) for record in rt)
-        title = f"{policy}: {met} of {len(rt)} real-time requests within {ASKED.ttft_slo_s:g} s, "
-        waits.set_title(f"{title}{ASKED.tpot_slo_s * 1e3:g} ms", fontsize=10)
+            _draw_request(waits, place, record, setup)
+        slos = setup.slos
+        met = sum(record.meets_ttft(slos) and record.meets_tpot(slos) for record in rt)
+        title = f"{policy}: {met} of {len(rt)} real-time requests within {slos.ttft_slo_s:g} s, "
+        waits.set_title(f"{title}{slos.tpot_slo_s * 1e3:g} ms", fontsize=10)
         seconds = np.arange(0.0, end_s + 1.0)
         be_times_s = [time_s for record in records if not record.is_rt for time_s in record.token_times_s]
         rate = np.convolve(np.histogram(be_times_s, seconds)[0], np.ones(5) / 5, mode="same")
@@ -78,13 +95,14 @@ def draw(runs: dict[str, tuple[dict[str, Any], list[RequestRecord]]], setup: Set
     plt.close(figure)
 
 
-def _draw_request(axis: Any, place: int, record: RequestRecord, end_s: float) -> None:
+def _draw_request(axis: Any, place: int, record: RequestRecord, setup: Setup) -> None:
     """A bar from arrival to the first token, and one from there to the last."""
+    end_s = setup.duration_s + setup.drain_s
     first_s = record.token_times_s[0] if record.token_times_s else end_s
     last_s = record.token_times_s[-1] if record.token_times_s else end_s
-    is_late = not record.meets_ttft(ASKED)
+    is_late = not record.meets_ttft(setup.slos)
     axis.barh(place, first_s - record.arrival_s, left=record.arrival_s, color="#d62728" if is_late else "#f2a6a6")
-    axis.barh(place, last_s - first_s, left=first_s, color="#2ca02c" if record.meets_tpot(ASKED) else "#b5d8b5")
+    axis.barh(place, last_s - first_s, left=first_s, color="#2ca02c" if record.meets_tpot(setup.slos) else "#b5d8b5")
 
 
 if __name__ == "__main__":

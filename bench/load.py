@@ -24,7 +24,7 @@ from bench.workload import Arrival
 from client import AsyncClient
 from client.errors import ClientError
 
-_FIRST_TOKEN_ID, _LAST_TOKEN_ID = 1_000, 40_000  # ordinary words in every vocabulary that is measured here
+_FIRST_TOKEN_ID, _LAST_TOKEN_ID = 1_000, 30_000  # ordinary words in every vocabulary here, the simulated one too
 _MAX_LATE_START_S = 0.25  # a generator later than this is overloaded itself
 
 

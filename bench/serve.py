@@ -44,7 +44,10 @@ _SETTLE_S = 1.0  # between a server's start and its load, in which the rest of t
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """One measured mix: rates are requests per second, Poisson; a backlog arrives at time 0."""
+    """One measured mix: rates are requests per second, Poisson; a backlog arrives at time 0.
+
+    prompt_scale: prompts are so much longer than the usual ones.
+    """
 
     name: str
     rt_rate: float = 0.0
@@ -55,18 +58,34 @@ class Setup:
     warmup_s: float = 5.0
     duration_s: float = 65.0
     drain_s: float = 15.0
+    prompt_scale: float = 1.0
+    ttft_slo_s: float = ASKED.ttft_slo_s
+    tpot_slo_s: float = ASKED.tpot_slo_s
+
+    @property
+    def slos(self) -> Slos:
+        """Return what real-time requests ask for."""
+        return Slos(self.ttft_slo_s, self.tpot_slo_s)
 
     def mix(self, seed: int) -> Mix:
         """Draw the arrivals."""
         rng_rt, rng_be = (np.random.default_rng([seed, which]) for which in (1, 2))
-        rt = open_loop(poisson_arrivals(self.rt_rate, self.duration_s, rng_rt), CHAT_SMALL, rng_rt)
+        chats, documents = (lengths.with_prompts(self.prompt_scale) for lengths in (CHAT_SMALL, PAPER_BE))
+        rt = open_loop(poisson_arrivals(self.rt_rate, self.duration_s, rng_rt), chats, rng_rt)
         be_times_s = poisson_arrivals(self.be_rate, self.duration_s, rng_be)
-        be = closed_loop(self.be_backlog, PAPER_BE, rng_be) + open_loop(be_times_s, PAPER_BE, rng_be)
-        return Mix(rt, be, ASKED, self.duration_s, self.drain_s, seed)
+        be = closed_loop(self.be_backlog, documents, rng_be) + open_loop(be_times_s, documents, rng_be)
+        return Mix(rt, be, self.slos, self.duration_s, self.drain_s, seed)
 
     @property
     def window(self) -> Window:
         return Window(self.warmup_s, self.duration_s)
+
+    @property
+    def flags(self) -> list[str]:
+        """Return the options of a server for this mix."""
+        steps = (f"max_tokens_per_step={self.max_tokens_per_step}", f"max_seqs_per_step={MAX_SEQS}")
+        settings = [part for step in steps for part in ("--set", f"scheduler.{step}")]
+        return ["--kv-tokens", str(self.kv_tokens), *settings]
 
 
 # The loads on which vLLM was measured (bench/results/peers.json), and each class alone.
@@ -92,7 +111,7 @@ def measure(connect: Callable[[], Target], setup: Setup, seed: int) -> tuple[dic
             await target.close()
 
     records = asyncio.run(run())
-    scores = score_rt(records, ASKED, setup.window)
+    scores = score_rt(records, setup.slos, setup.window)
     attained = {
         f"{slos.ttft_slo_s:g} s, {slos.tpot_slo_s * 1e3:g} ms": score_rt(records, slos, setup.window)["rt_attainment"]
         for slos in SLOS
@@ -116,12 +135,7 @@ def measure_policy(
     connect: Callable[[str], Target] = BrosTarget,
 ) -> tuple[dict[str, Any], list[RequestRecord]]:
     """Start a server of `policy` with further `settings` (KEY=VALUE), `connect` to its URL, measure it, stop it."""
-    settings = [
-        *settings,
-        f"scheduler.max_tokens_per_step={setup.max_tokens_per_step}",
-        f"scheduler.max_seqs_per_step={MAX_SEQS}",
-    ]
-    flags = ["--policy", policy, "--kv-tokens", str(setup.kv_tokens)]
+    flags = ["--policy", policy, *setup.flags]
     flags += [part for setting in settings for part in ("--set", setting)]
     with running_server(flags) as address:
         foreign_cores = psutil.cpu_percent(_SETTLE_S) / 100 * (psutil.cpu_count() or 1)

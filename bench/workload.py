@@ -69,6 +69,15 @@ class Lengths:
 
         return cls(draw)
 
+    def with_prompts(self, scale: float) -> Lengths:
+        """Return the same lengths with prompts `scale` (> 0) times as long."""
+
+        def draw(rng: Generator, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+            prompts, outputs = self.draw(rng, n)
+            return np.rint(prompts * scale).astype(np.int64).clip(1), outputs
+
+        return self if scale == 1.0 else Lengths(draw)
+
 
 PAPER_BE = Lengths.uniform((512, 1024), (32, 128))  # arXiv 2504.09590, evaluation
 CHAT_SMALL = Lengths.lognormal(prompt_mean=160, output_mean=64, sigma=0.6)  # the RT mix of the CPU measurements

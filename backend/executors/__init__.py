@@ -13,7 +13,10 @@ from backend.plan import StepBatch, StepResult
 
 @dataclass(frozen=True, slots=True)
 class ExecutorCapacity:
-    """What an executor can hold and do in one step. A slot is a position of KV; there are `num_blocks * block_size`."""
+    """What an executor can hold and do in one step. A slot is a position of KV; there are `num_blocks * block_size`.
+
+    weight_bytes, kv_bytes, host_kv_bytes: memory planned for weights and pools; 0 where the executor plans none.
+    """
 
     block_size: int
     num_blocks: int
@@ -24,6 +27,9 @@ class ExecutorCapacity:
     fills_from_right: bool = True  # False: blocks fill from the left only, so the KV manager works in whole blocks
     host_copy_s_per_token: float = 0.0  # to the host pool or back; 0 where there is no pool
     description: str = ""  # what it runs on, in one line, for people
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+    host_kv_bytes: int = 0
 
 
 class Executor(Protocol):

@@ -123,11 +123,14 @@ class Supervisor:
 
     async def _follow_loading(self) -> None:
         async for state in engine_states(self._launch.socket_path):
+            if state.stage is Stage.READY:
+                self._loading = "engine: ready"
+                if state.detail:
+                    self._report.news(state.detail)
+                return
             share = "" if state.fraction is None else f" {state.fraction:.0%}"
             self._loading = f"engine: {state.detail or state.stage.value}{share}"
             self._report.progress(self._loading)
-            if state.stage is Stage.READY:
-                return
             if state.stage is Stage.FAILED:
                 raise ServeError(f"the engine could not start: {state.detail}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import select
 import signal
 import socket
@@ -27,7 +28,9 @@ from backend.executors.sim import SimSettings
 from backend.policy.settings import SchedulerSettings
 from backend.protocol import (
     VERSION,
+    Chunk,
     Chunks,
+    End,
     EngineState,
     Hello,
     Metrics,
@@ -159,11 +162,18 @@ def test_a_request_that_timed_out_ends_with_an_error(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_is_refused_with_retry_advice(tmp_path: Path) -> None:
-    one_at_a_time = SimSettings(coefficients=SLOW.coefficients, max_seqs_per_step=1)
-    file = make_file(tmp_path, one_at_a_time, SchedulerSettings(max_waiting_be=1))
+    long_steps = SimSettings(coefficients=(0.2, 0.0, 0.0, 0.0, 0.0), max_seqs_per_step=1)
+    file = make_file(tmp_path, long_steps, SchedulerSettings(max_waiting_be=1))
+    ends: queue.SimpleQueue[End] = queue.SimpleQueue()
+
+    def note_end(chunk: Chunk) -> None:
+        if chunk.end is not None:
+            ends.put(chunk.end)
+
     with running(file), linked(file) as link:
-        answers = [ask(link, max_tokens=ENDLESS, priority_class="be") for _ in range(4)]
-        end = answers[-1].end()
+        for _ in range(20):  # far more than there are steps meanwhile, also where this thread has to wait for a core
+            link.submit("", make_generation(max_tokens=ENDLESS, priority_class="be"), note_end)
+        end = ends.get(timeout=WAIT_S)
     assert (end.error_code, end.error_status) == ("OVERLOADED", "UNAVAILABLE")
     assert "retry_after_ms=" in end.error_message
 

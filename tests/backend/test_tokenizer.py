@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -40,14 +41,19 @@ def test_decoding_gives_the_encoded_text_back(tokenizer: Tokenizer, text: str) -
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@needs_default_model
-@pytest.mark.parametrize("text", TEXTS)
-def test_gguf_vocabulary_encodes_as_the_library_does(tokenizer: Tokenizer, text: str) -> None:
-    """The library's conversion leaves digits together; every digit is its own token in this vocabulary all the same."""
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    """The library's own tokenizer; it takes seconds to convert the file."""
     from transformers import AutoTokenizer
 
     path = resolve_model(None).path
-    reference = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+
+
+@needs_default_model
+@pytest.mark.parametrize("text", TEXTS)
+def test_gguf_vocabulary_encodes_as_the_library_does(tokenizer: Tokenizer, reference: Any, text: str) -> None:
+    """The library's conversion leaves digits together; every digit is its own token in this vocabulary all the same."""
     assert tokenizer.encode(text) == reference.encode(text)
 
 

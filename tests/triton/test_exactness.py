@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,17 @@ from tests.triton.streams import Stream
 
 pytestmark = [pytest.mark.triton, needs_default_model]
 
-NUM_TOKENS = 16
-PROMPTS = list(random_prompts(20, 160, 49_152, seed=3))
-KV_TOKENS = 1024  # about half of what the 20 requests would hold at once
+NUM_TOKENS = 8
+PROMPTS = list(random_prompts(12, 160, 49_152, seed=3))
+KV_TOKENS = 256  # about half of what the 12 requests would hold at once
 
 
 def test_greedy_float32_tokens_served_to_both_classes_equal_the_librarys(tmp_path: Path) -> None:
     model = library_llama_from_gguf(resolve_model(None).path)
     expected = [reference_tokens(model, prompt, NUM_TOKENS) for prompt in PROMPTS]
     options = ("--dtype", "float32", "--threads", "1", "--kv-tokens", str(KV_TOKENS))
-    with serving(tmp_path / "log", *options) as server, Stream(server.grpc_url) as stream:
+    log = tmp_path / "log"
+    with serving(log, *options) as server, Stream(server.grpc_url) as stream:
         asked = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "stream": True}
         answers = [
             stream.send({"input_ids": prompt, **asked}, "bros_rt" if index % 2 else "bros_be")
@@ -33,3 +35,10 @@ def test_greedy_float32_tokens_served_to_both_classes_equal_the_librarys(tmp_pat
         assert all(answer.is_final.wait(200.0) for answer in answers)
     assert [answer.errors for answer in answers] == [[]] * len(PROMPTS)
     assert [answer.token_ids for answer in answers] == expected
+    assert_memory_and_speed_were_said(log.read_text())
+
+
+def assert_memory_and_speed_were_said(words: str) -> None:
+    """The planned memory is that of the options: 46 KB a token in float32, and half a GiB on the host."""
+    assert f"KV pool 12 MB ({KV_TOKENS} tokens), host pool 537 MB" in words
+    assert re.search(r"alone, this machine decodes in [\d.]+ ms and computes a prompt of 128 tokens in \d+ ms", words)

@@ -14,7 +14,7 @@ from tests.triton.streams import Answer, Stream
 
 pytestmark = pytest.mark.triton
 
-NUM_BE, BE_PROMPT_TOKENS, BE_MAX_TOKENS = 20, 700, 8
+NUM_BE, BE_PROMPT_TOKENS, BE_MAX_TOKENS = 20, 250, 8
 NUM_OVERTAKING = 4  # first come, first served: all 20
 
 
@@ -38,7 +38,7 @@ def test_a_real_time_request_starts_before_20_long_best_effort_ones_that_came_fi
 def num_ended_before_first_token(stream: Stream, background: list[Answer]) -> int:
     """Send a real-time request, wait for its end; return how many others ended before its first token came."""
     num_before = num_ended(background)
-    answer = stream.send({"text_input": "The sea is", "max_tokens": 8, "stream": True}, "bros_rt")
+    answer = stream.send({"text_input": "The sea is", "max_tokens": 2, "stream": True}, "bros_rt")
     wait_until(lambda: bool(answer.responses or answer.errors), "the first token")
     num_after = num_ended(background)
     assert answer.is_final.wait(PATIENCE_S)

@@ -18,6 +18,7 @@ from backend.executors.torch_engine.processor import Processor
 from backend.executors.torch_engine.settings import AttentionKernel
 
 _log = logging.getLogger(__name__)
+
 _MAX_PAGED_HEAD_SIZE = 256
 _MIN_PAGED_CAPABILITY = (8, 0)
 
@@ -41,7 +42,8 @@ class Kernels:
     """One way to run what lies between two products.
 
     why_not: says what is missing, None where it runs. layer_ops: of a Llama-family model over that attention.
-    small_steps: all layers of a small step at once, None where that is not possible.
+    small_steps: all layers of a small step at once, None where that is not possible. is_for_cpu: a CPU without it is
+    slower than it could be.
     """
 
     kernel: AttentionKernel
@@ -114,7 +116,7 @@ def _compiled_small_steps(weights: LlamaWeights, ops: LayerOps) -> SmallStepLaye
 
 
 def _paged_why_not(place: Place) -> str | None:
-        device, head_size = place.pool.storage.device, place.pool.shape.head_size
+    device, head_size = place.pool.storage.device, place.pool.shape.head_size
     if device.type != "cuda":
         return "a CUDA device"
     if head_size > _MAX_PAGED_HEAD_SIZE:

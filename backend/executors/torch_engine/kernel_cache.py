@@ -8,8 +8,10 @@ Numba's own cache follows the file that defines a function, but not the files wh
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,4 +47,27 @@ class _KernelCache(FunctionCache):
 
     def __init__(self, function: Callable[[Any], None], stamp: str) -> None:
         super().__init__(function)
-        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
+        self._cache_file = _LockedFiles(self._cache_path, self._impl.filename_base, stamp)
+
+
+class _LockedFiles(IndexDataCacheFile):
+    """The index and the kernels of one function, for one process at a time.
+
+    Numba numbers the files of a function's specialisations by an index that it read before. Two processes that compile
+    different ones at once would take the same number, and one would run the other's machine code.
+    """
+
+    def load(self, key: Any) -> Any:
+        with self._locked():
+            return super().load(key)
+
+    def save(self, key: Any, data: Any) -> None:
+        with self._locked():
+            super().save(key, data)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        Path(self._cache_path).mkdir(parents=True, exist_ok=True)
+        with open(f"{self._index_path}.lock", "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

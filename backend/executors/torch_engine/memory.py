@@ -39,6 +39,9 @@ def plan_capacity(settings: TorchSettings, shape: KVShape, weight_bytes: int, ma
         max_seq_len=max_seq_len,
         max_tokens_per_step=settings.max_tokens_per_step,
         max_seqs_per_step=settings.max_seqs_per_step,
+        weight_bytes=weight_bytes,
+        kv_bytes=num_tokens * shape.bytes_per_token,
+        host_kv_bytes=num_host_slots * shape.bytes_per_token,
     )
 
 

@@ -55,6 +55,7 @@ def library_llama_from_gguf(path: Path) -> Any:
     from gguf import GGUFReader
     from gguf.quants import dequantize
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.initialization import no_init_weights
 
     reader = GGUFReader(path)
     number = {name: field.contents() for name, field in reader.fields.items() if name.startswith("llama.")}
@@ -74,7 +75,8 @@ def library_llama_from_gguf(path: Path) -> Any:
         bos_token_id=1,
         pad_token_id=2,
     )
-    model = LlamaForCausalLM(config)
+    with no_init_weights():  # random weights would take longer than reading those of the file
+        model = LlamaForCausalLM(config)
     weights = {_library_name(name): tensor for name, tensor in tensors.items()}
     for name in weights:
         if name.endswith(("q_proj.weight", "k_proj.weight")):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from numba import carray, int64
+from numba.core.caching import IndexDataCacheFile
 
 from backend.executors.torch_engine import kernel_cache
 from backend.executors.torch_engine.kernel_cache import Kernel, compile_kernel, source_stamp
@@ -32,6 +35,24 @@ def test_kernel_is_compiled_anew_only_when_a_source_changed(monkeypatch: pytest.
     assert compiled()._cache_hits == 1
     monkeypatch.setattr(kernel_cache, "source_stamp", lambda: "another")
     assert compiled()._cache_hits == 0
+
+
+@pytest.mark.usefixtures("numbas_cache")
+@pytest.mark.parametrize("access", ["_load_index", "_save_index", "_load_data", "_save_data"])
+def test_no_other_process_touches_the_files_meanwhile(access: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else two that compile at once would each write its kernel where the other's index says that its own is."""
+    accesses = []
+
+    def locked(files: Any, *arguments: Any) -> Any:
+        with open(f"{files._index_path}.lock", "ab") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        accesses.append(access)
+        return plain(files, *arguments)
+
+    plain = getattr(IndexDataCacheFile, access)
+    monkeypatch.setattr(IndexDataCacheFile, access, locked)
+    assert [compiled()._cache_hits for _ in range(2)] == [0, 1]
+    assert accesses
 
 
 @pytest.mark.parametrize("name", ["lanes.py", "kernels.py", "chunk_kernel.py"])

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from backend.executors.torch_engine.inputs import Segment, StepInputs
 from backend.executors.torch_engine.kv_pool import KVPool
 
-
 # The paged kernel: a tile of larger heads does not fit every device's shared memory, and older devices lack bf16.
 
 

@@ -25,7 +25,8 @@ from rich.status import Status
 from backend.config import ExecutorKind, parse_config
 from backend.errors import ConfigError
 from backend.model_files import resolve_model
-from backend.serving.launch import Endpoints, Launch, choose_endpoints, write_files
+from backend.serving.endpoints import Endpoints, choose_endpoints
+from backend.serving.launch import Launch, write_files
 from backend.serving.options import engine_config, make_parser
 from backend.serving.run_directory import run_directory
 from backend.serving.supervisor import ServeError, Supervisor
@@ -55,6 +56,7 @@ def serve(options: argparse.Namespace, console: Console) -> None:
     """Check everything, launch, and return when asked to stop and drained. Raises ConfigError and ServeError."""
     if options.die_with_parent:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    os.umask(0o077)  # prompts and answers are in logs, sockets and shared memory
     values = engine_config(options)
     check_model(values)
     ports = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
@@ -67,6 +69,7 @@ def serve(options: argparse.Namespace, console: Console) -> None:
             endpoints=endpoints,
             drain_timeout_s=options.drain_timeout_s,
             start_timeout_s=options.start_timeout_s,
+            canary_timeout_s=options.canary_timeout_s,
         )
         write_files(launch, values, options.model_repository)
         with ConsoleReport(console, launch, prints_json=options.json) as report:

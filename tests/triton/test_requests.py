@@ -156,12 +156,6 @@ def test_what_only_the_engine_can_know_is_refused_by_it(sim: Server) -> None:
         assert message in error
 
 
-def test_grpc_users_get_the_status_code_they_ask_for(sim: Server) -> None:
-    with Stream(sim.grpc_url, triton_grpc_error="true") as stream:
-        (error,) = stream.ask({"text_input": ""}).errors
-    assert "INVALID_ARGUMENT" in error
-
-
 def test_every_metric_of_the_table_is_on_the_endpoint(sim: Server) -> None:
     sim.generate(priority_class="rt")
     text = sim.metrics()

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -100,6 +101,7 @@ class ConsoleReport:
         self._launch = launch
         self._prints_json = prints_json
         self._status = Status("starting", console=console)
+        self._told: set[str] = set()
 
     def __enter__(self) -> ConsoleReport:
         if self._console.is_terminal:
@@ -110,8 +112,13 @@ class ConsoleReport:
         self._status.stop()
 
     def progress(self, what: str) -> None:
-        """Show what is being waited for."""
+        """Show what is being waited for; outside of a terminal once for each stage."""
         self._status.update(what)
+        if not self._console.is_terminal:
+            for stage in re.sub(r" \d+%", "", what).split(" · "):
+                if stage not in self._told:
+                    self._told.add(stage)
+                    self.news(stage)
 
     def news(self, what: str) -> None:
         """Print a line; a terminal that has gone is no reason not to drain."""

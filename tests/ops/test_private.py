@@ -124,11 +124,13 @@ def http2_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def grpc_call(method: str, *headers: tuple[bytes, bytes]) -> bytes:
-    """Return the bytes of a gRPC call with an empty message; what no client library would send can be sent so."""
+    """Return the bytes of a gRPC call; what no client library would send can be sent so."""
     usual = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", method.encode()), (b":authority", b"x")]
     all_headers = [*usual, (b"te", b"trailers"), (b"content-type", b"application/grpc"), *headers]
     block = b"".join(b"\0" + bytes([len(n)]) + n + bytes([len(v)]) + v for n, v in all_headers)  # each under 127 bytes
-    frames = http2_frame(4, 0, 0, b"") + http2_frame(1, 4, 1, block) + http2_frame(0, 1, 1, bytes(5))
+    message = b"\x78\x01"  # a field that no message has: an empty one is not taken
+    data = b"\0" + struct.pack(">I", len(message)) + message
+    frames = http2_frame(4, 0, 0, b"") + http2_frame(1, 4, 1, block) + http2_frame(0, 1, 1, data)
     return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frames
 
 

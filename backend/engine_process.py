@@ -22,6 +22,7 @@ from pathlib import Path
 
 from backend.config import load_config
 from backend.errors import ConfigError
+from backend.kernel_folder import provide_kernel_folder
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.ready_fd is not None:
                 os.close(options.ready_fd)
         _on_signals(lambda: sys.exit(0))
+        provide_kernel_folder()
 
         from backend.engine_server import EngineServer  # a second of processor time, for the owner of the socket only
 

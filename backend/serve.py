@@ -25,6 +25,7 @@ from rich.status import Status
 
 from backend.config import ExecutorKind, parse_config
 from backend.errors import ConfigError
+from backend.gguf_file import read_gguf
 from backend.model_files import resolve_model
 from backend.serving.endpoints import Endpoints, choose_endpoints
 from backend.serving.launch import Launch, write_files
@@ -90,7 +91,9 @@ def check_model(values: dict[str, Any]) -> None:
     """Check the engine's configuration and that its model exists, before any process starts. Raises ConfigError."""
     config = parse_config(values)
     if config.executor is ExecutorKind.TORCH:
-        resolve_model(config.torch.model_path)
+        files = resolve_model(config.torch.model_path)
+        if files.is_gguf:
+            read_gguf(files.path)
 
 
 class ConsoleReport:

@@ -21,7 +21,8 @@ VARIABLE = "NUMBA_CACHE_DIR"
 
 def provide_kernel_folder() -> None:
     """Set NUMBA_CACHE_DIR when numba would find no folder of its own; called before numba is imported."""
-    if os.environ.get(VARIABLE) or any(_can_write(folder) for folder in _usual_folders()):
+    given = os.environ.get(VARIABLE)
+    if any(_can_write(folder) for folder in ([Path(given)] if given else _usual_folders())):
         return
     parent = Path(tempfile.gettempdir()) / f"bros-{os.getuid()}"
     if not _can_write(parent) or parent.lstat().st_uid != os.getuid():

@@ -32,10 +32,13 @@ def test_a_home_that_can_be_written_is_left_to_numba(tmp_path: Path, monkeypatch
     assert os.environ[VARIABLE] == ""
 
 
-def test_a_folder_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "/given")
+def test_a_folder_given_is_kept_if_it_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "given"))
     provide_kernel_folder()
-    assert os.environ[VARIABLE] == "/given"
+    assert os.environ[VARIABLE] == str(tmp_path / "given")
+    monkeypatch.setenv(VARIABLE, "/proc/given")
+    provide_kernel_folder()
+    assert os.environ[VARIABLE] != "/proc/given"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -154,6 +155,14 @@ def test_what_only_the_engine_can_know_is_refused_by_it(sim: Server) -> None:
             (error,) = stream.ask(inputs).errors
         assert error.startswith(code)
         assert message in error
+
+
+@pytest.mark.skipif(shutil.which("tritonserver") is not None, reason="only the embedded server is changed")
+def test_the_error_mode_that_may_end_the_server_is_not_there(sim: Server) -> None:
+    with Stream(sim.grpc_url, triton_grpc_error="true") as stream:
+        (error,) = stream.ask({"text_input": ""}).errors
+        assert error.startswith("INVALID_REQUEST: ")
+        assert stream.ask({"text_input": "x", "max_tokens": 2}).finish_reason == "length"  # the stream goes on
 
 
 def test_every_metric_of_the_table_is_on_the_endpoint(sim: Server) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable
 from typing import Protocol
 
@@ -25,6 +26,7 @@ MAX_FAILURES = 5  # in a row, each within STABLE_S of its start
 STABLE_S = 60.0
 FIRST_PAUSE_S = 0.5
 PROBE_PERIOD_S = 0.1
+LAST_WORD_S = 0.5
 RELOAD_TIMEOUT_S = 30.0  # Triton looks at the files once a second, and a stub starts in one or two
 
 
@@ -56,6 +58,7 @@ class Supervisor:
         self._report = report
         self._engine = Child(launch.engine())
         self._server = Child(launch.server())
+        self._is_loaded = asyncio.Event()
         self._is_ready = asyncio.Event()
         self._stopping = asyncio.Event()
         self._loading = "engine: starting"
@@ -68,7 +71,13 @@ class Supervisor:
 
     async def run(self) -> None:
         """Start, announce readiness, supervise, and drain after `stop`. Raises ServeError."""
-        duties = (self._keep(self._engine), self._keep(self._server), self._become_ready(), self._keep_stubs())
+        duties = (
+            self._follow_loading(),
+            self._keep(self._engine),
+            self._keep(self._server),
+            self._become_ready(),
+            self._keep_stubs(),
+        )
         tasks = [asyncio.create_task(duty) for duty in duties]
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -100,6 +109,7 @@ class Supervisor:
             failures = 1 if loop.time() - started_s > STABLE_S else failures + 1
             ending = f"{child.command.name} ended with code {code}"
             if not self._is_ready.is_set() or failures == MAX_FAILURES:
+                await asyncio.sleep(LAST_WORD_S)  # the engine says why it fails before it ends, and Triton ends with it
                 raise ServeError(f"{ending}; it last wrote:\n{child.log_tail()}")
             pause_s = FIRST_PAUSE_S * 2 ** (failures - 1)
             self._report.news(f"{ending}; starting it again in {pause_s:g} s ({failures} of {MAX_FAILURES - 1})")
@@ -142,16 +152,13 @@ class Supervisor:
     async def _become_ready(self) -> None:
         """Follow the engine's loading and the server's start until a real request comes back."""
         started_s = asyncio.get_running_loop().time()
-        loading = asyncio.create_task(self._follow_loading())
         try:
             async with asyncio.timeout(self._launch.start_timeout_s):
                 await self._until(is_ready, "Triton: starting")
-                await loading
+                await self._is_loaded.wait()
                 await self._until(answers_canary, "first request")
         except TimeoutError:
             raise ServeError(f"not ready after {self._launch.start_timeout_s:g} s: {self._loading}") from None
-        finally:
-            loading.cancel()
         self._is_ready.set()
         self._report.ready(asyncio.get_running_loop().time() - started_s)
 
@@ -161,9 +168,12 @@ class Supervisor:
             self._loading = f"engine: {state.detail or state.stage.value}{share}"
             self._report.progress(self._loading)
             if state.stage is Stage.READY:
+                self._is_loaded.set()
                 return
             if state.stage is Stage.FAILED:
-                raise ServeError(f"the engine could not start: {state.detail}")
+                is_unexpected = re.fullmatch(r"\w+\(.*\)", state.detail, re.DOTALL)  # an exception, no words of ours
+                last_words = f"; it last wrote:\n{self._engine.log_tail()}" if is_unexpected else ""
+                raise ServeError(f"the engine could not start: {state.detail}{last_words}")
 
     async def _until(self, holds: Callable[[str], bool], what: str) -> None:
         while not await asyncio.to_thread(holds, self._launch.endpoints.http_url):

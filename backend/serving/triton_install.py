@@ -13,11 +13,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from backend.config import REPOSITORY_ROOT
 from backend.errors import ConfigError
 
 STUB = "triton_python_backend_stub"
@@ -59,10 +60,17 @@ def _embedded(run_directory: Path) -> TritonInstall:
     root = Path(spec.submodule_search_locations[0]) / "tritonserver"
     if int(version("numpy").split(".")[0]) >= 2:
         raise ConfigError(f"numpy {version('numpy')}: the embedded Triton's stubs need numpy<2")
+    _check_paths([str(REPOSITORY_ROOT), sys.prefix, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     environment = {"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")}
     stub = root / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / STUB
     _check_stub(stub, environment)
     return TritonInstall(_server(root, run_directory), _make_backends(root, stub, run_directory), environment)
+
+
+def _check_paths(paths: Sequence[str]) -> None:
+    """Refuse folders of modules that the embedded stubs cannot name: their Python decodes none but ASCII (2.51)."""
+    if wrong := [path for path in paths if not path.isascii()]:
+        raise ConfigError(f"{wrong[0]!r} has letters outside ASCII, with which Triton's stubs do not start: rename it")
 
 
 def _check_stub(stub: Path, environment: Mapping[str, str]) -> None:

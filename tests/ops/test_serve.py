@@ -292,5 +292,15 @@ def test_an_engine_that_cannot_start_is_a_failure_with_its_last_words(base: Path
     with serve(base, "--set", "sim.num_blocks=0") as launch:
         _, words = launch.process.communicate(timeout=TIMEOUT_S)
     assert launch.process.returncode == 1
-    assert "engine ended with code" in words
+    assert "the engine could not start: " in words
+    assert "Traceback" in words
     assert not list(base.glob("bros-*/run/*/"))
+
+
+def test_a_model_that_cannot_be_loaded_is_one_clear_line(base: Path) -> None:
+    (base / "model").mkdir()
+    (base / "model" / "config.json").write_text("{}")
+    with serve(base, "--executor", "torch", "--model", str(base / "model")) as launch:
+        _, words = launch.process.communicate(timeout=TIMEOUT_S)
+    assert launch.process.returncode == 1
+    assert words.splitlines()[-1].startswith("bros-serve: the engine could not start: model '")

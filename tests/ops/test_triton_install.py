@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from backend.errors import ConfigError
+from backend.serving import triton_install
 from backend.serving.triton_install import _server, find_triton
 
 MODE = b"\0triton_grpc_error\0"
@@ -49,6 +51,15 @@ def test_where_there_is_no_room_for_a_copy_the_original_is_run(tmp_path: Path) -
     root = make_package(tmp_path, MODE)
     (tmp_path / "full").touch()
     assert _server(root, tmp_path / "full") == root / "bin" / "tritonserver"
+
+
+def test_a_checkout_that_the_stubs_cannot_name_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr(triton_install, "REPOSITORY_ROOT", Path("/home/büro/bros"))
+    with pytest.raises(ConfigError, match="'/home/büro/bros' has letters outside ASCII"):
+        find_triton(None, tmp_path)
 
 
 def test_the_pinned_package_has_the_mode_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

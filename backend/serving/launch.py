@@ -90,7 +90,7 @@ class Launch:
             f"--grpc-restricted-protocol={CLOSED_APIS}",
             f"--exit-timeout-secs={round(self.drain_timeout_s + 2 * EXTRA_EXIT_S)}",
             f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(self.run_directory)}",
-            # A stub sends from one thread: more here only take turns. And a canary finds the one that hangs (watchdog.py).
+            # A stub sends from one thread: more here only take turns, and a canary could pass one that hangs.
             "--backend-config=python,thread-pool-size=1",
         ]
         return flags + ([f"--backend-directory={self.triton.backends}"] if self.triton.backends else [])

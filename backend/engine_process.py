@@ -23,6 +23,7 @@ from pathlib import Path
 from backend.config import load_config
 from backend.errors import ConfigError
 from backend.executors.torch_engine import say_how_threads_wait
+from backend.kernel_folder import provide_kernel_folder
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 os.close(options.ready_fd)
         _on_signals(lambda: sys.exit(0))
         say_how_threads_wait()
+        provide_kernel_folder()
 
         from backend.engine_server import EngineServer  # a second of processor time, for the owner of the socket only
 

@@ -67,12 +67,27 @@ class GGUFFile:
         return [int(str(item)) for item in value]
 
     def read_bytes(self, info: TensorInfo, num_bytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-        """Map `num_bytes` of a tensor's data, read-only."""
+        """Map `num_bytes` of a tensor's data, read-only. Raises ConfigError where the file ends before them."""
+        if info.offset + num_bytes > self.path.stat().st_size:
+            raise ConfigError(f"model {str(self.path)!r} is cut short: tensor {info.name!r} lies beyond its end")
         return np.memmap(self.path, np.uint8, "r", info.offset, (num_bytes,))
 
 
 def read_gguf(path: Path) -> GGUFFile:
-    """Read the header; raise ConfigError where `path` is no GGUF file of a version we read."""
+    """Read the header; raise ConfigError where `path` is no GGUF file of a version we read, or not all of one."""
+    size = path.stat().st_size
+    if size == 0:
+        raise ConfigError(f"model {str(path)!r} is empty")
+    try:
+        file = _read_header(path)
+    except (struct.error, LookupError, ValueError, AssertionError, OverflowError, MemoryError) as error:
+        raise ConfigError(f"model {str(path)!r} is cut short or damaged: its header does not end: {error}") from error
+    if beyond := [info.name for info in file.tensors.values() if info.offset >= size]:
+        raise ConfigError(f"model {str(path)!r} is cut short: {len(beyond)} of {len(file.tensors)} tensors are missing")
+    return file
+
+
+def _read_header(path: Path) -> GGUFFile:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[:4] != b"GGUF":
             raise ConfigError(f"model {str(path)!r} is not a GGUF file")
@@ -107,6 +122,8 @@ class _Cursor:
         (length,) = struct.unpack_from("<Q", self.data, self.position)
         start = self.position + 8
         self.position = start + length
+        if self.position > len(self.data):
+            raise ValueError(f"a string of {length} bytes lies beyond the end")
         return self.data[start : self.position].decode("utf-8", "replace")
 
     def value(self, type_id: int) -> _Field:

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -24,8 +25,10 @@ from rich.status import Status
 
 from backend.config import ExecutorKind, parse_config
 from backend.errors import ConfigError
+from backend.gguf_file import read_gguf
 from backend.model_files import resolve_model
-from backend.serving.launch import Endpoints, Launch, choose_endpoints, write_files
+from backend.serving.endpoints import Endpoints, choose_endpoints
+from backend.serving.launch import Launch, write_files
 from backend.serving.options import engine_config, make_parser
 from backend.serving.run_directory import run_directory
 from backend.serving.supervisor import ServeError, Supervisor
@@ -55,6 +58,7 @@ def serve(options: argparse.Namespace, console: Console) -> None:
     """Check everything, launch, and return when asked to stop and drained. Raises ConfigError and ServeError."""
     if options.die_with_parent:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    os.umask(0o077)  # prompts and answers are in logs, sockets and shared memory
     values = engine_config(options)
     check_model(values)
     ports = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
@@ -67,6 +71,7 @@ def serve(options: argparse.Namespace, console: Console) -> None:
             endpoints=endpoints,
             drain_timeout_s=options.drain_timeout_s,
             start_timeout_s=options.start_timeout_s,
+            canary_timeout_s=options.canary_timeout_s,
         )
         write_files(launch, values, options.model_repository)
         with ConsoleReport(console, launch, prints_json=options.json) as report:
@@ -86,7 +91,9 @@ def check_model(values: dict[str, Any]) -> None:
     """Check the engine's configuration and that its model exists, before any process starts. Raises ConfigError."""
     config = parse_config(values)
     if config.executor is ExecutorKind.TORCH:
-        resolve_model(config.torch.model_path)
+        files = resolve_model(config.torch.model_path)
+        if files.is_gguf:
+            read_gguf(files.path)
 
 
 class ConsoleReport:
@@ -97,6 +104,7 @@ class ConsoleReport:
         self._launch = launch
         self._prints_json = prints_json
         self._status = Status("starting", console=console)
+        self._told: set[str] = set()
 
     def __enter__(self) -> ConsoleReport:
         if self._console.is_terminal:
@@ -107,8 +115,13 @@ class ConsoleReport:
         self._status.stop()
 
     def progress(self, what: str) -> None:
-        """Show what is being waited for."""
+        """Show what is being waited for; outside of a terminal once for each stage."""
         self._status.update(what)
+        if not self._console.is_terminal:
+            for stage in re.sub(r" \d+%", "", what).split(" · "):
+                if stage not in self._told:
+                    self._told.add(stage)
+                    self.news(stage)
 
     def news(self, what: str) -> None:
         """Print a line; a terminal that has gone is no reason not to drain."""

@@ -27,7 +27,7 @@ from backend import wire
 from backend.config import load_config
 from backend.engine_link import EngineLink, Ticket
 from backend.errors import BrosError, RequestCancelledError
-from backend.protocol import Chunk, EngineState, Generation, Metrics, Sample, Timings, error_end
+from backend.protocol import Chunk, End, EngineState, Generation, Metrics, Sample, Timings, error_end
 from backend.triton_metrics import TritonMetrics
 from backend.validate import Defaults, validate, wants_snapshot
 
@@ -96,6 +96,9 @@ class TritonPythonModel:
 
     def _take(self, request: Any, reply: _Reply) -> None:
         parameters = json.loads(request.parameters())
+        if parameters.get(wire.INSPECT) == wire.INSPECT_STUB:
+            self._close(reply, Chunk(0, "alive", end=End(finish_reason="stop")))
+            return
         if wants_snapshot(parameters, self._service):
             self._link.inspect(lambda chunk: self._put(reply, chunk))
             return

@@ -72,12 +72,14 @@ PRIORITY = "priority"  # parameter of the generate endpoints: 1 = rt, 2 = be
 TIMEOUT = "timeout"  # parameter of the generate endpoints: microseconds, as Triton's own request timeout
 CLASS_HEADER = "x-priority-class"  # parameter made of a gRPC header that the server was told to forward
 INSPECT = "inspect"  # parameter: answer with the engine's snapshot as JSON in text_output; takes no prompt
+INSPECT_STUB = "stub"  # its value for a canary, which the stub itself answers
 
 PARAMETERS = {
     PRIORITY: "Class of service as a number (generate endpoints): 1 = rt, 2 = be.",
     TIMEOUT: "Give up after this many microseconds (generate endpoints; over gRPC use the request's own timeout).",
     CLASS_HEADER: "Class of service from a gRPC header (`--grpc-header-forward-pattern='(?i)x-.*'`).",
-    INSPECT: "`engine`: answer with a snapshot of the engine as JSON in text_output; no prompt then.",
+    INSPECT: "`engine`: answer with a snapshot of the engine as JSON in text_output; no prompt then. `stub`: a sign of "
+    "life, without the engine.",
 }
 IGNORED_PARAMETERS = frozenset({"id"})  # the generate endpoints repeat the request id here
 IGNORED_PARAMETER_PREFIXES = ("triton_", "x-")  # Triton's own and forwarded headers

@@ -10,7 +10,7 @@
     └── UnavailableError          ENGINE_DOWN       no server, no such model, or no engine behind it
 
 The code stands in front of the message (`CODE: words; retry_after_ms=200`), because Triton's generate endpoints flatten
-every status to HTTP 400 and its gRPC streams carry none unless asked.
+every status to HTTP 400 and its gRPC streams carry none.
 """
 
 from __future__ import annotations
@@ -77,6 +77,11 @@ _BY_STATUS: dict[str, type[ClientError]] = {  # gRPC status names, for messages 
 }
 _TRITON_QUEUE_FULL = "Exceeds maximum queue size"  # Triton's own queue, where a model has one (bros_be)
 _TRITON_QUEUE_TIMEOUT = "Request timeout expired"
+_TRITON_UNAVAILABLE = (
+    "Request for unknown model",  # also one that is being loaded again
+    "Server is stopping",
+    "is not healthy",  # its stub has died
+)
 _DEFAULT_RETRY_AFTER_S = 1.0  # for an overloaded server that gives no advice
 
 
@@ -89,5 +94,7 @@ def parse_error(message: str, status: str = "") -> ClientError:
         return OverloadedError(message, int(advice["ms"]) / 1e3 if advice else _DEFAULT_RETRY_AFTER_S)
     if _TRITON_QUEUE_TIMEOUT in message:
         return CancelledError(message)
+    if not code and any(words in message for words in _TRITON_UNAVAILABLE):
+        return UnavailableError(message)
     error_type = _BY_CODE.get(code) or _BY_STATUS.get(status, RequestError)
     return error_type(message)

@@ -53,6 +53,10 @@ class Child:
             return True
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
+        return await self.ended_within(timeout_s)
+
+    async def ended_within(self, timeout_s: float) -> bool:
+        """Wait up to `timeout_s` for the end of the process. Return whether it came."""
         try:
             await asyncio.wait_for(self.exited(), timeout_s)
         except TimeoutError:

@@ -22,6 +22,8 @@ async def engine_states(path: Path) -> AsyncIterator[EngineState]:
             while (message := await asyncio.to_thread(reader.read)) is not None:
                 if isinstance(message, EngineState):
                     yield message
+        except ConnectionError:  # it ended before it read our greeting
+            return
         finally:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)  # wakes a thread that still reads, which closing would wait for

@@ -96,6 +96,13 @@ def make_parser() -> argparse.ArgumentParser:
     server.add_argument(
         "--start-timeout-s", type=float, default=300.0, metavar="S", help="to become ready (default: %(default)s)"
     )
+    server.add_argument(
+        "--canary-timeout-s",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="start Triton again when a model gives no sign of life for so long; 0: never (default: %(default)s)",
+    )
     server.add_argument("--log-dir", type=Path, metavar="DIR", help="keep logs there (default: removed at stop)")
     server.add_argument("--json", action="store_true", help="when ready, print addresses as a line of JSON on stdout")
     server.add_argument(

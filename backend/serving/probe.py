@@ -1,4 +1,4 @@
-"""Questions to a running server over HTTP: is it ready, does a real request come back, load a model again.
+"""Questions to a running server over HTTP: is it ready, does a real request come back.
 
 `python -m backend.serving.probe http://127.0.0.1:8000` exits with 0 when a generated token comes back: a health check
 that sees a dead engine or a dead stub, which Triton's own endpoints (2.51) do not.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import json
 import sys
-from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 CANARY_MODEL = "bros_rt"
@@ -27,19 +26,12 @@ def answers_canary(http_url: str) -> bool:
     return _status(http_url, "POST", f"/v2/models/{CANARY_MODEL}/generate", CANARY) == http.HTTPStatus.OK
 
 
-def load_model(http_url: str, model: str, headers: Mapping[str, str]) -> bool:
-    """Have Triton load `model`, again if its files have changed. Return whether that worked."""
-    return _status(http_url, "POST", f"/v2/repository/models/{model}/load", {}, headers) == http.HTTPStatus.OK
-
-
-def _status(
-    http_url: str, method: str, path: str, body: object | None = None, headers: Mapping[str, str] | None = None
-) -> int | None:
+def _status(http_url: str, method: str, path: str, body: object | None = None) -> int | None:
     """Return the HTTP status of a request, None when nobody answers."""
     connection = http.client.HTTPConnection(urlsplit(http_url).netloc, timeout=TIMEOUT_S)
     content = None if body is None else json.dumps(body)
     try:
-        connection.request(method, path, content, {"Content-Type": "application/json", **(headers or {})})
+        connection.request(method, path, content, {"Content-Type": "application/json"})
         return connection.getresponse().status
     except (OSError, http.client.HTTPException):
         return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -24,6 +25,9 @@ from backend.errors import ConfigError
 from backend.serving import reaper
 
 REAPER_TIMEOUT_S = 15.0
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@%+-]*")
+_FALLBACKS = ("/tmp", "/var/tmp")
+_MAX_PATH_CHARS = 66  # a Unix socket's path has at most 107, and ours adds up to 41
 
 
 @contextmanager
@@ -76,10 +80,26 @@ def _is_alive(path: Path) -> bool:
 
 
 def _base_directory() -> Path:
-    """Return this user's directory of launches. Raises ConfigError when somebody else made it."""
-    parent = Path(tempfile.gettempdir()) / f"bros-{os.getuid()}"
+    """Return this user's directory of launches. Raises ConfigError when there is no place for one."""
+    parent = _temporary_directory() / f"bros-{os.getuid()}"
     base = parent / "run"
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
     if parent.lstat().st_uid != os.getuid():
         raise ConfigError(f"{parent} belongs to another user: remove it, or set TMPDIR")
+    parent.chmod(0o700)
     return base
+
+
+def _temporary_directory() -> Path:
+    """Return $TMPDIR, or another temporary directory where that one's name breaks Triton. Raises ConfigError.
+
+    Triton (2.51) writes names of files into a shell command without quotes, and reads them back as ASCII.
+    """
+    wanted = os.environ.get("TMPDIR")
+    for name in filter(None, (tempfile.tempdir, wanted, *_FALLBACKS)):
+        if _PLAIN_PATH.fullmatch(name) and len(name) <= _MAX_PATH_CHARS and os.access(name, os.W_OK | os.X_OK):
+            return Path(name)
+    raise ConfigError(
+        f"no directory for temporary files: TMPDIR is {wanted!r}; one is needed that can be written, of at most "
+        f"{_MAX_PATH_CHARS} letters, digits, or any of _./@%+-"
+    )

@@ -8,18 +8,22 @@ under NumPy 2 (server 2.51).
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from backend.config import REPOSITORY_ROOT
 from backend.errors import ConfigError
 
 STUB = "triton_python_backend_stub"
+_LIBRARIES = "nvidia_pytriton.libs"
+_ERROR_MODE = b"\0triton_grpc_error\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +60,17 @@ def _embedded(run_directory: Path) -> TritonInstall:
     root = Path(spec.submodule_search_locations[0]) / "tritonserver"
     if int(version("numpy").split(".")[0]) >= 2:
         raise ConfigError(f"numpy {version('numpy')}: the embedded Triton's stubs need numpy<2")
+    _check_paths([str(REPOSITORY_ROOT), sys.prefix, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     environment = {"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")}
     stub = root / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / STUB
     _check_stub(stub, environment)
-    return TritonInstall(root / "bin" / "tritonserver", _make_backends(root, stub, run_directory), environment)
+    return TritonInstall(_server(root, run_directory), _make_backends(root, stub, run_directory), environment)
+
+
+def _check_paths(paths: Sequence[str]) -> None:
+    """Refuse folders of modules that the embedded stubs cannot name: their Python decodes none but ASCII (2.51)."""
+    if wrong := [path for path in paths if not path.isascii()]:
+        raise ConfigError(f"{wrong[0]!r} has letters outside ASCII, with which Triton's stubs do not start: rename it")
 
 
 def _check_stub(stub: Path, environment: Mapping[str, str]) -> None:
@@ -69,6 +80,28 @@ def _check_stub(stub: Path, environment: Mapping[str, str]) -> None:
     result = subprocess.run([stub], env=dict(environment), capture_output=True, text=True, check=False)
     if result.returncode != 1:
         raise ConfigError(f"the Triton stub for Python {stub.parent.name} does not start: {result.stderr.strip()}")
+
+
+def _server(root: Path, run_directory: Path) -> Path:
+    """Return the server without its error mode: a copy that looks for that header by a name that HTTP/2 forbids.
+
+    With `triton_grpc_error: true` an error ends a gRPC stream; 2.51 may then use the stream's state after it was freed,
+    and so any client could end the server. Later releases have mended that. Where no copy can be run, the original is.
+    """
+    original = root / "bin" / "tritonserver"
+    content = original.read_bytes()
+    copy = run_directory / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+    if content.count(_ERROR_MODE) != 1:
+        return original
+    try:
+        copy.parent.mkdir(parents=True)
+        copy.write_bytes(content.replace(_ERROR_MODE, _ERROR_MODE.upper()))
+        copy.chmod(0o700)
+        (copy.parents[1] / "lib").symlink_to(root / "lib")  # both searched relative to the server
+        (run_directory / _LIBRARIES).symlink_to(root.parents[1] / _LIBRARIES)
+    except OSError:  # no room for it
+        return original
+    return copy if os.access(copy, os.X_OK) else original  # on a file system mounted noexec it is not
 
 
 def _make_backends(root: Path, stub: Path, run_directory: Path) -> Path:

@@ -45,7 +45,8 @@ def add_url(parser: argparse.ArgumentParser) -> None:
 def add_metrics_url(parser: argparse.ArgumentParser) -> None:
     """Declare where the server's metrics are."""
     parser.add_argument(
-        "--metrics-url", default=wire.DEFAULT_METRICS_URL, help="Triton's metrics endpoint (default: %(default)s)"
+        "--metrics-url",
+        help="Triton's metrics endpoint (default: that of --url, by the distance of bros-serve's ports)",
     )
 
 

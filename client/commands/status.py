@@ -5,28 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
-import httpx2
 import msgspec
 
-from client import wire
 from client.client import Client
 from client.commands.arguments import Subparsers, add_url
 from client.errors import ClientError, InvalidRequestError
+from client.health import Readiness, ask_readiness
 from client.snapshot import Snapshot
 
 _TIMEOUT_S = 5.0
 _CANARY_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Readiness:
-    """What the server says of itself and of each model."""
-
-    is_live: bool
-    is_ready: bool
-    ready_models: dict[str, bool]
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -37,23 +27,18 @@ def add_parser(commands: Subparsers) -> None:
         description="Ask the server and its engine how they are; 0 when ready.",
     )
     add_url(parser)
-    parser.add_argument(
-        "--http-url",
-        default=wire.DEFAULT_HTTP_URL,
-        help="Triton's HTTP endpoint, for its health (default: %(default)s)",
-    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the status; 0 when server, models and engine are ready."""
-    readiness = ask_readiness(args.http_url)
+    readiness = ask_readiness(args.url)
     if readiness.is_live:
         with Client(args.url) as client:
             snapshot, problem = ask_engine(client)
     else:
-        snapshot, problem = None, f"no server at {args.http_url}"
+        snapshot, problem = None, f"no server at {args.url}"
     if args.json:
         engine = msgspec.to_builtins(snapshot) if snapshot else None
         print(json.dumps({**asdict(readiness), "engine": engine, "problem": problem}))
@@ -62,22 +47,6 @@ def run(args: argparse.Namespace) -> int:
         if problem:
             print(f"bros: {problem}", file=sys.stderr)
     return 0 if readiness.is_ready and all(readiness.ready_models.values()) and problem is None else 1
-
-
-def ask_readiness(http_url: str) -> Readiness:
-    """Ask Triton's health endpoints; what does not answer is not ready."""
-
-    with httpx2.Client(base_url=http_url, timeout=_TIMEOUT_S) as http:
-
-        def is_ok(path: str) -> bool:
-            try:
-                return http.get(path).status_code == 200
-            except httpx2.HTTPError:
-                return False
-
-        is_live = is_ok("/v2/health/live")
-        models = {model: is_live and is_ok(f"/v2/models/{model}/ready") for model in wire.MODELS}
-        return Readiness(is_live, is_live and is_ok("/v2/health/ready"), models)
 
 
 def ask_engine(client: Client) -> tuple[Snapshot | None, str | None]:

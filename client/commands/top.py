@@ -16,7 +16,8 @@ from rich.live import Live
 
 from client.client import Client
 from client.commands.arguments import Subparsers, add_metrics_url, add_seconds, add_url
-from client.errors import ClientError
+from client.errors import ClientError, UnavailableError
+from client.health import metrics_url
 from client.prometheus import scrape
 from client.top.history import Frame, History
 from client.top.record import Recording
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def look(client: Client, http: httpx2.Client, metrics_url: str) -> Frame:
+def look(client: Client, http: httpx2.Client, url: str | None) -> Frame:
     """Ask engine and metrics endpoint once; what fails is told in the frame."""
     snapshot = samples = None
     problems = []
@@ -75,7 +76,9 @@ def look(client: Client, http: httpx2.Client, metrics_url: str) -> Frame:
     except ClientError as error:
         problems.append(str(error))
     try:
-        samples = scrape(http, metrics_url)
+        if url is None:
+            raise UnavailableError("where the metrics are does not follow from --url: name them with --metrics-url")
+        samples = scrape(http, url)
     except ClientError as error:
         problems.append(str(error))
     return Frame(time.monotonic(), snapshot, samples, "; ".join(problems) or None)
@@ -86,7 +89,7 @@ def _looks(client: Client, http: httpx2.Client, args: argparse.Namespace) -> Ite
     end_s = time.monotonic() + (args.for_s or float("inf"))
     pause = threading.Event()
     while (started_s := time.monotonic()) < end_s:
-        yield look(client, http, args.metrics_url)
+        yield look(client, http, args.metrics_url or metrics_url(args.url))
         pause.wait(max(0.0, started_s + args.interval_s - time.monotonic()))
 
 

@@ -44,7 +44,7 @@ class AsyncTransport(Protocol):
 
 def connect(url: str) -> Transport:
     """Return the transport for `[grpc[s]://]host:port`, `http[s]://host:port` or `fake://`. Raises UrlError."""
-    match _scheme(url):
+    match scheme_of(url):
         case "grpc" | "grpcs":
             from client.transports.grpc import GrpcTransport
 
@@ -61,7 +61,7 @@ def connect(url: str) -> Transport:
 
 def connect_async(url: str) -> AsyncTransport:
     """As `connect`, for the running event loop."""
-    match _scheme(url):
+    match scheme_of(url):
         case "grpc" | "grpcs":
             from client.transports.grpc import AsyncGrpcTransport
 
@@ -76,7 +76,8 @@ def connect_async(url: str) -> AsyncTransport:
             return AsyncFakeTransport(FakeServer.from_url(url))
 
 
-def _scheme(url: str) -> str:
+def scheme_of(url: str) -> str:
+    """Return the scheme of a URL; one without is gRPC. Raises UrlError."""
     scheme, separator, _ = url.partition("://")
     if not separator:
         return "grpc"

@@ -206,6 +206,15 @@ def test_the_snapshot_is_one_response_of_json(make_model: MakeModel) -> None:
     assert sender.num_finals == len(sender.responses) == 1
 
 
+def test_a_canary_is_answered_by_the_stub_itself(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("bros")
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_link", None)  # no way to the engine
+        sender = serve(model, {}, {"inspect": "stub"}).sender.wait()
+    assert sender.text == "alive"
+    assert sender.num_finals == len(sender.responses) == 1
+
+
 def test_model_readiness_is_the_engines(make_model: MakeModel) -> None:
     assert make_model("bros").is_ready()
 

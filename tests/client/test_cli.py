@@ -20,8 +20,6 @@ from client.generation import Call, Outputs
 from client.transports.fake import FAKE_SNAPSHOT
 from tests.triton.servers import Server
 
-DOWN = "http://127.0.0.1:1"
-
 
 def test_generate_streams_to_stdout_and_tells_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "one two", "--url", "fake://", "--max-tokens", "3"]) == 0
@@ -106,11 +104,12 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert f"usage: bros {command}" in capsys.readouterr().out
 
 
-def test_status_of_no_server_is_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", "--url", "fake://", "--http-url", DOWN]) == 1
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "grpc://127.0.0.1:1"])
+def test_status_of_no_server_is_exit_1(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", url]) == 1
     captured = capsys.readouterr()
     assert "server  down" in captured.out
-    assert captured.err == f"bros: no server at {DOWN}\n"
+    assert captured.err == f"bros: no server at {url}\n"
 
 
 class ClosedTransport(FakeTransport):
@@ -137,8 +136,11 @@ def test_status_tells_of_a_dead_engine() -> None:
 
 
 @pytest.mark.triton
-def test_status_of_a_real_server_is_ready(sim: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", "--url", sim.grpc_url, "--http-url", sim.http_url, "--json"]) == 0
+@pytest.mark.parametrize("kind", ["grpc", "http"])
+def test_one_url_is_enough_for_the_status_of_a_real_server(
+    kind: str, sim: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--url", sim.grpc_url if kind == "grpc" else sim.http_url, "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
     assert status["ready_models"] == {"bros": True, "bros_rt": True, "bros_be": True}
     assert status["engine"]["policy"] == "bros"

@@ -58,7 +58,7 @@ def environment(sim: Server, tmp_path: Path) -> dict[str, str]:
     """An activated environment, with a `bros` that knows the test server's ports."""
     shim = tmp_path / "bros"
     shim.write_text(
-        f'#!/bin/sh\ncommand=$1; shift; test "$command" = status && set -- --http-url {sim.http_url} "$@"\n'
+        f"#!/bin/sh\ncommand=$1; shift\n"
         f'exec {sys.executable} -m client.cli "$command" --url grpc://{sim.grpc_url} "$@"\n'
     )
     shim.chmod(0o755)

@@ -40,6 +40,39 @@ def test_the_lock_pins_every_direct_dependency() -> None:
     assert {re.split(r"[\[<>=]", r)[0] for r in wanted} <= locked_names()
 
 
+PIP_SAYS = """Looking in indexes: https://example.org/simple
+Collecting torch==2.13.0
+  Downloading torch-2.13.0-cp311-cp311-linux_x86_64.whl.metadata (30 kB)
+  Downloading torch-2.13.0-cp311-cp311-linux_x86_64.whl (190.5 MB)
+Progress 0 of 190500000
+Progress 65000000 of 190500000
+Progress 70000000 of 190500000
+Progress 190500000 of 190500000
+Collecting sympy (from torch==2.13.0)
+  Using cached sympy-1.14.0-py3-none-any.whl (6.3 MB)
+Installing collected packages: sympy, torch
+Successfully installed sympy-1.14.0 torch-2.13.0
+"""
+
+
+def test_an_installation_tells_each_package_and_how_far_a_long_download_is() -> None:
+    tell = runpy.run_path(str(ROOT / "requirements" / "install.py"))["tell"]
+    clock = itertools.count(step=2.0)
+    assert list(tell(PIP_SAYS.splitlines(), lambda: next(clock))) == [
+        "torch-2.13.0 (190.5 MB)",
+        "torch-2.13.0: 70 of 190 MB",
+        "sympy-1.14.0 (6.3 MB)",
+        "unpacking 2 packages",
+    ]
+
+
+def test_a_failed_installation_shows_pips_last_words() -> None:
+    command = [sys.executable, ROOT / "requirements" / "install.py", "--no-index", "no-such-package"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "No matching distribution found for no-such-package" in result.stderr
+
+
 def test_the_lock_holds_no_cuda_package() -> None:
     assert not [name for name in locked_names() if name.startswith(("nvidia-", "cuda-"))]
 

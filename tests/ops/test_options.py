@@ -10,7 +10,7 @@ import pytest
 from backend.config import ExecutorKind, parse_config
 from backend.errors import ConfigError
 from backend.request import PriorityClass
-from backend.serving.launch import choose_endpoints
+from backend.serving.endpoints import choose_endpoints
 from backend.serving.options import ENGINE_OPTIONS, engine_config, make_parser
 
 

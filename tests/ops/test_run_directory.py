@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from backend.errors import ConfigError
 from backend.serving import reaper
 from backend.serving.run_directory import run_directory
 
@@ -128,3 +129,32 @@ def test_a_sweep_spares_processes_of_other_launches(tmp_path: Path) -> None:
         assert other.stdin is not None
         other.stdin.close()
         assert other.wait() == 0
+
+
+@pytest.mark.parametrize("name", ["my files", "Büro", "x" * 70, "quote'", "dollar$"])
+def test_a_temporary_directory_that_breaks_triton_is_not_taken(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / name))
+    with run_directory() as path:
+        assert name not in str(path)
+        assert str(path).isascii()
+        assert len(str(path)) < 107 - len("/engine.sock.lock")
+
+
+def test_no_place_for_temporary_files_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("TMPDIR", "/no such directory")
+    monkeypatch.setattr("backend.serving.run_directory._FALLBACKS", ("/neither",))
+    with pytest.raises(ConfigError, match="no directory for temporary files: TMPDIR is '/no such directory'"):
+        run_directory().__enter__()
+
+
+def test_a_directory_of_launches_that_others_may_enter_is_closed(tmp_path: Path) -> None:
+    shared = tmp_path / f"bros-{os.getuid()}"
+    shared.mkdir(mode=0o777)
+    shared.chmod(0o777)
+    with run_directory():
+        assert shared.stat().st_mode & 0o077 == 0

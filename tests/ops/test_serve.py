@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -23,7 +24,8 @@ import pytest
 
 from backend.serving import reaper
 from backend.serving.child import stubs_of
-from backend.serving.launch import Endpoints, Launch
+from backend.serving.endpoints import Endpoints
+from backend.serving.launch import Launch
 from backend.serving.probe import answers_canary
 from backend.serving.triton_install import TritonInstall
 
@@ -138,10 +140,10 @@ def test_sigterm_drains_and_leaves_nothing(base: Path) -> None:
     assert_nothing_is_left(run_directory)
 
 
-def open_stream(url: str, max_tokens: int) -> http.client.HTTPResponse:
+def open_stream(url: str, max_tokens: int, model: str = "bros_rt") -> http.client.HTTPResponse:
     """Ask for that many tokens; return the response once its first event is there."""
     body = json.dumps({"input_ids": [1], "max_tokens": max_tokens, "stream": True}).encode()
-    response = urllib.request.urlopen(f"{url}/v2/models/bros_rt/generate_stream", body, TIMEOUT_S)
+    response = urllib.request.urlopen(f"{url}/v2/models/{model}/generate_stream", body, TIMEOUT_S)
     assert isinstance(response, http.client.HTTPResponse)
     assert response.readline().startswith(b"data: ")
     return response
@@ -154,6 +156,15 @@ def test_a_drain_lets_open_requests_finish(base: Path) -> None:
     with serve(base, *SLOW_STEPS) as launch, open_stream(launch.wait_until_ready(), max_tokens=50) as stream:
         launch.process.terminate()
         assert b'"finish_reason":"length"' in stream.read()
+        assert launch.process.wait(TIMEOUT_S) == 0
+
+
+@pytest.mark.parametrize("priority_class", ["rt", "be"])
+def test_what_outlasts_a_drain_gets_an_error_and_a_proper_end(base: Path, priority_class: str) -> None:
+    launched = serve(base, *SLOW_STEPS, "--drain-timeout-s", "0.5")
+    with launched as launch, open_stream(launch.wait_until_ready(), 8_000, f"bros_{priority_class}") as stream:
+        launch.process.terminate()
+        assert b'data: {"error":"' in stream.read().splitlines()[-2]  # a body cut short would raise IncompleteRead
         assert launch.process.wait(TIMEOUT_S) == 0
 
 
@@ -212,6 +223,22 @@ def test_what_dies_is_started_again(base: Path) -> None:
         assert answers_canary(url)
 
 
+def test_a_server_that_hangs_is_started_again_and_its_streams_end(base: Path) -> None:
+    options = (*SLOW_STEPS, "--canary-timeout-s", "1")
+    with serve(base, *options) as launch, open_stream(launch.wait_until_ready(), 8_000) as stream:
+        launch.child("tritonserver --model-repository").suspend()
+        launch.wait_for("gave no answer for 1 s; ending tritonserver")
+        with pytest.raises((OSError, http.client.HTTPException)):
+            stream.read()
+        launch.wait_for("tritonserver is ready again")
+
+
+def test_it_comes_up_on_ipv6_with_a_temporary_directory_that_triton_cannot_name(base: Path) -> None:
+    (base / "mein Büro").mkdir()
+    with serve(base / "mein Büro", "--host", "::1") as launch:
+        assert answers_canary(launch.wait_until_ready())
+
+
 def test_two_launches_run_side_by_side(base: Path) -> None:
     with serve(base) as first, serve(base) as second:
         urls = {first.wait_until_ready(), second.wait_until_ready()}
@@ -266,5 +293,15 @@ def test_an_engine_that_cannot_start_is_a_failure_with_its_last_words(base: Path
     with serve(base, "--set", "sim.num_blocks=0") as launch:
         _, words = launch.process.communicate(timeout=TIMEOUT_S)
     assert launch.process.returncode == 1
-    assert "engine ended with code" in words
+    assert re.search("^bros-serve: (the engine could not start|engine ended with code)", words, re.MULTILINE)
+    assert "it last wrote:" in words  # as soon as it is heard at all: it may end before it tells
     assert not list(base.glob("bros-*/run/*/"))
+
+
+def test_a_model_that_cannot_be_loaded_is_one_clear_line(base: Path) -> None:
+    (base / "model").mkdir()
+    (base / "model" / "config.json").write_text("{}")
+    with serve(base, "--executor", "torch", "--model", str(base / "model")) as launch:
+        _, words = launch.process.communicate(timeout=TIMEOUT_S)
+    assert launch.process.returncode == 1
+    assert words.splitlines()[-1].startswith("bros-serve: the engine could not start: model '")

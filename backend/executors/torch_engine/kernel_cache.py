@@ -27,9 +27,13 @@ SOURCES = ("kernels.py", "chunk_kernel.py", "product_kernel.py", "program.py", "
 
 
 def compile_kernel(function: Callable[[Any], None]) -> Kernel:
-    """Compile `void f(void *block)`, or read it from the cache (in a directory numba finds writable)."""
+    """Compile `void f(void *block)`, or read it from the cache, if numba finds a directory to write to."""
     kernel = CFunc(function, _SIGNATURE, {}, {"fastmath": True})
-    kernel._cache = _KernelCache(function, source_stamp())
+    try:
+        kernel._cache = _KernelCache(function, source_stamp())
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
     kernel.compile()
     return kernel
 

@@ -72,3 +72,11 @@ def test_stamp_covers_every_module_that_a_kernels_module_imports() -> None:
         lines = (PACKAGE / name).read_text().splitlines()
         imported = {line.split()[1].rpartition(".")[2] + ".py" for line in lines if line.startswith(prefix)}
         assert imported <= set(kernel_cache.SOURCES)
+
+
+def test_without_a_folder_to_write_to_a_kernel_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
+
+    monkeypatch.setattr(kernel_cache, "_KernelCache", refuse)
+    assert compiled().address

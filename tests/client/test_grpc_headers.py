@@ -1,0 +1,63 @@
+"""What the gRPC transport does not send: the header with which an error may end a Triton server of 2.51."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from client import AsyncClient, Client
+from client.errors import InvalidRequestError
+
+REFUSAL = "INVALID_REQUEST: the prompt is empty"
+
+
+class Refusing(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Notes the headers of each call and answers with an error, as Triton does without that header."""
+
+    def __init__(self) -> None:
+        self.headers: list[str] = []
+
+    def ModelStreamInfer(self, _: object, context: grpc.ServicerContext) -> Iterator[object]:
+        self.headers += [name for name, _ in context.invocation_metadata()]
+        yield service_pb2.ModelStreamInferResponse(error_message=REFUSAL)
+
+
+@pytest.fixture
+def refusing() -> Iterator[tuple[Refusing, str]]:
+    with ThreadPoolExecutor(1) as threads:
+        server = grpc.server(threads)
+        servicer = Refusing()
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield servicer, f"grpc://127.0.0.1:{port}"
+        server.stop(None).wait()
+
+
+def assert_harmless(headers: list[str]) -> None:
+    assert "user-agent" in headers
+    assert not [name for name in headers if "triton" in name]
+
+
+def test_the_client_asks_for_no_error_mode_and_still_types_errors(refusing: tuple[Refusing, str]) -> None:
+    servicer, url = refusing
+    with Client(url) as client, pytest.raises(InvalidRequestError, match=REFUSAL):
+        client.generate("")
+    assert_harmless(servicer.headers)
+
+
+def test_nor_does_the_async_client(refusing: tuple[Refusing, str]) -> None:
+    servicer, url = refusing
+
+    async def run() -> None:
+        async with AsyncClient(url) as client:
+            with pytest.raises(InvalidRequestError, match=REFUSAL):
+                await client.generate("")
+
+    asyncio.run(run())
+    assert_harmless(servicer.headers)

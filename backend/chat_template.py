@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from backend.errors import InvalidRequestError
+from backend.errors import InvalidRequestError, shorten
 
 if TYPE_CHECKING:
     import jinja2
@@ -24,13 +24,12 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Mapping[str, object]]) -> str:
         """Return the prompt text that asks for the assistant's next message. Raises InvalidRequestError."""
-        import jinja2
-
         try:
             template = _compile(self.source)
             return template.render(messages=messages, add_generation_prompt=True, **self.special_tokens)
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
-            raise InvalidRequestError(f"messages do not fit the model's chat template: {error}") from error
+        except Exception as error:  # a template may raise anything over messages that its author did not expect
+            words = shorten(str(error) or repr(error))
+            raise InvalidRequestError(f"messages do not fit the model's chat template: {words}") from error
 
 
 @lru_cache(maxsize=8)

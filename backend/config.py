@@ -58,6 +58,7 @@ class ServiceSettings:
         default_max_tokens      output tokens of a request that names no number
         ttft_slo_s, tpot_slo_s, itl_slo_s  objectives of real-time requests that name none; itl_slo_s None: no bound
         max_prompt_bytes        longest prompt text, or JSON of messages, that is looked at; also the most token ids
+        max_waiting_prompt_bytes  prompts of one class that wait to be tokenised; beyond it requests are refused for now
         max_stop_words          stop words of one request
         max_stop_word_chars     characters of one stop word
         allow_inspect           answer requests for the engine's snapshot, which names all requests (`bros top`);
@@ -83,6 +84,7 @@ class ServiceSettings:
     tpot_slo_s: float = 0.1
     itl_slo_s: float | None = None
     max_prompt_bytes: int = 1_000_000
+    max_waiting_prompt_bytes: int = 64_000_000
     max_stop_words: int = 16
     max_stop_word_chars: int = 256
     allow_inspect: bool = False
@@ -94,7 +96,13 @@ class ServiceSettings:
     step_file: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("default_max_tokens", "max_prompt_bytes", "max_stop_word_chars", "max_unsent_bytes"):
+        for name in (
+            "default_max_tokens",
+            "max_prompt_bytes",
+            "max_waiting_prompt_bytes",
+            "max_stop_word_chars",
+            "max_unsent_bytes",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"service.{name}: {getattr(self, name)} is below 1")
         if self.max_prompt_bytes > _MAX_PROMPT_BYTES:

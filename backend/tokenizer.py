@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +16,10 @@ from backend.tokenizer_files import TokenizerParts, read_tokenizer
 if TYPE_CHECKING:
     import tokenizers
 
+# The library would hand a text to a pool of threads of its own, where one may wait behind another's.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_NORMALIZER_SHRINKS = 4  # times at most: composed characters and look-alikes take fewer bytes than what they stand for
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -29,30 +34,45 @@ class Tokenizer:
     def __init__(self, parts: TokenizerParts) -> None:
         self.eos_token_ids = parts.eos_token_ids
         self.bos_token_id = parts.bos_token_id
-        self.vocab_size: int = parts.backend.get_vocab_size()
         self._parts = parts
         self._backend = parts.backend
         added = parts.backend.get_added_tokens_decoder()
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
         self._added_ids = set(added)
         self._bytes_of, self.strips_first_space = _byte_decoder(parts.backend)
+        token_ids = parts.backend.get_vocab().values()
+        self.vocab_size = max(token_ids, default=-1) + 1
+        longest = max((len(self._text_of(token_id)) for token_id in token_ids), default=0)
+        self.max_token_bytes = longest * (1 if parts.backend.normalizer is None else _NORMALIZER_SHRINKS)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a prompt, with the tokens (such as bos) that the model wants around one."""
-        token_ids = list(self._backend.encode(text).ids)
+        token_ids = self._encode(text, add_special_tokens=True)
         if self._parts.adds_bos and self.bos_token_id is not None:
             return [self.bos_token_id, *token_ids]
         return token_ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
-        """Return the token ids of a conversation (`role` and `content` each) up to where the assistant speaks.
+        """Return the token ids of a conversation, as `render_chat` writes it."""
+        return self.encode_chat_text(self.render_chat(messages))
+
+    def render_chat(self, messages: Sequence[Mapping[str, object]]) -> str:
+        """Return a conversation (`role` and `content` each) as text, up to where the assistant speaks.
 
         Raises InvalidRequestError where the model has no chat template or the messages do not fit it.
         """
         if self._parts.chat_template is None:
             raise InvalidRequestError("the model has no chat template: send a prompt instead of messages")
-        text = self._parts.chat_template.render(messages)
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        return self._parts.chat_template.render(messages)
+
+    def encode_chat_text(self, text: str) -> list[int]:
+        """Return the token ids of what `render_chat` gave, which names its special tokens itself."""
+        return self._encode(text, add_special_tokens=False)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """A batch of one, since that lets other threads run meanwhile: `encode` holds Python's lock for seconds."""
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of `token_ids`: special tokens left out, bytes that form no character replaced by U+FFFD."""
@@ -61,7 +81,11 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes a token stands for; none for special tokens and for ids outside the vocabulary."""
-        token = None if token_id in self._special_ids else self._backend.id_to_token(token_id)
+        return b"" if token_id in self._special_ids else self._text_of(token_id)
+
+    def _text_of(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for in a prompt, special tokens too."""
+        token = self._backend.id_to_token(token_id)
         if token is None:
             return b""
         return token.encode() if token_id in self._added_ids else self._bytes_of(token)

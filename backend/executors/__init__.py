@@ -23,6 +23,7 @@ class ExecutorCapacity:
     max_seqs_per_step: int
     fills_from_right: bool = True  # False: blocks fill from the left only, so the KV manager works in whole blocks
     host_copy_s_per_token: float = 0.0  # to the host pool or back; 0 where there is no pool
+    vocab_size: int | None = None  # token ids that the model knows, from 0 on; None where there is no model
 
 
 class Executor(Protocol):

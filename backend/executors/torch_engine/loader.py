@@ -132,7 +132,8 @@ def _layer_program(weights: LlamaWeights, ops: LayerOps) -> SmallStepLayers | No
 def _executor(
     model: Model, pool: KVPool, files: ModelFiles, capacity: ExecutorCapacity, report: Report
 ) -> TorchExecutor:
-    capacity = dataclasses.replace(capacity, host_copy_s_per_token=pool.measure_copy_s_per_token())
+    copy_s = pool.measure_copy_s_per_token()
+    capacity = dataclasses.replace(capacity, host_copy_s_per_token=copy_s, vocab_size=model.vocab_size)
     report("ready", 1.0)
     return TorchExecutor(model, pool, Sampler(read_eos_ids(files)), capacity)
 

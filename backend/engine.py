@@ -140,7 +140,7 @@ class Engine:
                 case Cancel(request_id):
                     self._emit(self.scheduler.cancel(request_id, self.clock.now_s()))
                 case Inspect(look):
-                    self._inspect(look)
+                    look_at(self.scheduler, look)
 
     def _submit(self, request: Request) -> None:
         try:
@@ -148,16 +148,17 @@ class Engine:
         except BrosError as error:
             self._emit(StepOutput(failed=(FailedRequest(request, error),)))
 
-    def _inspect(self, look: Callable[[Scheduler], None]) -> None:
-        """Looking changes nothing, so that an error of it concerns the one who looks."""
-        try:
-            look(self.scheduler)
-        except Exception as error:
-            logger.error("the scheduler was not looked at: %s", error, exc_info=error)
-
     def _wait_for_work(self) -> None:
         """Sleep until a command arrives, or until the scheduler expects to have work of its own."""
         due_s = self.scheduler.next_event_s()
         timeout_s = None if due_s is None else max(0.0, due_s - self.clock.now_s())
         with self._wake:
             self._wake.wait_for(lambda: self._inbox or self._stopping, timeout_s)
+
+
+def look_at(scheduler: Scheduler, look: Callable[[Scheduler], None]) -> None:
+    """Call `look`. Looking changes nothing, so that an error of it concerns the one who looks."""
+    try:
+        look(scheduler)
+    except Exception as error:
+        logger.error("the scheduler was not looked at: %s", error, exc_info=error)

@@ -66,7 +66,8 @@ class ServiceSettings:
     Output
         rt_coalesce_s, be_coalesce_s  tokens of a stream are sent together when the last were sent less long ago;
                                 0: after every step. A response costs the same, however many tokens it carries
-        max_unsent_bytes        output waiting for one stub; beyond it the requests of that stub are cancelled
+        max_unsent_bytes        output waiting for one stub; beyond it the requests of that stub are cancelled once
+                                it has read nothing for two seconds, or eight times as much waits
         cancel_poll_s           how often a stub asks Triton whether clients have gone, at most 0.1; answers take time
                                 too, where an engine computes on all cores
         metrics_flush_s         how often metrics go to Triton

@@ -115,10 +115,15 @@ class IncrementalDetokenizer:
 
 
 class StopStrings:
-    """Cuts a text at the first stop string, holding back what may be the beginning of one."""
+    """Cuts a text at the first stop string, holding back what may be the beginning of one.
+
+    A character costs the same whatever was held back (Knuth, Morris, Pratt): one thread does this for all clients.
+    """
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(string for string in strings if string)
+        self._borders = tuple(map(_borders, self._strings))
+        self._num_begun = [0] * len(self._strings)  # characters of each that the text ends with
         self._held = ""
         self.matched: str | None = None
 
@@ -126,13 +131,15 @@ class StopStrings:
         """Return the text that is safe to send; on a match (`matched` names it) what stands before it, then nothing."""
         if self.matched is not None:
             return ""
-        text = self._held + text
+        new, text = text, self._held + text
         found = [(text.find(string), string) for string in self._strings if string in text]
         if found:
             end, self.matched = min(found)
             self._held = ""
             return text[:end]
-        num_sent = len(text) - max((_overlap(text, string) for string in self._strings), default=0)
+        for index, (string, borders) in enumerate(zip(self._strings, self._borders, strict=True)):
+            self._num_begun[index] = _advance(string, borders, self._num_begun[index], new)
+        num_sent = len(text) - max(self._num_begun, default=0)
         self._held = text[num_sent:]
         return text[:num_sent]
 
@@ -142,10 +149,21 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, string: str) -> int:
-    """Return the length of the longest end of `text` that begins `string` without being all of it."""
-    longest = min(len(text), len(string) - 1)
-    return next((length for length in range(longest, 0, -1) if text.endswith(string[:length])), 0)
+def _borders(string: str) -> list[int]:
+    """Return, for each beginning of `string`, the length of its longest end that also begins the string."""
+    borders = [0]
+    for char in string[1:]:
+        borders.append(_advance(string, borders, borders[-1], char))
+    return borders
+
+
+def _advance(string: str, borders: Sequence[int], num_begun: int, text: str) -> int:
+    """Return how many characters of `string` a text ends with that ended with `num_begun`, and goes on with `text`."""
+    for char in text:
+        while num_begun and string[num_begun] != char:
+            num_begun = borders[num_begun - 1]
+        num_begun += string[num_begun] == char
+    return num_begun
 
 
 def _byte_decoder(backend: tokenizers.Tokenizer) -> tuple[Callable[[str], bytes], bool]:

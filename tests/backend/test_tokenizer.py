@@ -281,3 +281,12 @@ def test_beginning_of_a_stop_string_is_held_back() -> None:
     stops = StopStrings(["</s>"])
     assert [stops.push(part) for part in ("a<", "/", "b", "</", "s>c")] == ["a", "", "</b", "", ""]
     assert stops.matched == "</s>"
+
+
+@given(st.text("ab", max_size=60), st.text("ab", min_size=1, max_size=12))
+def test_what_is_held_back_is_the_longest_end_that_begins_a_stop_string(text: str, string: str) -> None:
+    stops = StopStrings([string])
+    sent = "".join(map(stops.push, text))
+    if stops.matched is None:
+        ends = [length for length in range(len(string)) if text.endswith(string[:length])]
+        assert len(text) - len(sent) == max(ends)

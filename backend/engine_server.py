@@ -235,7 +235,7 @@ class EngineServer:
                 is_open = self._accept_next(index)
             except (OSError, RuntimeError) as error:
                 logger.error("a connection was not taken: %s", error)
-                self._stop.wait(_ACCEPT_PAUSE_S)
+                is_open = not self._stop.wait(_ACCEPT_PAUSE_S)  # once it stops, nobody need come any more
             if not is_open:
                 return
 

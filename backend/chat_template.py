@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from backend.errors import InvalidRequestError
+from backend.errors import InvalidRequestError, shorten
 
 if TYPE_CHECKING:
     import jinja2
@@ -40,8 +40,9 @@ class ChatTemplate:
                 documents=None,
                 add_generation_prompt=True,
             )
-        except Exception as error:  # a template is foreign code, and raises what it likes
-            raise InvalidRequestError(f"messages do not fit the model's chat template: {error}") from error
+        except Exception as error:  # a template may raise anything over messages that its author did not expect
+            words = shorten(str(error) or repr(error))
+            raise InvalidRequestError(f"messages do not fit the model's chat template: {words}") from error
 
 
 def _with_reasoning(message: object) -> object:

@@ -68,7 +68,9 @@ def parse_json(name: str, text: str) -> object:
     """Return decoded JSON; NaN and the like are refused."""
     try:
         return json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise InvalidRequestError(f"{name}: not valid JSON: nested too deep") from error
+    except ValueError as error:
         raise InvalidRequestError(f"{name}: not valid JSON: {error}") from error
 
 

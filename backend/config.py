@@ -58,6 +58,7 @@ class ServiceSettings:
         default_max_tokens      output tokens of a request that names no number
         ttft_slo_s, tpot_slo_s, itl_slo_s  objectives of real-time requests that name none; itl_slo_s None: no bound
         max_prompt_bytes        longest prompt text, or JSON of messages, that is looked at; also the most token ids
+        max_waiting_prompt_bytes  prompts of one class that wait to be tokenised; beyond it requests are refused for now
         max_stop_words          stop words of one request
         max_stop_word_chars     characters of one stop word
         allow_inspect           answer requests for the engine's snapshot, which names all requests (`bros top`);
@@ -65,7 +66,8 @@ class ServiceSettings:
     Output
         rt_coalesce_s, be_coalesce_s  tokens of a stream are sent together when the last were sent less long ago;
                                 0: after every step. A response costs the same, however many tokens it carries
-        max_unsent_bytes        output waiting for one stub; beyond it the requests of that stub are cancelled
+        max_unsent_bytes        output waiting for one stub; beyond it the requests of that stub are cancelled once
+                                it has read nothing for two seconds, or eight times as much waits
         cancel_poll_s           how often a stub asks Triton whether clients have gone, at most 0.1; answers take time
                                 too, where an engine computes on all cores
         metrics_flush_s         how often metrics go to Triton
@@ -83,6 +85,7 @@ class ServiceSettings:
     tpot_slo_s: float = 0.1
     itl_slo_s: float | None = None
     max_prompt_bytes: int = 1_000_000
+    max_waiting_prompt_bytes: int = 64_000_000
     max_stop_words: int = 16
     max_stop_word_chars: int = 256
     allow_inspect: bool = False
@@ -94,7 +97,13 @@ class ServiceSettings:
     step_file: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("default_max_tokens", "max_prompt_bytes", "max_stop_word_chars", "max_unsent_bytes"):
+        for name in (
+            "default_max_tokens",
+            "max_prompt_bytes",
+            "max_waiting_prompt_bytes",
+            "max_stop_word_chars",
+            "max_unsent_bytes",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"service.{name}: {getattr(self, name)} is below 1")
         if self.max_prompt_bytes > _MAX_PROMPT_BYTES:

@@ -1,7 +1,8 @@
 """One stub's socket as the engine writes to it: without ever waiting.
 
 What the socket does not take at once is kept, up to a limit, and sent by a thread of the connection's own. A stub that
-reads too slowly, or is gone, is disconnected; the reader's end of the socket then sees the close and cleans up.
+does not read, or is gone, is disconnected; the reader's end of the socket then sees the close and cleans up. One that
+reads is not, however much a step may end at once: 256 answers of 8,192 tokens are 18 MB.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 
 from backend.protocol import ToStub, frame
 from backend.request import RequestId
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE_S = 2.0  # with a stub that takes nothing; one that works reads at once
+_BURST = 8  # times the limit, that a stub which reads may be behind
 
 
 class Connection:
@@ -28,6 +33,7 @@ class Connection:
         self._unsent = bytearray()
         self._has_unsent = threading.Condition()
         self._is_closed = False
+        self._last_taken_s = time.monotonic()  # when the socket last took something, or there was nothing to take
         self._writer: threading.Thread | None = None
 
     def request_id(self, handle: int, client_id: str) -> RequestId:
@@ -40,11 +46,13 @@ class Connection:
         with self._has_unsent:
             if self._is_closed:
                 return
+            if not self._unsent:
+                self._last_taken_s = time.monotonic()
             num_sent = 0 if self._unsent else self._send_now(data)
             self._unsent += memoryview(data)[num_sent:]
-            if len(self._unsent) > self._max_unsent_bytes:
+            if self._is_too_slow():
                 logger.warning(
-                    "disconnecting stub %s, which reads too slowly: %d bytes wait", self.name, len(self._unsent)
+                    "disconnecting stub %s, which does not read: %d bytes wait", self.name, len(self._unsent)
                 )
                 self._close()
             elif self._unsent:
@@ -60,6 +68,11 @@ class Connection:
         """Disconnect; idempotent. The thread that reads from the socket sees its end."""
         with self._has_unsent:
             self._close()
+
+    def _is_too_slow(self) -> bool:
+        num_bytes, limit = len(self._unsent), self._max_unsent_bytes
+        has_stopped = time.monotonic() - self._last_taken_s > _PATIENCE_S
+        return num_bytes > limit * _BURST or (num_bytes > limit and has_stopped)
 
     def _close(self) -> None:
         if self._is_closed:
@@ -102,5 +115,6 @@ class Connection:
                 return
             with self._has_unsent:
                 del self._unsent[:num_sent]
+                self._last_taken_s = time.monotonic()
                 if not self._unsent:
                     self._has_unsent.notify_all()

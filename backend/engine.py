@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backend.clock import Clock
-from backend.errors import BrosError, ExecutorError, OverloadedError
+from backend.errors import BrosError, ExecutorError, OverloadedError, shorten
 from backend.executors import Executor
 from backend.plan import FailedRequest, StepBatch, StepOutput, StepPlan, StepResult
 from backend.request import Request, RequestId
@@ -83,7 +83,7 @@ class Engine:
         if result is not None:
             output = self.scheduler.complete(batch, result, self.clock.now_s())
             self._emit(output)
-            self._record(plan, batch, result, output)
+            self._note(plan, batch, result, output)
         return True
 
     def post(self, command: Command) -> None:
@@ -115,12 +115,22 @@ class Engine:
             self._wake.notify()
 
     def _execute(self, batch: StepBatch) -> StepResult | None:
+        """Whatever an executor raises ends the requests of this step, and nothing else."""
         try:
             return self.executor.execute(batch)
-        except ExecutorError as error:
-            logger.error("a step of %d requests failed: %s", len(batch.sequences), error)
-            self._emit(self.scheduler.fail(batch, error, self.clock.now_s()))
+        except Exception as error:
+            what = f"a step of {len(batch.sequences)} requests failed"
+            logger.error("%s: %s", what, error, exc_info=error)
+            failure = error if isinstance(error, ExecutorError) else ExecutorError(f"{what}: {shorten(repr(error))}")
+            self._emit(self.scheduler.fail(batch, failure, self.clock.now_s()))
             return None
+
+    def _note(self, plan: StepPlan, batch: StepBatch, result: StepResult, output: StepOutput) -> None:
+        """What is measured is no reason to end what is served; a full disk, for instance."""
+        try:
+            self._record(plan, batch, result, output)
+        except Exception as error:
+            logger.error("a step was not recorded: %s", error, exc_info=not isinstance(error, OSError))
 
     def _drain_inbox(self) -> None:
         while self._inbox:
@@ -130,7 +140,7 @@ class Engine:
                 case Cancel(request_id):
                     self._emit(self.scheduler.cancel(request_id, self.clock.now_s()))
                 case Inspect(look):
-                    look(self.scheduler)
+                    look_at(self.scheduler, look)
 
     def _submit(self, request: Request) -> None:
         try:
@@ -144,3 +154,11 @@ class Engine:
         timeout_s = None if due_s is None else max(0.0, due_s - self.clock.now_s())
         with self._wake:
             self._wake.wait_for(lambda: self._inbox or self._stopping, timeout_s)
+
+
+def look_at(scheduler: Scheduler, look: Callable[[Scheduler], None]) -> None:
+    """Call `look`. Looking changes nothing, so that an error of it concerns the one who looks."""
+    try:
+        look(scheduler)
+    except Exception as error:
+        logger.error("the scheduler was not looked at: %s", error, exc_info=error)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backend.config import ConfigFile, engine_command
-from backend.errors import BrosError, EngineUnavailableError
+from backend.errors import BrosError, EngineUnavailableError, to_bros_error
 from backend.protocol import (
     VERSION,
     Cancel,
@@ -46,7 +46,8 @@ from backend.protocol import (
 
 logger = logging.getLogger(__name__)
 
-Sink = Callable[[Chunk], None]  # gets the chunks of one request; the last has an `end`
+# Gets the chunks of one request; the last has an `end`. One that raises gets no more but that, and its request ends.
+Sink = Callable[[Chunk], None]
 
 _FIRST_WAIT_S = 0.05
 _MAX_WAIT_S = 2.0
@@ -75,7 +76,7 @@ class EngineLink:
         self._hello = Hello(VERSION, name, on_metrics is not None, server_pid)
         self._on_metrics = on_metrics
         self._handles = itertools.count(1)
-        self._sinks: dict[int, Sink] = {}
+        self._sinks: dict[int, tuple[Ticket, Sink]] = {}  # by handle
         self._socket: socket.socket | None = None
         self._state: EngineState | None = None  # None: no connection
         self._is_closed = False
@@ -129,19 +130,19 @@ class EngineLink:
         self._thread.join()
 
     def _open(self, sink: Sink, client_id: str, message: Callable[[int], ToEngine]) -> Ticket:
-        handle = next(self._handles)
+        ticket = Ticket(next(self._handles), client_id)
         with self._changed:
             connection = self._socket
             if connection is None or not self.is_ready:
                 raise EngineUnavailableError(self._why_not_ready())
-            self._sinks[handle] = sink
+            self._sinks[ticket.handle] = ticket, sink
         try:
-            self._send(connection, message(handle))
-        except EngineUnavailableError:
+            self._send(connection, message(ticket.handle))
+        except Exception:
             with self._changed:
-                if self._sinks.pop(handle, None) is not None:
+                if self._sinks.pop(ticket.handle, None) is not None:
                     raise
-        return Ticket(handle, client_id)
+        return ticket
 
     def _wait_for_news(self, seen: EngineState | None) -> EngineState:
         with self._changed:
@@ -178,8 +179,11 @@ class EngineLink:
         wait_s = _FIRST_WAIT_S
         while not self._is_closed:
             was_ready = False
-            if (connection := self._connect()) is not None:
-                was_ready = self._serve(connection)
+            try:
+                if (connection := self._connect()) is not None:
+                    was_ready = self._serve(connection)
+            except Exception as error:  # no descriptor left, for instance: it may be well the next time
+                logger.error("the link to the engine failed: %s", error, exc_info=error)
             wait_s = _FIRST_WAIT_S if was_ready else min(_MAX_WAIT_S, wait_s * 2)
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closed, wait_s)
@@ -226,16 +230,31 @@ class EngineLink:
                 self._deliver(chunks)
             case EngineState():
                 self._set_state(message)
-            case Metrics():
-                assert self._on_metrics is not None, "metrics came unasked"
+            case Metrics() if self._on_metrics is not None:
                 self._on_metrics(message)
 
     def _deliver(self, chunks: tuple[Chunk, ...]) -> None:
         for chunk in chunks:
             with self._changed:
-                sink = self._sinks.get(chunk.handle) if chunk.end is None else self._sinks.pop(chunk.handle, None)
-            if sink is not None:
-                sink(chunk)
+                found = self._sinks.get(chunk.handle) if chunk.end is None else self._sinks.pop(chunk.handle, None)
+            if found is not None:
+                self._give(*found, chunk)
+
+    def _give(self, ticket: Ticket, sink: Sink, chunk: Chunk) -> None:
+        """Hand a chunk to its sink. What a sink raises ends its own request: a stream with a gap would be wrong."""
+        try:
+            sink(chunk)
+        except Exception as error:
+            failure = to_bros_error(error, "an answer was not taken")
+            if chunk.end is None:
+                self._break(ticket, sink, failure)
+
+    def _break(self, ticket: Ticket, sink: Sink, error: BrosError) -> None:
+        """End a request whose sink does not take what comes."""
+        self.cancel(ticket)
+        with self._changed:
+            self._sinks.pop(ticket.handle, None)
+        self._give(ticket, sink, Chunk(ticket.handle, end=error_end(error)))
 
     def _set_state(self, state: EngineState | None) -> None:
         with self._changed:
@@ -251,8 +270,8 @@ class EngineLink:
         if lost and not self._is_closed:
             logger.error("the engine is gone; %d open requests fail", len(lost))
         end = error_end(EngineUnavailableError("the engine went away during this request"))
-        for handle, sink in lost.items():
-            sink(Chunk(handle, end=end))
+        for ticket, sink in lost.values():
+            self._give(ticket, sink, Chunk(ticket.handle, end=end))
 
     def _start_engine(self) -> None:
         """Start the engine and wait until its socket is there; one that is up already makes ours end at once."""

@@ -10,26 +10,21 @@ another engine serves this socket already; 1 the engine failed; 2 wrong configur
 from __future__ import annotations
 
 import argparse
-import fcntl
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from backend.config import load_config
 from backend.errors import ConfigError
 from backend.executors.torch_engine import say_how_threads_wait
 from backend.kernel_folder import provide_kernel_folder
+from backend.listener import AlreadyServedError, Listener
 
 logger = logging.getLogger(__name__)
-
-
-class AlreadyServedError(Exception):
-    """Another engine process serves this socket."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,23 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def engine_socket(path: Path) -> Iterator[socket.socket]:
+def engine_socket(path: Path) -> Iterator[Listener]:
     """Listen at `path` until the block ends, as the only process that does. Raises AlreadyServedError."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with ExitStack() as held:
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        held.callback(os.close, lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AlreadyServedError(str(path)) from error
-        path.unlink(missing_ok=True)
-        listener = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        listener.bind(str(path))
-        held.callback(path.unlink, missing_ok=True)
-        held.callback(listener.shutdown, socket.SHUT_RDWR)
-        path.chmod(0o600)
-        listener.listen()
+    with closing(Listener(path)) as listener:
         yield listener
 
 

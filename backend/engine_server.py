@@ -1,9 +1,10 @@
 """The socket server around an engine: what the engine process is, once it has its socket.
 
-    stub ══ socket ══► reader threads ──Submit, Cancel──► engine thread ──StepOutput──► outbox thread ══ socket ══► stub
-                       check, tokenise                    Engine.run                    text, stop words
+    stub ══ socket ══► reader threads ──► intake threads ──► engine thread ──► outbox thread ══ socket ══► stub
+                       one a stub         check, tokenise    Engine.run        text, stop words
 
-Stubs and launchers are served before the model is loaded, so that they can follow the loading.
+Stubs and launchers are served before the model is loaded, so that they can follow the loading. Each of these threads
+serves many: what one message or request raises is answered to its sender, and ends nothing else.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import itertools
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from concurrent.futures import Future
@@ -21,19 +21,19 @@ from pathlib import Path
 
 from backend.config import ConfigFile
 from backend.connection import Connection
-from backend.engine import Cancel, Engine, Inspect, Submit
-from backend.errors import BrosError, ConfigError, EngineUnavailableError, InvalidRequestError
+from backend.engine import Cancel, Inspect
+from backend.errors import BrosError, ConfigError, EngineUnavailableError
+from backend.inspection import Inspection
 from backend.intake import Intake
-from backend.introspect import StepLog, snapshot_json
+from backend.intake_queue import IntakeQueue, refuse
+from backend.introspect import StepLog
+from backend.listener import Listener
 from backend.metrics import Recorder
 from backend.orphans import watch_stub
 from backend.outbox import Outbox
 from backend.plan import StepBatch, StepOutput, StepPlan, StepResult
 from backend.protocol import (
     VERSION,
-    Chunk,
-    Chunks,
-    End,
     EngineState,
     Hello,
     ProtocolError,
@@ -43,30 +43,29 @@ from backend.protocol import (
     Stage,
     ToEngine,
     engine_reader,
-    error_end,
 )
 from backend.protocol import Cancel as CancelMessage
 from backend.protocol import Submit as SubmitMessage
-from backend.request import FinishReason
 from backend.runtime import EngineLike, Progress, Runtime, load_runtime, make_tokenizer
-from backend.scheduler import Scheduler
 from backend.step_file import StepFile
 
 logger = logging.getLogger(__name__)
 
 _FAILED_EXIT_S = 2.0  # stubs look for an engine at least as often (engine_link)
+_ACCEPT_PAUSE_S = 0.2  # where the system has no descriptor or thread for a further connection
 _JOIN_TIMEOUT_S = 10.0  # a step that takes longer than this is not waited for at the end
 
 
 class EngineServer:
     """The socket server around an engine. `run` is called on the main thread; `request_stop` from any other."""
 
-    def __init__(self, file: ConfigFile, listener: socket.socket, exits_when_unused: bool) -> None:
+    def __init__(self, file: ConfigFile, listener: Listener, exits_when_unused: bool) -> None:
         self._config = file.config
         self._listener = listener
         self._state = EngineState(Stage.LOADING, "starting")
         self._metrics = Recorder()
         self._steps = StepLog()
+        self._inspection = Inspection(self._steps)
         self._step_file: StepFile | None = None
         self._connections: dict[Connection, None] = {}
         self._is_closed = False
@@ -74,7 +73,7 @@ class EngineServer:
         self._exits_when_unused = exits_when_unused
         self._unused_timer: threading.Timer | None = None
         self._stop = threading.Event()
-        self._intake: Intake | None = None
+        self._intake: IntakeQueue | None = None
         self._outbox: Outbox | None = None
         self._engine: EngineLike | None = None
 
@@ -130,8 +129,9 @@ class EngineServer:
             self._step_file = StepFile(Path(service.step_file))
         runtime = load_runtime(self._config, tokenizer, outbox.emit, self._record, on_progress)
         outbox.cancel = lambda request_id: runtime.engine.post(Cancel(request_id))
-        self._intake = Intake(tokenizer, service, runtime.max_seq_len)
+        intake = Intake(tokenizer, service, runtime.max_seq_len, runtime.vocab_size)
         self._outbox, self._engine = outbox, runtime.engine
+        self._intake = IntakeQueue(intake, outbox, runtime.engine.post, self._metrics, service.max_waiting_prompt_bytes)
         return runtime, outbox
 
     def _tell_failure(self, why: str) -> None:
@@ -168,12 +168,16 @@ class EngineServer:
             self._stop.set()
 
     def _drain(self, engine: EngineLike, outbox: Outbox) -> None:
+        assert self._intake is not None, "an engine without an intake"
         if engine.error is None:
             self._set_state(Stage.DRAINING)
-            if not outbox.wait_until_idle(self._config.service.drain_timeout_s):
+            give_up_s = time.monotonic() + self._config.service.drain_timeout_s
+            is_idle = self._intake.wait_until_idle(self._config.service.drain_timeout_s)
+            if not (is_idle and outbox.wait_until_idle(max(0.0, give_up_s - time.monotonic()))):
                 logger.warning("requests were still open after %g s: they fail", self._config.service.drain_timeout_s)
         else:
             self._set_state(Stage.FAILED, f"the engine stopped: {engine.error}")
+        self._intake.close()
         engine.stop()
 
     def _close(self, outbox: Outbox) -> None:
@@ -212,20 +216,40 @@ class EngineServer:
             with self._lock:
                 connection = next((c for c in self._connections if c.wants_metrics), None)
             if connection is not None:
-                self._metrics.honours_plans(runtime.engine.honours_plans)
-                runtime.engine.post(Inspect(lambda scheduler: self._metrics.scheduler(scheduler.stats())))
-                connection.send(self._metrics.drain())
+                try:
+                    self._flush_metrics_to(connection, runtime.engine)
+                except Exception as error:
+                    logger.error("metrics were not sent: %s", error, exc_info=error)
+
+    def _flush_metrics_to(self, connection: Connection, engine: EngineLike) -> None:
+        self._metrics.honours_plans(engine.honours_plans)
+        engine.post(Inspect(lambda scheduler: self._metrics.scheduler(scheduler.stats())))
+        connection.send(self._metrics.drain())
 
     # --- connections --------------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
+        is_open = True
         for index in itertools.count(1):
             try:
-                sock, _ = self._listener.accept()
-            except OSError:  # the listener was closed: this process ends
+                is_open = self._accept_next(index)
+            except (OSError, RuntimeError) as error:
+                logger.error("a connection was not taken: %s", error)
+                is_open = not self._stop.wait(_ACCEPT_PAUSE_S)  # once it stops, nobody need come any more
+            if not is_open:
                 return
-            connection = Connection(sock, index, self._config.service.max_unsent_bytes)
+
+    def _accept_next(self, index: int) -> bool:
+        """Serve the next connection in a thread of its own; return False when there will be none."""
+        if (sock := self._listener.accept()) is None:
+            return False
+        connection = Connection(sock, index, self._config.service.max_unsent_bytes)
+        try:
             threading.Thread(target=self._serve, args=(connection,), name=f"read-{index}", daemon=True).start()
+        except RuntimeError:
+            sock.close()
+            raise
+        return True
 
     def _serve(self, connection: Connection) -> None:
         """Read one stub's messages until it is gone, then cancel what it left."""
@@ -234,12 +258,15 @@ class EngineServer:
                 self._read(connection, reader)
         except (OSError, ProtocolError) as error:
             logger.warning("connection of %s broke: %s", connection.name, error)
+        except Exception as error:
+            logger.error("connection of %s failed: %s", connection.name, error, exc_info=error)
         finally:
             with self._lock:
                 self._connections.pop(connection, None)
                 self._watch_use()
             connection.close()
-            if self._outbox is not None:
+            if self._intake is not None and self._outbox is not None:
+                self._intake.drop(connection)
                 self._outbox.drop(connection)
             connection.socket.close()
 
@@ -261,56 +288,27 @@ class EngineServer:
             connection.flush(timeout_s=1.0)
             return
         for message in reader:
-            match message:
-                case SubmitMessage():
-                    self._submit(connection, message)
-                case CancelMessage(handle, client_id, timed_out):
-                    self._cancel(connection, handle, client_id, timed_out)
-                case Refused(priority_class, error_code):
-                    self._metrics.refused(priority_class, error_code)
-                case Snapshot(handle):
-                    self._inspect(connection, handle)
-                case Hello():
-                    raise ProtocolError("a second Hello")
+            if isinstance(message, Hello):
+                raise ProtocolError("a second Hello")
+            try:
+                self._take(connection, message)
+            except Exception as error:
+                logger.error("a message of %s was not served: %s", connection.name, error, exc_info=error)
+
+    def _take(self, connection: Connection, message: ToEngine) -> None:
+        match message:
+            case SubmitMessage():
+                self._submit(connection, message)
+            case CancelMessage(handle, client_id, timed_out) if self._intake is not None:
+                self._intake.cancel(connection, handle, client_id, timed_out=timed_out)
+            case Refused(priority_class, error_code):
+                self._metrics.refused(priority_class, error_code)
+            case Snapshot(handle):
+                self._inspection.ask(connection, handle, self._engine)
 
     def _submit(self, connection: Connection, message: SubmitMessage) -> None:
-        request_id = connection.request_id(message.handle, message.client_id)
-        try:
-            if self._state.stage is not Stage.READY or self._engine is None or self._intake is None:
-                raise EngineUnavailableError(f"the engine is {self._state.stage.value}")
-            request = self._intake.request(message, request_id)
-            echo = self._intake.prompt_text(message.generation, request) if message.generation.echoes_prompt else ""
-        except BrosError as error:
-            self._metrics.refused(message.generation.priority_class, error.code)
-            connection.send(Chunks((Chunk(message.handle, end=error_end(error)),)))
+        if self._state.stage is Stage.READY and self._intake is not None:
+            self._intake.submit(connection, message)
             return
-        assert self._outbox is not None, "an engine without an outbox"
-        self._outbox.open(message.handle, connection, message.generation, request, echo)
-        try:
-            self._engine.post(Submit(request))
-        except BrosError as error:
-            self._outbox.fail(request_id, error)
-
-    def _cancel(self, connection: Connection, handle: int, client_id: str, timed_out: bool) -> None:
-        if self._engine is None or self._outbox is None:
-            return
-        request_id = connection.request_id(handle, client_id)
-        if timed_out:
-            self._outbox.mark_timed_out(request_id)
-        self._engine.post(Cancel(request_id))
-
-    def _inspect(self, connection: Connection, handle: int) -> None:
-        """Answer with the engine's state as it is between two steps."""
-
-        def look(scheduler: Scheduler) -> None:
-            text = snapshot_json(scheduler, self._steps, time.monotonic())
-            connection.send(Chunks((Chunk(handle, text, end=End(finish_reason=FinishReason.STOP.value)),)))
-
-        try:
-            if self._engine is None:
-                raise EngineUnavailableError(f"the engine is {self._state.stage.value}")
-            if not isinstance(self._engine, Engine):
-                raise InvalidRequestError("inspect: this executor keeps the KV cache and its requests to itself")
-            self._engine.post(Inspect(look))
-        except BrosError as error:
-            connection.send(Chunks((Chunk(handle, end=error_end(error)),)))
+        error = EngineUnavailableError(f"the engine is {self._state.stage.value}")
+        refuse(connection, message, error, self._metrics)

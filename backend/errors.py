@@ -15,8 +15,12 @@ endpoints flatten every status to HTTP 400.
 
 from __future__ import annotations
 
+import logging
 from typing import ClassVar
 
+logger = logging.getLogger(__name__)
+
+_MAX_SHOWN_CHARS = 300  # of an error that is none of ours, which may repeat all that a client sent
 _ENGINE_RETRY_AFTER_S = 1.0  # about what a dead engine's first restart waits for
 
 
@@ -79,6 +83,23 @@ class ConfigError(BrosError):
 
     code = "CONFIG"
     triton_status = "INVALID_ARG"
+
+
+def to_bros_error(error: Exception, what: str) -> BrosError:
+    """Return `error` as the client of one request meets it; `what` says, for the log, what failed.
+
+    An error that was not raised on purpose is a fault of this server: its traceback goes to the log.
+    """
+    if isinstance(error, BrosError):
+        return error
+    logger.error("%s: %s", what, shorten(repr(error)), exc_info=error)
+    return BrosError(f"{what}: {shorten(repr(error))}")
+
+
+def shorten(words: str, max_chars: int = _MAX_SHOWN_CHARS) -> str:
+    """Return words that may be a client's, or about them, as they may stand in a message: cut, and valid UTF-8."""
+    text = words.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= max_chars else text[:max_chars] + "…"
 
 
 def _with_advice(message: str, retry_after_s: float) -> str:

@@ -7,6 +7,7 @@ was opened ends exactly once: whoever takes it out of the table sends its end.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -14,13 +15,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from backend.connection import Connection
-from backend.errors import BrosError, RequestCancelledError
+from backend.errors import BrosError, RequestCancelledError, to_bros_error
 from backend.intake import PromptTokenizer
 from backend.metrics import Recorder
 from backend.plan import StepOutput
 from backend.protocol import Chunk, Chunks, End, Generation, Timings, error_end
 from backend.request import FinishReason, PriorityClass, Request, RequestId
 from backend.tokenizer import IncrementalDetokenizer, StopStrings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -163,9 +166,12 @@ class Outbox:
                 self._wake.wait_for(lambda: self._outputs or self._is_closing, self._wait_s())
                 outputs, is_closing = list(self._outputs), self._is_closing
                 self._outputs.clear()
-            for now_s, output in outputs:
-                self._collect(now_s, output)
-            self._send_due(time.monotonic())
+            try:
+                for now_s, output in outputs:
+                    self._collect(now_s, output)
+                self._send_due(time.monotonic())
+            except Exception as error:  # of none of the requests: theirs are caught one by one
+                logger.error("the outbox failed: %s", error, exc_info=error)
 
     def _wait_s(self) -> float | None:
         due_s = min((stream.due_s(self._coalesce_s) for stream in self._unsent), default=None)
@@ -174,10 +180,13 @@ class Outbox:
     def _collect(self, now_s: float, output: StepOutput) -> None:
         for request, token_id, log_prob in output.tokens:
             if (stream := self._streams.get(request.request_id)) is not None:
-                self._add(stream, token_id, log_prob, now_s)
+                try:
+                    self._add(stream, token_id, log_prob, now_s)
+                except Exception as error:
+                    self._break(stream, error)
         for request in output.finished:
             if (stream := self._remove(request.request_id)) is not None:
-                self._end(stream, self._finished(stream))
+                self._end(stream, self._finished_or_failed(stream))
         for failed in output.failed:
             if (stream := self._remove(failed.request.request_id)) is not None:
                 self._end(stream, self._failed(stream, failed.error))
@@ -196,10 +205,21 @@ class Outbox:
             self.cancel(stream.request.request_id)
             self._end(stream, self._chunk_of_end(stream, FinishReason.STOP))
 
+    def _break(self, stream: Stream, error: Exception) -> None:
+        """End a stream whose tokens cannot be put into words."""
+        if self._remove(stream.request.request_id) is not None:
+            self.cancel(stream.request.request_id)
+            self._end(stream, self._failed(stream, to_bros_error(error, "an answer failed on its way out")))
+
+    def _finished_or_failed(self, stream: Stream) -> Chunk:
+        try:
+            return self._finished(stream)
+        except Exception as error:
+            return self._failed(stream, to_bros_error(error, "an answer failed at its end"))
+
     def _finished(self, stream: Stream) -> Chunk:
         if stream.timed_out and stream.request.finish_reason is FinishReason.CANCELLED:
-            num_ms = (stream.generation.timeout_s or 0.0) * 1e3
-            return self._failed(stream, RequestCancelledError(f"the request's timeout of {num_ms:g} ms ran out"))
+            return self._failed(stream, timeout_error(stream.generation))
         assert stream.request.finish_reason is not None, f"request {stream.request.request_id!r} ended without a reason"
         stream.text += stream.stop_strings.push(stream.detokenizer.flush()) + stream.stop_strings.flush()
         return self._chunk_of_end(stream, stream.request.finish_reason)
@@ -224,6 +244,32 @@ class Outbox:
             if stream.text or stream.token_ids:
                 stream.last_sent_s = now_s
                 self._chunks.setdefault(stream.connection, []).append(stream.take_chunk())
-        for connection, chunks in self._chunks.items():
+        all_chunks, self._chunks = self._chunks, {}
+        for connection, chunks in all_chunks.items():
+            self._send(connection, chunks)
+
+    def _send(self, connection: Connection, chunks: list[Chunk]) -> None:
+        """Send chunks in one message, or one by one where together they make none: then only what is wrong fails."""
+        try:
             connection.send(Chunks(tuple(chunks)))
-        self._chunks.clear()
+        except Exception as error:
+            if len(chunks) > 1:
+                for chunk in chunks:
+                    self._send(connection, [chunk])
+            else:
+                self._replace(connection, chunks[0], to_bros_error(error, "an answer was not sent"))
+
+    def _replace(self, connection: Connection, chunk: Chunk, error: BrosError) -> None:
+        """End the request of a chunk that cannot be sent."""
+        handle = chunk.handle
+        streams = [s for s in self._streams.values() if s.connection is connection and s.handle == handle]
+        for stream in streams:
+            self._remove(stream.request.request_id)
+            self._unsent.pop(stream, None)
+            self.cancel(stream.request.request_id)
+        connection.send(Chunks((Chunk(handle, end=error_end(error)),)))
+
+
+def timeout_error(generation: Generation) -> RequestCancelledError:
+    """Return the error of a request whose own timeout ran out."""
+    return RequestCancelledError(f"the request's timeout of {(generation.timeout_s or 0.0) * 1e3:g} ms ran out")

@@ -18,10 +18,11 @@ from typing import Generic, Self, TypeVar
 
 import msgspec
 
-from backend.errors import BrosError, EngineUnavailableError
+from backend.errors import BrosError, EngineUnavailableError, RequestTooLargeError, shorten
 
 VERSION = 1
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+MAX_ERROR_CHARS = 2000  # of a message that may quote a client
 _LENGTH = struct.Struct(">I")
 _CREDENTIALS = struct.Struct("3i")  # struct ucred
 
@@ -142,7 +143,9 @@ class End(msgspec.Struct, frozen=True, array_like=True):
 
 def error_end(error: BrosError) -> End:
     """Return the end of a request that failed with `error`."""
-    return End(error_code=error.code, error_status=error.triton_status, error_message=str(error))
+    return End(
+        error_code=error.code, error_status=error.triton_status, error_message=shorten(str(error), MAX_ERROR_CHARS)
+    )
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
@@ -197,8 +200,10 @@ class ProtocolError(Exception):
 
 
 def frame(message: ToEngine | ToStub) -> bytes:
-    """Return `message` as bytes to send."""
+    """Return `message` as bytes to send. Raises RequestTooLargeError for one that the peer would not take."""
     body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise RequestTooLargeError(f"a message of {len(body)} bytes exceeds {MAX_FRAME_BYTES}")
     return _LENGTH.pack(len(body)) + body
 
 
@@ -235,7 +240,7 @@ class Reader(Generic[M]):
             return None
         try:
             return self._decoder.decode(body)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
             raise ProtocolError(f"not a message of protocol version {VERSION}: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,12 +10,15 @@ from typing import Protocol
 from backend.clock import Clock, MonotonicClock
 from backend.config import EngineConfig, ExecutorKind
 from backend.engine import Command, Emit, Engine, Record
+from backend.errors import ConfigError
 from backend.executors import Executor
 from backend.intake import PromptTokenizer
 from backend.scheduler import make_scheduler
 from backend.sim_tokenizer import SimTokenizer
 from backend.startup import measure_speed, memory_line, speed_line
 from backend.tokenizer import load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, float | None], None]  # what is being done, and the fraction done where it is known
 
@@ -50,12 +54,14 @@ def make_tokenizer(config: EngineConfig) -> PromptTokenizer:
 class Runtime:
     """An engine that is loaded.
 
-    max_seq_len: the longest prompt and output together, in tokens. close: to be called after `engine.run` has returned.
-    facts: lines about memory and speed, for whoever starts it.
+    max_seq_len: the longest prompt and output together, in tokens. vocab_size: ids that the model, and so a prompt, may
+    hold, from 0 on. close: to be called after `engine.run` has returned. facts: lines about memory and speed, for
+    whoever starts it.
     """
 
     engine: EngineLike
     max_seq_len: int
+    vocab_size: int
     close: Callable[[], None] = lambda: None
     facts: Sequence[str] = ()
 
@@ -72,13 +78,16 @@ def load_runtime(
         from backend.executors.trtllm.loading import load_engine
 
         assert config.trtllm is not None, "a trtllm configuration without its section"
-        engine = load_engine(config.trtllm, config.scheduler, emit, clock, report)
-        return Runtime(engine, engine.max_seq_len)
+        trtllm = load_engine(config.trtllm, config.scheduler, emit, clock, report)
+        return Runtime(trtllm, trtllm.max_seq_len, tokenizer.vocab_size)
     executor = _make_executor(config, clock, report)
     capacity = executor.capacity()
+    vocab_size = tokenizer.vocab_size if capacity.vocab_size is None else capacity.vocab_size
+    check_vocabulary(tokenizer, vocab_size)
     scheduler = make_scheduler(config.scheduler, capacity, tokenizer.eos_token_ids)
     facts = _facts(config, executor, report)
-    return Runtime(Engine(scheduler, executor, clock, emit, record), capacity.max_seq_len, executor.close, facts)
+    engine = Engine(scheduler, executor, clock, emit, record)
+    return Runtime(engine, capacity.max_seq_len, vocab_size, executor.close, facts)
 
 
 def _facts(config: EngineConfig, executor: Executor, report: Progress) -> list[str]:
@@ -87,6 +96,21 @@ def _facts(config: EngineConfig, executor: Executor, report: Progress) -> list[s
         return []
     report("measuring steps", 1.0)
     return [memory_line(executor.capacity()), speed_line(measure_speed(executor), config.service.default_slo)]
+
+
+def check_vocabulary(tokenizer: PromptTokenizer, vocab_size: int) -> None:
+    """Compare the tokenizer with a model of `vocab_size` token ids. Raises ConfigError where no prompt can be served.
+
+    Fine-tuned models often come with a token more (for padding) than their embedding has rows, which no prompt needs.
+    """
+    if (largest := max(tokenizer.encode(""), default=0)) >= vocab_size:
+        raise ConfigError(f"the tokenizer puts token {largest} into every prompt; the model knows {vocab_size} ids")
+    if tokenizer.vocab_size > vocab_size:
+        logger.warning(
+            "the tokenizer has token ids up to %d, the model knows %d: prompts with others are refused",
+            tokenizer.vocab_size - 1,
+            vocab_size,
+        )
 
 
 def _make_executor(config: EngineConfig, clock: Clock, report: Progress) -> Executor:

@@ -11,6 +11,7 @@ class SimTokenizer:
     """Bytes are ids 3 to 258; any higher id reads as a word of its own, so that a text can be told from another."""
 
     strips_first_space = False
+    max_token_bytes = 1  # of a prompt's text
 
     def __init__(self, vocab_size: int, eos_token_id: int) -> None:
         self.vocab_size = vocab_size
@@ -20,9 +21,13 @@ class SimTokenizer:
         """Return one id for each byte of the text."""
         return [byte + _FIRST_BYTE_ID for byte in text.encode()]
 
-    def encode_chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
-        """Return the ids of the messages, one a line."""
-        return self.encode("".join(f"{message['role']}: {message['content']}\n" for message in messages))
+    def render_chat(self, messages: Sequence[Mapping[str, object]]) -> str:
+        """Return the messages, one a line."""
+        return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+
+    def encode_chat_text(self, text: str) -> list[int]:
+        """Return one id for each byte of what `render_chat` gave."""
+        return self.encode(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of `token_ids`."""

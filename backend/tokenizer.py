@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +16,10 @@ from backend.tokenizer_files import TokenizerParts, read_tokenizer
 if TYPE_CHECKING:
     import tokenizers
 
+# The library would hand a text to a pool of threads of its own, where one may wait behind another's.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_NORMALIZER_SHRINKS = 4  # times at most: composed characters and look-alikes take fewer bytes than what they stand for
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -29,30 +34,45 @@ class Tokenizer:
     def __init__(self, parts: TokenizerParts) -> None:
         self.eos_token_ids = parts.eos_token_ids
         self.bos_token_id = parts.bos_token_id
-        self.vocab_size: int = parts.backend.get_vocab_size()
         self._parts = parts
         self._backend = parts.backend
         added = parts.backend.get_added_tokens_decoder()
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
         self._added_ids = set(added)
         self._bytes_of, self.strips_first_space = _byte_decoder(parts.backend)
+        token_ids = parts.backend.get_vocab().values()
+        self.vocab_size = max(token_ids, default=-1) + 1
+        longest = max((len(self._text_of(token_id)) for token_id in token_ids), default=0)
+        self.max_token_bytes = longest * (1 if parts.backend.normalizer is None else _NORMALIZER_SHRINKS)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a prompt, with the tokens (such as bos) that the model wants around one."""
-        token_ids = list(self._backend.encode(text).ids)
+        token_ids = self._encode(text, add_special_tokens=True)
         if self._parts.adds_bos and self.bos_token_id is not None:
             return [self.bos_token_id, *token_ids]
         return token_ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
-        """Return the token ids of a conversation (`role` and `content` each) up to where the assistant speaks.
+        """Return the token ids of a conversation, as `render_chat` writes it."""
+        return self.encode_chat_text(self.render_chat(messages))
+
+    def render_chat(self, messages: Sequence[Mapping[str, object]]) -> str:
+        """Return a conversation (`role` and `content` each) as text, up to where the assistant speaks.
 
         Raises InvalidRequestError where the model has no chat template or the messages do not fit it.
         """
         if self._parts.chat_template is None:
             raise InvalidRequestError("the model has no chat template: send a prompt instead of messages")
-        text = self._parts.chat_template.render(messages)
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        return self._parts.chat_template.render(messages)
+
+    def encode_chat_text(self, text: str) -> list[int]:
+        """Return the token ids of what `render_chat` gave, which names its special tokens itself."""
+        return self._encode(text, add_special_tokens=False)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """A batch of one, since that lets other threads run meanwhile: `encode` holds Python's lock for seconds."""
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of `token_ids`: special tokens left out, bytes that form no character replaced by U+FFFD."""
@@ -61,7 +81,11 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes a token stands for; none for special tokens and for ids outside the vocabulary."""
-        token = None if token_id in self._special_ids else self._backend.id_to_token(token_id)
+        return b"" if token_id in self._special_ids else self._text_of(token_id)
+
+    def _text_of(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for in a prompt, special tokens too."""
+        token = self._backend.id_to_token(token_id)
         if token is None:
             return b""
         return token.encode() if token_id in self._added_ids else self._bytes_of(token)
@@ -92,10 +116,15 @@ class IncrementalDetokenizer:
 
 
 class StopStrings:
-    """Cuts a text at the first stop string, holding back what may be the beginning of one."""
+    """Cuts a text at the first stop string, holding back what may be the beginning of one.
+
+    A character costs the same whatever was held back (Knuth, Morris, Pratt): one thread does this for all clients.
+    """
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(string for string in strings if string)
+        self._borders = tuple(map(_borders, self._strings))
+        self._num_begun = [0] * len(self._strings)  # characters of each that the text ends with
         self._held = ""
         self.matched: str | None = None
 
@@ -103,13 +132,15 @@ class StopStrings:
         """Return the text that is safe to send; on a match (`matched` names it) what stands before it, then nothing."""
         if self.matched is not None:
             return ""
-        text = self._held + text
+        new, text = text, self._held + text
         found = [(text.find(string), string) for string in self._strings if string in text]
         if found:
             end, self.matched = min(found)
             self._held = ""
             return text[:end]
-        num_sent = len(text) - max((_overlap(text, string) for string in self._strings), default=0)
+        for index, (string, borders) in enumerate(zip(self._strings, self._borders, strict=True)):
+            self._num_begun[index] = _advance(string, borders, self._num_begun[index], new)
+        num_sent = len(text) - max(self._num_begun, default=0)
         self._held = text[num_sent:]
         return text[:num_sent]
 
@@ -119,10 +150,21 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, string: str) -> int:
-    """Return the length of the longest end of `text` that begins `string` without being all of it."""
-    longest = min(len(text), len(string) - 1)
-    return next((length for length in range(longest, 0, -1) if text.endswith(string[:length])), 0)
+def _borders(string: str) -> list[int]:
+    """Return, for each beginning of `string`, the length of its longest end that also begins the string."""
+    borders = [0]
+    for char in string[1:]:
+        borders.append(_advance(string, borders, borders[-1], char))
+    return borders
+
+
+def _advance(string: str, borders: Sequence[int], num_begun: int, text: str) -> int:
+    """Return how many characters of `string` a text ends with that ended with `num_begun`, and goes on with `text`."""
+    for char in text:
+        while num_begun and string[num_begun] != char:
+            num_begun = borders[num_begun - 1]
+        num_begun += string[num_begun] == char
+    return num_begun
 
 
 def _byte_decoder(backend: tokenizers.Tokenizer) -> tuple[Callable[[str], bytes], bool]:

@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import triton_python_backend_utils as pb_utils
 from backend import wire
 from backend.config import load_config
 from backend.engine_link import EngineLink, Ticket
-from backend.errors import BrosError, RequestCancelledError
+from backend.errors import BrosError, InvalidRequestError, RequestCancelledError, to_bros_error
 from backend.protocol import Chunk, End, EngineState, Generation, Metrics, Sample, Timings, error_end
 from backend.triton_metrics import TritonMetrics
 from backend.validate import Defaults, validate, wants_snapshot
@@ -74,14 +75,10 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Take requests in; each is answered, or refused, by its own response sender."""
         for request in requests:
-            reply = _Reply(request.get_response_sender())
             try:
-                self._take(request, reply)
-            except BrosError as error:
-                self._refuse(reply, error)
-            except Exception as error:
-                logger.exception("a request failed on its way in")
-                self._refuse(reply, BrosError(repr(error)))
+                self._serve(request, _Reply(request.get_response_sender()))
+            except Exception:
+                logger.exception("a request cannot be answered")
 
     def finalize(self) -> None:
         """Disconnect; Triton calls this when no request is open."""
@@ -89,6 +86,14 @@ class TritonPythonModel:
         self._timer.join()
         self._link.close()
         self._token_tensors.cache_clear()  # the shared memory they lie in ends before this interpreter does
+
+    def _serve(self, request: Any, reply: _Reply) -> None:
+        try:
+            self._take(request, reply)
+        except UnicodeDecodeError as error:  # Triton's strings: the names, keys and values of parameters, and the id
+            self._refuse(reply, InvalidRequestError(f"a name, key or id is not UTF-8: {error.reason}"))
+        except Exception as error:
+            self._refuse(reply, to_bros_error(error, "a request failed on its way in"))
 
     def _refuse(self, reply: _Reply, error: BrosError) -> None:
         self._link.note_refusal(self._defaults.usual_class, error)
@@ -115,15 +120,17 @@ class TritonPythonModel:
 
     def _put(self, reply: _Reply, chunk: Chunk) -> None:
         if chunk.end is None:
-            reply.send(self._response(chunk, reply.generation), is_final=False)
+            reply.send(self._response(chunk, reply.generation))
         else:
             self._close(reply, chunk)
 
     def _close(self, reply: _Reply, chunk: Chunk) -> None:
         self._replies.pop(reply, None)
-        reply.send(self._response(chunk, reply.generation), is_final=True)
-        if reply.has_place and self._places is not None:
-            self._places.release()
+        try:
+            reply.close(lambda: self._response(chunk, reply.generation))
+        finally:
+            if reply.has_place and self._places is not None:
+                self._places.release()
 
     def _response(self, chunk: Chunk, generation: Generation | None) -> Any:
         end = chunk.end
@@ -144,7 +151,10 @@ class TritonPythonModel:
             now_s = time.monotonic()
             next_poll_s = now_s + self._service.cancel_poll_s  # from the start: asking takes time, too
             for reply in list(self._replies):
-                self._cancel_if_gone(reply, now_s)
+                try:
+                    self._cancel_if_gone(reply, now_s)
+                except Exception:
+                    logger.exception("whether a client has gone is not known")
             if self._metrics is not None and now_s >= next_flush_s:
                 next_flush_s = now_s + self._service.metrics_flush_s
                 self._flush_metrics(self._metrics)
@@ -164,7 +174,7 @@ class TritonPythonModel:
             metrics.flush(Metrics((ready,)))
             while self._measured:
                 metrics.flush(self._measured.popleft())
-        except pb_utils.TritonModelException:
+        except Exception:
             logger.exception("metrics could not be flushed")
 
 
@@ -187,21 +197,34 @@ class _Reply:
         timeout_s = None if self.generation is None else self.generation.timeout_s
         return float("inf") if timeout_s is None else self._arrival_s + timeout_s
 
-    def send(self, response: Any, *, is_final: bool) -> None:
-        """Send a response, with the final flag when it is the last."""
-        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if is_final else 0
+    def send(self, response: Any) -> None:
+        """Send a response that is not the last. Raises what Triton does, for want of shared memory say."""
         with self._lock:
             assert not self._is_closed, "a chunk came after the end"
-            self._is_closed = is_final
-            try:
-                self._sender.send(response, flags)
-            except pb_utils.TritonModelException as error:
-                logger.error("a response was not sent: %s", error)
+            self._sender.send(response)
+
+    def close(self, make_response: Callable[[], Any]) -> None:
+        """Send the last response; where that fails an error, or at least the mark of the end it waits for."""
+        with self._lock:
+            assert not self._is_closed, "an end came after the end"
+            self._is_closed = True
+            for make in (make_response, _lost_response, None):
+                try:
+                    self._sender.send(make and make(), pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                except Exception:
+                    logger.exception("a last response was not sent")
+                else:
+                    return
 
     def is_cancelled(self) -> bool:
         """Ask Triton whether the client has gone; never after the end."""
         with self._lock:
             return not self._is_closed and bool(self._sender.is_cancelled())
+
+
+def _lost_response() -> Any:
+    error = pb_utils.TritonError("INTERNAL: the last response could not be sent", pb_utils.TritonError.INTERNAL)
+    return pb_utils.InferenceResponse(error=error)
 
 
 def _output_tensors(text: str, token_ids: tuple[int, ...]) -> tuple[Any, Any]:

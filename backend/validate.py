@@ -2,7 +2,8 @@
 
 A value may come as an input tensor, as a request parameter of the same name (the generate endpoints make one of every
 key that is no input), or inside `sampling_parameters`; that is also the order in which they win. Pure: no Triton, no
-clock, no tokenizer (whether a prompt fits the model is seen by `backend.intake`, in the engine process).
+clock, no tokenizer (what messages hold, and whether a prompt fits the model, is seen by `backend.intake`, in the
+engine process).
 
 The class of a request, first match wins:
     1. the model's own (`bros_rt`, `bros_be`: config.pbtxt); a request that names the other class is refused
@@ -203,18 +204,7 @@ def _prompt(values: _Values, service: ServiceSettings) -> tuple[str | None, str 
     for name, value in (("text_input", text), ("messages", messages)):
         if value is not None and (num_bytes := len(value.encode())) > service.max_prompt_bytes:
             raise InvalidRequestError(f"{name}: {num_bytes} bytes exceed max_prompt_bytes {service.max_prompt_bytes}")
-    if messages is not None:
-        _check_messages(messages)
     return text, messages, token_ids
-
-
-def _check_messages(text: str) -> None:
-    messages = parse_json("messages", text)
-    if not isinstance(messages, list) or not messages:
-        raise InvalidRequestError("messages: expected a non-empty JSON list of {role, content} objects")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise InvalidRequestError(f"messages[{index}]: expected an object with the strings role and content")
 
 
 def _as_token_ids(max_prompt_bytes: int, name: str, value: object) -> tuple[int, ...]:

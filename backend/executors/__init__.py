@@ -30,6 +30,7 @@ class ExecutorCapacity:
     weight_bytes: int = 0
     kv_bytes: int = 0
     host_kv_bytes: int = 0
+    vocab_size: int | None = None  # token ids that the model knows, from 0 on; None where there is no model
 
 
 class Executor(Protocol):

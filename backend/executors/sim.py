@@ -83,6 +83,7 @@ class SimExecutor:
             max_seqs_per_step=settings.max_seqs_per_step,
             fills_from_right=settings.fills_from_right,
             host_copy_s_per_token=settings.host_copy_s_per_token,
+            vocab_size=settings.vocab_size,
         )
 
     def execute(self, batch: StepBatch) -> StepResult:

@@ -133,6 +133,10 @@ def _sampling_parameters() -> list[BadRequest]:
     ]
 
 
+def _nested(depth: int) -> str:
+    return '[{"role": "user", "content": "hi", "extra": %s}]' % ("[" * depth + "]" * depth)
+
+
 def _prompts() -> list[BadRequest]:
     chat = '[{"role": "user", "content": "hi"}]'
     exactly_one = "exactly one of text_input, messages and input_ids"
@@ -161,6 +165,12 @@ def _prompts() -> list[BadRequest]:
         BadRequest("message without role", "messages[1]", {"messages": chat[:-1] + ', {"content": "x"}]'}),
         BadRequest("message content null", "messages[0]", {"messages": '[{"role": "user", "content": null}]'}),
         BadRequest("message content a number", "messages[0]", {"messages": '[{"role": "user", "content": 5}]'}),
+        BadRequest("message with half an emoji", "surrogate", {"messages": r'[{"role": "user", "content": "\ud83d"}]'}),
+        BadRequest(
+            "half an emoji in a key", "surrogate", {"messages": r'[{"role": "user", "content": "", "\udc00": 1}]'}
+        ),
+        *(BadRequest(f"message {depth} deep", "deep", {"messages": _nested(depth)}) for depth in (40, 987)),
+        BadRequest("message without bottom", "too deep", {"messages": "[" * 300_000}),
         BadRequest("two texts", "expected one value, got 2", {"text_input": ["a", "b"]}, reaches_model=False),
     ]
 

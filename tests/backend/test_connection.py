@@ -37,7 +37,11 @@ def test_what_the_socket_does_not_take_at_once_arrives_later_and_in_order(
     connection.close()
 
 
-def test_a_stub_that_does_not_read_is_disconnected_beyond_the_limit(pair: tuple[socket.socket, socket.socket]) -> None:
+@pytest.mark.parametrize(("name", "value"), [("_PATIENCE_S", 0.0), ("_BURST", 1)])
+def test_a_stub_that_does_not_read_is_disconnected_beyond_the_limit(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, name: str, value: float
+) -> None:
+    monkeypatch.setattr(f"backend.connection.{name}", value)
     connection = Connection(pair[0], 1, max_unsent_bytes=50_000)
     for message in MESSAGES:
         connection.send(message)
@@ -46,6 +50,15 @@ def test_a_stub_that_does_not_read_is_disconnected_beyond_the_limit(pair: tuple[
     assert arrived == MESSAGES[: len(arrived)]
     assert len(arrived) < len(MESSAGES)
     assert connection.flush(0.0)
+
+
+def test_a_stub_that_reads_gets_more_than_the_limit_at_once(pair: tuple[socket.socket, socket.socket]) -> None:
+    connection = Connection(pair[0], 1, max_unsent_bytes=50_000)
+    for message in MESSAGES:
+        connection.send(message)
+    with stub_reader(pair[1]) as reader:
+        assert [reader.read() for _ in MESSAGES] == MESSAGES
+    connection.close()
 
 
 def test_sending_to_a_stub_that_is_gone_does_nothing(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from backend.engine import Cancel
+from backend.engine import Cancel, Inspect
 from backend.executors.sim import token_at
 from backend.policy.settings import POLICY_NAMES
 from backend.request import FinishReason, Request, SamplingParams
@@ -130,3 +130,42 @@ def test_shutting_down_ends_every_request_once() -> None:
     harness.engine.stop()
     harness.engine.run()
     assert [harness.ends[request.request_id] for request in requests] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("error", [IndexError("row 256"), AssertionError("position 9"), MemoryError()], ids=repr)
+def test_whatever_a_step_raises_ends_its_requests_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    harness = Harness()
+    lost, later = rt(10, 4), rt(10, 4)
+    harness.submit(lost)
+    harness.step()
+
+    def fail(_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.executor, "execute", fail)
+        harness.step()
+    assert harness.ends[lost.request_id] == 1
+    assert harness.reasons[lost.request_id] is None
+    harness.submit(later)
+    harness.run()
+    assert harness.tokens[later.request_id] == expected_tokens(harness, later)
+    assert harness.scheduler.stats().kv.num_free_slots == harness.scheduler.kv.config.num_slots
+
+
+def test_what_looks_at_the_scheduler_or_records_a_step_may_fail_without_an_end_to_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    harness = Harness()
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(harness.engine, "_record", fail)
+    harness.engine.post(Inspect(fail))
+    request = rt(10, 4)
+    harness.submit(request)
+    harness.run()
+    assert harness.tokens[request.request_id] == expected_tokens(harness, request)

@@ -16,7 +16,20 @@ import pytest
 from backend.config import ConfigFile
 from backend.engine_link import EngineLink
 from backend.errors import EngineUnavailableError
-from backend.protocol import EngineState, Hello, Stage, Submit, ToStub, engine_reader, frame, peer_of
+from backend.protocol import (
+    Cancel,
+    Chunk,
+    Chunks,
+    EngineState,
+    Hello,
+    Metrics,
+    Stage,
+    Submit,
+    ToStub,
+    engine_reader,
+    frame,
+    peer_of,
+)
 from tests.backend.serving import WAIT_S, Answer, ask, linked, make_file, make_generation, running
 
 
@@ -171,6 +184,55 @@ def test_closing_the_link_ends_what_is_open(file: ConfigFile) -> None:
         answer = ask(link)
         link.close()
         assert answer.end().error_code == "ENGINE_DOWN"
+
+
+def test_a_sink_that_raises_ends_its_own_request_and_no_other(file: ConfigFile) -> None:
+    with fake_engine(file) as engine:
+        link = EngineLink(file, "bros")
+        engine.accept()
+        engine.say(READY)
+        link.wait_until_ready(lambda _: None)
+        lost: list[Chunk] = []
+
+        def no_room(chunk: Chunk) -> None:
+            lost.append(chunk)
+            raise MemoryError("no shared memory")
+
+        link.submit("mine", make_generation(), no_room)
+        good = ask(link)
+        assert isinstance(engine.hear(), Submit)
+        assert isinstance(engine.hear(), Submit)
+        engine.say(Chunks((Chunk(1, "a"), Chunk(2, "b"))), Chunks((Chunk(1, "c"), Chunk(2, "d"))))
+        assert engine.hear() == Cancel(1, "mine")
+        assert [good.first().text, good.first().text] == ["b", "d"]
+        (first, last) = lost
+        assert (first.text, first.end) == ("a", None)
+        assert last.end is not None
+        assert last.end.error_code == "INTERNAL"
+        link.close()
+
+
+def test_a_request_that_makes_no_message_is_its_senders_error_and_is_forgotten(file: ConfigFile) -> None:
+    with fake_engine(file) as engine:
+        link = EngineLink(file, "bros")
+        engine.accept()
+        engine.say(READY)
+        link.wait_until_ready(lambda _: None)
+        with pytest.raises(UnicodeEncodeError):
+            ask(link, text="\ud83d")
+        assert not link._sinks
+        ask(link)
+        assert isinstance(engine.hear(), Submit)
+        link.close()
+
+
+def test_metrics_that_nobody_asked_for_are_ignored(file: ConfigFile) -> None:
+    with fake_engine(file) as engine:
+        link = EngineLink(file, "bros")
+        engine.accept()
+        engine.say(Metrics(()), READY)
+        link.wait_until_ready(lambda _: None)
+        link.close()
 
 
 def test_many_threads_share_one_link(file: ConfigFile) -> None:

@@ -235,6 +235,23 @@ def test_a_stranger_is_shown_out_and_the_others_are_served(file: ConfigFile, ope
         assert ask(link).end().finish_reason == "length"
 
 
+def test_a_connection_for_which_there_is_no_room_keeps_no_later_one_out(
+    file: ConfigFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([OSError("too many open files"), RuntimeError("can't start new thread")])
+    accept_next = EngineServer._accept_next
+
+    def accept(server: EngineServer, index: int) -> bool:
+        if (error := next(failures, None)) is not None:
+            raise error
+        return accept_next(server, index)
+
+    monkeypatch.setattr("backend.engine_server._ACCEPT_PAUSE_S", 0.001)
+    monkeypatch.setattr(EngineServer, "_accept_next", accept)
+    with running(file), linked(file) as link:
+        assert ask(link).end().finish_reason == "length"
+
+
 def test_one_socket_has_one_engine(file: ConfigFile) -> None:
     with running(file), pytest.raises(AlreadyServedError), engine_socket(file.socket_path):
         pass

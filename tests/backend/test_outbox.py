@@ -229,3 +229,54 @@ def test_a_lost_connection_cancels_its_requests_and_no_others(
     outbox.emit(finished(theirs))
     assert other.next()[0].end is not None
     assert outbox.wait_until_idle(WAIT_S)
+
+
+class Broken:
+    """Stands for a detokenizer or a search for stop words that raises."""
+
+    def push(self, *_: object) -> str:
+        raise IndexError("no such word")
+
+    flush = push
+
+
+def test_an_answer_that_cannot_be_put_into_words_ends_alone(
+    outbox: Outbox, mailbox: Mailbox, cancelled: list[RequestId]
+) -> None:
+    bad, good = open_stream(outbox, mailbox, 1), open_stream(outbox, mailbox, 2)
+    outbox._streams[bad.request_id].detokenizer = cast(Any, Broken())
+    outbox.emit(StepOutput(tokens=[*tokens(bad, "a").tokens, *tokens(good, "b").tokens]))
+    lost, served = mailbox.next()
+    assert lost.end is not None
+    assert (lost.handle, lost.end.error_code) == (1, "INTERNAL")
+    assert (served.handle, served.text, served.end) == (2, "b", None)
+    assert cancelled == [bad.request_id]
+
+
+def test_an_answer_that_fails_at_its_end_ends_with_an_error(outbox: Outbox, mailbox: Mailbox) -> None:
+    bad, good = open_stream(outbox, mailbox, 1), open_stream(outbox, mailbox, 2)
+    outbox._streams[bad.request_id].detokenizer = cast(Any, Broken())
+    outbox.emit(StepOutput(finished=(finished(bad).finished[0], finished(good).finished[0])))
+    ends = [chunk.end for chunk in mailbox.next()]
+    assert [(end.error_code, end.finish_reason) for end in ends if end] == [("INTERNAL", None), (None, "length")]
+
+
+def test_a_chunk_that_makes_no_message_fails_alone(
+    outbox: Outbox, mailbox: Mailbox, cancelled: list[RequestId], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = mailbox.send
+
+    def send(message: ToStub) -> None:
+        assert isinstance(message, Chunks)
+        if any(chunk.text == "bad" for chunk in message.chunks):
+            raise ValueError("cannot be encoded")
+        put(message)
+
+    monkeypatch.setattr(mailbox, "send", send)
+    bad, good = open_stream(outbox, mailbox, 1), open_stream(outbox, mailbox, 2)
+    outbox.emit(StepOutput(tokens=[*tokens(bad, "bad").tokens, *tokens(good, "ok").tokens]))
+    (lost,), (served,) = mailbox.next(), mailbox.next()
+    assert lost.end is not None
+    assert (lost.handle, lost.end.error_code) == (1, "INTERNAL")
+    assert (served.handle, served.text) == (2, "ok")
+    assert cancelled == [bad.request_id]

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from backend.errors import EngineUnavailableError, OverloadedError
+from backend.errors import BrosError, EngineUnavailableError, OverloadedError, RequestTooLargeError
 from backend.protocol import (
+    MAX_ERROR_CHARS,
     MAX_FRAME_BYTES,
     VERSION,
     Cancel,
@@ -120,3 +121,22 @@ def test_an_error_keeps_its_code_status_and_retry_advice() -> None:
     end = error_end(OverloadedError("be queue full", retry_after_s=0.2))
     assert (end.error_code, end.error_status) == ("OVERLOADED", "UNAVAILABLE")
     assert end.error_message == "be queue full; retry_after_ms=200"
+
+
+def test_an_error_that_quotes_a_client_is_short_and_can_be_sent() -> None:
+    end = error_end(BrosError("half \ud83d and " + "long" * 10_000))
+    assert end.error_message.startswith("half \\ud83d and long")
+    assert len(end.error_message) == MAX_ERROR_CHARS + 1
+    assert frame(Chunks((Chunk(1, end=end),)))
+
+
+def test_a_message_that_the_peer_would_not_take_is_not_sent() -> None:
+    with pytest.raises(RequestTooLargeError, match=f"exceeds {MAX_FRAME_BYTES}"):
+        frame(Chunks((Chunk(1, "x" * MAX_FRAME_BYTES),)))
+
+
+def test_a_message_nested_without_end_is_a_protocol_error(pair: tuple[socket.socket, socket.socket]) -> None:
+    body = b"\x95\xa6Submit\x01\xa0\xca\x00\x00\x00\x00\x81\xa1x" + b"\x91" * 60_000 + b"\xc0"
+    pair[0].sendall(len(body).to_bytes(4, "big") + body)
+    with engine_reader(pair[1]) as reader, pytest.raises(ProtocolError):
+        reader.read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backend.chat_template import ChatTemplate
 from backend.errors import ConfigError, InvalidRequestError
 from backend.model_files import DEFAULT_MODEL_PACKAGE, resolve_model
 from backend.tokenizer import IncrementalDetokenizer, StopStrings, Tokenizer, load_tokenizer
@@ -68,6 +70,50 @@ def test_chat_is_rendered_by_the_models_template(tokenizer: Tokenizer) -> None:
 def test_messages_that_do_not_fit_the_template_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidRequestError, match="chat template"):
         tokenizer.encode_chat([{"role": "user", "content": 3}])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages[0].content | int // 0 }}",
+        "{{ messages[0].content.encode('ascii') }}",
+        "{{ raise_exception('roles must alternate') }}",
+        "{{ messages[9].content.upper() }}",
+        "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{% for x in range(10000000) %}{% endfor %}",
+    ],
+)
+def test_whatever_a_template_raises_is_the_error_of_the_one_request(source: str) -> None:
+    template = ChatTemplate(source, {})
+    with pytest.raises(InvalidRequestError, match="do not fit the model's chat template: ") as refusal:
+        template.render([{"role": "user", "content": "ä"}])
+    assert len(str(refusal.value)) < 400
+
+
+@needs_default_model
+def test_the_longest_token_bounds_what_a_prompt_can_say(tokenizer: Tokenizer) -> None:
+    longest = "\n" + " " * 80
+    assert len(longest) == tokenizer.max_token_bytes
+    assert len(tokenizer.encode(longest)) == 1
+
+
+@needs_default_model
+def test_other_threads_run_while_a_long_text_is_tokenised(tokenizer: Tokenizer) -> None:
+    """`encode` of the library would hold Python's lock until it is done."""
+    is_done = threading.Event()
+    num_turns = 0
+
+    def tokenise() -> None:
+        tokenizer.encode("lorem ipsum dolor " * 10_000)
+        is_done.set()
+
+    thread = threading.Thread(target=tokenise)
+    thread.start()
+    while not is_done.wait(0.001):
+        num_turns += 1
+    thread.join()
+    assert num_turns >= 5
 
 
 @needs_default_model
@@ -316,3 +362,12 @@ def test_beginning_of_a_stop_string_is_held_back() -> None:
     stops = StopStrings(["</s>"])
     assert [stops.push(part) for part in ("a<", "/", "b", "</", "s>c")] == ["a", "", "</b", "", ""]
     assert stops.matched == "</s>"
+
+
+@given(st.text("ab", max_size=60), st.text("ab", min_size=1, max_size=12))
+def test_what_is_held_back_is_the_longest_end_that_begins_a_stop_string(text: str, string: str) -> None:
+    stops = StopStrings([string])
+    sent = "".join(map(stops.push, text))
+    if stops.matched is None:
+        ends = [length for length in range(len(string)) if text.endswith(string[:length])]
+        assert len(text) - len(sent) == max(ends)

@@ -18,7 +18,15 @@ import pytest
 from backend.config import CONFIG_VARIABLE, ConfigFile
 from backend.executors.sim import SimSettings
 from backend.protocol import Chunk
-from tests.backend.fake_triton import MetricFamily, Request, make_args, make_module, values
+from tests.backend.fake_triton import (
+    MetricFamily,
+    Request,
+    Sender,
+    TritonModelException,
+    make_args,
+    make_module,
+    values,
+)
 from tests.backend.serving import WAIT_S, make_file, running
 
 SLOW = SimSettings(coefficients=(5e-3, 0.0, 0.0, 0.0, 0.0))
@@ -148,6 +156,79 @@ def test_an_error_of_our_own_is_counted(make_model: MakeModel, monkeypatch: pyte
     make_model("bros").execute([broken])
     series = MetricFamily.all["bros_requests_total"].series
     wait_until(lambda: series['{"class": "be", "outcome": "internal"}'].value == 1)
+
+
+def test_a_name_that_is_not_utf_8_is_the_clients_error(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def undecodable() -> str:
+        return b"\xff".decode()
+
+    broken = Request({"text_input": "x"})
+    monkeypatch.setattr(broken, "request_id", undecodable)
+    make_model("bros").execute([broken])
+    assert str(broken.sender.wait().responses[0].error).startswith("INVALID_REQUEST: a name, key or id is not UTF-8")
+
+
+def without_memory(sender: Sender, monkeypatch: pytest.MonkeyPatch, *, fails: Callable[[Any, int], bool]) -> None:
+    """Let a sender raise, as Triton's does without shared memory, for the responses that `fails` picks."""
+    send = sender.send
+
+    def try_to_send(response: Any = None, flags: int = 0) -> None:
+        if fails(response, flags):
+            raise TritonModelException("no shared memory")
+        send(response, flags)
+
+    monkeypatch.setattr(sender, "send", try_to_send)
+
+
+def test_a_token_that_is_not_sent_ends_its_own_stream_with_an_error(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("bros")
+    bad, good = Request(LONG), Request({**LONG, "max_tokens": 60})
+    without_memory(bad.sender, monkeypatch, fails=lambda response, _: response is not None and not response.error)
+    model.execute([bad, good])
+    assert str(bad.sender.wait().responses[-1].error).startswith("INTERNAL: an answer was not taken")
+    assert bad.sender.num_finals == 1
+    assert values(good.sender.wait().responses[-1].outputs["finish_reason"]) == ["length"]
+    assert not bad.sender.misuses
+
+
+def test_an_end_that_is_not_sent_becomes_an_error_or_a_bare_end_and_its_place_comes_back(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("bros_be")
+    picks: list[Callable[[Any, int], bool]] = [
+        lambda response, _: response is not None and not response.error,
+        lambda response, _: response is not None,
+        lambda *_: True,
+    ]
+    senders = []
+    for fails in picks:
+        request = Request({"text_input": "x", "max_tokens": 2})
+        without_memory(request.sender, monkeypatch, fails=fails)
+        model.execute([request])
+        senders.append(request.sender)
+    last = serve(model, {"text_input": "x", "max_tokens": 2}).sender.wait()  # there are two places
+    assert values(last.responses[-1].outputs["finish_reason"]) == ["length"]
+    assert str(senders[0].responses[0].error) == "INTERNAL: the last response could not be sent"
+    assert (senders[1].responses, senders[1].num_finals) == ([], 1)
+    assert senders[2].num_finals == 0
+
+
+def test_a_client_that_cannot_be_asked_about_keeps_nobody_from_being_noticed(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unanswerable() -> bool:
+        raise TritonModelException("no answer")
+
+    model = make_model("bros")
+    silent, leaving = serve(model, {**LONG, "max_tokens": 400}), serve(model, LONG)
+    monkeypatch.setattr(silent.sender, "is_cancelled", unanswerable)
+    leaving.sender.wait(num_responses=1).is_gone = True
+    assert values(leaving.sender.wait().responses[-1].outputs["finish_reason"]) == ["cancelled"]
+    monkeypatch.undo()
+    silent.sender.is_gone = True
+    silent.sender.wait()
 
 
 def test_when_a_client_goes_its_request_ends_as_cancelled_and_is_not_asked_about_again(make_model: MakeModel) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from backend import wire
 from backend.config import ServiceSettings
 from backend.errors import InvalidRequestError
+from backend.messages import parse_messages
 from backend.protocol import Generation
 from backend.request import PriorityClass
 from backend.validate import Defaults, validate, wants_snapshot
@@ -38,9 +39,11 @@ def check(
 
 
 def take(bad: BadRequest) -> None:
-    """Do what the model does with a request that comes in."""
+    """Do what the stub does with a request that comes in, and the engine with its messages."""
     if not wants_snapshot(bad.parameters, ServiceSettings(allow_inspect=True)):
-        validate(bad.tensors(), bad.parameters, 0, defaults(bad.model))
+        generation = validate(bad.tensors(), bad.parameters, 0, defaults(bad.model))
+        if generation.messages is not None:
+            parse_messages(generation.messages)
 
 
 def test_there_are_over_a_hundred_bad_requests_of_different_names() -> None:

@@ -58,6 +58,37 @@ def test_a_grpc_stream_that_is_cancelled_frees_its_requests_and_no_others(sim: S
     wait_until(lambda: num_cancelled(sim) == before + 5, "the count of cancelled requests")
 
 
+POISON = {
+    "half an emoji": r'[{"role": "user", "content": "\ud83d"}]',
+    "nested": '[{"role": "user", "content": "hi", "extra": %s}]' % ("[" * 987 + "]" * 987),
+    "not JSON": "[" * 100_000,
+}
+
+
+def test_what_is_wrong_with_one_request_ends_no_other(sim: Server) -> None:
+    with Stream(sim.grpc_url) as stream:
+        survivors = open_streams(stream, 3, "bros")
+        for messages in POISON.values():
+            status, text = sim.post("bros", {"messages": messages, "max_tokens": 4})
+            assert (status, json.loads(text)["error"][:26]) == (400, "INVALID_REQUEST: messages:")
+        num_tokens = [len(survivor.token_ids) for survivor in survivors]
+        wait_until(lambda: all(len(s.token_ids) > n for s, n in zip(survivors, num_tokens, strict=True)), "tokens")
+        assert not any(survivor.is_final.is_set() for survivor in survivors)
+    wait_until(lambda: sim.num_requests() == 0, "cancellation")
+
+
+def test_long_best_effort_prompts_do_not_hold_a_real_time_request(smollm: Server) -> None:
+    long_text = "lorem ipsum dolor " * 36_000  # half a second to tokenise, and then too large
+    with Stream(smollm.grpc_url) as stream:
+        held = [stream.send({"text_input": long_text, "priority_class": "be"}) for _ in range(6)]
+        wait_until(lambda: held[0].is_final.is_set(), "the first refusal")
+        urgent = stream.ask({"text_input": "hi", "max_tokens": 2, "priority_class": "rt"})
+        assert urgent.finish_reason == "length"
+        assert not held[-1].is_final.is_set()
+        wait_until(lambda: held[-1].is_final.is_set(), "the last refusal")
+    assert {answer.errors[0].split(":")[0] for answer in held} == {"TOO_LARGE"}
+
+
 def test_an_http_client_that_leaves_frees_its_request(sim: Server) -> None:
     address = urlsplit(sim.http_url)
     body = json.dumps({**LONG, "priority_class": "rt"}).encode()

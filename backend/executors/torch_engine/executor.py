@@ -18,6 +18,11 @@ from backend.plan import StepBatch, StepResult
 class Model(Protocol):
     """Layers that run one step."""
 
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding: token ids from 0 on."""
+        ...
+
     def forward(self, inputs: StepInputs) -> torch.Tensor:
         """Write the step's K and V to the pool; return float32 logits [num_sampled, vocabulary]."""
         ...
@@ -37,7 +42,7 @@ class TorchExecutor:
 
     @torch.inference_mode()
     def execute(self, batch: StepBatch) -> StepResult:
-        """Copy, compute and sample. Raises ExecutorError for what torch raises, out of memory for instance."""
+        """Copy, compute and sample. Raises ExecutorError for whatever goes wrong, out of memory for instance."""
         started_s = time.perf_counter()
         try:
             if len(batch.copies_out):
@@ -45,7 +50,7 @@ class TorchExecutor:
             if len(batch.copies_in):
                 self.pool.copy_in(batch.copies_in)
             token_ids, log_probs = self._compute(batch)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             raise ExecutorError(f"a step of {sum(batch.num_new_tokens)} tokens failed: {error}") from error
         return StepResult(token_ids, time.perf_counter() - started_s, log_probs)
 
@@ -71,6 +76,8 @@ class TorchExecutor:
     def _check_fits(self, inputs: StepInputs) -> None:
         """The compiled kernels write where they are told; what they are told must lie inside their buffers."""
         capacity = self._capacity
+        smallest, largest = int(inputs.token_ids.min()), int(inputs.token_ids.max())
+        assert 0 <= smallest <= largest < self.model.vocab_size, f"token ids {smallest} to {largest}"
         num_slots = capacity.num_blocks * capacity.block_size
         assert inputs.num_tokens <= capacity.max_tokens_per_step, f"{inputs.num_tokens} tokens in a step"
         assert int(inputs.positions.max()) < capacity.max_seq_len, f"position {inputs.positions.max()}"

@@ -47,6 +47,10 @@ class LibraryModel:
             if hasattr(module, "layer_idx"):
                 module.bros_step = self._step
 
+    @property
+    def vocab_size(self) -> int:
+        return len(self._model.get_input_embeddings().weight)
+
     def forward(self, inputs: StepInputs) -> torch.Tensor:
         """Return the float32 logits [num_sampled, vocabulary]; writes K and V to the pool."""
         device = self._model.device

@@ -56,6 +56,10 @@ class LlamaModel:
         self.ops = ops
         self._program = program
 
+    @property
+    def vocab_size(self) -> int:
+        return len(self.weights.embedding)
+
     def forward(self, inputs: StepInputs) -> torch.Tensor:
         """Return the float32 logits [num_sampled, vocabulary] of the tokens that sample; writes K and V to the pool."""
         ops, weights = self.ops, self.weights

@@ -196,7 +196,9 @@ def _executor(
     model: Model, pool: KVPool, files: ModelFiles, capacity: ExecutorCapacity, description: str, report: Report
 ) -> TorchExecutor:
     copy_s = pool.measure_copy_s_per_token()
-    capacity = dataclasses.replace(capacity, host_copy_s_per_token=copy_s, description=description)
+    capacity = dataclasses.replace(
+        capacity, host_copy_s_per_token=copy_s, description=description, vocab_size=model.vocab_size
+    )
     _log.info("%s", description)
     report("ready", 1.0)
     return TorchExecutor(model, pool, Sampler(read_eos_ids(files)), capacity)

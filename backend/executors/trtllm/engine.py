@@ -16,7 +16,7 @@ from collections import deque
 from typing import Protocol, cast
 
 from backend.clock import Clock
-from backend.engine import MAX_INBOX, Cancel, Command, Emit, Inspect, Submit
+from backend.engine import MAX_INBOX, Cancel, Command, Emit, Inspect, Submit, look_at
 from backend.errors import BrosError, ExecutorError, OverloadedError
 from backend.executors.trtllm.gate import Gate
 from backend.executors.trtllm.runtime import Runtime
@@ -138,7 +138,7 @@ class TrtllmEngine:
                 case Cancel(request_id):
                     self._cancel(request_id)
                 case Inspect(look):
-                    look(cast(Scheduler, self))  # of a scheduler, an inspector reads `stats()`
+                    look_at(cast(Scheduler, self), look)  # of a scheduler, an inspector reads `stats()`
 
     def _add(self, request: Request) -> None:
         request.arrival_index = self._num_submitted

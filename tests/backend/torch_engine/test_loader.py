@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -115,8 +116,18 @@ def test_failing_step_is_an_executor_error_and_the_next_one_runs(llama: Path, mo
 
 def test_step_larger_than_the_buffers_is_caught(llama: Path) -> None:
     executor = load_quietly(settings_for(llama, max_tokens_per_step=8))
-    with pytest.raises(AssertionError, match="9 tokens"):
+    with pytest.raises(ExecutorError, match="9 tokens"):
         Runner(executor, Schedule()).run([make_request("r", [5] * 9, max_tokens=1)])
+
+
+@pytest.mark.parametrize("layers", [ModelPath.OWN, ModelPath.LIBRARY])
+def test_a_token_id_that_the_model_has_no_row_for_fails_its_step_only(llama: Path, layers: ModelPath) -> None:
+    executor = load_quietly(settings_for(llama, layers=layers))
+    vocab_size = executor.capacity().vocab_size
+    assert vocab_size == json.loads((llama / "config.json").read_text())["vocab_size"]
+    with pytest.raises(ExecutorError, match=f"token ids 5 to {vocab_size}"):
+        Runner(executor, Schedule()).run([make_request("r", [5, vocab_size], max_tokens=1)])
+    assert len(Runner(executor, Schedule()).run([make_request("r", [5, vocab_size - 1], max_tokens=2)])[0]) == 2
 
 
 def test_closing_twice_is_harmless(llama: Path) -> None:

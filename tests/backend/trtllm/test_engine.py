@@ -203,13 +203,25 @@ def test_run_serves_on_its_own_thread_until_it_is_stopped(monkeypatch: pytest.Mo
 def test_run_keeps_the_error_that_ended_it(monkeypatch: pytest.MonkeyPatch) -> None:
     world = make(monkeypatch)
 
+    def admit(_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(world.engine._gate, "admit", admit)
+    with pytest.raises(ZeroDivisionError):
+        world.engine.run()
+    assert isinstance(world.engine.error, ZeroDivisionError)
+
+
+def test_a_look_that_fails_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make(monkeypatch)
+
     def look(_: object) -> None:
         raise ZeroDivisionError("a bug")
 
     world.engine.post(Inspect(look))
-    with pytest.raises(ZeroDivisionError):
-        world.engine.run()
-    assert isinstance(world.engine.error, ZeroDivisionError)
+    world.engine.post(Inspect(lambda _: world.engine.stop()))
+    world.engine.run()
+    assert world.engine.error is None
 
 
 def test_a_full_inbox_takes_cancellations_only(monkeypatch: pytest.MonkeyPatch) -> None:

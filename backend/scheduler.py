@@ -120,7 +120,7 @@ class Scheduler:
         self._requests[request.request_id] = request
         self._stops[request] = self._stop_ids(request)
         self._num_stops.update(self._stops[request])
-        self.view.traffic.note_arrival(request)
+        self.view.traffic.note_arrival(request, self.view.latency, now_s, self.view.table.rt_step_s(self.view.latency))
         for queue in self._queues(request):
             queue.push(request)
 

@@ -22,7 +22,7 @@ class SchedulerSettings:
         max_tokens_per_step     new tokens; None: what the executor can do
         max_seqs_per_step       requests; None: what the executor can do
         responsiveness_cap_s    longest step, because a real-time request may arrive just after it starts; None: half of
-                                the tightest TTFT SLO seen so far
+                                the tightest TTFT SLO of the last seconds, of those that can be met at all
         budget_margin           0–1, part of each step budget left unspent against errors of the latency model
     Best-effort
         be_min_share            0–1, part of the step time that best-effort work gets whatever real-time load there is,

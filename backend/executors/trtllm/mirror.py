@@ -17,6 +17,7 @@ import numpy as np
 from backend.executors.trtllm.decision import ManagerAdapter, is_schedulable
 from backend.executors.trtllm.surface import LlmRequest
 from backend.executors.trtllm.tickets import Ticket, Tickets
+from backend.policy.latency import LatencyModel
 from backend.policy.packing import side_of
 from backend.policy.queue import WaitingQueue
 from backend.policy.stats import PreemptionKind
@@ -84,7 +85,9 @@ class Adopted:
 class Mirror:
     """Requests by TensorRT-LLM's id, and the KV blocks they hold. Lives on the thread of TensorRT-LLM's step loop."""
 
-    def __init__(self, manager: ManagerAdapter, queues: Queues, tickets: Tickets, max_seq_len: int) -> None:
+    def __init__(
+        self, manager: ManagerAdapter, queues: Queues, tickets: Tickets, max_seq_len: int, latency: LatencyModel
+    ) -> None:
         size = manager.pool_size()
         self.table = RequestTable()
         self.traffic = Traffic()
@@ -92,6 +95,7 @@ class Mirror:
         self.passed_on: list[LlmRequest] = []  # active, but not ours or not schedulable now
         self._manager = manager
         self._tickets = tickets
+        self._latency = latency
         self._twins: dict[int, Twin] = {}
         self._kv = KVCacheManager(
             KVConfig(
@@ -146,7 +150,7 @@ class Mirror:
                 if ticket is None:
                     self.passed_on.append(llm)
                     continue
-                self._arrive(llm, ticket)
+                self._arrive(llm, ticket, now_s)
             ours[llm.py_request_id] = llm
             if not is_schedulable(llm):
                 self.passed_on.append(llm)
@@ -174,7 +178,7 @@ class Mirror:
         usage = self._kv.usage()
         assert held == usage.num_head_slots + usage.num_tail_slots
 
-    def _arrive(self, llm: LlmRequest, ticket: Ticket) -> None:
+    def _arrive(self, llm: LlmRequest, ticket: Ticket, now_s: float) -> None:
         asked = ticket.request
         request = Request(
             request_id=asked.request_id,
@@ -188,7 +192,7 @@ class Mirror:
         )
         self._twins[llm.py_request_id] = self._by_request[request] = Twin(llm, ticket, request)
         self.queues.push(request)
-        self.traffic.note_arrival(request)
+        self.traffic.note_arrival(request, self._latency, now_s, self.table.rt_step_s(self._latency))
 
     def _depart(self, twin: Twin) -> None:
         request = twin.request

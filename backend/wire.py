@@ -6,6 +6,7 @@ installation cannot import this module; a contract test compares all of them wit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -78,6 +79,16 @@ PARAMETERS = {
     TIMEOUT: "Give up after this many microseconds (generate endpoints; over gRPC use the request's own timeout).",
     CLASS_HEADER: "Class of service from a gRPC header (`--grpc-header-forward-pattern='(?i)x-.*'`).",
     INSPECT: "`engine`: answer with a snapshot of the engine as JSON in text_output; no prompt then.",
+}
+# What TensorRT-LLM's clients send besides, and the values that change nothing; () is any, since nothing is padded here.
+FIXED_PARAMETERS: Mapping[str, tuple[object, ...]] = {
+    "bad_words": ("",),
+    "beam_width": (1,),
+    "num_return_sequences": (1,),
+    "length_penalty": (1, 0),
+    "return_context_logits": (False,),
+    "return_generation_logits": (False,),
+    "pad_id": (),
 }
 IGNORED_PARAMETERS = frozenset({"id"})  # the generate endpoints repeat the request id here
 IGNORED_PARAMETER_PREFIXES = ("triton_", "x-")  # Triton's own and forwarded headers

@@ -269,8 +269,9 @@ class Scheduler:
         request.first_scheduled_s = self._planned_s
         request.state = RequestState.RUNNING
         self.view.table.enter(request, row, request.max_total_tokens)
+        self.view.traffic.note_start(request, self._planned_s)
         for queue in self._queues(request):
-            queue.note_left()
+            queue.note_left(request)
 
     def _note_loss(self, reclaim: Reclaim, copy: SlotCopy) -> None:
         request = reclaim.request
@@ -296,7 +297,7 @@ class Scheduler:
                     del self._num_stops[token_id]
             if was_waiting:
                 for queue in self._queues(request):
-                    queue.note_left()
+                    queue.note_left(request)
             elif request.row is not None:
                 rows.append(Row(request.row))
                 self.view.table.leave(request.row)

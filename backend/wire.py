@@ -31,7 +31,7 @@ INPUTS = (
     Field("itl_slo_ms", "FP32", 1, "rt: longest gap between two tokens to allow, in ms."),
     Field("deadline_ms", "FP32", 1, "be: finish by, in ms from arrival."),
     Field("max_tokens", "INT32", 1, "Output tokens at most."),
-    Field("min_tokens", "INT32", 1, "Output tokens before the model may stop by itself."),
+    Field("min_tokens", "INT32", 1, "Output tokens before an end token or a stop word may end the answer."),
     Field("min_length", "INT32", 1, "Alias of min_tokens (TensorRT-LLM).", alias_of="min_tokens"),
     Field("stream", "BOOL", 1, "true: a response for every new piece of text; false (default): one, with the whole."),
     Field("streaming", "BOOL", 1, "Alias of stream (TensorRT-LLM).", alias_of="stream"),

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from backend.engine import Cancel
+from backend.engine import Cancel, Submit
+from backend.errors import OverloadedError
 from backend.executors.sim import token_at
 from backend.policy.settings import POLICY_NAMES
 from backend.request import FinishReason, Request, SamplingParams
@@ -130,3 +131,14 @@ def test_shutting_down_ends_every_request_once() -> None:
     harness.engine.stop()
     harness.engine.run()
     assert [harness.ends[request.request_id] for request in requests] == [1, 1, 1]
+
+
+def test_the_inbox_is_bounded_in_bytes() -> None:
+    harness = Harness(max_waiting_bytes=100_000)
+    harness.submit(be(1000))
+    with pytest.raises(OverloadedError, match="engine inbox: 56000 bytes are waiting, of 100000"):
+        harness.engine.post(Submit(be(1000)))
+    harness.step()
+    harness.submit(be(1000))
+    harness.run()
+    assert sum(harness.ends.values()) == 2

@@ -113,7 +113,7 @@ class Gate:
             return None
         request.state = RequestState.FINISHED
         del self._requests[request_id]
-        self._queues[request.priority_class].note_left()
+        self._queues[request.priority_class].note_left(request)
         return request
 
     def leave(self, request: Request) -> None:
@@ -159,8 +159,8 @@ class Gate:
             if not request.is_rt:
                 self._be_blocks += self.limits.worst_case_blocks(request)
             admitted.append(request)
-        for _ in admitted:
-            queue.note_left()
+        for request in admitted:
+            queue.note_left(request)
         return admitted
 
     def _has_place(self, _: Request) -> bool:

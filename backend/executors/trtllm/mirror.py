@@ -66,9 +66,9 @@ class Queues:
 
     def note_left(self, request: Request) -> None:
         """Count a request out, which waits no longer."""
-        (self.rt if request.is_rt else self.be).note_left()
+        (self.rt if request.is_rt else self.be).note_left(request)
         if not request.is_rt and request.deadline_s is not None:
-            self.be_deadlines.note_left()
+            self.be_deadlines.note_left(request)
 
 
 @dataclass(frozen=True, slots=True)

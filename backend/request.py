@@ -100,6 +100,7 @@ class Request:
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     num_preemptions: int = 0
+    is_hopeless: bool = False  # its SLO is below what the machine could do alone; judged when it comes
 
     def __post_init__(self) -> None:
         assert self.prompt_token_ids, f"request {self.request_id!r}: the prompt is empty"

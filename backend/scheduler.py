@@ -22,6 +22,7 @@ from backend.policy.admission import check_admissible
 from backend.policy.columns import Rows
 from backend.policy.feedback import Feedback, MovedTokens
 from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
+from backend.policy.objectives import is_hopeless
 from backend.policy.queue import WaitingQueue
 from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
@@ -120,6 +121,7 @@ class Scheduler:
         self._requests[request.request_id] = request
         self._stops[request] = self._stop_ids(request)
         self._num_stops.update(self._stops[request])
+        request.is_hopeless = is_hopeless(request, self.view.latency)
         self.view.traffic.note_arrival(request, self.view.latency, now_s, self.view.table.rt_step_s(self.view.latency))
         for queue in self._queues(request):
             queue.push(request)

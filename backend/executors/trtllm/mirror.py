@@ -18,6 +18,7 @@ from backend.executors.trtllm.decision import ManagerAdapter, is_schedulable
 from backend.executors.trtllm.surface import LlmRequest
 from backend.executors.trtllm.tickets import Ticket, Tickets
 from backend.policy.latency import LatencyModel
+from backend.policy.objectives import is_hopeless
 from backend.policy.packing import side_of
 from backend.policy.queue import WaitingQueue
 from backend.policy.stats import PreemptionKind
@@ -192,6 +193,7 @@ class Mirror:
         )
         self._twins[llm.py_request_id] = self._by_request[request] = Twin(llm, ticket, request)
         self.queues.push(request)
+        asked.is_hopeless = is_hopeless(request, self._latency)
         self.traffic.note_arrival(request, self._latency, now_s, self.table.rt_step_s(self._latency))
 
     def _depart(self, twin: Twin) -> None:

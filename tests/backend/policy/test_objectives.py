@@ -79,6 +79,13 @@ def test_the_usual_pace_counts_no_hopeless_one() -> None:
     assert objectives.usual_tpot_slo_s == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize(("ttft_slo_s", "expected"), [(0.001, True), (0.4, False)])
+def test_a_hopeless_request_is_marked_when_it_comes(ttft_slo_s: float, expected: bool) -> None:
+    scheduler, request = make(), rt(32, ttft_slo_s=ttft_slo_s)
+    scheduler.add(request, 0.0)
+    assert request.is_hopeless is expected
+
+
 # The cap
 
 

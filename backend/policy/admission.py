@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from backend.errors import InvalidRequestError, OverloadedError, RequestTooLargeError
-from backend.policy.demand import Drain
 from backend.policy.view import Policy, SchedulerView
 from backend.request import Request
 
@@ -37,18 +36,18 @@ def _check_queue(view: SchedulerView, request: Request, name: str, now_s: float)
         queue, limit, drain = view.rt_waiting, settings.max_waiting_rt, view.traffic.rt_drain
     else:
         queue, limit, drain = view.be_waiting, settings.max_waiting_be, view.traffic.be_drain
+    per_s = drain.per_s(now_s) or view.limits.max_seqs / view.traffic.step_s  # nothing began yet: a guess
     which = f"{request.priority_class.value} requests"
     if len(queue) >= limit:
-        raise OverloadedError(f"{name}: {limit} {which} are waiting", _retry_after_s(view, len(queue), drain, now_s))
+        raise OverloadedError(f"{name}: {limit} {which} are waiting", retry_after_s(len(queue), per_s))
     if len(queue) and queue.num_bytes + request.num_bytes > settings.max_waiting_bytes:
         raise OverloadedError(
             f"{name}: {which} of {queue.num_bytes} bytes are waiting; with its {request.num_bytes} they exceed "
             f"max_waiting_bytes {settings.max_waiting_bytes}",
-            _retry_after_s(view, len(queue), drain, now_s),
+            retry_after_s(len(queue), per_s),
         )
 
 
-def _retry_after_s(view: SchedulerView, num_waiting: int, drain: Drain, now_s: float) -> float:
-    """Return when the queue will be empty at its present rate; before any rate is known, by the places and steps."""
-    per_s = drain.per_s(now_s) or view.limits.max_seqs / view.traffic.step_s
+def retry_after_s(num_waiting: int, per_s: float) -> float:
+    """Return when a queue will be empty of which `per_s` (> 0) requests begin per second."""
     return min(_MAX_RETRY_S, max(_MIN_RETRY_S, num_waiting / per_s))

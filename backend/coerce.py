@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 
 import numpy as np
 
 from backend.errors import InvalidRequestError
 
 _SHOWN_CHARS = 60
+_SHORT = reprlib.Repr()  # of nested values; looks at a few items only
+MAX_WORD_BYTES = 256  # of a text that stands for a number, a truth value or a choice
 
 
-def as_text(name: str, value: object) -> str:
-    """Return text; bytes must be UTF-8."""
+def as_text(name: str, value: object, max_bytes: int = MAX_WORD_BYTES) -> str:
+    """Return text; bytes must be UTF-8. Its length is looked at first."""
+    if isinstance(value, (str, bytes)) and len(value) > max_bytes:
+        unit = "bytes" if isinstance(value, bytes) else "characters"
+        raise InvalidRequestError(f"{name}: {len(value)} {unit} exceed {max_bytes}")
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8")
@@ -80,5 +86,9 @@ def _refuse_constant(word: str) -> object:
 
 def show(value: object) -> str:
     """Return a value as it stands in a message: cut where it is long."""
-    text = repr(value.item() if isinstance(value, np.generic) else value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (str, bytes)):
+        value = value[: _SHOWN_CHARS + 1]
+    text = _SHORT.repr(value) if isinstance(value, (list, dict)) else repr(value)
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"

@@ -61,6 +61,7 @@ class ServiceSettings:
         max_waiting_prompt_bytes  prompts of one class that wait to be tokenised; beyond it requests are refused for now
         max_stop_words          stop words of one request
         max_stop_word_chars     characters of one stop word
+        max_stop_token_ids      stop token ids of one request
         allow_inspect           answer requests for the engine's snapshot, which names all requests (`bros top`);
                                 `bros-serve` sets it on a loopback address
     Output
@@ -88,6 +89,7 @@ class ServiceSettings:
     max_waiting_prompt_bytes: int = 64_000_000
     max_stop_words: int = 16
     max_stop_word_chars: int = 256
+    max_stop_token_ids: int = 64
     allow_inspect: bool = False
     rt_coalesce_s: float = 0.0
     be_coalesce_s: float = 0.5

@@ -64,6 +64,7 @@ class Engine:
         self._emit = emit
         self._record = record or (lambda *_: None)
         self._inbox: deque[Command] = deque()
+        self._inbox_bytes = 0  # of the requests in it
         self._wake = threading.Condition()
         self._stopping = False
 
@@ -91,8 +92,17 @@ class Engine:
         with self._wake:
             if len(self._inbox) >= MAX_INBOX and not isinstance(command, Cancel):
                 raise OverloadedError(f"engine inbox: {MAX_INBOX} commands are waiting", retry_after_s=1.0)
+            if isinstance(command, Submit):
+                self._take_bytes(command.request.num_bytes)
             self._inbox.append(command)
             self._wake.notify()
+
+    def _take_bytes(self, num_bytes: int) -> None:
+        """Count a request into the inbox, which may hold as much as a queue; called with the lock held."""
+        max_bytes = self.scheduler.view.settings.max_waiting_bytes
+        if self._inbox_bytes and self._inbox_bytes + num_bytes > max_bytes:
+            raise OverloadedError(f"engine inbox: {self._inbox_bytes} bytes are waiting, of {max_bytes}", 1.0)
+        self._inbox_bytes += num_bytes
 
     def run(self) -> None:
         """Step until `stop`; sleep while there is nothing to do. Raises what broke it, after failing all requests."""
@@ -136,6 +146,8 @@ class Engine:
         while self._inbox:
             match self._inbox.popleft():
                 case Submit(request):
+                    with self._wake:
+                        self._inbox_bytes -= request.num_bytes
                     self._submit(request)
                 case Cancel(request_id):
                     self._emit(self.scheduler.cancel(request_id, self.clock.now_s()))

@@ -99,6 +99,11 @@ METRICS = (
         {"slo": ("ttft", "tpot", "both"), "met": ("true", "false")},
     ),
     Metric(
+        "bros_hopeless_slo_requests_total",
+        Kind.COUNTER,
+        "Those of them whose objective was below what the machine could do with nothing else to do.",
+    ),
+    Metric(
         "bros_requests",
         Kind.GAUGE,
         "Requests in the engine now.",
@@ -223,6 +228,8 @@ class Recorder:
     def _attainment(self, request: Request, timings: Timings, ttft_s: float) -> None:
         if request.slo is None:
             return
+        if request.is_hopeless:
+            self._count("bros_hopeless_slo_requests_total", {})
         met_ttft = ttft_s <= request.slo.ttft_slo_s
         met_tpot = timings.tpot_s is None or timings.tpot_s <= request.slo.tpot_slo_s
         for slo, is_met in (("ttft", met_ttft), ("tpot", met_tpot), ("both", met_ttft and met_tpot)):

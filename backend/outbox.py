@@ -198,7 +198,9 @@ class Outbox:
         stream.token_ids.append(token_id)
         if log_prob is not None:
             stream.log_probs.append(log_prob)
-        stream.text += stream.stop_strings.push(stream.detokenizer.push((token_id,)))
+        text = stream.detokenizer.push((token_id,))
+        is_stoppable = stream.num_tokens >= stream.generation.sampling.min_tokens
+        stream.text += stream.stop_strings.push(text) if is_stoppable else text
         if stream.generation.is_streamed:
             self._unsent[stream] = None
         if stream.stop_strings.matched is not None and self._remove(stream.request.request_id) is not None:

@@ -70,6 +70,11 @@ class SamplingParams:
     wants_log_probs: bool = False
 
 
+_REQUEST_BYTES = 4_000  # measured on CPython 3.11: a request with its stream, apart from what follows
+_TOKEN_BYTES = 52  # of a prompt token: an int, its places in two sequences, and the text it came from
+_STOP_ID_BYTES = 150  # of a stop token id, in the sets it is in
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One generation request; mutated by the scheduler only.
@@ -95,6 +100,7 @@ class Request:
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     num_preemptions: int = 0
+    is_hopeless: bool = False  # its SLO is below what the machine could do alone; judged when it comes
 
     def __post_init__(self) -> None:
         assert self.prompt_token_ids, f"request {self.request_id!r}: the prompt is empty"
@@ -107,6 +113,12 @@ class Request:
     @property
     def num_prompt(self) -> int:
         return len(self.prompt_token_ids)
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes of memory while it waits."""
+        stop_ids = self.sampling.stop_token_ids
+        return _REQUEST_BYTES + _TOKEN_BYTES * self.num_prompt + _STOP_ID_BYTES * len(stop_ids)
 
     @property
     def num_output(self) -> int:

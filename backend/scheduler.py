@@ -22,6 +22,7 @@ from backend.policy.admission import check_admissible
 from backend.policy.columns import Rows
 from backend.policy.feedback import Feedback, MovedTokens
 from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
+from backend.policy.objectives import is_hopeless
 from backend.policy.queue import WaitingQueue
 from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
@@ -120,7 +121,8 @@ class Scheduler:
         self._requests[request.request_id] = request
         self._stops[request] = self._stop_ids(request)
         self._num_stops.update(self._stops[request])
-        self.view.traffic.note_arrival(request)
+        request.is_hopeless = is_hopeless(request, self.view.latency)
+        self.view.traffic.note_arrival(request, self.view.latency, now_s, self.view.table.rt_step_s(self.view.latency))
         for queue in self._queues(request):
             queue.push(request)
 
@@ -269,8 +271,9 @@ class Scheduler:
         request.first_scheduled_s = self._planned_s
         request.state = RequestState.RUNNING
         self.view.table.enter(request, row, request.max_total_tokens)
+        self.view.traffic.note_start(request, self._planned_s)
         for queue in self._queues(request):
-            queue.note_left()
+            queue.note_left(request)
 
     def _note_loss(self, reclaim: Reclaim, copy: SlotCopy) -> None:
         request = reclaim.request
@@ -296,7 +299,7 @@ class Scheduler:
                     del self._num_stops[token_id]
             if was_waiting:
                 for queue in self._queues(request):
-                    queue.note_left()
+                    queue.note_left(request)
             elif request.row is not None:
                 rows.append(Row(request.row))
                 self.view.table.leave(request.row)

@@ -30,12 +30,14 @@ from backend.engine_link import EngineLink, Ticket
 from backend.errors import BrosError, InvalidRequestError, RequestCancelledError, to_bros_error
 from backend.protocol import Chunk, End, EngineState, Generation, Metrics, Sample, Timings, error_end
 from backend.triton_metrics import TritonMetrics
-from backend.validate import Defaults, validate, wants_snapshot
+from backend.validate import MAX_SAMPLING_BYTES, Defaults, validate, wants_snapshot
 
 logger = logging.getLogger(__name__)
 
 _MAX_KEPT_TOKENS = 2048  # whose tensors lie in shared memory already: to send them again takes half the time
 _MAX_KEPT_CHARS = 64  # of the text of such a token, which may have an echoed prompt in front
+_JSON_CHARS_PER_BYTE = 6  # \u00ff; a prompt may come as a parameter
+_SHOWN_BYTES = 40  # in front of a byte that is no text
 _MAX_ID_CHARS = 256  # of the client's own request id, which is for people
 _MAX_METRICS_WAITING = 60  # flushes; older ones are dropped when the timer cannot keep up
 
@@ -100,7 +102,7 @@ class TritonPythonModel:
         self._close(reply, Chunk(0, end=error_end(error)))
 
     def _take(self, request: Any, reply: _Reply) -> None:
-        parameters = json.loads(request.parameters())
+        parameters = self._parameters(request)
         if parameters.get(wire.INSPECT) == wire.INSPECT_STUB:
             self._close(reply, Chunk(0, "alive", end=End(finish_reason="stop")))
             return
@@ -115,8 +117,16 @@ class TritonPythonModel:
         if reply.is_cancelled():
             raise RequestCancelledError("the client went away before the request began")
         self._replies[reply] = None
-        client_id = request.request_id()[:_MAX_ID_CHARS]
+        client_id = _read_text("request id", request.request_id)[:_MAX_ID_CHARS]
         reply.ticket = self._link.submit(client_id, reply.generation, lambda chunk: self._put(reply, chunk))
+
+    def _parameters(self, request: Any) -> dict[str, object]:
+        text = _read_text("parameters", request.parameters)
+        max_chars = _JSON_CHARS_PER_BYTE * self._service.max_prompt_bytes + MAX_SAMPLING_BYTES
+        if len(text) > max_chars:
+            raise InvalidRequestError(f"parameters: {len(text)} characters of JSON exceed {max_chars}")
+        parameters: dict[str, object] = json.loads(text)
+        return parameters
 
     def _put(self, reply: _Reply, chunk: Chunk) -> None:
         if chunk.end is None:
@@ -176,6 +186,16 @@ class TritonPythonModel:
                 metrics.flush(self._measured.popleft())
         except Exception:
             logger.exception("metrics could not be flushed")
+
+
+def _read_text(name: str, read: Callable[[], str]) -> str:
+    """Return what Triton hands out as text. A client's bytes need not be; which name or value it was shows in front of
+    the place."""
+    try:
+        return read()
+    except UnicodeDecodeError as error:
+        before = error.object[max(0, error.start - _SHOWN_BYTES) : error.start].decode(errors="replace")
+        raise InvalidRequestError(f"{name}: invalid UTF-8 at byte {error.start}, after {before!r}") from error
 
 
 class _Reply:

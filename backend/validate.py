@@ -31,7 +31,10 @@ from backend.errors import InvalidRequestError
 from backend.protocol import Generation, Sampling
 
 MAX_TOKENS = 10_000_000  # far above any model; what is larger was wrapped or mistyped
-MAX_SAMPLING_BYTES = 1_000_000  # of the JSON in sampling_parameters
+MAX_SAMPLING_BYTES = 100_000  # of the JSON in sampling_parameters; 16 stop words of 256 characters take half of it
+MAX_PARAMETERS = 256  # of one request, forwarded headers among them
+MAX_NAME_CHARS = 128  # of a parameter or key that is compared with those known
+_MAX_BYTES_PER_CHAR = 4  # of UTF-8
 MAX_SECONDS = 30 * 24 * 3600.0  # SLOs, deadlines and timeouts
 _MICROSECONDS = 1e6
 
@@ -49,7 +52,7 @@ _VLLM_FIXED: Mapping[str, tuple[object, ...]] = {
     "prompt_logprobs": (None,),
     "logits_processors": (None,),
     "truncate_prompt_tokens": (None,),
-    "bad_words": (None, []),
+    "bad_words": (None, [], ""),
 }
 _VLLM_NAMES = {"stop": "stop_words", "stop_token_ids": "stop_token_ids", "logprobs": "return_log_probs"}
 _SAMPLING_NAMES = (
@@ -108,7 +111,7 @@ def validate(
         text=text,
         messages=messages,
         token_ids=token_ids,
-        sampling=_sampling(values),
+        sampling=_sampling(values, service),
         stop_words=_stop_words(values, service),
         ttft_slo_s=_milliseconds(values, "ttft_slo_ms"),
         tpot_slo_s=_milliseconds(values, "tpot_slo_ms"),
@@ -133,6 +136,8 @@ class _Values:
     """The values of one request by canonical name, still raw; unknown names are refused on the way in."""
 
     def __init__(self, inputs: Mapping[str, NDArray[Any]], parameters: Mapping[str, object]) -> None:
+        if len(parameters) > MAX_PARAMETERS:
+            raise InvalidRequestError(f"parameters: {len(parameters)} exceed {MAX_PARAMETERS}")
         self.parameters = parameters
         fields = wire.input_names()
         direct: dict[str, _Named] = {}
@@ -143,6 +148,8 @@ class _Values:
             if name in fields:
                 if name not in inputs:
                     _put(direct, fields[name], value, overwrite=False)
+            elif name in wire.FIXED_PARAMETERS:
+                _refuse_other(name, value, wire.FIXED_PARAMETERS[name])
             elif not _is_known_parameter(name):
                 raise InvalidRequestError(
                     f"unknown parameter {show(name)}{_suggestion(name, [*fields, *wire.PARAMETERS])}"
@@ -168,12 +175,19 @@ def _is_known_parameter(name: str) -> bool:
     return (
         name in wire.PARAMETERS
         or name in wire.IGNORED_PARAMETERS
-        or name.lower().startswith(wire.IGNORED_PARAMETER_PREFIXES)
+        or name[:MAX_NAME_CHARS].lower().startswith(wire.IGNORED_PARAMETER_PREFIXES)
     )
 
 
+def _refuse_other(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Refuse any value of a field that is known from elsewhere, but for those that change nothing."""
+    if allowed and value not in allowed:
+        words = " or ".join(map(show, allowed))
+        raise InvalidRequestError(f"{name}: {show(value)} is not supported here; allowed: {words}")
+
+
 def _suggestion(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1) if len(name) <= MAX_NAME_CHARS else []
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -187,8 +201,9 @@ def _scalar(name: str, tensor: NDArray[Any]) -> object:
 
 
 def _prompt(values: _Values, service: ServiceSettings) -> tuple[str | None, str | None, tuple[int, ...] | None]:
-    text = values.get("text_input", as_text, None)
-    messages = values.get("messages", as_text, None)
+    as_prompt = partial(_as_prompt, service.max_prompt_bytes)
+    text = values.get("text_input", as_prompt, None)
+    messages = values.get("messages", as_prompt, None)
     token_ids = values.get("input_ids", partial(_as_token_ids, service.max_prompt_bytes), None)
     given = [
         name
@@ -201,10 +216,16 @@ def _prompt(values: _Values, service: ServiceSettings) -> tuple[str | None, str 
         )
     if text == "" or token_ids == ():
         raise InvalidRequestError(f"{given[0]}: the prompt is empty")
-    for name, value in (("text_input", text), ("messages", messages)):
-        if value is not None and (num_bytes := len(value.encode())) > service.max_prompt_bytes:
-            raise InvalidRequestError(f"{name}: {num_bytes} bytes exceed max_prompt_bytes {service.max_prompt_bytes}")
     return text, messages, token_ids
+
+
+def _as_prompt(max_bytes: int, name: str, value: object) -> str:
+    num_bytes = len(value) if isinstance(value, (str, bytes)) else 0
+    if num_bytes <= max_bytes:
+        num_bytes = len(as_text(name, value, max_bytes).encode())
+    if num_bytes > max_bytes:
+        raise InvalidRequestError(f"{name}: {num_bytes} bytes exceed max_prompt_bytes {max_bytes}")
+    return as_text(name, value, max_bytes)
 
 
 def _as_token_ids(max_prompt_bytes: int, name: str, value: object) -> tuple[int, ...]:
@@ -265,7 +286,7 @@ def _timeout_s(values: _Values, timeout_us: int) -> float | None:
 # --- sampling ------------------------------------------------------------------------------------------------------
 
 
-def _sampling(values: _Values) -> Sampling:
+def _sampling(values: _Values, service: ServiceSettings) -> Sampling:
     def whole(name: str, default: int, low: int, high: int) -> int:
         return _in_range(name, values.get(name, as_int, default), low, high)
 
@@ -273,8 +294,10 @@ def _sampling(values: _Values) -> Sampling:
         return _in_range(name, values.get(name, as_float, default), low, high)
 
     top_p = real("top_p", 1.0, 0.0, 1.0)
-    if top_p == 0.0:
-        raise InvalidRequestError("top_p: 0 is not in (0, 1]")
+    top_k = max(0, whole("top_k", 0, -1, MAX_TOKENS))
+    temperature = real("temperature", 0.0, 0.0, 100.0)
+    if top_p == 0.0:  # TensorRT-LLM's "not set": top_k alone chooses, and without one the likeliest token
+        top_p, temperature = 1.0, temperature if top_k else 0.0
     repetition_penalty = real("repetition_penalty", 1.0, 0.0, 100.0)
     if repetition_penalty == 0.0:
         raise InvalidRequestError("repetition_penalty: 0 is not in (0, 100]")
@@ -288,15 +311,15 @@ def _sampling(values: _Values) -> Sampling:
     return Sampling(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
-        temperature=real("temperature", 0.0, 0.0, 100.0),
-        top_k=max(0, whole("top_k", 0, -1, MAX_TOKENS)),
+        temperature=temperature,
+        top_k=top_k,
         top_p=top_p,
         min_p=real("min_p", 0.0, 0.0, 1.0),
         repetition_penalty=repetition_penalty,
         presence_penalty=real("presence_penalty", 0.0, -2.0, 2.0),
         frequency_penalty=real("frequency_penalty", 0.0, -2.0, 2.0),
         seed=None if seed is None else _in_range("seed", seed, 0, 2**64 - 1),
-        stop_token_ids=values.get("stop_token_ids", _as_stop_token_ids, ()),
+        stop_token_ids=values.get("stop_token_ids", partial(_as_stop_token_ids, service.max_stop_token_ids), ()),
         ignore_eos=values.get("ignore_eos", as_bool, False),
     )
 
@@ -312,9 +335,7 @@ def _in_range(name: str, value: N, low: N, high: N) -> N:
 
 def _sampling_parameters(value: object) -> dict[str, _Named]:
     """Decode vLLM's `sampling_parameters` into values by our names."""
-    text = as_text("sampling_parameters", value)
-    if len(text) > MAX_SAMPLING_BYTES:
-        raise InvalidRequestError(f"sampling_parameters: {len(text)} characters exceed {MAX_SAMPLING_BYTES}")
+    text = as_text("sampling_parameters", value, MAX_SAMPLING_BYTES)
     decoded = parse_json("sampling_parameters", text)
     if not isinstance(decoded, dict):
         raise InvalidRequestError(f"sampling_parameters: expected a JSON object, got {show(decoded)}")
@@ -327,15 +348,15 @@ def _sampling_parameters(value: object) -> dict[str, _Named]:
             raise InvalidRequestError(
                 f"sampling_parameters: unknown key {show(key)}{_suggestion(key, [*known, *_VLLM_FIXED])}"
             )
-        elif item not in _VLLM_FIXED[key]:
-            raise InvalidRequestError(f"sampling_parameters.{key}: {show(item)} is not supported here")
+        else:
+            _refuse_other(f"sampling_parameters.{key}", item, _VLLM_FIXED[key])
     return values
 
 
 def _stop_words(values: _Values, service: ServiceSettings) -> tuple[str, ...]:
-    words = values.get("stop_words", _as_texts, ())
-    if len(words) > service.max_stop_words:
-        raise InvalidRequestError(f"stop_words: {len(words)} exceed max_stop_words {service.max_stop_words}")
+    words = values.get("stop_words", partial(_as_texts, service), ())
+    if words == ("",):  # how TensorRT-LLM's clients say "none"
+        return ()
     for word in words:
         if not word:
             raise InvalidRequestError("stop_words: a stop word is empty")
@@ -351,14 +372,19 @@ def _as_log_probs(name: str, value: object) -> bool:
     return as_bool(name, value)
 
 
-def _as_texts(name: str, value: object) -> tuple[str, ...]:
+def _as_texts(service: ServiceSettings, name: str, value: object) -> tuple[str, ...]:
+    num_items = value.size if isinstance(value, np.ndarray) else len(value) if isinstance(value, list) else 1
+    if num_items > service.max_stop_words:
+        raise InvalidRequestError(f"{name}: {num_items} exceed max_stop_words {service.max_stop_words}")
     if isinstance(value, np.ndarray):
         value = value.reshape(-1).tolist()
     items = value if isinstance(value, list) else [value]
-    return tuple(as_text(name, item) for item in items)
+    return tuple(as_text(name, item, _MAX_BYTES_PER_CHAR * service.max_stop_word_chars) for item in items)
 
 
-def _as_stop_token_ids(name: str, value: object) -> tuple[int, ...]:
+def _as_stop_token_ids(max_ids: int, name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise InvalidRequestError(f"{name}: expected a list of token ids, got {show(value)}")
+    if len(value) > max_ids:
+        raise InvalidRequestError(f"{name}: {len(value)} exceed max_stop_token_ids {max_ids}")
     return tuple(_in_range(name, as_int(name, item), 0, MAX_TOKENS) for item in value)

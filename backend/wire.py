@@ -6,6 +6,7 @@ installation cannot import this module; a contract test compares all of them wit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -30,7 +31,7 @@ INPUTS = (
     Field("itl_slo_ms", "FP32", 1, "rt: longest gap between two tokens to allow, in ms."),
     Field("deadline_ms", "FP32", 1, "be: finish by, in ms from arrival."),
     Field("max_tokens", "INT32", 1, "Output tokens at most."),
-    Field("min_tokens", "INT32", 1, "Output tokens before the model may stop by itself."),
+    Field("min_tokens", "INT32", 1, "Output tokens before an end token or a stop word may end the answer."),
     Field("min_length", "INT32", 1, "Alias of min_tokens (TensorRT-LLM).", alias_of="min_tokens"),
     Field("stream", "BOOL", 1, "true: a response for every new piece of text; false (default): one, with the whole."),
     Field("streaming", "BOOL", 1, "Alias of stream (TensorRT-LLM).", alias_of="stream"),
@@ -80,6 +81,16 @@ PARAMETERS = {
     CLASS_HEADER: "Class of service from a gRPC header (`--grpc-header-forward-pattern='(?i)x-.*'`).",
     INSPECT: "`engine`: answer with a snapshot of the engine as JSON in text_output; no prompt then. `stub`: a sign of "
     "life, without the engine.",
+}
+# What TensorRT-LLM's clients send besides, and the values that change nothing; () is any, since nothing is padded here.
+FIXED_PARAMETERS: Mapping[str, tuple[object, ...]] = {
+    "bad_words": ("",),
+    "beam_width": (1,),
+    "num_return_sequences": (1,),
+    "length_penalty": (1, 0),
+    "return_context_logits": (False,),
+    "return_generation_logits": (False,),
+    "pad_id": (),
 }
 IGNORED_PARAMETERS = frozenset({"id"})  # the generate endpoints repeat the request id here
 IGNORED_PARAMETER_PREFIXES = ("triton_", "x-")  # Triton's own and forwarded headers

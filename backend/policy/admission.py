@@ -6,6 +6,8 @@ from backend.errors import InvalidRequestError, OverloadedError, RequestTooLarge
 from backend.policy.view import Policy, SchedulerView
 from backend.request import Request
 
+_MIN_RETRY_S, _MAX_RETRY_S = 0.1, 60.0
+
 
 def check_admissible(view: SchedulerView, policy: Policy, request: Request, now_s: float) -> None:
     """Raise InvalidRequestError, RequestTooLargeError or OverloadedError for a request that is not to be queued."""
@@ -17,7 +19,7 @@ def check_admissible(view: SchedulerView, policy: Policy, request: Request, now_
     _check_size(view, request, name)
     if view.settings.refuse_hopeless_rt and policy.is_late(request, view.latency, now_s):
         raise InvalidRequestError(f"{name}: its TTFT SLO cannot be met with a prompt of {request.num_prompt} tokens")
-    _check_queue(view, request, name)
+    _check_queue(view, request, name, now_s)
 
 
 def _check_size(view: SchedulerView, request: Request, name: str) -> None:
@@ -28,14 +30,24 @@ def _check_size(view: SchedulerView, request: Request, name: str) -> None:
         raise RequestTooLargeError(f"{name}: {sizes} exceed the KV pool of {view.limits.num_slots} slots")
 
 
-def _check_queue(view: SchedulerView, request: Request, name: str) -> None:
+def _check_queue(view: SchedulerView, request: Request, name: str, now_s: float) -> None:
     settings = view.settings
     if request.is_rt:
-        queue, limit = view.rt_waiting, settings.max_waiting_rt
+        queue, limit, drain = view.rt_waiting, settings.max_waiting_rt, view.traffic.rt_drain
     else:
-        queue, limit = view.be_waiting, settings.max_waiting_be
+        queue, limit, drain = view.be_waiting, settings.max_waiting_be, view.traffic.be_drain
+    per_s = drain.per_s(now_s) or view.limits.max_seqs / view.traffic.step_s  # nothing began yet: a guess
+    which = f"{request.priority_class.value} requests"
     if len(queue) >= limit:
+        raise OverloadedError(f"{name}: {limit} {which} are waiting", retry_after_s(len(queue), per_s))
+    if len(queue) and queue.num_bytes + request.num_bytes > settings.max_waiting_bytes:
         raise OverloadedError(
-            f"{name}: {limit} {request.priority_class.value} requests are waiting",
-            retry_after_s=max(0.1, view.traffic.step_s * limit / view.limits.max_seqs),
+            f"{name}: {which} of {queue.num_bytes} bytes are waiting; with its {request.num_bytes} they exceed "
+            f"max_waiting_bytes {settings.max_waiting_bytes}",
+            retry_after_s(len(queue), per_s),
         )
+
+
+def retry_after_s(num_waiting: int, per_s: float) -> float:
+    """Return when a queue will be empty of which `per_s` (> 0) requests begin per second."""
+    return min(_MAX_RETRY_S, max(_MIN_RETRY_S, num_waiting / per_s))

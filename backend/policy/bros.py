@@ -15,6 +15,7 @@ from backend.policy.best_effort import BestEffortFill
 from backend.policy.columns import Rows
 from backend.policy.future import UNUSED_OF_BLOCK, Future
 from backend.policy.latency import LatencyModel
+from backend.policy.objectives import time_alone_s
 from backend.policy.pacing import Pacing
 from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
@@ -24,7 +25,12 @@ from backend.policy.window import AdaptiveWindow
 from backend.request import Request
 
 _CATCH_UP = 0.8  # a late decode asks for steps of this part of its TPOT SLO, so that it gains on its schedule
-_DEFAULT_CAP_S = 0.25  # responsiveness cap while no TTFT SLO has been seen
+_IDLE_CAP_S = 0.25  # responsiveness cap while no real-time request came of late, or 8 steps where they are longer
+_IDLE_STEPS = (
+    8.0  # empty steps; best-effort work then loses an eighth to those that may come, whatever they may ask for
+)
+_ROUNDING = 1.0 + 1e-9  # the same times, added up in another order
+_PREFILL_RESERVE = 1.1  # steps leave so many times the time that the prompts of real-time take
 _SPARE_USE = 0.9  # part of the decodes' slack that late and best-effort work may use up
 _MAX_MARGIN = 0.3
 _EASY_LOAD = 0.65  # part of the slots that real-time takes, up to which best-effort may use all spare time
@@ -81,26 +87,19 @@ class Bros:
         return step.packing.plan(step.budget_s)
 
 
-def time_alone_s(request: Request, latency: LatencyModel) -> float:
-    """Return the time to the next token of `request` if the machine did nothing else."""
-    if request.num_uncomputed == 1:
-        return latency.c0 + latency.c1 + latency.c2 * request.num_computed
-    return latency.c0 + latency.c5 + latency.prefill_s(request.num_uncomputed, request.num_computed)
-
-
 def _first_due(request: Request) -> tuple[float, int]:
     return (first_deadline_s(request), request.arrival_index)
 
 
-def responsiveness_cap_s(view: SchedulerView) -> float:
+def responsiveness_cap_s(view: SchedulerView, now_s: float) -> float:
     """Return the longest step: a real-time request that arrives just after its start must still make its TTFT."""
     if view.settings.responsiveness_cap_s is not None:
         return view.settings.responsiveness_cap_s
-    tightest_s = view.traffic.tightest_ttft_slo_s
+    objectives, latency = view.traffic.rt_objectives, view.latency
+    tightest_s = objectives.tightest_ttft_slo_s(now_s)
     if tightest_s == float("inf"):
-        return _DEFAULT_CAP_S
-    latency = view.latency
-    left_s = tightest_s - latency.prefill_s(view.traffic.longest_rt_prompt, 0) - latency.c0 - latency.c5
+        return max(0.5 * objectives.usual_ttft_slo_s(now_s), min(_IDLE_STEPS * latency.c0, _IDLE_CAP_S))
+    left_s = tightest_s - latency.prefill_s(objectives.longest_prompt, 0) - latency.c0 - latency.c5
     return min(0.5 * tightest_s, max(0.9 * left_s, 0.1 * tightest_s))
 
 
@@ -114,14 +113,14 @@ class Sustainable(NamedTuple):
 class _RealTimeStep:
     """The real-time part of one call of `plan`; the budgets tighten as requests with deadlines enter.
 
-    On-time requests may use all of `budget_s`; late and best-effort ones only `spare_budget_s`, which leaves part of
-    the decodes' slack. As deadlines are cumulative, steps become no shorter in the long run: the slack just settles at
+    On-time requests may use all of `budget_s`; late ones only `spare_budget_s`, which leaves part of the slack;
+    best-effort ones no more than `be_budget_s` either, which heeds also what real-time cannot keep among themselves. As
+    deadlines are cumulative, steps become no shorter in the long run: the slack just settles at
     1 / _SPARE_USE tokens, and that reserve lets a long prompt in when it comes.
     """
 
     def __init__(self, view: SchedulerView, now_s: float) -> None:
         self.packing = Packing(view)
-        self.budget_s = self.spare_budget_s = responsiveness_cap_s(view)
         self._view = view
         self._now_s = now_s
         self._future = Future(view, is_rt=True)
@@ -132,6 +131,27 @@ class _RealTimeStep:
         self._num_rt = len(self._decodes) + len(self._prefills)
         self._patient: Rows = self._decodes[:0]
         self._is_short = False  # of time, places or slots: a prefill in time was refused
+        self._decodes_s = view.table.rt_step_s(view.latency, self._decodes) * _ROUNDING
+        self._odd_s = self._shortest_s()
+        self.spare_budget_s, self.be_budget_s = self._caps_s()
+        self.budget_s = self.spare_budget_s
+
+    def _shortest_s(self) -> float:
+        """Return the step below which real-time itself cannot go on: one of all decodes, that leaves the prompts which
+        arrive the time they take. Who asks for less is not to have it from the others, unless most of them do."""
+        traffic = self._view.traffic
+        prefill_share = _PREFILL_RESERVE * traffic.rt_demand.prefill_share(self._now_s, self._view.latency)
+        with_prefills_s = self._decodes_s / max(1.0 - prefill_share, 1e-3)
+        return min(with_prefills_s, _CATCH_UP * traffic.rt_objectives.usual_tpot_slo_s)
+
+    def _caps_s(self) -> tuple[float, float]:
+        """Return the longest steps, for real-time and for best-effort, that let in what may come."""
+        cap_s = responsiveness_cap_s(self._view, self._now_s)
+        objectives = self._view.traffic.rt_objectives
+        usual_s = 0.5 * objectives.usual_ttft_slo_s(self._now_s)
+        if cap_s < self._odd_s and objectives.tightest_ttft_slo_s(self._now_s) < usual_s:
+            return max(self._decodes_s, usual_s), self._decodes_s
+        return max(self._decodes_s, cap_s), max(self._decodes_s, cap_s)
 
     # Decodes
 
@@ -146,11 +166,13 @@ class _RealTimeStep:
         if not len(rows):
             return
         table, latency = self._view.table, self._view.latency
-        slack_s, is_late, tightest_s = columns.urgency(
-            table.times, rows, self._now_s, self._use, latency.c0 + latency.c1, _CATCH_UP
+        needed_s = latency.c0 + latency.c1
+        slack_s, is_late, (rt_s, be_s) = columns.urgency(
+            table.counts, table.times, rows, self._now_s, self._use, needed_s, latency.c2, self._odd_s, _CATCH_UP
         )
-        self.budget_s = min(self.budget_s, tightest_s)
-        self.spare_budget_s = min(self.spare_budget_s, _SPARE_USE * tightest_s)
+        self.budget_s = max(self._decodes_s, min(self.budget_s, rt_s))
+        self.spare_budget_s = max(self._decodes_s, min(self.spare_budget_s, _SPARE_USE * rt_s))
+        self.be_budget_s = max(self._decodes_s, min(self.be_budget_s, _SPARE_USE * be_s))
         order = np.lexsort((table.arrival_index[rows], slack_s, is_late))
         if self._num_rt + len(self._view.rt_waiting) > self._view.limits.max_seqs or self._aside.is_wanting():
             is_patient = (slack_s > _PATIENT_STEPS * self.budget_s)[order]
@@ -309,8 +331,9 @@ class _RealTimeStep:
         """
         predicted_s = self.packing.predicted_s
         load = self._future.peak_ratio(_EASY_LOAD)
+        budget_s = min(self.spare_budget_s, self.be_budget_s)
         share = min(1.0, max(0.0, (_FULL_LOAD - load) / (_FULL_LOAD - _EASY_LOAD)))
-        return predicted_s + share * max(0.0, min(self.spare_budget_s, self.sustainable_s().by_slots) - predicted_s)
+        return predicted_s + share * max(0.0, min(budget_s, self.sustainable_s().by_slots) - predicted_s)
 
     def is_short_of_slots(self) -> bool:
         """Whether even these steps are too long for the slots: then time is not what best-effort lacks."""

@@ -97,23 +97,43 @@ def num_in_time(counts: Counts, rows: Rows, c1: float, c2: float, start_s: float
     return len(rows)
 
 
-@compiled(f"Tuple((float64[::1], boolean[::1], float64))({_TIMES}, {_ROWS}, float64, float64, float64, float64)")
+@compiled(
+    f"Tuple((float64[::1], boolean[::1], UniTuple(float64, 2)))"
+    f"({_COUNTS}, {_TIMES}, {_ROWS}, float64, float64, float64, float64, float64, float64)"
+)
 def urgency(
-    times: Times, rows: Rows, now_s: float, use: float, needed_s: float, catch_up: float
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], float]:
+    counts: Counts,
+    times: Times,
+    rows: Rows,
+    now_s: float,
+    use: float,
+    needed_s: float,
+    c2: float,
+    odd_s: float,
+    catch_up: float,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], tuple[float, float]]:
     """Return, of real-time decodes: their slack times `use`; whether that is less than the `needed_s` of a step; and
-    the longest step that leaves all in time, where a late one asks for no more than `catch_up` of its TPOT SLO."""
+    the longest step that leaves all in time, where a late one asks for no more than `catch_up` of its TPOT SLO: for
+    real-time, and for best-effort.
+
+    One whose TPOT SLO is below a step of its own is late, and asks for nothing; below `odd_s`, nothing of real-time.
+    """
     slack_s = np.empty(len(rows), np.float64)
     is_late = np.empty(len(rows), np.bool_)
-    tightest_s = np.inf
+    rt_s = be_s = np.inf
     for index in range(len(rows)):
         row = rows[index]
         slack_s[index] = bound_s = (times[DEADLINE, row] - now_s) * use
         is_late[index] = bound_s < needed_s
+        if times[TPOT_SLO, row] < needed_s + c2 * counts[NUM_COMPUTED, row]:
+            is_late[index] = True
+            continue
         if is_late[index]:
             bound_s = max(bound_s, catch_up * times[TPOT_SLO, row])
-        tightest_s = min(tightest_s, bound_s)
-    return slack_s, is_late, tightest_s
+        be_s = min(be_s, bound_s)
+        if times[TPOT_SLO, row] >= odd_s:
+            rt_s = min(rt_s, bound_s)
+    return slack_s, is_late, (rt_s, be_s)
 
 
 # What a step did

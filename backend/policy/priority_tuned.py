@@ -28,9 +28,8 @@ _IDLE_CAP_S = 0.25  # longest step while no SLO has been seen
 
 def plan_priority_tuned(view: SchedulerView, now_s: float) -> StepPlan:
     """Real-time by arrival, then best-effort by arrival, within a step time chosen for the SLOs."""
-    del now_s
     packing = Packing(view)
-    budget_s = step_target_s(view, packing)
+    budget_s = step_target_s(view, packing, now_s)
     groups = packing.groups
     rt_decodes = _by_arrival(view, groups.rt_decodes)
     max_decodes = min(packing.seqs_left, packing.tokens_left)
@@ -47,13 +46,13 @@ def plan_priority_tuned(view: SchedulerView, now_s: float) -> StepPlan:
     return packing.plan(budget_s)
 
 
-def step_target_s(view: SchedulerView, packing: Packing) -> float:
+def step_target_s(view: SchedulerView, packing: Packing, now_s: float) -> float:
     """Return the step time that keeps the tightest TPOT SLO of the running real-time requests."""
     table, groups = view.table, packing.groups
     rows = np.concatenate((groups.rt_decodes, groups.rt_prefills))
     if len(rows):
         return _USE * float(table.tpot_slo_s[rows].min())
-    tightest_s = view.traffic.tightest_ttft_slo_s
+    tightest_s = view.traffic.rt_objectives.tightest_ttft_slo_s(now_s)
     return _IDLE_CAP_S if tightest_s == float("inf") else 0.5 * tightest_s
 
 

@@ -30,6 +30,7 @@ class WaitingQueue:
         self._heap: list[_Entry] = []
         self._relegated: list[_Entry] = []
         self._num_live = 0
+        self.num_bytes = 0  # about what the requests that wait here take of memory
 
     def __len__(self) -> int:
         return self._num_live
@@ -38,10 +39,12 @@ class WaitingQueue:
         """Add a WAITING request that has its arrival index."""
         heapq.heappush(self._heap, _Entry(self._order(request), request.arrival_index, request))
         self._num_live += 1
+        self.num_bytes += request.num_bytes
 
-    def note_left(self) -> None:
-        """Count one request that stopped waiting; its entry goes when it surfaces, or when dead entries prevail."""
+    def note_left(self, request: Request) -> None:
+        """Count a request out that stopped waiting; its entry goes when it surfaces, or when dead entries prevail."""
         self._num_live -= 1
+        self.num_bytes -= request.num_bytes
         if len(self._heap) + len(self._relegated) > 2 * self._num_live + _MIN_REBUILD:
             self._heap = [entry for entry in self._heap if _is_live(entry)]
             self._relegated = [entry for entry in self._relegated if _is_live(entry)]
@@ -70,6 +73,7 @@ class WaitingQueue:
         """Assert that the count is right and that nothing waits twice."""
         live = [entry.request for entry in self._heap + self._relegated if _is_live(entry)]
         assert len(live) == self._num_live, f"{len(live)} requests wait, {self._num_live} are counted"
+        assert self.num_bytes == sum(request.num_bytes for request in live), "bytes are miscounted"
         assert len({id(request) for request in live}) == len(live), "a request waits twice"
 
 

@@ -17,12 +17,13 @@ class SchedulerSettings:
         policy                  one of POLICY_NAMES
         max_waiting_rt          real-time requests waiting for their first step; more are refused as overloaded
         max_waiting_be          the same for best-effort requests
+        max_waiting_bytes       memory that the waiting requests of one class may take, about; more are refused likewise
         refuse_hopeless_rt      refuse a real-time request whose TTFT SLO cannot be met even alone (else: served late)
     Step limits
         max_tokens_per_step     new tokens; None: what the executor can do
         max_seqs_per_step       requests; None: what the executor can do
         responsiveness_cap_s    longest step, because a real-time request may arrive just after it starts; None: half of
-                                the tightest TTFT SLO seen so far
+                                the tightest TTFT SLO of the last seconds, of those that can be met at all
         budget_margin           0–1, part of each step budget left unspent against errors of the latency model
     Best-effort
         be_min_share            0–1, part of the step time that best-effort work gets whatever real-time load there is,
@@ -44,6 +45,7 @@ class SchedulerSettings:
     policy: str = "bros"
     max_waiting_rt: int = 10_000
     max_waiting_be: int = 100_000
+    max_waiting_bytes: int = 1_000_000_000
     refuse_hopeless_rt: bool = False
     max_tokens_per_step: int | None = None
     max_seqs_per_step: int | None = None
@@ -63,7 +65,14 @@ class SchedulerSettings:
     def __post_init__(self) -> None:
         if self.policy not in POLICY_NAMES:
             raise ConfigError(f"policy: {self.policy!r} is not one of {', '.join(POLICY_NAMES)}")
-        for name in ("max_waiting_rt", "max_waiting_be", "max_tokens_per_step", "max_seqs_per_step", "paper_base_seqs"):
+        for name in (
+            "max_waiting_rt",
+            "max_waiting_be",
+            "max_waiting_bytes",
+            "max_tokens_per_step",
+            "max_seqs_per_step",
+            "paper_base_seqs",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value} is below 1")

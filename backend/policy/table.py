@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from backend.policy import columns
 from backend.policy.columns import Rows
+from backend.policy.latency import LatencyModel
 from backend.request import Request, RequestState
 
 _INITIAL_ROWS = 64
@@ -142,6 +143,11 @@ class RequestTable:
         self.num_ever_computed[row] = max(self.num_ever_computed[row], self.num_computed[row])
         self.num_computed[row] = num_computed
         self.is_preempted[row] = True
+
+    def rt_step_s(self, latency: LatencyModel, rows: Rows | None = None) -> float:
+        """Return the time of a step of the real-time decodes (`rows`), and of nothing else."""
+        rows = self.groups().rt_decodes if rows is None else rows
+        return latency.c0 + latency.c1 * len(rows) + latency.c2 * columns.context(self.counts, rows)
 
     def check_invariants(self) -> None:
         """Assert that the columns say what the requests say."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from backend.plan import StepPlan
-from backend.policy.demand import Demand
+from backend.policy.demand import Demand, Drain
 from backend.policy.latency import LatencyModel
+from backend.policy.objectives import Objectives
 from backend.policy.queue import WaitingQueue
 from backend.policy.settings import SchedulerSettings
 from backend.policy.table import RequestTable
@@ -42,29 +43,32 @@ _RT_SLOTS_DECAY_S = 20.0
 class Traffic:
     """What was learned from the requests so far. Written by the scheduler.
 
-    tightest_ttft_slo_s: the smallest TTFT SLO of late; a larger one relaxes it by 2 % per arrival. longest_rt_prompt:
-    likewise. rt_slots: the most KV slots that real-time requests held together of late. step_s: moving average of the
-    step time. rt_output_ratio, be_output_ratio: moving averages of tokens produced / max_tokens of finished requests;
-    best-effort starts with caution, real-time with what preemption can mend. rt_demand: what arrives per second.
+    rt_slots: the most KV slots that real-time requests held together of late. step_s: moving average of the step time.
+    rt_output_ratio, be_output_ratio: moving averages of tokens produced / max_tokens of finished requests; best-effort
+    starts with caution, real-time with what preemption can mend. rt_demand: what arrives per second. rt_objectives: the
+    SLOs it asks for. rt_drain, be_drain: what begins per second.
     """
 
-    tightest_ttft_slo_s: float = float("inf")
     rt_output_ratio: float = 0.25
     be_output_ratio: float = 1.0
     step_s: float = 0.02
-    longest_rt_prompt: int = 0
     rt_slots: float = 0.0
     num_rt_ended: int = 0
     num_be_ended: int = 0
     rt_demand: Demand = field(default_factory=Demand)
+    rt_objectives: Objectives = field(default_factory=Objectives)
+    rt_drain: Drain = field(default_factory=Drain)
+    be_drain: Drain = field(default_factory=Drain)
 
-    def note_arrival(self, request: Request) -> None:
-        """Learn from a request that comes."""
-        if request.slo is not None:
-            relaxed_s = 1.02 * self.tightest_ttft_slo_s
-            self.tightest_ttft_slo_s = min(request.slo.ttft_slo_s, relaxed_s)
-            self.longest_rt_prompt = max(request.num_prompt, int(0.98 * self.longest_rt_prompt))
+    def note_arrival(self, request: Request, latency: LatencyModel, now_s: float, rt_step_s: float) -> None:
+        """Learn from a request that comes; a step of all real-time decodes takes `rt_step_s`."""
+        if request.is_rt:
+            self.rt_objectives.note(request, latency, now_s, rt_step_s)
             self.rt_demand.note(request)
+
+    def note_start(self, request: Request, now_s: float) -> None:
+        """Learn from a request that stops waiting because it begins."""
+        (self.rt_drain if request.is_rt else self.be_drain).note(now_s)
 
     def note_end(self, request: Request) -> None:
         """Learn from a request that ended by itself."""

@@ -62,7 +62,7 @@ def _out_of_range() -> list[BadRequest]:
         "min_tokens": [-1, 2**31 - 1],
         "temperature": [-0.1, 1e6, 3e38],
         "top_k": [-2, 2**31 - 1],
-        "top_p": [-0.1, 0.0, 1.1],
+        "top_p": [-0.1, 1.1],
         "min_p": [-0.1, 1.5],
         "repetition_penalty": [-1.0, 0.0, 1000.0],
         "presence_penalty": [-2.5, 2.5],
@@ -127,7 +127,10 @@ def _sampling_parameters() -> list[BadRequest]:
             "sampling huge number", "max_tokens", _prompt(sampling_parameters='{"max_tokens": 1' + "0" * 400 + "}")
         ),
         BadRequest("sampling endless number", "JSON", _prompt(sampling_parameters='{"seed": 1' + "0" * 10_000 + "}")),
-        BadRequest("sampling giant", "1000001 characters exceed", _prompt(sampling_parameters=" " * 1_000_001)),
+        BadRequest("sampling giant", "100001 bytes exceed 100000", _prompt(sampling_parameters=" " * 100_001)),
+        BadRequest("65 stop token ids", "65 exceed max_stop_token_ids 64", _sampling(stop_token_ids=[5] * 65)),
+        BadRequest("sampling long key", "unknown key 'kkk", _sampling(**{"k" * 90_000: 1})),
+        BadRequest("sampling long value", "sampling_parameters.n: 'xxx", _sampling(n="x" * 90_000)),
         BadRequest("sampling infinite", "finite", _prompt(sampling_parameters='{"temperature": 1e999}')),
         BadRequest("sampling invalid UTF-8", "invalid UTF-8", _prompt(sampling_parameters=b"\xff\xfe"), is_json=False),
     ]
@@ -199,6 +202,12 @@ def _classes() -> list[BadRequest]:
 def _parameters() -> list[BadRequest]:
     return [
         BadRequest("unknown parameter", "unknown parameter 'frobnicate'", _prompt(), {"frobnicate": 1}),
+        BadRequest("giant parameter name", "unknown parameter 'nnn", _prompt(), {"n" * 1_000_000: 1}),
+        BadRequest("257 parameters", "257 exceed 256", _prompt(), {f"x-{index}": "1" for index in range(257)}),
+        BadRequest("giant class word", "1000000 characters exceed", _prompt(), {"x-priority-class": "r" * 1_000_000}),
+        BadRequest("bad_words", "bad_words: 'x' is not supported here; allowed: ''", _prompt(), {"bad_words": "x"}),
+        BadRequest("beam_width", "beam_width: 2 is not supported here; allowed: 1", _prompt(), {"beam_width": 2}),
+        BadRequest("end_id", "unknown parameter 'end_id'", _prompt(), {"end_id": 2}),
         BadRequest("misspelt parameter", "did you mean 'max_tokens'", _prompt(), {"max_token": 1}),
         BadRequest("timeout 0", "timeout", _prompt(), {"timeout": 0}),
         BadRequest("timeout negative", "timeout", _prompt(), {"timeout": -1}),
@@ -215,7 +224,8 @@ def _parameters() -> list[BadRequest]:
 def _the_rest() -> list[BadRequest]:
     return [
         BadRequest("min over max", "exceeds max_tokens 4", _prompt(max_tokens=4, min_tokens=5)),
-        BadRequest("empty stop word", "a stop word is empty", _prompt(stop_words=[""])),
+        BadRequest("empty stop word", "a stop word is empty", _prompt(stop_words=["", "x"])),
+        BadRequest("giant stop word", "stop_words: 1000000 bytes exceed 1024", _prompt(stop_words=["x" * 1_000_000])),
         BadRequest("17 stop words", "17 exceed max_stop_words 16", _prompt(stop_words=["x"] * 17)),
         BadRequest("long stop word", "257 characters exceed", _prompt(stop_words=["x" * 257])),
         BadRequest(

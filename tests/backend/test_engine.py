@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from backend.engine import Cancel, Inspect
+from backend.engine import Cancel, Inspect, Submit
+from backend.errors import OverloadedError
 from backend.executors.sim import token_at
 from backend.policy.settings import POLICY_NAMES
 from backend.request import FinishReason, Request, SamplingParams
@@ -169,3 +170,14 @@ def test_what_looks_at_the_scheduler_or_records_a_step_may_fail_without_an_end_t
     harness.submit(request)
     harness.run()
     assert harness.tokens[request.request_id] == expected_tokens(harness, request)
+
+
+def test_the_inbox_is_bounded_in_bytes() -> None:
+    harness = Harness(max_waiting_bytes=100_000)
+    harness.submit(be(1000))
+    with pytest.raises(OverloadedError, match="engine inbox: 56000 bytes are waiting, of 100000"):
+        harness.engine.post(Submit(be(1000)))
+    harness.step()
+    harness.submit(be(1000))
+    harness.run()
+    assert sum(harness.ends.values()) == 2

@@ -86,6 +86,14 @@ def test_a_cancelled_request_says_nothing_about_objectives() -> None:
     assert not any(key[0] == "bros_slo_requests_total" for key in drained(recorder))
 
 
+def test_requests_whose_objective_was_hopeless_are_counted_apart() -> None:
+    recorder, hopeless = Recorder(), make_request()
+    hopeless.is_hopeless = True
+    for request in (hopeless, make_request()):
+        recorder.end(request, TIMINGS, "stop")
+    assert drained(recorder)["bros_hopeless_slo_requests_total",].value == 1
+
+
 def test_gaps_between_tokens_make_cumulative_buckets() -> None:
     recorder = Recorder()
     for gap_s in (None, 0.004, 0.05, 0.06, 99.0):

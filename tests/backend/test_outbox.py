@@ -13,7 +13,7 @@ from backend.errors import ExecutorError, OverloadedError
 from backend.metrics import Recorder
 from backend.outbox import Outbox
 from backend.plan import FailedRequest, StepOutput
-from backend.protocol import Chunk, Chunks, Generation, ToStub
+from backend.protocol import Chunk, Chunks, Generation, Sampling, ToStub
 from backend.request import FinishReason, PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.sim_tokenizer import SimTokenizer
 from tests.backend.serving import WAIT_S
@@ -112,6 +112,16 @@ def test_half_a_character_at_the_end_is_replaced(outbox: Outbox, mailbox: Mailbo
     mailbox.next()
     outbox.emit(finished(request))
     assert mailbox.next()[0].text == "\ufffd"
+
+
+def test_stop_words_are_not_looked_for_before_min_tokens(outbox: Outbox, mailbox: Mailbox) -> None:
+    """Like an end token, a stop word ends nothing before so many tokens are there; what stood earlier stays."""
+    request = open_stream(outbox, mailbox, stop_words=("x",), sampling=Sampling(min_tokens=3), is_streamed=False)
+    outbox.emit(tokens(request, "xaxb"))
+    (chunk,) = mailbox.next()
+    assert chunk.text == "xa"
+    assert chunk.end is not None
+    assert (chunk.end.finish_reason, len(chunk.token_ids)) == ("stop", 3)
 
 
 def test_best_effort_tokens_wait_for_company(outbox: Outbox, mailbox: Mailbox) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 
@@ -60,6 +61,49 @@ def test_a_full_queue_refuses_with_retry_advice(priority_class: PriorityClass, l
     with pytest.raises(OverloadedError, match=r"2 .. requests are waiting") as refusal:
         scheduler.add(make(), 0.0)
     assert refusal.value.retry_after_s > 0.0
+
+
+@pytest.mark.parametrize("make", [rt, be])
+def test_the_advice_is_the_time_that_the_queue_takes_to_empty(make: Callable[..., Request]) -> None:
+    """One place, ten steps of 0.1 s for each request: one begins in a second."""
+    scheduler = make_scheduler_for_test(max_seqs_per_step=1, max_waiting_rt=12, max_waiting_be=12)
+    for _ in range(12):
+        scheduler.add(make(8, 10), 0.0)
+    now_s = 0.0
+    for _ in range(60):
+        step(scheduler, now_s, 0.1)
+        now_s += 0.1
+    for _ in range(12 - len(scheduler.view.rt_waiting) - len(scheduler.view.be_waiting)):
+        scheduler.add(make(8, 10, arrival_s=now_s), now_s)
+    with pytest.raises(OverloadedError) as refusal:
+        scheduler.add(make(8, 10, arrival_s=now_s), now_s)
+    assert refusal.value.retry_after_s == pytest.approx(12.0, rel=0.4)
+
+
+def test_the_advice_is_bounded_where_nothing_begins() -> None:
+    scheduler = make_scheduler_for_test(max_seqs_per_step=1, max_waiting_be=1)
+    scheduler.add(be(8, 2000), 0.0)
+    step(scheduler, 0.0)
+    scheduler.add(be(), 0.1)
+    with pytest.raises(OverloadedError) as refusal:
+        scheduler.add(be(), 1000.0)
+    assert refusal.value.retry_after_s == 60.0
+
+
+def test_a_queue_is_bounded_in_bytes_as_well() -> None:
+    scheduler = make_scheduler_for_test(max_waiting_bytes=100_000)
+    scheduler.add(be(1000), 0.0)
+    with pytest.raises(OverloadedError, match=r"be requests of \d+ bytes are waiting.* max_waiting_bytes 100000"):
+        scheduler.add(be(1000), 0.0)
+    scheduler.add(rt(1000), 0.0)  # a queue of its own
+    run_steps(scheduler, 20)
+    scheduler.add(be(1000), 0.1)
+
+
+def test_one_request_alone_may_wait_whatever_its_size() -> None:
+    scheduler = make_scheduler_for_test(max_waiting_bytes=1)
+    scheduler.add(be(1000), 0.0)
+    assert scheduler.stats().requests[BE].num_waiting == 1
 
 
 def test_one_full_queue_does_not_close_the_other() -> None:

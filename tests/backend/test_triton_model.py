@@ -150,6 +150,23 @@ def test_an_error_of_our_own_fails_one_request_and_no_more(
     assert good.sender.wait().responses[-1].error is None
 
 
+def test_bytes_that_are_no_text_are_the_clients_error(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("bros")
+    for name, field in (("parameters", "parameters"), ("request_id", "request id")):
+        broken = Request({"text_input": "x"})
+        monkeypatch.setattr(broken, name, lambda: b'{"frob\xff": 1}'.decode())
+        model.execute([broken])
+        message = str(broken.sender.wait().responses[0].error)
+        assert message == f"INVALID_REQUEST: {field}: invalid UTF-8 at byte 6, after '{{\"frob'"
+
+
+def test_parameters_beyond_any_limit_are_refused_unread(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    giant = Request({"text_input": "x"})
+    monkeypatch.setattr(giant, "parameters", lambda: "{" * 7_000_000)
+    make_model("bros").execute([giant])
+    assert "7000000 characters of JSON exceed 6100000" in str(giant.sender.wait().responses[0].error)
+
+
 def test_an_error_of_our_own_is_counted(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Request({"text_input": "x"})
     monkeypatch.setattr(broken, "parameters", lambda: "{")

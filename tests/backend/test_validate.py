@@ -159,6 +159,34 @@ def test_tritons_own_timeout_wins_over_the_parameter() -> None:
     assert check().timeout_s is None
 
 
+@pytest.mark.parametrize(
+    "parameters", [{"bad_words": ""}, {"beam_width": 1}, {"length_penalty": 1.0}, {"pad_id": 2}], ids=str
+)
+def test_what_tensorrt_llms_clients_send_as_a_default_changes_nothing(parameters: dict[str, Any]) -> None:
+    assert check(parameters=parameters) == check()
+
+
+def test_an_empty_stop_word_alone_means_none() -> None:
+    assert check({"stop_words": [""]}).stop_words == ()
+    assert check(parameters={"stop_words": ""}).stop_words == ()
+
+
+def test_a_top_p_of_zero_is_not_set() -> None:
+    """As in TensorRT-LLM: top_k alone chooses; without one, the likeliest token."""
+    by_top_k = check({"top_p": 0.0, "top_k": 5, "temperature": 0.5}).sampling
+    assert (by_top_k.top_p, by_top_k.top_k, by_top_k.temperature) == (1.0, 5, 0.5)
+    greedy = check({"top_p": 0.0, "temperature": 0.5}).sampling
+    assert (greedy.top_p, greedy.temperature) == (1.0, 0.0)
+
+
+def test_every_string_is_bounded_before_it_is_decoded() -> None:
+    """Whatever input takes a string refuses one that is longer than any limit, with bytes that are no text."""
+    giant = b"\xff" * 2_000_000
+    for name in (field.name for field in wire.INPUTS if field.dtype == "STRING"):
+        with pytest.raises(InvalidRequestError, match=rf"{name}.* 2000000 bytes exceed"):
+            check({name: giant} if name != "text_input" else {"text_input": giant})
+
+
 def test_names_that_others_add_are_ignored() -> None:
     others = {"id": "a7", "triton_enable_empty_final_response": True, "x-request-id": "b", "X-Forwarded-For": "c"}
     assert check(parameters=others) == check()

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import chain, takewhile
 
 from backend.errors import OverloadedError, RequestTooLargeError
+from backend.policy.admission import retry_after_s
+from backend.policy.demand import Drain
 from backend.policy.queue import WaitingQueue
 from backend.policy.table import first_deadline_s
 from backend.request import PriorityClass, Request, RequestId, RequestState
@@ -36,6 +38,7 @@ class GateLimits:
     num_blocks: int
     max_be_blocks: int | None = None
     refuse_late_rt: bool = False
+    max_waiting_bytes: int = 1_000_000_000
 
     @property
     def max_tokens(self) -> int:
@@ -56,6 +59,7 @@ class Gate:
             PriorityClass.REAL_TIME: WaitingQueue(first_deadline_s),
             PriorityClass.BEST_EFFORT: WaitingQueue(lambda request: request.arrival_index),
         }
+        self._drains = {priority_class: Drain() for priority_class in PriorityClass}
         self._requests: dict[RequestId, Request] = {}  # waiting or inside
         self._num_inside = dict.fromkeys(PriorityClass, 0)
         self._be_blocks = 0
@@ -70,17 +74,21 @@ class Gate:
             )
         max_waiting = limits.max_waiting_rt if request.is_rt else limits.max_waiting_be
         queue = self._queues[request.priority_class]
-        if len(queue) >= max_waiting:
-            name = request.priority_class.value
-            raise OverloadedError(f"{name} queue: {max_waiting} requests are waiting", retry_after_s=1.0)
+        is_full = len(queue) > 0 and queue.num_bytes + request.num_bytes > limits.max_waiting_bytes
+        if is_full or len(queue) >= max_waiting:
+            words = f"{queue.num_bytes} bytes" if is_full else f"{max_waiting} requests"
+            per_s = self._drains[request.priority_class].per_s(request.arrival_s) or limits.max_inside
+            raise OverloadedError(
+                f"{request.priority_class.value} queue: {words} are waiting", retry_after_s(len(queue), per_s)
+            )
         self._requests[request.request_id] = request
         queue.push(request)
 
     def admit(self, now_s: float) -> list[Request]:
         """Return who enters TensorRT-LLM now, in this order: real-time by deadline, overdue ones last, then BE."""
         self._queues[PriorityClass.REAL_TIME].settle(lambda request: first_deadline_s(request) < now_s)
-        return self._enter_while(PriorityClass.REAL_TIME, self._has_place) + self._enter_while(
-            PriorityClass.BEST_EFFORT, self._has_room_for_be
+        return self._enter_while(PriorityClass.REAL_TIME, self._has_place, now_s) + self._enter_while(
+            PriorityClass.BEST_EFFORT, self._has_room_for_be, now_s
         )
 
     def refuse(self, now_s: float) -> list[Request]:
@@ -113,7 +121,7 @@ class Gate:
             return None
         request.state = RequestState.FINISHED
         del self._requests[request_id]
-        self._queues[request.priority_class].note_left()
+        self._queues[request.priority_class].note_left(request)
         return request
 
     def leave(self, request: Request) -> None:
@@ -148,7 +156,9 @@ class Gate:
         for queue in self._queues.values():
             queue.check_invariants()
 
-    def _enter_while(self, priority_class: PriorityClass, has_room: Callable[[Request], bool]) -> list[Request]:
+    def _enter_while(
+        self, priority_class: PriorityClass, has_room: Callable[[Request], bool], now_s: float
+    ) -> list[Request]:
         queue = self._queues[priority_class]
         admitted = []
         for request in chain(queue.in_time(), queue.relegated()):
@@ -159,8 +169,9 @@ class Gate:
             if not request.is_rt:
                 self._be_blocks += self.limits.worst_case_blocks(request)
             admitted.append(request)
-        for _ in admitted:
-            queue.note_left()
+        for request in admitted:
+            queue.note_left(request)
+            self._drains[priority_class].note(now_s)
         return admitted
 
     def _has_place(self, _: Request) -> bool:

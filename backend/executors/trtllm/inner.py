@@ -77,18 +77,19 @@ class BrosRequestScheduler:
         self.policy = POLICIES[settings.policy](settings, limits)
         order = self.policy.order
         queues = Queues(WaitingQueue(order), WaitingQueue(order), WaitingQueue(first_deadline_s))
-        self.mirror = Mirror(manager, queues, tickets, max_seq_len)
+        latency = LatencyModel(
+            settings.latency_coefficients or PRIOR,
+            settings.latency_forgetting,
+            is_fitted=settings.latency_coefficients is not None,
+        )
+        self.mirror = Mirror(manager, queues, tickets, max_seq_len, latency)
         self.view = SchedulerView(
             table=self.mirror.table,
             rt_waiting=queues.rt,
             be_waiting=queues.be,
             be_deadlines=queues.be_deadlines,
             kv=self.mirror,
-            latency=LatencyModel(
-                settings.latency_coefficients or PRIOR,
-                settings.latency_forgetting,
-                is_fitted=settings.latency_coefficients is not None,
-            ),
+            latency=latency,
             traffic=self.mirror.traffic,
             limits=limits,
             settings=settings,

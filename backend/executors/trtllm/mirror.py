@@ -17,6 +17,8 @@ import numpy as np
 from backend.executors.trtllm.decision import ManagerAdapter, is_schedulable
 from backend.executors.trtllm.surface import LlmRequest
 from backend.executors.trtllm.tickets import Ticket, Tickets
+from backend.policy.latency import LatencyModel
+from backend.policy.objectives import is_hopeless
 from backend.policy.packing import side_of
 from backend.policy.queue import WaitingQueue
 from backend.policy.stats import PreemptionKind
@@ -65,9 +67,9 @@ class Queues:
 
     def note_left(self, request: Request) -> None:
         """Count a request out, which waits no longer."""
-        (self.rt if request.is_rt else self.be).note_left()
+        (self.rt if request.is_rt else self.be).note_left(request)
         if not request.is_rt and request.deadline_s is not None:
-            self.be_deadlines.note_left()
+            self.be_deadlines.note_left(request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,9 @@ class Adopted:
 class Mirror:
     """Requests by TensorRT-LLM's id, and the KV blocks they hold. Lives on the thread of TensorRT-LLM's step loop."""
 
-    def __init__(self, manager: ManagerAdapter, queues: Queues, tickets: Tickets, max_seq_len: int) -> None:
+    def __init__(
+        self, manager: ManagerAdapter, queues: Queues, tickets: Tickets, max_seq_len: int, latency: LatencyModel
+    ) -> None:
         size = manager.pool_size()
         self.table = RequestTable()
         self.traffic = Traffic()
@@ -92,6 +96,7 @@ class Mirror:
         self.passed_on: list[LlmRequest] = []  # active, but not ours or not schedulable now
         self._manager = manager
         self._tickets = tickets
+        self._latency = latency
         self._twins: dict[int, Twin] = {}
         self._kv = KVCacheManager(
             KVConfig(
@@ -146,7 +151,7 @@ class Mirror:
                 if ticket is None:
                     self.passed_on.append(llm)
                     continue
-                self._arrive(llm, ticket)
+                self._arrive(llm, ticket, now_s)
             ours[llm.py_request_id] = llm
             if not is_schedulable(llm):
                 self.passed_on.append(llm)
@@ -174,7 +179,7 @@ class Mirror:
         usage = self._kv.usage()
         assert held == usage.num_head_slots + usage.num_tail_slots
 
-    def _arrive(self, llm: LlmRequest, ticket: Ticket) -> None:
+    def _arrive(self, llm: LlmRequest, ticket: Ticket, now_s: float) -> None:
         asked = ticket.request
         request = Request(
             request_id=asked.request_id,
@@ -188,7 +193,8 @@ class Mirror:
         )
         self._twins[llm.py_request_id] = self._by_request[request] = Twin(llm, ticket, request)
         self.queues.push(request)
-        self.traffic.note_arrival(request)
+        asked.is_hopeless = is_hopeless(request, self._latency)
+        self.traffic.note_arrival(request, self._latency, now_s, self.table.rt_step_s(self._latency))
 
     def _depart(self, twin: Twin) -> None:
         request = twin.request

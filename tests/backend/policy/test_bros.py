@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.plan import StepPlan, StepResult
-from backend.policy.bros import _RealTimeStep, time_alone_s
+from backend.policy.bros import _RealTimeStep
 from backend.policy.future import expected_growth, peak_slots
+from backend.policy.objectives import time_alone_s
 from backend.request import PriorityClass, Request, RequestState
 from backend.scheduler import Scheduler
 from tests.backend.factories import BE, RT, Harness, be, make_scheduler_for_test, rt

@@ -37,7 +37,7 @@ class QueueMachine(RuleBasedStateMachine):
     def leave(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(self.in_time + self.relegated))
         request.state = RequestState.RUNNING
-        self.queue.note_left()
+        self.queue.note_left(request)
         for requests in (self.in_time, self.relegated):
             if request in requests:
                 requests.remove(request)
@@ -92,5 +92,5 @@ def test_departed_requests_do_not_pile_up() -> None:
         request.arrival_index = index
         queue.push(request)
         request.state = RequestState.FINISHED
-        queue.note_left()
+        queue.note_left(request)
     assert len(queue._heap) < 200

@@ -103,9 +103,9 @@ def _run_then_admit(view: SchedulerView, packing: Packing, rank: Rank, is_alone:
 # priority_tuned
 
 
-def plan_priority_tuned(_policy: Policy, view: SchedulerView, _now_s: float) -> StepPlan:
+def plan_priority_tuned(_policy: Policy, view: SchedulerView, now_s: float) -> StepPlan:
     packing = Packing(view)
-    budget_s = step_target_s(view, packing)
+    budget_s = step_target_s(view, packing, now_s)
     started = sorted(_started(view), key=lambda request: (not request.is_rt, request.arrival_index))
     rt_decodes = [request for request in started if request.is_rt and request.num_uncomputed == 1]
     rt_prefills = [request for request in started if request.is_rt and request.num_uncomputed > 1]

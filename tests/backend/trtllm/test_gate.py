@@ -30,6 +30,18 @@ def add(gate: Gate, *requests: Request) -> None:
         gate.check_invariants()
 
 
+def test_a_queue_is_bounded_in_bytes_and_advises_by_its_own_rate() -> None:
+    gate = make_gate(max_inside=1, reserved_rt_seqs=0, max_waiting_bytes=62_000)
+    requests = [be(8) for _ in range(14)]
+    add(gate, *requests)
+    for index, request in enumerate(requests[:10]):  # one enters each second
+        assert admit(gate, float(index)) == [request]
+        gate.leave(request)
+    with pytest.raises(OverloadedError, match=r"be queue: \d+ bytes are waiting") as refusal:
+        gate.add(be(1000, arrival_s=9.0))
+    assert refusal.value.retry_after_s == pytest.approx(4.0, rel=0.3)
+
+
 def admit(gate: Gate, now_s: float = 0.0) -> list[Request]:
     admitted = gate.admit(now_s)
     gate.check_invariants()

@@ -7,6 +7,7 @@ from typing import Any
 from backend.executors.trtllm.manager_v2 import ManagerV2
 from backend.executors.trtllm.mirror import Mirror, Queues
 from backend.executors.trtllm.tickets import Ticket, Tickets
+from backend.policy.latency import LatencyModel
 from backend.policy.queue import WaitingQueue
 from backend.request import Request, RequestState
 from tests.backend.factories import be, rt
@@ -22,7 +23,7 @@ class World:
         queues = Queues(*(WaitingQueue(lambda request: request.arrival_index) for _ in range(3)))
         self.tickets = Tickets()
         manager = ManagerV2(FakeSchedulerV2(self.kv, 8, 1024), self.kv, 1.0)
-        self.mirror = Mirror(manager, queues, self.tickets, 4096)
+        self.mirror = Mirror(manager, queues, self.tickets, 4096, LatencyModel())
         self.active: list[Any] = []
 
     def add(self, request: Request) -> FakeLlmRequest:

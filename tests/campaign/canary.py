@@ -6,9 +6,9 @@ import asyncio
 import itertools
 
 from tests.campaign.grammar import generate_bytes, grpc_bytes
-from tests.campaign.house import SIM, House
+from tests.campaign.house import House
 from tests.campaign.roads import End, GrpcRoad, Reply, ask_http
-from tests.campaign.tokens import find_name
+from tests.campaign.tokens import NameSearch
 
 TIMEOUT_S = 10.0
 _PROMPT = [1_000, 1_001, 1_002]
@@ -35,14 +35,14 @@ async def canary(house: House) -> str:
     wrong = [
         f"{where}: {words}"
         for (where, name), reply in zip(wanted, replies, strict=True)
-        if (words := _wrong(name, reply))
+        if (words := _wrong(house.names, name, reply))
     ]
     return "; ".join(wrong)
 
 
-def _wrong(name: str, reply: Reply) -> str:
+def _wrong(names: NameSearch, name: str, reply: Reply) -> str:
     if reply.end is not End.ANSWERED:
         return f"{reply.end.value} {reply.words[:120]}"
-    if len(reply.token_ids) != _NUM_TOKENS or find_name(SIM, name, len(_PROMPT), reply.token_ids) is None:
+    if len(reply.token_ids) != _NUM_TOKENS or names.find(name, len(_PROMPT), reply.token_ids) is None:
         return f"wrong tokens {reply.token_ids}"
     return ""

@@ -13,6 +13,7 @@ from typing import Any
 from tests.campaign.canary import canary
 from tests.campaign.house import SIM, House
 from tests.campaign.ledger import Fault, Ledger, group
+from tests.campaign.tokens import NameSearch
 
 RECOVERY_S = 60.0  # in which everything must be served again, whatever was killed
 IDLE_S = 20.0  # in which nothing may be held any more
@@ -30,7 +31,7 @@ class Course:
     num: int
     until_s: float
     chance: random.Random
-    ledger: Ledger = field(default_factory=lambda: Ledger(SIM))
+    ledger: Ledger = field(default_factory=lambda: Ledger(NameSearch(SIM)))
     faults: list[Fault] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     num_done: int = 0

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from backend import wire
@@ -306,7 +307,16 @@ def _grpc_case(chance: random.Random, number: int, model: str, fields: Fields, c
     if kind == "" and chance.random() < 0.05:
         kind, data = "flipped bytes", _flipped(chance, data)
     words = f"{model} {kind}: {', '.join(changes) or 'good'}"
-    return Case(number, "grpc", words, data)
+    return Case(number, "grpc", words, data, is_whole=_is_message(data))
+
+
+def _is_message(data: bytes) -> bool:
+    """Return whether this can be read at all: Triton ends the stream of what cannot without a word."""
+    try:
+        service_pb2.ModelInferRequest.FromString(data)
+    except DecodeError:
+        return False
+    return True
 
 
 def _flipped(chance: random.Random, data: bytes) -> bytes:

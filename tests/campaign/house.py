@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import http.client
 import json
 import os
 import signal
@@ -23,6 +24,8 @@ from backend.executors.sim import SimSettings
 from backend.serving.child import stubs_of
 from backend.serving.reaper import marked_processes, shared_memory_prefix
 from tests.campaign.grammar import generate_bytes
+from tests.campaign.roads import parse_answer
+from tests.campaign.tokens import NameSearch
 
 SIM = SimSettings(
     coefficients=(2e-3, 10e-6, 0.0, 0.0, 0.0), num_blocks=2048, max_seq_len=4096, vocab_size=1_000_000_007, verify=True
@@ -49,6 +52,7 @@ class House:
         self.environment = {**os.environ, **(environment or {})}
         self._words = tempfile.NamedTemporaryFile("w+", prefix="campaign-", suffix=".log")  # noqa: SIM115  # until `close`
         self._process: subprocess.Popen[str] | None = None
+        self.names = NameSearch(SIM)
         self.run_directory = Path()
         self.http_port = self.metrics_port = 0
         self.grpc_url = ""
@@ -149,8 +153,8 @@ class House:
                 writer.write(generate_bytes("bros", {"inspect": "engine"}, "generate"))
                 answer = await reader.read()
                 writer.close()
-            return dict(json.loads(json.loads(answer.partition(b"\r\n\r\n")[2])["text_output"]))
-        except (OSError, TimeoutError, ValueError, KeyError):
+            return dict(json.loads(json.loads(parse_answer(answer)[1])["text_output"]))
+        except (OSError, TimeoutError, http.client.HTTPException, ValueError, KeyError):
             return None
 
     async def is_idle(self) -> bool:

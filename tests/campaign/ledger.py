@@ -8,15 +8,15 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
-from backend.executors.sim import SimSettings
 from client.wire import ERROR_CODES
 from tests.campaign.roads import End, Reply
-from tests.campaign.tokens import find_name
+from tests.campaign.tokens import NameSearch
 
 _CODE = re.compile(rf"\b({'|'.join(ERROR_CODES)}): ")
 _OURS_TO_MEND = {"INTERNAL", "EXECUTOR_FAILED"}  # never a client's fault
 _OF_DEATH = {"ENGINE_DOWN"}  # right where an engine was killed, and only there
 _STATUS_FAULTS = range(500, 600)
+_TRITON_PARSES = ("failed to parse the request JSON", "Unable to parse ")  # which 2.51 says with status 500
 _UNIMPLEMENTED = 501
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
 _KIND_CHARS = 110
@@ -46,7 +46,7 @@ class Entry:
 class Ledger:
     """The requests of one phase. `check` says what is wrong with them."""
 
-    settings: SimSettings
+    names: NameSearch
     entries: list[Entry] = field(default_factory=list)
 
     def open(self, entry: Entry) -> Entry:
@@ -72,7 +72,7 @@ class Ledger:
             return None
         if reply.end is End.ANSWERED and len(reply.token_ids) != entry.max_tokens:
             return Fault(f"tokens lost or repeated over {entry.road}", f"{len(reply.token_ids)} tokens: {entry}")
-        if find_name(self.settings, entry.client_id, entry.num_prompt, reply.token_ids) is None:
+        if self.names.find(entry.client_id, entry.num_prompt, reply.token_ids) is None:
             return Fault(f"tokens of another request or order over {entry.road}", str(entry))
         return None
 
@@ -84,7 +84,8 @@ def fault_of(reply: Reply) -> str | None:
     code = code_of(reply.words)
     if reply.end is End.REFUSED and (code in _OURS_TO_MEND | _OF_DEATH or "Traceback" in reply.words):
         return f"refused: {reply.words}"
-    if reply.status in _STATUS_FAULTS and reply.status != _UNIMPLEMENTED:
+    is_parse_error = reply.words.startswith(_TRITON_PARSES)
+    if reply.status in _STATUS_FAULTS and reply.status != _UNIMPLEMENTED and not is_parse_error:
         return f"status {reply.status}: {reply.words}"
     if reply.end is not End.LEFT and reply.num_ends > 1:
         return f"ended {reply.num_ends} times: {reply.words}"

@@ -161,11 +161,16 @@ class _Received:
         return io.BytesIO(self._data)
 
 
-def _note_answer(reply: Reply, received: bytes) -> None:
+def parse_answer(received: bytes) -> tuple[int, str]:
+    """Return status and body of all that came on a connection. Raises http.client.HTTPException."""
     response = http.client.HTTPResponse(_Received(received))  # type: ignore[arg-type]  # all it needs is makefile
     response.begin()
-    body = response.read().decode(errors="replace")
-    reply.status = response.status
+    return response.status, response.read().decode(errors="replace")
+
+
+def _note_answer(reply: Reply, received: bytes) -> None:
+    status, body = parse_answer(received)
+    reply.status = status
     if body.startswith("data:"):
         for line in body.splitlines():
             if line.startswith("data:"):
@@ -175,7 +180,7 @@ def _note_answer(reply: Reply, received: bytes) -> None:
     else:
         reply.words = body[:200]
         reply.num_ends += 1
-    if response.status >= 400:
+    if status >= 400:
         reply.end = End.REFUSED
     elif reply.num_ends == 0:
         reply.words = "the body ended without a final response"

@@ -18,33 +18,50 @@ from numpy.typing import NDArray
 
 from backend.executors.sim import SimSettings, token_at
 
-MAX_CONNECTIONS = 24  # of one engine: a launcher, three stubs, and stubs that took the place of dead ones
+MAX_CONNECTIONS = 250  # of one engine: a launcher, stubs, and stubs that connected again
 MAX_HANDLES = 40_000  # requests of one stub
 _MULTIPLIER, _STRIDE, _SHIFT = 0x85EBCA6B, 0xC2B2AE35, 7  # of `token_at`
-_NUM_TELLING = 6  # tokens that leave one name of a million
+_NUM_TELLING = 6  # tokens that leave one name of millions
 
 
-def find_name(settings: SimSettings, client_id: str, num_prompt: int, token_ids: Sequence[int]) -> str | None:
-    """Return the engine's name of the request whose output begins with `token_ids`; None where there is none.
+class NameSearch:
+    """Finds the engine's names of requests, first on connections that had some. It knows seed 0 only."""
 
-    Only seed 0 is understood. Where several names fit, it is one of them.
-    """
-    assert settings.seed == 0, "the search knows no other seed"
-    start = zlib.crc32(f"{client_id}#".encode())
-    for length, (names, checksums) in _last_parts().items():
-        found = checksums ^ np.uint64(_shift(start, length))
-        indexes = np.arange(len(found))
-        for offset, token_id in enumerate(token_ids[:_NUM_TELLING]):
-            is_match = _tokens_at(settings, found, num_prompt + offset) == token_id
-            found, indexes = found[is_match], indexes[is_match]
-        for index in indexes.tolist():
-            name = f"{client_id}#{names[index]}"
-            if all(token_at(settings, name, num_prompt + at) == token_id for at, token_id in enumerate(token_ids)):
+    def __init__(self, settings: SimSettings) -> None:
+        assert settings.seed == 0, "the search knows no other seed"
+        self._settings = settings
+        self._connections = list(range(1, MAX_CONNECTIONS + 1))
+
+    def find(self, client_id: str, num_prompt: int, token_ids: Sequence[int]) -> str | None:
+        """Return the name of the request whose output begins with `token_ids`; None where there is none.
+
+        Where several names fit, it is one of them.
+        """
+        for connection in self._connections:
+            if (name := self._find_on(f"{client_id}#{connection}.", num_prompt, token_ids)) is not None:
+                self._connections.remove(connection)
+                self._connections.insert(0, connection)
                 return name
-    return None
+        return None
+
+    def _find_on(self, first_part: str, num_prompt: int, token_ids: Sequence[int]) -> str | None:
+        start = zlib.crc32(first_part.encode())
+        for length, (handles, checksums) in _handles().items():
+            found, left = checksums ^ np.uint64(_shift(start, length)), handles
+            for position, token_id in enumerate(token_ids[:_NUM_TELLING], num_prompt):
+                is_match = tokens_at(self._settings, found, position) == token_id
+                found, left = found[is_match], left[is_match]
+            for handle in left.tolist():
+                if self._fits(name := f"{first_part}{handle}", num_prompt, token_ids):
+                    return name
+        return None
+
+    def _fits(self, name: str, num_prompt: int, token_ids: Sequence[int]) -> bool:
+        made = (token_at(self._settings, name, num_prompt + index) for index in range(len(token_ids)))
+        return all(token_id == expected for token_id, expected in zip(token_ids, made, strict=True))
 
 
-def _tokens_at(settings: SimSettings, checksums: NDArray[np.uint64], position: int) -> NDArray[np.uint64]:
+def tokens_at(settings: SimSettings, checksums: NDArray[np.uint64], position: int) -> NDArray[np.uint64]:
     """Return `token_at` of all checksums: 65 bits, so the carry is added after the shift."""
     product = checksums * np.uint64(_MULTIPLIER)
     mixed = product + np.uint64(position * _STRIDE)
@@ -59,13 +76,12 @@ def _shift(checksum: int, num_bytes: int) -> int:
 
 
 @cache
-def _last_parts() -> dict[int, tuple[list[str], NDArray[np.uint64]]]:
-    """Return all ends of names with their checksums, by length."""
-    by_length: dict[int, list[str]] = {}
-    for connection in range(1, MAX_CONNECTIONS + 1):
-        for handle in range(MAX_HANDLES):
-            by_length.setdefault(len(name := f"{connection}.{handle}"), []).append(name)
+def _handles() -> dict[int, tuple[NDArray[np.int64], NDArray[np.uint64]]]:
+    """Return all handles with the checksums of their digits, by the number of these."""
+    by_length: dict[int, list[int]] = {}
+    for handle in range(MAX_HANDLES):
+        by_length.setdefault(len(str(handle)), []).append(handle)
     return {
-        length: (names, np.array([zlib.crc32(name.encode()) for name in names], np.uint64))
-        for length, names in by_length.items()
+        length: (np.array(handles), np.array([zlib.crc32(b"%d" % handle) for handle in handles], np.uint64))
+        for length, handles in by_length.items()
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 
-from tests.campaign.grammar import generate_bytes, grpc_bytes
 from tests.campaign.house import House
+from tests.campaign.messages import generate_bytes, grpc_bytes
 from tests.campaign.roads import End, GrpcRoad, Reply, ask_http
 from tests.campaign.tokens import NameSearch
 
@@ -32,6 +32,7 @@ async def canary(house: House) -> str:
         replies = await asyncio.gather(*wanted.values())
     finally:
         await road.close()
+    house.num_canaries += len(wanted)
     wrong = [
         f"{where}: {words}"
         for (where, name), reply in zip(wanted, replies, strict=True)

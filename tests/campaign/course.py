@@ -91,6 +91,27 @@ class Course:
                 return
             await asyncio.sleep(_PAUSE_S)
 
+    def counted(self) -> tuple[int, int]:
+        """Return how many requests the server has counted, and how many it was sent."""
+        return self.house.num_counted(), len(self.ledger.entries) + self.house.num_canaries
+
+    async def check_counted(self, before: tuple[int, int]) -> None:
+        """Note a fault where the server did not count as many requests as it was sent since `before`.
+
+        Those of clients that left may not have reached it; those that Triton refused did not.
+        """
+        give_up_s = time.monotonic() + IDLE_S
+        num_uncertain = sum(count for end, count in self.ledger.ends().items() if end in ("left", "refused by triton"))
+        while True:
+            counted, sent = (now - then for now, then in zip(self.counted(), before, strict=True))
+            if sent - num_uncertain <= counted <= sent:
+                break
+            if time.monotonic() > give_up_s:
+                self.fault("requests that were sent are not counted", f"{sent} sent, {counted} counted")
+                break
+            await asyncio.sleep(_PAUSE_S)
+        self.facts["counted"] = {"sent": sent, "counted": counted}
+
     async def check_gauges(self, before: dict[str, dict[str, float]]) -> None:
         """Note a fault where memory, descriptors or threads have not come back to where they began."""
         give_up_s = time.monotonic() + IDLE_S

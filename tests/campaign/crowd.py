@@ -9,12 +9,13 @@ from contextlib import ExitStack
 from typing import Any
 
 from tests.campaign.course import Course
-from tests.campaign.grammar import generate_bytes
 from tests.campaign.killing import kill, stop_and_continue
 from tests.campaign.load import Load, Sender
+from tests.campaign.messages import generate_bytes
 from tests.campaign.roads import End
 
-_NUM_AT_ONCE = 40
+_NUM_AT_ONCE = 60
+_FLUSH_S = 1.0  # in which metrics have come
 _CANARY_EVERY = 500  # visitors
 _LONG = 2_000  # tokens that no visitor stays for
 _OVERLOAD_TIMEOUT_S = 90.0
@@ -40,17 +41,19 @@ async def warm_up(course: Course) -> dict[str, dict[str, float]]:
     await asyncio.gather(*(client.send(course.chance, index, max_tokens=20) for index in range(120)))
     await client.close()
     await course.check_canary("after the warm-up")
+    await course.check_idle()
+    await asyncio.sleep(_FLUSH_S)
     return course.house.gauges()
 
 
 async def visitors(course: Course) -> None:
     """Clients that vanish: before their first token, in the middle of a stream, at once."""
-    before = await warm_up(course)
+    before, counted = await warm_up(course), course.counted()
     places, client = asyncio.Semaphore(_NUM_AT_ONCE), Sender(course)
 
     async def visit(index: int) -> None:
         async with places:
-            leave_after = course.chance.choice((0, 0, 1, 1, 2, 5, 20))
+            leave_after = course.chance.choice((0, 0, 1, 1, 2, 3))
             await client.send(course.chance, index, leave_after=leave_after, max_tokens=_LONG)
 
     while course.goes_on:
@@ -60,15 +63,17 @@ async def visitors(course: Course) -> None:
         course.done(num)
     await client.close()
     await course.check_idle()
+    await course.check_counted(counted)
     await course.check_gauges(before)
 
 
 async def slow(course: Course) -> None:
     """Clients that ask for much and read nothing, beside a load that must not notice."""
-    before = await warm_up(course)
+    before, counted = await warm_up(course), course.counted()
     with ExitStack() as stack:
         for index in range(course.num):
             stack.enter_context(_deaf_reader(course, index))
+        counted = counted[0], counted[1] - course.num  # they are in no ledger
         course.done(course.num)
         async with Load(course, num_streams=8) as load:
             until_s = min(course.until_s, time.monotonic() + _SLOW_S)
@@ -77,6 +82,7 @@ async def slow(course: Course) -> None:
                 await load.see_answers(5)
         course.facts["gauges_beside_slow_readers"] = course.house.gauges()
     await course.check_idle()
+    await course.check_counted(counted)
     await course.check_gauges(before)
 
 
@@ -92,7 +98,7 @@ def _deaf_reader(course: Course, index: int) -> socket.socket:
 
 async def overload(course: Course) -> None:
     """Ten times as many requests as have a place, at once: each is served, or refused with the time to come back."""
-    before = await warm_up(course)
+    before, counted = await warm_up(course), course.counted()
     client = Sender(course)
     while course.goes_on:
         num = min(_BURST, course.num - course.num_done)
@@ -108,6 +114,7 @@ async def overload(course: Course) -> None:
     if not any(reply.end is End.ANSWERED for reply in replies):
         course.fault("nobody was served", f"{len(replies)} requests")
     await course.check_idle()
+    await course.check_counted(counted)
     await course.check_gauges(before)
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ import psutil
 from backend.executors.sim import SimSettings
 from backend.serving.child import stubs_of
 from backend.serving.reaper import marked_processes, shared_memory_prefix
-from tests.campaign.grammar import generate_bytes
+from tests.campaign.messages import generate_bytes
 from tests.campaign.roads import parse_answer
 from tests.campaign.tokens import NameSearch
 
@@ -55,6 +56,7 @@ class House:
         self.names = NameSearch(SIM)
         self.run_directory = Path()
         self.http_port = self.metrics_port = 0
+        self.num_canaries = 0  # requests that canaries sent
         self.grpc_url = ""
 
     def start(self) -> float:
@@ -117,7 +119,7 @@ class House:
         return Path(self._words.name).read_text(errors="replace")
 
     def processes(self, role: str) -> list[psutil.Process]:
-        """Return the processes of `ROLES` that run now; stubs in the order of their models' names."""
+        """Return the processes of `ROLES`, or reapers, that run now; stubs in the order of their models' names."""
         if self._process is None:
             return []
         with suppress(psutil.NoSuchProcess):
@@ -125,6 +127,8 @@ class House:
             if role == "launcher":
                 return [launcher]
             below = launcher.children(recursive=True)
+            if role == "reaper":
+                return [p for p in below if any(word.endswith("reaper.py") for word in _command_of(p))]
             if role == "engine":
                 return [p for p in below if "backend.engine_process" in _command_of(p)]
             servers = [p for p in below if _command_of(p)[:1] and _command_of(p)[0].endswith("tritonserver")]
@@ -138,12 +142,11 @@ class House:
         """Return memory (MiB), descriptors and threads of each kind of process."""
         return {role: _gauge(self.processes(role)) for role in ROLES}
 
-    def left_behind(self) -> list[str]:
-        """Return processes and shared memory of the last launch; nothing where it was swept."""
-        processes = [f"process {pid}" for pid in marked_processes(self.run_directory)]
-        prefix = shared_memory_prefix(self.run_directory)
-        files = [str(path) for path in Path("/dev/shm").glob(f"{prefix}*")]
-        return processes + files + [str(path) for path in [self.run_directory] if path.exists()]
+    def num_counted(self) -> int:
+        """Return how many requests the server has counted as ended, in whatever way."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=_ASK_TIMEOUT_S) as answer:
+            lines = answer.read().decode().splitlines()
+        return round(sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("bros_requests_total{")))
 
     async def inspect(self) -> dict[str, Any] | None:
         """Return the engine's snapshot; None where nobody answers in time."""
@@ -174,6 +177,13 @@ class House:
 
 _DIFFERENT = [name for name in SimSettings.__slots__ if getattr(SIM, name) != getattr(SimSettings(), name)]
 _SERVICE = ("service.metrics_flush_s=0.1", "service.drain_timeout_s=2.0")
+
+
+def left_behind(run_directory: Path) -> list[str]:
+    """Return processes, shared memory and directory of a launch; nothing where it was swept."""
+    processes = [f"process {pid}" for pid in marked_processes(run_directory)]
+    files = [str(path) for path in Path("/dev/shm").glob(f"{shared_memory_prefix(run_directory)}*")]
+    return processes + files + [str(path) for path in [run_directory] if path.exists()]
 
 
 def _gauge(processes: Sequence[psutil.Process]) -> dict[str, float]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
 from tests.campaign.course import Course, Run
+from tests.campaign.house import left_behind
 from tests.campaign.load import Load
 
 STRIKES_PER_LIFE = {"engine": 3, "stub": 5, "triton": 2, "launcher": 1}  # a launcher gives up after 5 in a minute
@@ -81,11 +82,15 @@ async def kill(course: Course, role: str) -> None:
 
 
 async def _kill_launcher(course: Course) -> None:
-    """Kill the launcher: its reaper sweeps, and another launch serves."""
+    """Kill the launcher, every second time its reaper too: that one sweeps, or else the next launch."""
+    run_directory, has_reaper = course.house.run_directory, course.num_done % 2 == 0
+    for process in [] if has_reaper else course.house.processes("reaper"):
+        process.kill()
     course.house.kill_launcher()
-    if not await _becomes(lambda: not course.house.left_behind(), _SWEPT_S):
-        course.fault("left behind by a killed launcher", ", ".join(course.house.left_behind())[:400])
+    if has_reaper:
+        await _check_swept(course, run_directory, "the reaper of a killed launcher")
     await asyncio.to_thread(course.house.start)
+    await _check_swept(course, run_directory, "the launch after a killed one")
     await course.settle("after another launch")
 
 
@@ -95,17 +100,16 @@ async def _end_life(course: Course) -> None:
         await asyncio.to_thread(course.house.stop)
     except Exception as error:
         course.fault("does not stop", str(error))
-    if left := course.house.left_behind():
-        course.fault("left behind by a stopped launcher", ", ".join(left)[:400])
+    await _check_swept(course, course.house.run_directory, "a stopped launcher")
 
 
-async def _becomes(holds: Callable[[], bool], timeout_s: float) -> bool:
-    give_up_s = time.monotonic() + timeout_s
-    while not holds():
+async def _check_swept(course: Course, run_directory: Path, who: str) -> None:
+    give_up_s = time.monotonic() + _SWEPT_S
+    while left := left_behind(run_directory):
         if time.monotonic() > give_up_s:
-            return False
+            course.fault(f"left behind by {who}", ", ".join(left)[:400])
+            return
         await asyncio.sleep(0.1)
-    return True
 
 
 def _choose(course: Course, role: str) -> psutil.Process | None:

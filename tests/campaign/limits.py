@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from tests.campaign.canary import canary
 from tests.campaign.course import RECOVERY_S, Course
-from tests.campaign.grammar import grpc_bytes, http_bytes
+from tests.campaign.messages import grpc_bytes, http_bytes
 from tests.campaign.roads import GrpcRoad, ask_http
 from tests.campaign.values import nested
 

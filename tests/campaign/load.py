@@ -8,8 +8,8 @@ import random
 from typing import Any
 
 from tests.campaign.course import Course
-from tests.campaign.grammar import generate_bytes, grpc_bytes
 from tests.campaign.ledger import Entry
+from tests.campaign.messages import generate_bytes, grpc_bytes
 from tests.campaign.roads import End, GrpcRoad, Reply, ask_http
 
 TIMEOUT_S = 20.0  # of one request: far beyond any that is served

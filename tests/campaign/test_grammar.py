@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 from tritonclient.grpc import service_pb2
 
-from tests.campaign.grammar import MUTATIONS, generate_bytes, grpc_bytes, http_bytes, make_case, to_json
+from tests.campaign.grammar import MUTATIONS, make_case
+from tests.campaign.messages import generate_bytes, grpc_bytes, http_bytes, to_json
 from tests.campaign.values import HALF_EMOJI, HOSTILE, Raw, nested
 
 NUM = 400

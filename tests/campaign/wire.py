@@ -6,8 +6,9 @@ import asyncio
 from collections import Counter
 
 from tests.campaign.course import Course
-from tests.campaign.grammar import Case, make_case
+from tests.campaign.grammar import make_case
 from tests.campaign.ledger import code_of, fault_of, kind_of
+from tests.campaign.messages import Case
 from tests.campaign.roads import End, GrpcRoad, Reply, ask_http
 
 HUNDRED = 100  # cases between two canaries

@@ -71,7 +71,7 @@ def run_phase(name: str, args: argparse.Namespace, results: dict[str, Any]) -> N
         course.fault("the phase broke off", f"{type(error).__name__}: {error}")
     finally:
         house.close()
-        results[name] = course.result(phase.allowed) | {"unit": phase.unit, "was_interrupted": was_interrupted}
+        results[name] = course.result(phase.allowed, was_interrupted) | {"unit": phase.unit}
 
 
 def _document(args: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:

@@ -121,11 +121,14 @@ class Course:
         for words in more:
             self.fault(f"{words.partition(':')[0]} grew", words)
 
-    def result(self, allowed: Sequence[str]) -> dict[str, Any]:
-        """Return the phase's result, ready for JSON."""
+    def result(self, allowed: Sequence[str], was_interrupted: bool) -> dict[str, Any]:
+        """Return the phase's result, ready for JSON; what was open at an interruption is no fault."""
+        if was_interrupted:
+            self.ledger.entries = [entry for entry in self.ledger.entries if entry.reply is not None]
         faults = [*self.faults, *self.ledger.check(allowed)]
         return {
             "num": self.num,
+            "was_interrupted": was_interrupted,
             "num_done": self.num_done,
             "num_requests": len(self.ledger.entries),
             "ends": self.ledger.ends(),

@@ -26,7 +26,7 @@ LOST = {  # ends of requests that a killed process may cost
 }
 _LOAD_TIMEOUT_S = 15.0
 _STOPPED_S = (0.1, 1.5)
-_NUM_ANSWERS = 10  # between two strikes
+_NUM_ANSWERS = 20  # between two strikes
 _SWEPT_S = 20.0  # in which a reaper must have swept
 
 

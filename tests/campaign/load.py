@@ -13,7 +13,7 @@ from tests.campaign.messages import generate_bytes, grpc_bytes
 from tests.campaign.roads import End, GrpcRoad, Reply, ask_http
 
 TIMEOUT_S = 20.0  # of one request: far beyond any that is served
-_PAUSE_S = 0.1  # after an error
+_PAUSE_S = 0.3  # after an error
 _numbers = itertools.count(1)
 
 

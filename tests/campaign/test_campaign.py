@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.campaign.limits import ATTACKS, MAY_END_THE_SERVER
 from tests.campaign.phases import PHASES
 from tests.campaign.report import WHAT, is_current, render, table
 from tests.triton.servers import START_TIMEOUT_S, processes_of
@@ -96,3 +97,7 @@ def test_the_document_is_what_the_published_result_says() -> None:
 
 def test_every_phase_is_told_in_words() -> None:
     assert list(WHAT) == list(PHASES)
+
+
+def test_what_may_end_the_server_is_among_the_attacks() -> None:
+    assert set(ATTACKS) > MAY_END_THE_SERVER

@@ -69,8 +69,8 @@ class Course:
         started_s = time.monotonic()
         while words := await canary(self.house):
             if time.monotonic() - started_s > RECOVERY_S or not self.house.is_up:
-                how = "served again" if self.house.is_up else "the launcher ended:"
-                self.fault(f"not {how} after {RECOVERY_S:g} s", f"{when}: {words}: {self.house.words()[-400:]}")
+                what = f"not served again after {RECOVERY_S:g} s" if self.house.is_up else "the launcher gave up"
+                self.fault(what, f"{when}: {words[:200]}: {self.house.words()[-400:]}")
                 await asyncio.to_thread(self.renew)
                 return
             await asyncio.sleep(_PAUSE_S)

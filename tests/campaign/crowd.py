@@ -23,6 +23,7 @@ _BURST = 1_000  # requests at once: ten times what has a place (`OVERLOAD_OPTION
 _SLOW_S = 10.0
 _KILL_EVERY_S = 65.0  # an engine that lived for a minute has not failed "in a row"
 _LOOK_EVERY_S = 5.0
+ROOM_OPTIONS = ("--set", "sim.num_blocks=20000")  # for all that slow readers ask for: they hold no slots from others
 OVERLOAD_OPTIONS = (
     *(
         "--set",

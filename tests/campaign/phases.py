@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.campaign.course import Course, Run
-from tests.campaign.crowd import OVERLOAD_OPTIONS, overload, slow, soak, visitors
+from tests.campaign.crowd import OVERLOAD_OPTIONS, ROOM_OPTIONS, overload, slow, soak, visitors
 from tests.campaign.killing import LOST, killing
 from tests.campaign.limits import ATTACKS, triton_limits
 from tests.campaign.places import disk, shared_memory
@@ -36,7 +36,7 @@ async def _limits(course: Course) -> None:
 PHASES: Mapping[str, Phase] = {
     "wire": Phase(wire, 200, 5_000, "cases", "anything a client may send, over gRPC and HTTP"),
     "visitors": Phase(visitors, 100, 5_000, "clients", "clients that vanish"),
-    "slow": Phase(slow, 10, 60, "clients", "clients that read nothing"),
+    "slow": Phase(slow, 10, 60, "clients", "clients that read nothing", options=ROOM_OPTIONS),
     "overload": Phase(
         overload, 600, 10_000, "requests", "ten times what has a place", ("overloaded",), OVERLOAD_OPTIONS
     ),
@@ -49,7 +49,7 @@ PHASES: Mapping[str, Phase] = {
     "shared_memory": Phase(
         shared_memory, 16, 200, "requests", "long prompts through 64 MiB of shared memory", ("refused by triton",)
     ),
-    "disk": Phase(disk, 1, 5, "strikes", "a full disk, and the engine killed on it", LOST["engine"]),
+    "disk": Phase(disk, 1, 3, "strikes", "a full disk, and the engine killed on it", LOST["engine"]),
     "triton_limits": Phase(_limits, 3, len(ATTACKS), "attacks", "what Triton 2.51 does not survive"),
     "soak": Phase(soak, 10, 1_800, "seconds", "all of it for half an hour", LOST["engine"]),
 }

@@ -21,7 +21,7 @@ TORCH := torch==2.13.0
 PINS := pyproject.toml requirements/lock.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-full test-trtllm check format bench study study-full demo image lock clean
+.PHONY: help serve test test-full campaign test-trtllm check format bench study study-full demo image lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ test: $(STAMPS)/dev ## all tests but the long runs: unit, property, simulator, t
 
 test-full: $(STAMPS)/dev ## the long runs too
 	$(PYTEST) $(ARGS)
+
+campaign: $(STAMPS)/dev ## attack a server for an hour, as its clients and its machine might; write docs/reliability.md
+	$(BIN)/python -m tests.campaign --out bench/results/campaign.json $(ARGS)
+	$(BIN)/python -m tests.campaign.report
 
 test-trtllm: ## on a GPU, with TensorRT-LLM's python3 on PATH: serve and test MODEL=/checkpoint
 	@test -n "$(MODEL)" || { echo "name a checkpoint: make test-trtllm MODEL=/path/to/checkpoint" >&2; exit 2; }

@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nbros: interrupted", file=sys.stderr)
     except BrokenPipeError:  # the reader of our output has gone; so that the flush at exit finds no pipe either:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a file that cannot be read or written
+        print(f"bros: {error}", file=sys.stderr)
     return 1
 
 

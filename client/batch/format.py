@@ -3,12 +3,14 @@
     in   {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": […], …}}
     out  {"id": "batch_req_17", "custom_id": "a", "response": {"status_code": 200, "body": {…}, …}, "error": null}
 
-The number in `id` is the line of the input (from 0), by which a batch is resumed. Endpoints: /v1/chat/completions and
+The number in `id` is the line of the input (from 0), `line_crc32` a checksum of its text: by both a batch is resumed,
+and a result of another batch is told from one of this. Endpoints: /v1/chat/completions and
 /v1/completions. A field that would change the answer and that we cannot honour is refused, not ignored.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -50,6 +52,11 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {  # fields that are fine as long as t
     "suffix": ("",),
 }
 _HTTP_STATUS = 400
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # how reading a line of JSON fails
+
+
+class _Named(msgspec.Struct):
+    custom_id: str
 
 
 class _Line(msgspec.Struct):
@@ -64,6 +71,7 @@ class BatchRequest:
     """One line of the input, ready to be sent."""
 
     index: int
+    crc32: int
     custom_id: str
     url: str
     model: str
@@ -83,15 +91,27 @@ def parse(index: int, text: bytes) -> BatchRequest:
     """Return the request in line `index` of the input. Raises LineError."""
     try:
         line = msgspec.json.decode(text, type=_Line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise LineError(f"line {index}: {error}") from error
+    except UNREADABLE as error:
+        raise LineError(f"line {index}: {error}", custom_id_of(text)) from error
     try:
         prompt = _prompt(line.url, line.body)
-        return BatchRequest(
-            index, line.custom_id, line.url, str(line.body.get("model", "bros")), prompt, _options(line.body)
-        )
+        model = str(line.body.get("model", "bros"))
+        return BatchRequest(index, checksum(text), line.custom_id, line.url, model, prompt, _options(line.body))
     except InvalidRequestError as error:
         raise LineError(f"line {index}: {error}", line.custom_id) from error
+
+
+def custom_id_of(text: bytes) -> str | None:
+    """Return the `custom_id` of a line that may hold nothing else that can be used; None where it has none."""
+    try:
+        return msgspec.json.decode(text, type=_Named).custom_id
+    except UNREADABLE:
+        return None
+
+
+def checksum(text: bytes) -> int:
+    """Return the checksum of a line, or of a custom_id; never 0, which stands for a line without a result."""
+    return zlib.crc32(text.strip()) | 1
 
 
 def answer(request: BatchRequest, generation: Generation, created_s: int) -> bytes:
@@ -112,19 +132,28 @@ def answer(request: BatchRequest, generation: Generation, created_s: int) -> byt
             "total_tokens": num_input + num_output,
         }
     response = {"status_code": 200, "request_id": generation.request_id, "body": body}
-    return _result(request.index, request.custom_id, response=response)
+    return _result(request.index, request.crc32, request.custom_id, response=response)
 
 
-def refusal(index: int, custom_id: str | None, error: ClientError) -> bytes:
+def refusal(index: int, crc32: int, custom_id: str | None, error: ClientError) -> bytes:
     """Return the errors line for a request that was refused (`response` with status 400) or lost (`error`)."""
     if isinstance(error, InvalidRequestError):
         body = {"error": {"message": str(error), "type": "invalid_request_error", "param": None, "code": None}}
-        return _result(index, custom_id, response={"status_code": _HTTP_STATUS, "request_id": None, "body": body})
-    return _result(index, custom_id, error={"code": type(error).__name__, "message": str(error)})
+        refused = {"status_code": _HTTP_STATUS, "request_id": None, "body": body}
+        return _result(index, crc32, custom_id, response=refused)
+    return _result(index, crc32, custom_id, error={"code": type(error).__name__, "message": str(error)})
 
 
-def _result(index: int, custom_id: str | None, response: object | None = None, error: object | None = None) -> bytes:
-    record = {"id": f"{RESULT_ID}{index}", "custom_id": custom_id, "response": response, "error": error}
+def _result(
+    index: int, crc32: int, custom_id: str | None, response: object | None = None, error: object | None = None
+) -> bytes:
+    record = {
+        "id": f"{RESULT_ID}{index}",
+        "custom_id": custom_id,
+        "response": response,
+        "error": error,
+        "line_crc32": crc32,
+    }
     return msgspec.json.encode(record) + b"\n"
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.batch.format import BatchRequest, LineError, answer, parse, refusal
-from client.batch.results import Results, read_lines
+from client.batch.format import BatchRequest, LineError, answer, checksum, parse, refusal
+from client.batch.results import Results, find_repeated, read_lines
 from client.client import AsyncClient
-from client.errors import ClientError, ExecutionError, UnavailableError
+from client.errors import ClientError, ExecutionError, InvalidRequestError, UnavailableError
 from client.generation import Generation, Options
 from client.retry import Retry
 
@@ -53,16 +53,26 @@ async def run_batch(
 
 def _pending(source: Path, results: Results, on_result: OnResult) -> Iterator[BatchRequest]:
     """Yield the requests without a result, reading no further than asked; note lines that cannot be sent."""
+    repeated = find_repeated(source)
     for index, text in read_lines(source):
+        crc32 = checksum(text)
         try:
-            request = parse(index, text)
+            request = _parse_named_once(index, text, repeated)
         except LineError as error:
-            if not results.is_done(index, error.custom_id):
-                results.append(index, error.custom_id, refusal(index, error.custom_id, error), is_failure=True)
+            if not results.is_done(index, crc32, error.custom_id):
+                results.append(index, crc32, refusal(index, crc32, error.custom_id, error), is_failure=True)
                 on_result(0)
             continue
-        if not results.is_done(index, request.custom_id):
+        if not results.is_done(index, crc32, request.custom_id):
             yield request
+
+
+def _parse_named_once(index: int, text: bytes, repeated: Mapping[int, int]) -> BatchRequest:
+    request = parse(index, text)
+    if index in repeated:
+        message = f"line {index}: custom_id {request.custom_id!r} is that of line {repeated[index]}"
+        raise LineError(message, request.custom_id)
+    return request
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +91,12 @@ class _Worker:
             except UnavailableError:
                 raise
             except ClientError as error:
-                line = refusal(request.index, request.custom_id, error)
-                self.results.append(request.index, request.custom_id, line, is_failure=True)
+                line = refusal(request.index, request.crc32, request.custom_id, error)
+                self.results.append(request.index, request.crc32, line, is_failure=True)
                 self.on_result(0)
             else:
                 line = answer(request, generation, int(time.time()))
-                self.results.append(request.index, request.custom_id, line, is_failure=False)
+                self.results.append(request.index, request.crc32, line, is_failure=False)
                 self.on_result(len(generation.token_ids))
 
     async def _generate(self, request: BatchRequest) -> Generation:
@@ -98,6 +108,8 @@ class _Worker:
                 generation = await self.client.generate(request.prompt, **self._options(request))
             except (UnavailableError, ExecutionError) as error:
                 lost = error
+            except (ValueError, TypeError) as error:  # a value that no request can carry
+                raise InvalidRequestError(f"line {request.index}: {type(error).__name__}: {error}") from error
             else:
                 if generation.finish_reason != "cancelled":
                     return generation

@@ -32,7 +32,7 @@ def add_parser(commands: Subparsers) -> None:
         "--errors",
         type=Path,
         metavar="FILE",
-        help="requests that failed; delete it to try them again (default: errors.jsonl beside the output)",
+        help="requests that failed; delete it to try them again (default: OUT.errors.jsonl beside OUT.jsonl)",
     )
     add_count(parser, "--concurrency", "requests open at once", 32)
     add_count(parser, "--max-tokens", "output tokens of lines that do not say", 256)
@@ -47,7 +47,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"bros: {args.input}: no such file", file=sys.stderr)
         return 2
     settings = BatchSettings(args.concurrency, args.max_tokens, args.finish_by_s)
-    errors = args.errors or args.output.parent / "errors.jsonl"
+    errors = args.errors or args.output.with_name(f"{args.output.name.removesuffix('.jsonl')}.errors.jsonl")
+    for path in (args.output, errors):
+        if path.resolve() == args.input.resolve():
+            print(f"bros: {path}: the input, and to be written: name another file", file=sys.stderr)
+            return 2
     with open_results(args.output, errors) as results:
         num_before, started_s = results.num_done, time.monotonic()
         num_tokens = asyncio.run(_run_shown(args.url, args.input, results, settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import psutil
 import pytest
 
 from client import AsyncClient, AsyncFakeTransport, FakeServer, Retry
-from client.batch.format import CHAT, COMPLETIONS, LineError, parse
-from client.batch.results import BatchFileError, Results, open_results
+from client.batch.format import CHAT, COMPLETIONS, LineError, checksum, parse
+from client.batch.results import BatchFileError, Results, find_repeated, open_results
 from client.batch.run import BatchSettings, run_batch
+from client.cli import main
 from client.errors import ExecutionError, UnavailableError
 from client.generation import Call, Outputs
+from client.transports.grpc import encode_request
 from tests.triton.servers import PATIENCE_S, START_TIMEOUT_S, Server, serving, wait_until
 
 NO_WAIT = BatchSettings(concurrency=8, first_wait_s=0.0)
@@ -140,6 +143,106 @@ def test_neutral_and_ignored_fields_are_accepted() -> None:
     assert request.options == {"max_tokens": 9, "stop": ["END"]}
 
 
+@pytest.mark.parametrize(
+    ("broken", "custom_id"),
+    [(b'"method": 7', "me"), (b'"url": "\xff"', "me"), (b'"x": %s' % (b"[" * 5_000 + b"]" * 5_000), None)],
+    ids=["type", "UTF-8", "nesting"],
+)
+def test_a_line_that_cannot_be_read_keeps_its_custom_id_where_that_can(broken: bytes, custom_id: str | None) -> None:
+    with pytest.raises(LineError, match="line 7") as caught:
+        parse(7, b'{"custom_id": "me", %b}' % broken)
+    assert caught.value.custom_id == custom_id
+
+
+@pytest.mark.parametrize("body", [{"temperature": {}}, {"max_tokens": [[]]}, {"seed": "x"}, {"stop": [["a"]]}])
+def test_a_value_that_no_request_can_carry_fails_its_own_line(tmp_path: Path, body: dict[str, object]) -> None:
+    class Encoding(AsyncFakeTransport):
+        async def stream(self, call: Call) -> AsyncGenerator[Outputs, None]:
+            encode_request(call)
+            async for outputs in super().stream(call):
+                yield outputs
+
+    results = run_on(Encoding(), write_batch(tmp_path / "in.jsonl", [chat_line("a", **body), chat_line("b")]), tmp_path)
+    assert "b" in [result["custom_id"] for result in read_results(tmp_path / "out.jsonl")]
+    assert results.num_done == 2
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n\n \t\n"])
+def test_marks_ends_and_blanks_of_other_editors_cost_no_line(tmp_path: Path, start: bytes, end: bytes) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(start + chat_line("a").encode() + end + start + chat_line("b").encode())
+    results = run_on(AsyncFakeTransport(), source, tmp_path)
+    assert (results.num_done, results.num_failed) == (2, 0)
+
+
+def test_a_custom_id_that_is_repeated_is_refused_at_each_further_line(tmp_path: Path) -> None:
+    source = write_batch(tmp_path / "in.jsonl", [chat_line(name) for name in ("a", "b", "a", "a")])
+    run_on(AsyncFakeTransport(), source, tmp_path)
+    assert sorted(result["id"] for result in read_results(tmp_path / "out.jsonl")) == ["batch_req_0", "batch_req_1"]
+    refused = [result["response"]["body"]["error"]["message"] for result in read_results(tmp_path / "errors.jsonl")]
+    assert refused == [f"line {index}: custom_id 'a' is that of line 0" for index in (2, 3)]
+
+
+def test_repeats_are_told_from_custom_ids_of_one_checksum(tmp_path: Path) -> None:
+    names = ["plumless", "buckeroo", "x"]  # the first two have one CRC-32
+    assert checksum(b"plumless") == checksum(b"buckeroo")
+    source = write_batch(tmp_path / "in.jsonl", [chat_line(name) for name in [*names, "x"]])
+    assert find_repeated(source) == {3: 2}
+
+
+def test_a_changed_line_of_the_same_custom_id_is_not_taken_for_done(tmp_path: Path) -> None:
+    run_on(AsyncFakeTransport(), write_batch(tmp_path / "in.jsonl", [chat_line("a", n=2)]), tmp_path)
+    with pytest.raises(BatchFileError, match=r"errors\.jsonl holds another request's result"):
+        run_on(AsyncFakeTransport(), write_batch(tmp_path / "in.jsonl", [chat_line("a")]), tmp_path)
+
+
+def test_results_without_a_checksum_of_their_line_are_resumed_by_custom_id(tmp_path: Path) -> None:
+    source = write_batch(tmp_path / "in.jsonl", [chat_line("a"), chat_line("b")])
+    old = {"id": "batch_req_0", "custom_id": "a", "response": None, "error": None}
+    write_batch(tmp_path / "out.jsonl", [json.dumps(old)])
+    run_on(AsyncFakeTransport(), source, tmp_path)
+    assert [result["custom_id"] for result in read_results(tmp_path / "out.jsonl")] == ["a", "b"]
+
+
+def test_two_batches_in_one_folder_share_nothing(tmp_path: Path) -> None:
+    monday = write_batch(tmp_path / "monday.jsonl", [chat_line("a"), chat_line("b", n=2)])
+    tuesday = write_batch(tmp_path / "tuesday.jsonl", [chat_line("a"), chat_line("b")])
+    codes = [main(["batch", str(day), "-o", f"{day}.out.jsonl", "--url", "fake://"]) for day in (monday, tuesday)]
+    assert codes == [1, 0]
+    assert [len(read_results(Path(f"{day}.out.jsonl"))) for day in (monday, tuesday)] == [1, 2]
+    assert len(read_results(tmp_path / "monday.jsonl.out.errors.jsonl")) == 1
+
+
+@pytest.mark.parametrize("files", [["-o", "in.jsonl"], ["-o", "out.jsonl", "--errors", "./in.jsonl"]])
+def test_the_input_is_never_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_batch(Path("in.jsonl"), [])
+    assert main(["batch", "in.jsonl", *files, "--url", "fake://"]) == 2
+    assert Path("in.jsonl").read_text() == ""
+
+
+def test_answers_and_errors_need_a_file_each(tmp_path: Path) -> None:
+    both = tmp_path / "out.jsonl"
+    with pytest.raises(BatchFileError, match="a file each"), open_results(both, tmp_path / "." / "out.jsonl"):
+        pass
+
+
+def test_a_full_disk_ends_the_batch_in_words_and_tears_no_line(tmp_path: Path) -> None:
+    names = [f"r{i}" for i in range(50)]
+    source = write_batch(tmp_path / "in.jsonl", [chat_line(name) for name in names])
+    output = tmp_path / "out.jsonl"
+    command = f"ulimit -f 4; exec {shlex.join(batch_command(source, tmp_path, 'fake://'))}"  # KiB
+    full = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert full.returncode == 1
+    assert "File too large; run again" in full.stderr.replace("\n", " ")
+    assert "Traceback" not in full.stderr
+    assert 0 < len(read_results(output)) < 50
+    assert output.read_bytes().endswith(b"\n")
+    subprocess.run(batch_command(source, tmp_path, "fake://"), capture_output=True, check=True)
+    assert_each_answered_once(output, names)
+
+
 def test_failures_go_to_the_errors_file_and_the_rest_goes_on(tmp_path: Path) -> None:
     lines = [chat_line("good"), "not json", chat_line("bad", n=3), chat_line("long", max_tokens=10**6)]
     results = run_on(AsyncFakeTransport(), write_batch(tmp_path / "in.jsonl", [*lines, ""]), tmp_path)
@@ -177,13 +280,23 @@ def test_a_server_that_is_gone_stops_the_batch_and_another_run_ends_it(tmp_path:
     assert sorted(result["custom_id"] for result in read_results(tmp_path / "out.jsonl")) == sorted(names)
 
 
-def test_a_torn_last_line_is_cut_and_its_request_sent_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tail", [b"", b"\0\0\0"], ids=["process", "machine"])
+def test_a_torn_last_line_is_cut_and_its_request_sent_again(tmp_path: Path, tail: bytes) -> None:
     source = write_batch(tmp_path / "in.jsonl", [chat_line("a"), chat_line("b")])
     run_on(AsyncFakeTransport(), source, tmp_path)
     output = tmp_path / "out.jsonl"
-    output.write_bytes(output.read_bytes()[:-9])
+    output.write_bytes(output.read_bytes()[:-9] + tail)
     run_on(AsyncFakeTransport(), source, tmp_path)
     assert sorted(result["custom_id"] for result in read_results(output)) == ["a", "b"]
+
+
+def test_zeros_behind_the_last_line_are_cut(tmp_path: Path) -> None:
+    source = write_batch(tmp_path / "in.jsonl", [chat_line("a"), chat_line("b")])
+    run_on(AsyncFakeTransport(), write_batch(tmp_path / "first.jsonl", [chat_line("a")]), tmp_path)
+    with (tmp_path / "out.jsonl").open("ab") as output:
+        output.write(bytes(512))
+    run_on(AsyncFakeTransport(), source, tmp_path)
+    assert [result["custom_id"] for result in read_results(tmp_path / "out.jsonl")] == ["a", "b"]
 
 
 def test_an_output_of_another_input_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,8 @@
+"""The campaign: what clients, signals and machines can do to a server, and the proof that nobody else is hurt.
+
+    python -m tests.campaign --short            minutes; every phase, small
+    python -m tests.campaign                    an hour; writes bench/results/campaign.json
+    python -m tests.campaign --only wire --seconds 240 --out piece.json
+
+grammar ──► roads ──► a real `bros-serve` (house) ──► Reply ──► judge, ledger ──► report: JSON, docs/reliability.md
+"""

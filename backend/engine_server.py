@@ -143,6 +143,7 @@ class EngineServer:
 
     def _serve_until_stopped(self, runtime: Runtime, outbox: Outbox, thread: threading.Thread) -> None:
         threading.Thread(target=self._flush_metrics, args=(runtime,), name="metrics", daemon=True).start()
+        self._steps.facts = runtime.facts
         self._set_state(Stage.READY, "\n".join(runtime.facts))
         self._stop.wait()
         self._drain(runtime.engine, outbox)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -103,12 +103,14 @@ class Snapshot(msgspec.Struct, frozen=True):
     kv: KVPoolView
     requests: list[RequestView]
     preemptions: list[PreemptionView]
+    facts: list[str]
 
 
 class StepLog:
-    """The last step and the latest preemptions; owned by the engine's thread."""
+    """The last step and the latest preemptions; owned by the engine's thread. `facts`: of the executor, in words."""
 
     def __init__(self) -> None:
+        self.facts: Sequence[str] = ()
         self._num_steps = 0
         self._last: tuple[StepPlan, StepResult] | None = None
         self._preemptions: deque[PreemptionView] = deque(maxlen=MAX_PREEMPTIONS)
@@ -178,6 +180,7 @@ def snapshot(scheduler: Scheduler, steps: StepLog, now_s: float) -> Snapshot:
         kv=_kv_view(scheduler.kv, stats),
         requests=_request_views(scheduler, now_s),
         preemptions=steps.preemptions,
+        facts=list(steps.facts),
     )
 
 

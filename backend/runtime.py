@@ -95,7 +95,11 @@ def _facts(config: EngineConfig, executor: Executor, report: Progress) -> list[s
     if config.executor is ExecutorKind.SIM:
         return []
     report("measuring steps", 1.0)
-    return [memory_line(executor.capacity()), speed_line(measure_speed(executor), config.service.default_slo)]
+    return [
+        executor.capacity().description,
+        memory_line(executor.capacity()),
+        speed_line(measure_speed(executor), config.service.default_slo),
+    ]
 
 
 def check_vocabulary(tokenizer: PromptTokenizer, vocab_size: int) -> None:

@@ -80,7 +80,10 @@ class PreemptionView(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything at once. `requests` and `preemptions` (newest last) are bounded lists; `total_*` grow for ever."""
+    """Everything at once. `requests` and `preemptions` (newest last) are bounded lists; `total_*` only grow.
+
+    `facts`: lines about the processor, products, memory and speed; empty where the engine is simulated.
+    """
 
     version: int
     policy: str
@@ -97,6 +100,7 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv: KVPoolView
     requests: list[RequestView]
     preemptions: list[PreemptionView]
+    facts: list[str] = []
 
 
 def parse_snapshot(text: str) -> Snapshot:

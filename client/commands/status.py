@@ -80,4 +80,5 @@ def describe(readiness: Readiness, snapshot: Snapshot | None) -> str:
             for name, now in snapshot.requests_by_class.items()
         ]
         lines.append(f"kv      rt {sum(snapshot.kv.head_fill)}, be {sum(snapshot.kv.tail_fill)} of {num_slots} slots")
+        lines += [f"engine  {fact}" for fact in snapshot.facts]
     return "\n".join(lines)

@@ -22,6 +22,11 @@ NUM_OUTPUTS, NUM_COLUMNS = 80, 96
 Make = Callable[[Processor], tuple[CompiledProduct, torch.Tensor]]
 
 
+needs_float16 = pytest.mark.skipif(
+    not detect().has_avx2, reason="scales are float16, which only AVX2 processors convert"
+)
+
+
 def lower_processors() -> list[Processor]:
     """This machine, and itself with ever fewer instruction sets: each runs other kernels."""
     processors = [detect()]
@@ -55,6 +60,7 @@ def make_eight_bit(processor: Processor) -> tuple[CompiledProduct, torch.Tensor]
     return product, codes.float() * scales.repeat_interleave(32, 1)
 
 
+@needs_float16
 @pytest.mark.parametrize(("make", "tolerance"), [(make_four_bit, 1 / 256), (make_eight_bit, 1e-5)])
 def test_a_product_equals_the_dense_one_for_every_number_of_rows(
     make: Make, tolerance: float, processor: Processor
@@ -67,6 +73,7 @@ def test_a_product_equals_the_dense_one_for_every_number_of_rows(
         torch.testing.assert_close(product(x).float(), expected, rtol=tolerance, atol=slack)
 
 
+@needs_float16
 @pytest.mark.parametrize("make", [make_four_bit, make_eight_bit])
 def test_a_row_is_the_same_alone_and_in_any_batch(make: Make, processor: Processor) -> None:
     product, _ = make(processor)

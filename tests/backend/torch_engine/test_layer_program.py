@@ -15,6 +15,7 @@ from backend.executors.torch_engine.processor import detect
 from backend.executors.torch_engine.weights import Quantised
 from tests.backend.torch_engine.test_compiled_ops import compiled_attention, make_config, make_inputs, make_pool
 
+pytestmark = pytest.mark.skipif(not detect().has_avx2, reason="coded products need AVX2")
 MAX_ROWS = 16
 
 

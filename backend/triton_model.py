@@ -92,8 +92,6 @@ class TritonPythonModel:
     def _serve(self, request: Any, reply: _Reply) -> None:
         try:
             self._take(request, reply)
-        except UnicodeDecodeError as error:  # Triton's strings: the names, keys and values of parameters, and the id
-            self._refuse(reply, InvalidRequestError(f"a name, key or id is not UTF-8: {error.reason}"))
         except Exception as error:
             self._refuse(reply, to_bros_error(error, "a request failed on its way in"))
 

@@ -182,7 +182,9 @@ def test_a_name_that_is_not_utf_8_is_the_clients_error(make_model: MakeModel, mo
     broken = Request({"text_input": "x"})
     monkeypatch.setattr(broken, "request_id", undecodable)
     make_model("bros").execute([broken])
-    assert str(broken.sender.wait().responses[0].error).startswith("INVALID_REQUEST: a name, key or id is not UTF-8")
+    assert str(broken.sender.wait().responses[0].error).startswith(
+        "INVALID_REQUEST: request id: invalid UTF-8 at byte 0"
+    )
 
 
 def without_memory(sender: Sender, monkeypatch: pytest.MonkeyPatch, *, fails: Callable[[Any, int], bool]) -> None:

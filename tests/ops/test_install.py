@@ -97,6 +97,7 @@ def test_make_help_lists_every_public_target() -> None:
 
 NOT_INSTALLED = {
     "triton_python_backend_utils",  # part of Triton's backend
+    "triton",  # comes with CUDA builds of torch; tests of its kernel skip where it is not
     "tensorrt_llm",  # part of NVIDIA's image
     "aiconfigurator_core",  # only `python -m bench.fit_step_models` needs it, and says so
 }

@@ -39,6 +39,6 @@ def test_greedy_float32_tokens_served_to_both_classes_equal_the_librarys(tmp_pat
 
 
 def assert_memory_and_speed_were_said(words: str) -> None:
-    """The planned memory is that of the options: 46 KB a token in float32, and half a GiB on the host."""
-    assert f"KV pool 12 MB ({KV_TOKENS} tokens), host pool 537 MB" in words
+    """The planned memory is that of the options: 46 KB a token in float32, and a quarter of a GiB on the host."""
+    assert f"KV pool 12 MB ({KV_TOKENS} tokens), host pool 268 MB" in words
     assert re.search(r"alone, this machine decodes in [\d.]+ ms and computes a prompt of 128 tokens in \d+ ms", words)

@@ -27,7 +27,7 @@ class BrosEngine:
         settings = TorchSettings(num_threads=threads, num_kv_tokens=_NUM_KV_TOKENS, max_tokens_per_step=CHUNK)
         executor = load(settings, lambda _stage, _fraction: None)
         assert isinstance(executor, TorchExecutor)
-        self._executor = executor
+        self.executor = executor
         self.description = f"bros, torch engine: {executor.capacity().description}"
         self._random = np.random.default_rng(0)
         width = max(PREFILLS)
@@ -42,8 +42,8 @@ class BrosEngine:
         kind, number = case.split()
         count = int(number)
         if kind == "decode":
-            return self._step([CONTEXT] * count, [1] * count)
-        return sum(self._step([start], [min(CHUNK, count - start)]) for start in range(0, count, CHUNK))
+            return self.step([CONTEXT] * count, [1] * count)
+        return sum(self.step([start], [min(CHUNK, count - start)]) for start in range(0, count, CHUNK))
 
     def floors(self) -> dict[str, float]:
         """Return the seconds that memory (decodes) or arithmetic (prefills) alone would take."""
@@ -51,7 +51,7 @@ class BrosEngine:
 
         data = torch.ones(1 << 26)
         bandwidth = data.nbytes / _best(data.sum)
-        shape = self._executor.pool.shape
+        shape = self.executor.pool.shape
         dtype = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
         size = 2048
         x = torch.ones((size, size), dtype=dtype)
@@ -61,14 +61,15 @@ class BrosEngine:
         decodes = {f"decode {n}": (file_bytes + n * CONTEXT * shape.bytes_per_token) / bandwidth for n in DECODES}
         return decodes | {f"prefill {n}": 2 * parameters * n / flops_per_s for n in PREFILLS}
 
-    def _step(self, starts: list[int], num_new: list[int]) -> float:
+    def step(self, starts: list[int], num_new: list[int]) -> float:
+        """Return the seconds of one step; `starts` positions of each sequence are cached, `num_new` are computed."""
         requests = []
         for row, (start, new) in enumerate(zip(starts, num_new, strict=True)):
             prompt = tuple(self._random.integers(100, 40_000, start + new).tolist())
             request = Request(RequestId(f"r{row}"), PriorityClass.REAL_TIME, prompt, SamplingParams(), 0.0)
             request.num_computed, request.row = start, row
             requests.append(request)
-        return self._executor.execute(StepBatch(requests, num_new, self._slot_table)).duration_s
+        return self.executor.execute(StepBatch(requests, num_new, self._slot_table)).duration_s
 
 
 class LlamaCppEngine:

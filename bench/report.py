@@ -18,6 +18,7 @@ from bench.cancel_tables import cancel_sections
 from bench.engine_tables import engine_sections
 from bench.measured_tables import load_json, measured_sections
 from bench.overhead_tables import overhead_sections
+from bench.peer_tables import peer_sections
 from bench.provenance import describe
 from bench.step_models import DOCUMENT_PATH
 from bench.study import BURST_CV, GROUPED_QUERY, KV_BOUND, KV_BOUND_PAIRS, LOOSE, RT_CAPACITY
@@ -107,7 +108,7 @@ def render(results: Path) -> str:
     """Return the document's text."""
     sections = [TITLE, INTRODUCTION]
     sections += measured_sections(results) + overhead_sections(results)
-    sections += cancel_sections(results) + engine_sections(results)
+    sections += cancel_sections(results) + engine_sections(results) + peer_sections(results)
     document = _study(results)
     if document is not None:
         sections += _study_sections(document)

@@ -121,11 +121,14 @@ def _mask(segment: Segment, shape: AttentionShape, device: torch.device) -> torc
 def _softcapped_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, shape: AttentionShape
 ) -> torch.Tensor:
-    """Attention whose scores pass through `softcap * tanh(score / softcap)` first (Gemma 2)."""
+    """Attention whose scores pass through `softcap * tanh(score / softcap)` first (Gemma 2).
+
+    It is computed in float32: scores rounded to bf16 err by several percent once they are exponents.
+    """
     assert shape.softcap is not None
     num_groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(num_groups, 1), v.repeat_interleave(num_groups, 1)
-    scores = torch.tanh(q @ k.transpose(2, 3) * (shape.scale / shape.softcap)) * shape.softcap
+    k, v = (tensor.float().repeat_interleave(num_groups, 1) for tensor in (k, v))
+    scores = torch.tanh(q.float() @ k.transpose(2, 3) * (shape.scale / shape.softcap)) * shape.softcap
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+    return (scores.softmax(-1) @ v).to(q.dtype)

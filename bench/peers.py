@@ -3,10 +3,11 @@
     python -m bench.peers --out bench/results/llama-cpp-avx512-bf16.json
     python -m bench.peers --isa avx2 --out bench/results/llama-cpp-avx2.json      # both held down to AVX2
 
-llama.cpp comes from the npm package `@node-llama-cpp/linux-x64`, whose builds cover every instruction set; it is
-installed with npm into `.cache/peers` the first time (30 MB). Each engine is a process of its own that waits while
-other computes; a decode is the median of seven in a row. A row's floor is what memory or arithmetic alone would take: the file's weights and the K and V over the
-measured read bandwidth for decodes, the products at the speed of one large product for prefills.
+llama.cpp comes from the npm package `@node-llama-cpp/linux-x64`, whose builds cover every instruction set; npm installs
+it into `.cache/peers` the first time (30 MB). Each engine is a process of its own that waits while the other computes.
+A decode is the median of seven in a row. A row's floor is what memory or arithmetic alone would take: the file's
+weights and the K and V over the measured read bandwidth for decodes, the products at the speed of one large product for
+prefills.
 """
 
 from __future__ import annotations

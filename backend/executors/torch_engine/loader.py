@@ -37,7 +37,7 @@ from backend.executors.torch_engine.products import Target
 from backend.executors.torch_engine.reference import library_llama, plain_llama, sampled_rows
 from backend.executors.torch_engine.sampler import Sampler
 from backend.executors.torch_engine.served_exactly import check_library, check_own, is_long_enough
-from backend.executors.torch_engine.settings import Dtype, ModelPath, TorchSettings
+from backend.executors.torch_engine.settings import Dtype, ModelPath, TorchSettings, WeightFormat
 from backend.executors.torch_engine.weights import DirectorySource, GGUFSource, TensorSource
 from backend.gguf_file import read_gguf
 from backend.model_files import ModelFiles, resolve_model
@@ -96,12 +96,21 @@ def load_executor(settings: TorchSettings, report: Report, processor: Processor 
     """See `torch_engine.load`; `processor` is this machine's where None."""
     torch.set_num_threads(settings.num_threads or len(os.sched_getaffinity(0)))
     report("reading the model's header", 0.0)
-    found, setup = _find(resolve_model(settings.model_path)), _Setup(settings, processor or detect())
+    setup = _Setup(settings, processor or detect())
+    _check_weights(setup)
+    found = _find(resolve_model(settings.model_path))
     if found.llama is not None and settings.layers is not ModelPath.LIBRARY:
         return _load_own(setup, found, *found.llama, report)
     if settings.layers is ModelPath.OWN:
         raise ConfigError(f"torch.layers: 'own', but model {str(found.files.path)!r} is no plain Llama; use 'auto'")
     return _load_library(setup, found, report)
+
+
+def _check_weights(setup: _Setup) -> None:
+    """Raise ConfigError where a format is asked for that oneDNN does not multiply here."""
+    is_bf16_on_cpu = setup.settings.weights is WeightFormat.BF16 and setup.device.type == "cpu"
+    if is_bf16_on_cpu and not (setup.processor.has_onednn and setup.processor.has_avx512):
+        raise ConfigError(f"torch.weights: 'bf16' needs AVX-512 and oneDNN; this processor has {setup.processor.isa}")
 
 
 def _find(files: ModelFiles) -> _Found:

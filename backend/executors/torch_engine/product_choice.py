@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 
 from backend.executors.torch_engine.linear import Linear, Product, RowRange
@@ -29,6 +30,7 @@ _FLUSH_BYTES = 64 << 20  # more than the last-level cache that one process gets 
 _MIN_BYTES = 4 << 20  # matrices of fewer bf16 bytes in all are not worth measuring: they stay in the caches
 
 Choice = tuple[tuple[str, int | None], ...]
+_Kept = dict[str, dict[str, list[tuple[str, int | None]]]]
 Times = Mapping[str, Mapping[int, float]]  # seconds by format and number of rows
 
 
@@ -144,7 +146,7 @@ class KeptChoices:
     def get(self, key: str) -> Choice | None:
         """Return what was kept; None where nothing was."""
         kept = self._read().get(self._machine, {}).get(key)
-        return None if kept is None else tuple((str(name), rows) for name, rows in kept)
+        return None if kept is None else tuple(kept)
 
     def put(self, key: str, choice: Choice) -> None:
         """Keep a choice; where the folder cannot be written it is measured again next time."""
@@ -158,9 +160,8 @@ class KeptChoices:
         except OSError as error:
             _log.warning("product choices are not kept: %s", error)
 
-    def _read(self) -> dict[str, dict[str, list[tuple[str, int | None]]]]:
+    def _read(self) -> _Kept:
         try:
-            document = json.loads(self._path.read_text())
-        except (OSError, ValueError):
+            return msgspec.json.decode(self._path.read_bytes(), type=_Kept)
+        except (OSError, msgspec.DecodeError):
             return {}
-        return document if isinstance(document, dict) else {}

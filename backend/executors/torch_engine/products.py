@@ -82,10 +82,10 @@ def _make_coded(matrix: Matrix, target: Target) -> Product:
 
 
 def _has_bf16(_matrix: Matrix, target: Target) -> bool:
-    is_wanted = target.weights is WeightFormat.BF16 or (
-        target.weights is not WeightFormat.FLOAT32 and target.processor.has_bf16_products
-    )
-    return target.is_bf16_on_cpu and target.processor.has_onednn and is_wanted
+    """Emulated products lose to float32, so they are taken only where they are asked for."""
+    if not target.is_bf16_on_cpu or target.weights is WeightFormat.FLOAT32:
+        return False
+    return target.processor.has_bf16_products or target.weights is WeightFormat.BF16
 
 
 def _has_float32(_matrix: Matrix, target: Target) -> bool:

@@ -15,7 +15,9 @@ from backend.executors.torch_engine import load, memory
 from backend.executors.torch_engine.attention import TorchAttention
 from backend.executors.torch_engine.executor import TorchExecutor
 from backend.executors.torch_engine.llama import LlamaModel
-from backend.executors.torch_engine.settings import AttentionKernel, ModelPath, TorchSettings
+from backend.executors.torch_engine.loader import load_executor
+from backend.executors.torch_engine.processor import Processor
+from backend.executors.torch_engine.settings import AttentionKernel, ModelPath, TorchSettings, WeightFormat
 from tests.backend.torch_engine.models import save_tiny_model
 from tests.backend.torch_engine.schedules import Runner, Schedule, make_request
 from tests.backend.torch_engine.test_families import settings_for
@@ -88,6 +90,12 @@ def test_without_numba_compiled_kernels_are_refused(llama: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, COMPILED_MODULE, None)
     with pytest.raises(ConfigError, match="needs numba"):
         load_quietly(settings_for(llama, attention=AttentionKernel.COMPILED))
+
+
+def test_bf16_products_are_refused_by_a_processor_without_them(llama: Path) -> None:
+    processor = Processor("forged", True, False, False, False, has_onednn=True)
+    with pytest.raises(ConfigError, match=r"torch\.weights: 'bf16' needs AVX-512 and oneDNN; this processor has AVX2"):
+        load_executor(settings_for(llama, weights=WeightFormat.BF16), lambda *_: None, processor)
 
 
 def test_own_layers_are_refused_for_other_families(tmp_path: Path) -> None:

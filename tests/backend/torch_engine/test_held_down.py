@@ -14,16 +14,11 @@ from pathlib import Path
 import pytest
 
 from backend.executors.torch_engine.processor import detect
+from bench.peers import HELD_DOWN as HELD_TO_AVX2
 
 ROOT = Path(__file__).resolve().parents[3]
-AVX2_FEATURES = "sse,sse2,sse3,ssse3,sse4.1,sse4.2,popcnt,cx16,avx,avx2,fma,f16c,bmi,bmi2,lzcnt,movbe,mmx"
 HELD_DOWN = {
-    "AVX2": {
-        "ATEN_CPU_CAPABILITY": "avx2",
-        "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "NUMBA_CPU_NAME": "haswell",
-        "NUMBA_CPU_FEATURES": ",".join(f"+{name}" for name in AVX2_FEATURES.split(",")),
-    },
+    "AVX2": HELD_TO_AVX2,
     "generic": {
         "ATEN_CPU_CAPABILITY": "default",
         "ONEDNN_MAX_CPU_ISA": "SSE41",

@@ -32,8 +32,8 @@ RUN command -v tritonserver && python3 requirements/check_image.py tensorrt_llm 
 USER 1000
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=35s --start-period=15m \
-    CMD ["python3", "-m", "backend.serving.probe", "http://127.0.0.1:8000"]
-CMD ["python3", "-m", "backend.serve", "--host", "0.0.0.0", "--executor", "trtllm", \
+    CMD ["python3", "-m", "backend.launcher.probe", "http://127.0.0.1:8000"]
+CMD ["python3", "-m", "backend.launcher.serve", "--host", "0.0.0.0", "--executor", "trtllm", \
      "--set", "trtllm.model=/model", "--start-timeout-s", "1800"]
 
 
@@ -63,5 +63,5 @@ RUN python3 requirements/check_image.py pytriton torch \
 USER 1000
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=35s --start-period=2m \
-    CMD ["python3", "-m", "backend.serving.probe", "http://127.0.0.1:8000"]
-CMD ["python3", "-m", "backend.serve", "--host", "0.0.0.0"]
+    CMD ["python3", "-m", "backend.launcher.probe", "http://127.0.0.1:8000"]
+CMD ["python3", "-m", "backend.launcher.serve", "--host", "0.0.0.0"]

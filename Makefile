@@ -43,7 +43,7 @@ test-trtllm: ## on a GPU, with TensorRT-LLM's python3 on PATH: serve and test MO
 	@test -n "$(MODEL)" || { echo "name a checkpoint: make test-trtllm MODEL=/path/to/checkpoint" >&2; exit 2; }
 	@python3 -m pip show --quiet tensorrt_llm || { echo "this python3 has no tensorrt_llm: run in NVIDIA's container" >&2; exit 2; }
 	python3 -m pip install --quiet --no-deps -c requirements/lock.txt -r requirements/trtllm-image.txt -r requirements/trtllm-test.txt
-	BROS_TRTLLM_MODEL=$(MODEL) python3 -m pytest -v -p no:cacheprovider tests/backend/trtllm/test_gpu.py $(ARGS)
+	BROS_TRTLLM_MODEL=$(MODEL) python3 -m pytest -v -p no:cacheprovider tests/backend/executors/trtllm/test_gpu.py $(ARGS)
 
 check: $(STAMPS)/dev ## format, lint, strict types, then `make test`
 	$(BIN)/ruff format --check

@@ -21,12 +21,12 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from backend.errors import ConfigError
+from backend.core.errors import ConfigError
+from backend.core.request import PriorityClass, Slo
 from backend.executors.sim import SimSettings
 from backend.executors.torch_engine.settings import TorchSettings
 from backend.executors.trtllm.settings import TrtllmSettings
 from backend.policy.settings import SchedulerSettings
-from backend.request import PriorityClass, Slo
 
 CONFIG_VARIABLE = "BROS_ENGINE_CONFIG"
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
@@ -180,7 +180,7 @@ def load_config(path: Path | None = None, model_directory: Path | None = None) -
 
 
 def engine_command(file: ConfigFile, ready_fd: int) -> tuple[list[str], dict[str, str]]:
-    """Return the command line and environment of an engine that a stub starts; see `backend.engine_process`.
+    """Return the command line and environment of an engine that a stub starts; see `backend.server.engine_process`.
 
     The interpreter that runs inside a stub is no program, so its installation's `python3` is taken.
     """
@@ -188,7 +188,10 @@ def engine_command(file: ConfigFile, ready_fd: int) -> tuple[list[str], dict[str
     python = file.config.service.python or (str(own) if own.exists() else sys.executable)
     arguments = ["--config", str(file.path), "--exit-when-unused", "--ready-fd", str(ready_fd)]
     paths = [str(REPOSITORY_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return [python, "-m", "backend.engine_process", *arguments], {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return [python, "-m", "backend.server.engine_process", *arguments], {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
 
 
 def parse_config(values: object) -> EngineConfig:

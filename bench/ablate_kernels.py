@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from bench.common.provenance import describe, provenance
 from bench.peers import HELD_DOWN, ROOT
-from bench.provenance import describe, provenance
 
 CASES = {
     "decode 1": ([256], [1]),
@@ -57,7 +57,7 @@ def main() -> int:
 
 def measure(isa: str, rounds: int) -> dict[str, Any]:
     """Time every case with every variant in turns, after one round to warm up."""
-    from bench.peer_engines import BrosEngine
+    from bench.steps.peer_engines import BrosEngine
 
     engine = BrosEngine(len(os.sched_getaffinity(0)))
     models = variants(engine)
@@ -138,7 +138,7 @@ def variants(engine: Any) -> dict[str, Any]:
 def on_one_thread() -> Any:
     """Return another engine, all of whose own kernels run in the caller; torch keeps its threads."""
     from backend.executors.torch_engine import compiled_ops, compiled_product
-    from bench.peer_engines import BrosEngine
+    from bench.steps.peer_engines import BrosEngine
 
     with mock.patch.object(compiled_ops, "MAX_THREADS", 1), mock.patch.object(compiled_product, "MAX_THREADS", 1):
         return BrosEngine(len(os.sched_getaffinity(0)))

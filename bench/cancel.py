@@ -34,9 +34,9 @@ from typing import Any
 import httpx2
 
 from backend.config import ServiceSettings
-from bench.cancel_tables import describe, summary
-from bench.provenance import provenance
-from bench.server import ServerAddress, running_server
+from bench.common.provenance import provenance
+from bench.live.server import ServerAddress, running_server
+from bench.report.cancel import describe, summary
 from client import AsyncClient, Client
 from client.errors import CancelledError
 from client.generation import Options, PriorityClass, encode

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from bench.limit import Slos
-from bench.load import BrosTarget, Mix, drive
-from bench.score import RequestRecord
+from bench.common.score import RequestRecord, Slos
+from bench.common.workload import Arrival
+from bench.live.load import BrosTarget, Mix, drive
+from bench.live.server import ServerError, running_server
 from bench.serve import Setup
-from bench.server import ServerError, running_server
-from bench.workload import Arrival
 
 CHAT_PROMPT, CHAT_OUTPUT = 160, 64  # tokens of the mean real-time request (`workload.CHAT_SMALL`)
 DOCUMENT_PROMPT, DOCUMENT_OUTPUT = 768, 80  # and of the mean document (`workload.PAPER_BE`)

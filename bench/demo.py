@@ -21,8 +21,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from bench.capacity import NUM_DECODES, Capacity, measure, suited
-from bench.provenance import provenance
-from bench.score import RequestRecord
+from bench.common.provenance import provenance
+from bench.common.score import RequestRecord
 from bench.serve import Setup, measure_policy
 
 mpl.use("svg")

@@ -34,15 +34,15 @@ say_how_threads_wait()  # before torch is imported
 import numpy as np
 import torch
 
+from backend.core.plan import StepBatch
+from backend.core.request import PriorityClass, Request, RequestId, SamplingParams
 from backend.executors.torch_engine.compiled_ops import CompiledAttention
 from backend.executors.torch_engine.executor import TorchExecutor
 from backend.executors.torch_engine.llama import LlamaModel
 from backend.executors.torch_engine.settings import Dtype, ModelPath, TorchSettings, WeightFormat
-from backend.plan import StepBatch
-from backend.request import PriorityClass, Request, RequestId, SamplingParams
-from bench.engine_tables import STEP_PARTS, bars
-from bench.provenance import provenance
-from bench.step_profile import profiled
+from bench.common.provenance import provenance
+from bench.report.engine import STEP_PARTS, bars
+from bench.steps.step_profile import profiled
 
 CONTEXT = 256
 DECODE_BATCHES = (1, 2, 4, 8, 16, 32)

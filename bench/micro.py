@@ -22,18 +22,18 @@ from pathlib import Path
 
 import numpy as np
 
-from backend.executors import ExecutorCapacity
+from backend.core.executor import ExecutorCapacity
+from backend.core.plan import StepBatch, StepResult
+from backend.core.request import PriorityClass, Request, RequestId, SamplingParams, Slo
+from backend.engine.scheduler import Scheduler, make_scheduler
 from backend.executors.sim import features_of, linear_time_s
-from backend.plan import StepBatch, StepResult
 from backend.policy.settings import POLICY_NAMES, SchedulerSettings
-from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
-from backend.scheduler import Scheduler, make_scheduler
-from bench.provenance import provenance
+from bench.common.provenance import provenance
 
 _PROMPT = tuple(range(200))
 _OUTPUT = 100  # tokens, on average
 _TPOT_SLO_S = 0.05
-_STEP_TIME = (10e-3, 10e-6, 10e-9, 1e-9, 5e-6)  # c0..c4 (backend.policy.latency): no deadline binds
+_STEP_TIME = (10e-3, 10e-6, 10e-9, 1e-9, 5e-6)  # c0..c4 (backend.policy.state.latency_model): no deadline binds
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,12 +39,14 @@ import tritonclient.grpc as grpc_client
 from tritonclient.utils import InferenceServerException
 
 from backend.config import EngineConfig, ExecutorKind, parse_config
-from backend.engine import Submit
-from backend.plan import StepOutput
-from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
-from backend.runtime import Runtime, load_runtime, make_tokenizer
-from backend.serving.options import engine_config, make_parser
-from bench.overhead_tables import (
+from backend.core.plan import StepOutput
+from backend.core.request import PriorityClass, Request, RequestId, SamplingParams, Slo
+from backend.engine.engine import Submit
+from backend.launcher.options import engine_config, make_parser
+from backend.server.assembly import Runtime, load_runtime, make_tokenizer
+from bench.common.provenance import provenance
+from bench.live.server import running_server
+from bench.report.overhead import (
     BY_MODEL_NAME,
     DIRECT,
     IN_PROCESS,
@@ -54,8 +56,6 @@ from bench.overhead_tables import (
     compare,
     describe,
 )
-from bench.provenance import provenance
-from bench.server import running_server
 
 PROMPT_TOKENS = 32
 NUM_STREAMS = 32
@@ -158,7 +158,7 @@ def cpu_s_by_process() -> dict[str, float]:
     seconds = {"client": sum(client.cpu_times()[:2]), "server": 0.0, "stubs": 0.0, "engine": 0.0}
     for process in client.children(recursive=True):
         command = process.cmdline()
-        if "backend.engine_process" in command:
+        if "backend.server.engine_process" in command:
             name = "engine"
         elif any(word.endswith("python_backend_stub") for word in command[:1]):
             name = "stubs"

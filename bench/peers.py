@@ -22,8 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backend.model_files import resolve_model
-from bench.provenance import describe, provenance
+from backend.text.model_files import resolve_model
+from bench.common.provenance import describe, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, VERSION = "@node-llama-cpp/linux-x64", "3.21.1"
@@ -168,7 +168,7 @@ class _Worker:
 
 def work(name: str, isa: str, threads: int) -> int:
     """Compute the cases named on standard input; answer each with its seconds as a JSON line."""
-    from bench.peer_engines import BrosEngine, LlamaCppEngine
+    from bench.steps.peer_engines import BrosEngine, LlamaCppEngine
 
     engine = BrosEngine(threads) if name == "bros" else LlamaCppEngine(install(), variant(isa), threads)
     print(json.dumps(engine.description), flush=True)

@@ -29,12 +29,11 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]  # ships no types
 
 from backend.policy.settings import POLICY_NAMES
-from bench.limit import Slos
-from bench.load import BrosTarget, Mix, OpenAITarget, Target, drive
-from bench.provenance import provenance
-from bench.score import RequestRecord, Window, score_be, score_rt
-from bench.server import ServerAddress, running_server
-from bench.workload import CHAT_SMALL, PAPER_BE, closed_loop, open_loop, poisson_arrivals
+from bench.common.provenance import provenance
+from bench.common.score import RequestRecord, Slos, Window, score_be, score_rt
+from bench.common.workload import CHAT_SMALL, PAPER_BE, closed_loop, open_loop, poisson_arrivals
+from bench.live.load import BrosTarget, Mix, OpenAITarget, Target, drive
+from bench.live.server import ServerAddress, running_server
 
 SLOS = (Slos(0.5, 0.06), Slos(1.0, 0.1), Slos(2.0, 0.2))  # all are scored; the middle one is what requests ask for
 ASKED = SLOS[1]

@@ -2,7 +2,7 @@
 
     python -m bench.simulate --scenario steady --policy bros --seed 0 --out x.json
 
-Only time is made up: `bench.step_models` says how long each step would take on the GPUs. Scheduling itself takes no
+Only time is made up: `bench.sim.step_models` says how long each step would take on the GPUs. Scheduling itself takes no
 virtual time; the processor time it takes is reported beside it (`scheduler_share`: of the simulated step time).
 """
 
@@ -23,22 +23,22 @@ from typing import Any
 
 import numpy as np
 
-from backend.clock import VirtualClock
-from backend.engine import Engine, Submit
-from backend.errors import BrosError
-from backend.executors import ExecutorCapacity
-from backend.plan import StepBatch, StepOutput, StepPlan, StepResult
+from backend.core.clock import VirtualClock
+from backend.core.errors import BrosError
+from backend.core.executor import ExecutorCapacity
+from backend.core.plan import StepBatch, StepOutput, StepPlan, StepResult
+from backend.core.request import PriorityClass, Request, RequestId, SamplingParams, Slo
+from backend.engine.engine import Engine, Submit
+from backend.engine.scheduler import Scheduler, make_scheduler
 from backend.policy.settings import POLICY_NAMES
-from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
-from backend.scheduler import Scheduler, make_scheduler
-from bench.gpu_executor import GpuExecutor
-from bench.limit import Load, Slos, max_be_tokens, min_steps, min_ttft_misses
-from bench.provenance import provenance
-from bench.scenario import SCENARIOS, Scenario
-from bench.score import RequestRecord, Window, score_be, score_rt
-from bench.stats import percentiles, quantiles
-from bench.step_models import Pair, load_pairs
-from bench.workload import Arrival
+from bench.common.provenance import provenance
+from bench.common.score import RequestRecord, Slos, Window, score_be, score_rt
+from bench.common.stats import percentiles, quantiles
+from bench.common.workload import Arrival
+from bench.sim.gpu_executor import GpuExecutor
+from bench.sim.limit import Load, max_be_tokens, min_steps, min_ttft_misses
+from bench.sim.scenario import SCENARIOS, Scenario
+from bench.sim.step_models import Pair, load_pairs
 
 BLOCK_SIZE = 16
 MAX_SEQ_LEN = 16_384
@@ -165,7 +165,7 @@ class Simulation:
         }
 
     def _limits(self) -> dict[str, Any]:
-        """The bounds of `bench.limit` until the horizon, and what part of them was reached."""
+        """The bounds of `bench.sim.limit` until the horizon, and what part of them was reached."""
         scenario, horizon_s = self.scenario, self._horizon_s
         misses = min_ttft_misses(self._machine, self.rt, scenario.ttft_slo_s)
         limits: dict[str, Any] = {
@@ -287,7 +287,7 @@ def _num_processed(request: Request) -> int:
 
 
 def _num_ahead(request: Request) -> float:
-    """Prompt tokens computed, times the part of the output that is still to come (see `bench.limit.Load`)."""
+    """Prompt tokens computed, times the part of the output that is still to come (see `bench.sim.limit.Load`)."""
     num_decodes = request.sampling.max_tokens - 1
     done = max(0, request.num_output - 1) / num_decodes if num_decodes else float(request.num_output)
     return min(_num_processed(request), request.num_prompt) - done * request.num_prompt

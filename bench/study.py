@@ -30,35 +30,34 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from backend.policy.settings import POLICY_NAMES
-from bench.provenance import provenance
-from bench.scenario import Scenario
+from bench.common.provenance import provenance
+from bench.sim.scenario import Scenario
 from bench.simulate import Simulation
 
 RESULTS = Path(__file__).with_name("results")
 # All that decides a run's outcome, relative to the checkout. What errors say decides nothing.
 SIMULATION_CODE = (
     "kv/*.py",
-    "backend/policy/*.py",
+    "backend/__init__.py",
+    "backend/core/[!e]*.py",
+    "backend/core/executor.py",
+    "backend/engine/*.py",
     "backend/executors/__init__.py",
-    *(f"backend/{name}.py" for name in ("__init__", "clock", "committed", "engine", "plan", "request", "scheduler*")),
-    *(f"bench/{name}.py" for name in ("gpu_executor", "limit", "scenario", "score", "simulate", "stats", "workload")),
-    "bench/step_models.*",
+    "backend/policy/**/*.py",
+    "bench/simulate.py",
+    "bench/sim/*.py",
+    "bench/sim/step_models.json",
+    *(f"bench/common/{name}.py" for name in ("__init__", "score", "stats", "workload")),
 )
-# Modules of backend/policy that decide the runs of these policies alone.
+# Modules of backend/policy that decide the runs of these policies alone: glob -> policies.
 _RUNNING_FIRST = ("fcfs", "priority", "round_robin")
 OWN_MODULES = {
-    "aside": ("bros",),
-    "best_effort": ("bros",),
-    "bros": ("bros",),
-    "bros_paper": ("bros_paper",),
-    "finish_by": ("bros",),
-    "future": ("bros",),
-    "pacing": ("bros",),
-    "priority_tuned": ("priority_tuned",),
-    "round_robin": ("round_robin",),
-    "running_first": _RUNNING_FIRST,
-    "tgi": ("tgi",),
-    "window": ("bros",),
+    "bros/*": ("bros",),
+    "baselines/bros_paper": ("bros_paper",),
+    "baselines/priority_tuned": ("priority_tuned",),
+    "baselines/round_robin": ("round_robin",),
+    "baselines/running_first": _RUNNING_FIRST,
+    "baselines/tgi": ("tgi",),
 }
 # Policies that look at no SLO: their runs under several SLO sets are one simulation, scored several times.
 SLO_BLIND = (*_RUNNING_FIRST, "tgi")
@@ -161,12 +160,17 @@ def _burst_runs(pair: str) -> Iterator[Run]:
         yield Run("burst", replace(scenario, policy=policy), load=0.5)
 
 
+def own_modules(pattern: str) -> Iterator[Path]:
+    """Yield the modules that an entry of `OWN_MODULES` names."""
+    return (Path(__file__).parents[1] / "backend" / "policy").glob(pattern + ".py")
+
+
 @cache
 def simulation_code(policy: str) -> str:
     """Return a digest of what decides the runs of `policy`: `SIMULATION_CODE` but for other policies' own modules, and
     but for comments, docstrings and layout."""
     root = Path(__file__).parents[1]
-    foreign = {root / f"backend/policy/{name}.py" for name, owners in OWN_MODULES.items() if policy not in owners}
+    foreign = {path for pattern, owners in OWN_MODULES.items() if policy not in owners for path in own_modules(pattern)}
     paths = sorted({path for pattern in SIMULATION_CODE for path in root.glob(pattern)} - foreign)
     return hashlib.sha256("\0".join(map(_meaning, paths)).encode()).hexdigest()[:12]
 

@@ -27,9 +27,9 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # ships no types
 
-from bench.intervals import mean_interval, ratio_interval
-from bench.provenance import provenance
-from bench.server import running_server
+from bench.common.intervals import mean_interval, ratio_interval
+from bench.common.provenance import provenance
+from bench.live.server import running_server
 from client import AsyncClient, Client
 from client.commands.top import INTERVAL_S
 
@@ -129,7 +129,7 @@ def measure(client: Client, watcher: Watcher, num_pairs: int, window_s: float) -
     (engine,) = (
         process
         for process in psutil.Process().children(recursive=True)
-        if "backend.engine_process" in process.cmdline()
+        if "backend.server.engine_process" in process.cmdline()
     )
     signals = {"watched": signal.SIGCONT, "alone": signal.SIGSTOP}
     pairs = []

@@ -1,6 +1,6 @@
 """The engine's state at one moment, as `Client.inspect` returns it: what `bros top` draws.
 
-The server's side of these types is `backend/introspect.py`; a contract test passes its JSON through them.
+The server's side of these types is `backend/server/snapshot.py`; a contract test passes its JSON through them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Names on the wire: models, input and output tensors, request parameters, and the ports of a server.
 
-The same names stand in `backend/wire.py` and `model_repository/*/config.pbtxt`, which ship separately; a contract test
-compares them. Milliseconds and whole words here; everywhere else in this package times are seconds.
+The same names stand in `backend/wire/names.py` and `model_repository/*/config.pbtxt`, which ship separately; a contract
+test compares them. Milliseconds and whole words here; everywhere else in this package times are seconds.
 
 Introspection: a request to model `bros` with the parameter `inspect` = `engine` and no prompt gets one response whose
 `text_output` is a JSON object, `client.snapshot.Snapshot` on this side. It is refused where the server's configuration

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> int:
     """Return 0 when everything resolves as it should."""
-    for name in ("kv", "backend", "backend.serve", "backend.engine_server"):
+    for name in ("kv", "backend", "backend.launcher.serve", "backend.server.socket_server"):
         file = importlib.import_module(name).__file__
         if file is None or not Path(file).is_relative_to(ROOT):
             print(f"{name} is imported from {file}, not from {ROOT}", file=sys.stderr)

@@ -17,20 +17,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.clock import Clock, VirtualClock
-from backend.errors import ExecutorError
-from backend.executors import ExecutorCapacity
-from backend.plan import Sequenced, StepBatch, StepResult
+from backend.core.clock import Clock, VirtualClock
+from backend.core.errors import ExecutorError
+from backend.core.executor import ExecutorCapacity
+from backend.core.plan import Sequenced, StepBatch, StepResult
 
 
 @dataclass(frozen=True, slots=True)
 class SimSettings:
     """Capacity, speed and faults of the simulated executor.
 
-    coefficients: c0..c4 of the step time (seconds per unit; backend.policy.latency). noise_ratio: relative standard
-    deviation of a step's time. fault_rate: part of the steps that raise ExecutorError. stall_rate, stall_s: part of the
-    steps that take `stall_s` longer. A token is a function of (seed, request id, position), never `eos_token_id` but
-    where the request's output is to end. verify: check that every attended slot holds what was written for it.
+    coefficients: c0..c4 of the step time (seconds per unit; `backend.policy.state.latency_model`). noise_ratio:
+    relative standard deviation of a step's time. fault_rate: part of the steps that raise ExecutorError. stall_rate,
+    stall_s: part of the steps that take `stall_s` longer. A token is a function of (seed, request id, position), never
+    `eos_token_id` but where the request's output is to end. verify: check that every attended slot holds what was
+    written for it.
     """
 
     num_blocks: int = 1024
@@ -127,7 +128,7 @@ class SimExecutor:
 
 
 class SimFeatures(NamedTuple):
-    """What a step's time is made of; the first four are those of backend.policy.latency.
+    """What a step's time is made of; the first four are those of backend.policy.state.latency_model.
 
     new_tokens; context_tokens: context of sequences with one new token; prefill_pairs: Σ n·(start + n/2) over longer
     chunks of n tokens; copied_tokens: to the host or back; num_decodes: sequences with one new token; num_prefills.

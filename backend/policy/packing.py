@@ -8,11 +8,11 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.plan import PlannedSlots, Reclaim, Restore, StepPlan
-from backend.policy import columns
-from backend.policy.columns import Rows
+from backend.core.plan import PlannedSlots, Reclaim, Restore, StepPlan
+from backend.core.request import Request
+from backend.policy.state import table_loops
+from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
-from backend.request import Request
 from kv.types import Row, Side
 
 _MIN_CHUNK = 16  # tokens; a smaller chunk is not worth a place in the step, unless it ends the prompt
@@ -69,7 +69,7 @@ class Packing:
         limits. The first thing in a step is always in time."""
         rows = rows[: min(self.seqs_left, self.tokens_left)]
         latency = self._view.latency
-        num = columns.num_in_time(self._view.table.counts, rows, latency.c1, latency.c2, self.predicted_s, budget_s)
+        num = table_loops.num_in_time(self._view.table.counts, rows, latency.c1, latency.c2, self.predicted_s, budget_s)
         return num if self.num_new_tokens else max(num, len(rows[:1]))
 
     def in_time(self, rows: Rows, budget_s: float) -> Rows:
@@ -242,7 +242,7 @@ class Packing:
         self.tokens_left -= len(rows)
         self.seqs_left -= len(rows)
         latency = self._view.latency
-        self.predicted_s += latency.c1 * len(rows) + latency.c2 * columns.context(self._view.table.counts, rows)
+        self.predicted_s += latency.c1 * len(rows) + latency.c2 * table_loops.context(self._view.table.counts, rows)
 
     def _grow_each(self, rows: Rows) -> tuple[Rows, list[int]]:
         """Take a slot for each of `rows` in order; return those that got one and those that did not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backend.errors import ConfigError
+from backend.core.errors import ConfigError
 
 POLICY_NAMES = ("bros", "fcfs", "priority", "priority_tuned", "tgi", "round_robin", "bros_paper")
 
@@ -30,7 +30,7 @@ class SchedulerSettings:
                                 as long as real-time does not fill the KV slots by itself
         kv_headroom_ratio       0–1, part of the KV slots that best-effort admission leaves free for real-time growth
     Latency model
-        latency_coefficients    c0..c5 of an offline fit (seconds; see backend.policy.latency); None: a cautious prior
+        latency_coefficients    c0..c5 of an offline fit (seconds; see `latency_model`); None: a cautious prior
         latency_forgetting      0–1, weight of past steps per new step
     Ablations, each on by default
         sharing                 real-time and best-effort requests share a block from both ends

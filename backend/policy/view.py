@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from backend.plan import StepPlan
-from backend.policy.demand import Demand, Drain
-from backend.policy.latency import LatencyModel
-from backend.policy.objectives import Objectives
-from backend.policy.queue import WaitingQueue
+from backend.core.plan import StepPlan
+from backend.core.request import Request
 from backend.policy.settings import SchedulerSettings
-from backend.policy.table import RequestTable
-from backend.request import Request
+from backend.policy.state.arrival_rate import Demand, Drain
+from backend.policy.state.latency_model import LatencyModel
+from backend.policy.state.objectives import Objectives
+from backend.policy.state.request_table import RequestTable
+from backend.policy.state.waiting_queue import WaitingQueue
 from kv.budget import KVBudget
 from kv.types import KVUsage, Row
 

@@ -21,7 +21,7 @@ trap 'test -z "$backlog" || kill "$backlog"; rm -rf "$work"' EXIT
 cd "$work"
 export COLUMNS=140
 PYTHONPATH="$here/../.." "$python" "$here/save_tokenizer.py" tokenizer 2>/dev/null
-provenance=$(PYTHONPATH="$here/../.." "$python" -c 'from bench.provenance import describe, provenance; print(describe(provenance()))')
+provenance=$(PYTHONPATH="$here/../.." "$python" -c 'from bench.common.provenance import describe, provenance; print(describe(provenance()))')
 
 tool=${4:-}
 wanted() { [ "${tool:-$1}" = "$1" ] && command -v "$1" > /dev/null; }

@@ -9,7 +9,7 @@ import sys
 
 from transformers import AutoTokenizer
 
-from backend.model_files import resolve_model
+from backend.text.model_files import resolve_model
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend import wire
+from backend.wire import names as wire
 
 DTYPES: dict[str, type[Any]] = {
     "STRING": np.object_,

@@ -6,15 +6,15 @@ from collections import Counter
 from dataclasses import fields
 from itertools import count
 
-from backend.clock import VirtualClock
-from backend.engine import Engine, Submit
-from backend.errors import ExecutorError
-from backend.executors import ExecutorCapacity
+from backend.core.clock import VirtualClock
+from backend.core.errors import ExecutorError
+from backend.core.executor import ExecutorCapacity
+from backend.core.plan import StepBatch, StepOutput, StepResult
+from backend.core.request import FinishReason, PriorityClass, Request, RequestId, SamplingParams, Slo
+from backend.engine.engine import Engine, Submit
+from backend.engine.scheduler import Scheduler, make_scheduler
 from backend.executors.sim import SimExecutor, SimSettings
-from backend.plan import StepBatch, StepOutput, StepResult
 from backend.policy.settings import SchedulerSettings
-from backend.request import FinishReason, PriorityClass, Request, RequestId, SamplingParams, Slo
-from backend.scheduler import Scheduler, make_scheduler
 
 RT, BE = PriorityClass.REAL_TIME, PriorityClass.BEST_EFFORT
 EOS = 2

@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 
 from backend.config import ConfigFile, EngineConfig, ExecutorKind, ServiceSettings
-from backend.engine_link import EngineLink
-from backend.engine_process import engine_socket
-from backend.engine_server import EngineServer
 from backend.executors.sim import SimSettings
 from backend.policy.settings import SchedulerSettings
-from backend.protocol import Chunk, End, Generation, Sampling
+from backend.server.engine_process import engine_socket
+from backend.server.socket_server import EngineServer
+from backend.stub.engine_link import EngineLink
+from backend.wire.protocol import Chunk, End, Generation, Sampling
 
 FAST = SimSettings(coefficients=(1e-4, 0.0, 0.0, 0.0, 0.0))  # 0.1 ms a step
 WAIT_S = 30.0  # for what takes milliseconds, on a machine that may stall

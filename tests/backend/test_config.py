@@ -21,8 +21,8 @@ from backend.config import (
     parse_config,
     render_reference,
 )
-from backend.errors import ConfigError
-from backend.request import PriorityClass
+from backend.core.errors import ConfigError
+from backend.core.request import PriorityClass
 
 
 def test_an_empty_object_gives_every_default() -> None:
@@ -118,7 +118,7 @@ def test_each_file_has_a_socket_of_its_own_unless_it_names_one(tmp_path: Path) -
 def test_an_engine_that_a_stub_starts_finds_the_code_and_the_file(tmp_path: Path) -> None:
     file = ConfigFile(tmp_path / "a.json", EngineConfig(service=ServiceSettings(python="/usr/bin/python9")))
     arguments, environment = engine_command(file, ready_fd=7)
-    assert arguments[:3] == ["/usr/bin/python9", "-m", "backend.engine_process"]
+    assert arguments[:3] == ["/usr/bin/python9", "-m", "backend.server.engine_process"]
     assert str(file.path) in arguments
     assert environment["PYTHONPATH"].split(":")[0] == str(REPOSITORY_ROOT)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.cancel import VISITOR_TOKENS, Step, Visit, delay_ms, read_steps
-from bench.cancel_tables import NOTICED_BAR_MS, cancel_sections, summary
-from bench.provenance import provenance
+from bench.common.provenance import provenance
+from bench.report.cancel import NOTICED_BAR_MS, cancel_sections, summary
 
 
 def test_slots_are_free_when_the_last_step_with_the_visitor_ends() -> None:

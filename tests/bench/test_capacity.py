@@ -20,11 +20,10 @@ from bench.capacity import (
     round_up,
     suited,
 )
+from bench.common.score import RequestRecord, Slos
+from bench.common.workload import CHAT_SMALL, PAPER_BE
 from bench.demo import SETUP, describe
-from bench.limit import Slos
-from bench.score import RequestRecord
-from bench.server import ServerError
-from bench.workload import CHAT_SMALL, PAPER_BE
+from bench.live.server import ServerError
 from tests.triton.servers import Server
 
 AVX512 = Capacity(prefill_tokens_per_s=1489.0, decode_s=0.0046, batch_decode_s=0.0256)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from backend.request import PriorityClass
+from backend.core.request import PriorityClass
+from bench.common.provenance import provenance
 from bench.overhead import Flight, Send, measure
-from bench.overhead_tables import compare, describe, overhead_sections
-from bench.provenance import provenance
+from bench.report.overhead import compare, describe, overhead_sections
 
 
 def send_for_free(_prompt: Sequence[int], num_tokens: int, _priority_class: PriorityClass) -> Flight:

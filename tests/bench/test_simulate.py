@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench.scenario import SCENARIOS, Scenario
+from bench.sim.scenario import SCENARIOS, Scenario
 from bench.simulate import simulate
 
 SMALL = Scenario(rt_rate=2.0, be_outstanding=32, warmup_s=1.0, duration_s=8.0, rt_lengths="chat_small")

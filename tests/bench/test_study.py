@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from backend.policy.settings import POLICY_NAMES
-from bench import report
-from bench.provenance import provenance
-from bench.report import ROOT
-from bench.scenario import Scenario
+from bench.common.provenance import provenance
+from bench.report import document as report
+from bench.report.document import ROOT
+from bench.report.tables import bars_table, on_all_seeds
+from bench.sim.scenario import Scenario
 from bench.study import (
     ABLATIONS,
     LOADS,
@@ -28,12 +29,12 @@ from bench.study import (
     Run,
     execute,
     full_runs,
+    own_modules,
     run_study,
     simulation_code,
     simulations,
     telling_runs,
 )
-from bench.tables import bars_table, on_all_seeds
 
 TINY = Scenario(rt_rate=2.0, be_outstanding=16, warmup_s=0.0, duration_s=3.0, rt_lengths="chat_small")
 
@@ -104,7 +105,9 @@ def test_the_digest_covers_every_module_that_a_simulation_loads() -> None:
     }
     assert len(loaded) > 30
     digested = {path for pattern in SIMULATION_CODE for path in ROOT.glob(pattern)}
-    decide_nothing = {ROOT / name for name in ("backend/errors.py", "bench/__init__.py", "bench/provenance.py")}
+    decide_nothing = {
+        ROOT / name for name in ("backend/core/errors.py", "bench/__init__.py", "bench/common/provenance.py")
+    }
     assert loaded - digested == decide_nothing
 
 
@@ -144,13 +147,13 @@ def without_cost(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_policys_own_modules_are_used_by_no_other() -> None:
-    modules = {path.stem: path.read_text() for path in (ROOT / "backend" / "policy").glob("*.py")}
-    assert OWN_MODULES.keys() <= modules.keys()
-    for name, owners in OWN_MODULES.items():
-        users = [user for user, text in modules.items() if f"backend.policy.{name} import" in text]
-        assert all(set(OWN_MODULES.get(user, POLICY_NAMES)) <= set(owners) for user in users if user != "registry")
-    elsewhere = "".join(path.read_text() for path in ROOT.glob("backend/scheduler*.py"))
-    assert not any(f"backend.policy.{name} import" in elsewhere for name in OWN_MODULES)
+    owners = {path: set(names) for pattern, names in OWN_MODULES.items() for path in own_modules(pattern)}
+    code = [*(ROOT / "backend/policy").rglob("*.py"), *(ROOT / "backend/engine").glob("*.py")]
+    assert len(owners) > len(OWN_MODULES)
+    for path, names in owners.items():
+        imported = f"from {'.'.join(path.relative_to(ROOT).with_suffix('').parts)} import"
+        users = [user for user in code if user.stem != "registry" and imported in user.read_text()]
+        assert all(owners.get(user, set(POLICY_NAMES)) <= names for user in users), path
 
 
 @pytest.fixture(scope="module")

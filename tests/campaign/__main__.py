@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.provenance import provenance
+from bench.common.provenance import provenance
 from tests.campaign import __doc__ as PACKAGE
 from tests.campaign.canary import canary
 from tests.campaign.course import Course

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from backend import wire
+from backend.wire import names as wire
 from tests.campaign.envelopes import grpc_case, http_case
 from tests.campaign.messages import Case, Fields
 from tests.campaign.values import HOSTILE, Raw, messages_text, odd_name, sampling_text

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 import psutil
 
 from backend.executors.sim import SimSettings
-from backend.serving.child import stubs_of
-from backend.serving.reaper import marked_processes, shared_memory_prefix
+from backend.launcher.child import stubs_of
+from backend.launcher.reaper import marked_processes, shared_memory_prefix
 from tests.campaign.messages import generate_bytes
 from tests.campaign.roads import parse_answer
 from tests.campaign.tokens import NameSearch
@@ -63,7 +63,16 @@ class House:
         """Start a server on free ports; return how long it took. Raises HouseError."""
         started_s = time.monotonic()
         ports = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]
-        command = [sys.executable, "-m", "backend.serve", "--json", "--die-with-parent", "--executor", "sim", *ports]
+        command = [
+            sys.executable,
+            "-m",
+            "backend.launcher.serve",
+            "--json",
+            "--die-with-parent",
+            "--executor",
+            "sim",
+            *ports,
+        ]
         command += ["--drain-timeout-s", "2", *self.options]
         self._process = subprocess.Popen(
             [*self.prefix, *command], stdout=subprocess.PIPE, stderr=self._words, text=True, env=self.environment
@@ -123,14 +132,14 @@ class House:
         if self._process is None:
             return []
         with suppress(psutil.NoSuchProcess):
-            launcher = next(p for p in _family(self._process.pid) if "backend.serve" in _command_of(p))
+            launcher = next(p for p in _family(self._process.pid) if "backend.launcher.serve" in _command_of(p))
             if role == "launcher":
                 return [launcher]
             below = launcher.children(recursive=True)
             if role == "reaper":
                 return [p for p in below if any(word.endswith("reaper.py") for word in _command_of(p))]
             if role == "engine":
-                return [p for p in below if "backend.engine_process" in _command_of(p)]
+                return [p for p in below if "backend.server.engine_process" in _command_of(p)]
             servers = [p for p in below if _command_of(p)[:1] and _command_of(p)[0].endswith("tritonserver")]
             if role == "triton":
                 return servers

@@ -10,7 +10,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from backend import wire
+from backend.wire import names as wire
 from tests.campaign.values import Raw
 
 Fields = dict[str, Any]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.provenance import describe
+from bench.common.provenance import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = "bench/results/campaign.json"

@@ -408,7 +408,7 @@ def test_a_batch_outlives_the_death_of_the_engine(tmp_path: Path) -> None:
         while not output.exists() or output.read_bytes().count(b"\n") < 20:
             assert batch.poll() is None, "the batch ended before the engine was killed"
         below = psutil.Process(server.pid).children(recursive=True)
-        (engine,) = [process for process in below if "backend.engine_process" in process.cmdline()]
+        (engine,) = [process for process in below if "backend.server.engine_process" in process.cmdline()]
         engine.kill()
         _, words = batch.communicate(timeout=START_TIMEOUT_S)
     assert batch.returncode == 0, words

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from backend.executors import ExecutorCapacity
-from backend.introspect import MAX_REQUESTS, StepLog, snapshot_json
-from backend.plan import StepResult
+from backend.core.executor import ExecutorCapacity
+from backend.core.plan import StepResult
+from backend.core.request import PriorityClass, Request, RequestId, SamplingParams, Slo
+from backend.engine.scheduler import Scheduler, make_scheduler
 from backend.policy.settings import SchedulerSettings
-from backend.request import PriorityClass, Request, RequestId, SamplingParams, Slo
-from backend.scheduler import Scheduler, make_scheduler
+from backend.server.snapshot import MAX_REQUESTS, StepLog, snapshot_json
 from client.errors import ClientError
 from client.snapshot import Snapshot, parse_snapshot
 

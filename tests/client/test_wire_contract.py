@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from backend import errors as backend_errors
-from backend import wire as backend_wire
+from backend.core import errors as backend_errors
+from backend.wire import names as backend_wire
 from client import wire
 
 BACKEND_DATATYPES = {"BYTES": "STRING"}  # config.pbtxt's word for it

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from backend.serve import ConsoleReport
-from backend.serving.endpoints import Endpoints
-from backend.serving.launch import Launch
-from backend.serving.triton_install import TritonInstall
+from backend.launcher.endpoints import Endpoints
+from backend.launcher.launch import Launch
+from backend.launcher.serve import ConsoleReport
+from backend.launcher.triton_install import TritonInstall
 
 
 def make_report(is_terminal: bool) -> tuple[ConsoleReport, io.StringIO]:

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from backend.config import parse_config
-from backend.metrics import METRICS, Kind
-from backend.serving.options import make_parser
+from backend.launcher.options import make_parser
+from backend.wire.metrics import METRICS, Kind
 from tests.triton.servers import Server, wait_until
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -98,7 +98,7 @@ def test_the_manifests_start_the_server_with_valid_options_and_configuration() -
     documents = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "bros.yaml").read_text()))
     by_kind = {document["kind"]: document for document in documents}
     container = by_kind["Deployment"]["spec"]["template"]["spec"]["containers"][0]
-    assert container["args"][:3] == ["python3", "-m", "backend.serve"]
+    assert container["args"][:3] == ["python3", "-m", "backend.launcher.serve"]
     options = make_parser().parse_args(container["args"][3:])
     parse_config(json.loads(by_kind["ConfigMap"]["data"]["engine.json"]))
     grace_s = by_kind["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
@@ -110,5 +110,5 @@ def test_the_images_start_the_server_with_valid_options() -> None:
     commands = [json.loads(each) for each in re.findall(r"^CMD (\[.*\])$", dockerfile, re.MULTILINE)]
     assert len(commands) == 2
     for command in commands:
-        assert command[:3] == ["python3", "-m", "backend.serve"]
+        assert command[:3] == ["python3", "-m", "backend.launcher.serve"]
         make_parser().parse_args(command[3:])

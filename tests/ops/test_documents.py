@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-import backend.serve
+import backend.launcher.serve
 import client.cli
-from backend.serving.triton_install import find_triton
+from backend.launcher.triton_install import find_triton
 from tests.ops.documents import DOCUMENTS, ROOT, commands, fences, loose_commands, program_of
 from tests.triton.servers import Server
 
@@ -41,7 +41,7 @@ def label(value: object) -> str:
 
 # What is run, against the simulated model: Python, and scripts of nothing but these commands.
 
-RUN = ("source", "bros", "curl", "python -m backend.serving.probe")
+RUN = ("source", "bros", "curl", "python -m backend.launcher.probe")
 
 
 def is_run(language: str, text: str) -> bool:
@@ -113,7 +113,7 @@ def parse_only(main: Callable[[], object], arguments: list[str], monkeypatch: Pa
 
 
 def check_serve(words: list[str], monkeypatch: Patch) -> None:
-    parse_only(backend.serve.main, words[1:], monkeypatch)
+    parse_only(backend.launcher.serve.main, words[1:], monkeypatch)
 
 
 def check_bros(words: list[str], monkeypatch: Patch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backend import wire
+from backend.wire import names as wire
 
 LOAD_TOOLS = Path(__file__).resolve().parents[2] / "deploy" / "load_tools"
 

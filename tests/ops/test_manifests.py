@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from backend.metrics import METRICS
+from backend.wire.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.config import CONFIG_VARIABLE, REPOSITORY_ROOT
-from backend.serving.triton_install import find_triton
+from backend.launcher.triton_install import find_triton
 
 START_TIMEOUT_S = 120.0
 PATIENCE_S = 30.0  # for what takes milliseconds, on a machine that may stall: a limit for a hang, never the claim
@@ -84,7 +84,7 @@ def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = PATIENCE
 def serving(log: Path, *options: str) -> Iterator[Server]:
     """Serve by `bros-serve` with `options`, on free ports."""
     ports = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]
-    command = [sys.executable, "-m", "backend.serve", "--json", "--die-with-parent", *ports, *options]
+    command = [sys.executable, "-m", "backend.launcher.serve", "--json", "--die-with-parent", *ports, *options]
     with log.open("w") as words, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words) as process:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 
-from backend import wire
+from backend.wire import names as wire
 from tests.backend.bad_requests import tensor
 
 _DATATYPES = {"STRING": "BYTES"}

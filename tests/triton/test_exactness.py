@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from backend.model_files import resolve_model
-from tests.backend.test_tokenizer import needs_default_model
-from tests.backend.torch_engine.models import library_llama_from_gguf, reference_tokens
-from tests.backend.torch_engine.schedules import random_prompts
+from backend.text.model_files import resolve_model
+from tests.backend.executors.torch_engine.models import library_llama_from_gguf, reference_tokens
+from tests.backend.executors.torch_engine.schedules import random_prompts
+from tests.backend.text.test_tokenizer import needs_default_model
 from tests.triton.servers import serving
 from tests.triton.streams import Stream
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from backend.wire import MODELS
+from backend.wire.names import MODELS
 from bench.cancel import ways_to_leave
 from tests.triton.servers import PATIENCE_S, START_TIMEOUT_S, Server, plain_server, serving, wait_until
 from tests.triton.streams import Answer, Stream
@@ -164,7 +164,7 @@ def engines_of(server: Server) -> list[psutil.Process]:
     engines = []
     for process in psutil.Process(server.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # one that has just ended
-            if "backend.engine_process" in process.cmdline():
+            if "backend.server.engine_process" in process.cmdline():
                 engines.append(process)
     return engines
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from backend import wire
-from backend.metrics import METRICS
+from backend.wire import names as wire
+from backend.wire.metrics import METRICS
 from tests.backend.bad_requests import BAD_REQUESTS, BadRequest
 from tests.triton.servers import Server, wait_until
 from tests.triton.streams import Stream

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from backend.executors import Executor
+from backend.core.executor import Executor
 from backend.executors.torch_engine.settings import TorchSettings
 
 _SPIN_TURNS = "1000"

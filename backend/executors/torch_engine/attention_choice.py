@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from backend.errors import ConfigError
-from backend.executors import ExecutorCapacity
+from backend.core.errors import ConfigError
+from backend.core.executor import ExecutorCapacity
 from backend.executors.torch_engine.attention import SlotAttention, TorchAttention
 from backend.executors.torch_engine.kv_pool import KVPool
 from backend.executors.torch_engine.layer_ops import LayerOps, LlamaConfig, TorchLayerOps

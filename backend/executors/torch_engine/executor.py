@@ -7,12 +7,12 @@ from typing import Protocol
 
 import torch
 
-from backend.errors import ExecutorError
-from backend.executors import ExecutorCapacity
+from backend.core.errors import ExecutorError
+from backend.core.executor import ExecutorCapacity
+from backend.core.plan import StepBatch, StepResult
 from backend.executors.torch_engine.inputs import StepInputs, pack
 from backend.executors.torch_engine.kv_pool import KVPool
 from backend.executors.torch_engine.sampler import Sampler
-from backend.plan import StepBatch, StepResult
 
 
 class Model(Protocol):

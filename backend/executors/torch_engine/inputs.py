@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.plan import Sequenced, StepBatch
+from backend.core.plan import Sequenced, StepBatch
 
 
 @dataclass(frozen=True, slots=True)

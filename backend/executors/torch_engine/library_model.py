@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from backend.errors import ConfigError
+from backend.core.errors import ConfigError
 from backend.executors.torch_engine.attention import AttentionShape, SlotAttention
 from backend.executors.torch_engine.inputs import StepInputs
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
 from backend.executors.torch_engine.layer_ops import LlamaConfig
 from backend.executors.torch_engine.weights import TensorSource
-from backend.model_files import ModelFiles
+from backend.text.model_files import ModelFiles
 
 IMPLEMENTATION = "bros_slots"
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from backend.errors import ConfigError
+from backend.core.errors import ConfigError
 from backend.executors.torch_engine.layer_ops import LlamaConfig
 from backend.executors.torch_engine.weights import gguf_tensor_names
-from backend.gguf_file import GGUFFile
+from backend.text.gguf_file import GGUFFile
 
 _MODEL_TYPES = frozenset({"llama", "mistral"})
 _ACTIVATIONS = frozenset({"silu", "swish"})

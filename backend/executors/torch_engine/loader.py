@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from backend.errors import ConfigError
-from backend.executors import ExecutorCapacity
+from backend.core.errors import ConfigError
+from backend.core.executor import ExecutorCapacity
 from backend.executors.torch_engine.attention_choice import Place, choose_kernels, has_compiled_kernels
 from backend.executors.torch_engine.executor import Model, TorchExecutor
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
@@ -39,9 +39,9 @@ from backend.executors.torch_engine.sampler import Sampler
 from backend.executors.torch_engine.served_exactly import check_library, check_own, is_long_enough
 from backend.executors.torch_engine.settings import Dtype, ModelPath, TorchSettings, WeightFormat
 from backend.executors.torch_engine.weights import DirectorySource, GGUFSource, TensorSource
-from backend.gguf_file import read_gguf
-from backend.model_files import ModelFiles, resolve_model
-from backend.tokenizer_files import read_eos_ids
+from backend.text.gguf_file import read_gguf
+from backend.text.model_files import ModelFiles, resolve_model
+from backend.text.tokenizer_files import read_eos_ids
 
 _log = logging.getLogger(__name__)
 Report = Callable[[str, float], None]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from backend.errors import ConfigError
-from backend.executors import ExecutorCapacity
+from backend.core.errors import ConfigError
+from backend.core.executor import ExecutorCapacity
 from backend.executors.torch_engine.kv_pool import KVShape
 from backend.executors.torch_engine.settings import TorchSettings
 

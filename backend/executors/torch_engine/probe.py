@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from backend.errors import ConfigError
-from backend.executors import ExecutorCapacity
+from backend.core.errors import ConfigError
+from backend.core.executor import ExecutorCapacity
 from backend.executors.torch_engine.executor import Model
 from backend.executors.torch_engine.inputs import Segment, StepInputs
 

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import torch
 
-from backend.plan import Sequenced
-from backend.request import SamplingParams
+from backend.core.plan import Sequenced
+from backend.core.request import SamplingParams
 
 _FIRST_SORTED = 256  # tokens; top_p and min_p rarely keep more
 

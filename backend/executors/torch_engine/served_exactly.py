@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from backend.errors import ConfigError
-from backend.executors import ExecutorCapacity
+from backend.core.errors import ConfigError
+from backend.core.executor import ExecutorCapacity
 from backend.executors.torch_engine.executor import Model
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
 from backend.executors.torch_engine.library_model import IMPLEMENTATION, LibraryModel, kv_shape

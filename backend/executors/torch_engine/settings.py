@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from backend.errors import ConfigError
+from backend.core.errors import ConfigError
 
 MAX_QUANTISED_ROWS = 32  # what the compiled products' buffers hold
 

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import torch
 
-from backend.errors import ConfigError
-from backend.gguf_file import GGUFFile, TensorInfo
+from backend.core.errors import ConfigError
+from backend.text.gguf_file import GGUFFile, TensorInfo
 
 _Q4_1, _F32, _F16 = 3, 0, 1  # gguf.GGMLQuantizationType
 _Q4_1_BLOCK, _Q4_1_BYTES = 32, 20

@@ -15,18 +15,18 @@ import threading
 from collections import deque
 from typing import Protocol, cast
 
-from backend.clock import Clock
-from backend.engine import MAX_INBOX, Cancel, Command, Emit, Inspect, Submit, look_at
-from backend.errors import BrosError, ExecutorError, OverloadedError
+from backend.core.clock import Clock
+from backend.core.errors import BrosError, ExecutorError, OverloadedError
+from backend.core.plan import EmittedToken, FailedRequest, StepOutput
+from backend.core.request import FinishReason, Request, RequestId, RequestState
+from backend.engine.engine import MAX_INBOX, Cancel, Command, Emit, Inspect, Submit, look_at
+from backend.engine.scheduler import Scheduler
 from backend.executors.trtllm.gate import Gate
 from backend.executors.trtllm.runtime import Runtime
 from backend.executors.trtllm.sampling import FINISH_REASONS
 from backend.executors.trtllm.surface import CompletionOutput, RequestOutput
 from backend.executors.trtllm.tickets import Ticket
-from backend.plan import EmittedToken, FailedRequest, StepOutput
-from backend.policy.stats import SchedulerStats
-from backend.request import FinishReason, Request, RequestId, RequestState
-from backend.scheduler import Scheduler
+from backend.policy.state.stats import SchedulerStats
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,11 @@ class TrtllmEngine:
     def honours_plans(self) -> bool:
         """Whether each step is our policy's (inner mode), or only the admission is (outer mode)."""
         return self._accounts.honours_plans
+
+    @property
+    def can_be_inspected(self) -> bool:
+        """False: TensorRT-LLM keeps the KV cache and its requests to itself."""
+        return False
 
     @property
     def max_seq_len(self) -> int:

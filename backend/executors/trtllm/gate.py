@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain, takewhile
 
-from backend.errors import OverloadedError, RequestTooLargeError
-from backend.policy.admission import retry_after_s
-from backend.policy.demand import Drain
-from backend.policy.queue import WaitingQueue
-from backend.policy.table import first_deadline_s
-from backend.request import PriorityClass, Request, RequestId, RequestState
+from backend.core.errors import OverloadedError, RequestTooLargeError
+from backend.core.request import PriorityClass, Request, RequestId, RequestState
+from backend.engine.admission import retry_after_s
+from backend.policy.state.arrival_rate import Drain
+from backend.policy.state.request_table import first_deadline_s
+from backend.policy.state.waiting_queue import WaitingQueue
 
 
 @dataclass(frozen=True, slots=True)

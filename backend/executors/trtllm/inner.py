@@ -14,21 +14,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from backend.clock import Clock
+from backend.core.clock import Clock
+from backend.core.plan import Reclaim, StepPlan
+from backend.core.request import PriorityClass, Request
+from backend.engine.feedback import Feedback, MovedTokens
 from backend.executors.trtllm.decision import Decision, ManagerAdapter, Share, is_started
 from backend.executors.trtllm.mirror import Adopted, Mirror, Progress, Queues, Twin
 from backend.executors.trtllm.surface import InnerScheduler, LlmRequest, SchedulerOutput
 from backend.executors.trtllm.tickets import Tickets
-from backend.plan import Reclaim, StepPlan
-from backend.policy.feedback import Feedback, MovedTokens
-from backend.policy.latency import PRIOR, LatencyModel, StepFeatures
-from backend.policy.queue import WaitingQueue
 from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
-from backend.policy.stats import ClassCounts, SchedulerStats
-from backend.policy.table import first_deadline_s
+from backend.policy.state.latency_model import PRIOR, LatencyModel, StepFeatures
+from backend.policy.state.request_table import first_deadline_s
+from backend.policy.state.stats import ClassCounts, SchedulerStats
+from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
-from backend.request import PriorityClass, Request
 from kv.types import KVUsage
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class BrosRequestScheduler:
             block_size=size.block_size,
         )
         self.error: Exception | None = None
-        self.policy = POLICIES[settings.policy](settings, limits)
+        self.policy = POLICIES[settings.policy].make(settings, limits)
         order = self.policy.order
         queues = Queues(WaitingQueue(order), WaitingQueue(order), WaitingQueue(first_deadline_s))
         latency = LatencyModel(

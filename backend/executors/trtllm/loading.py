@@ -13,9 +13,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from backend.clock import Clock
-from backend.engine import Emit
-from backend.errors import ConfigError, ExecutorError
+from backend.core.clock import Clock
+from backend.core.errors import ConfigError, ExecutorError
+from backend.engine.engine import Emit
 from backend.executors.trtllm.decision import ManagerAdapter
 from backend.executors.trtllm.engine import TrtllmEngine
 from backend.executors.trtllm.gate import Gate, GateLimits

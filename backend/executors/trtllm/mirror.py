@@ -14,17 +14,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from backend.core.plan import PreemptionKind
+from backend.core.request import PriorityClass, Request, RequestState
 from backend.executors.trtllm.decision import ManagerAdapter, is_schedulable
 from backend.executors.trtllm.surface import LlmRequest
 from backend.executors.trtllm.tickets import Ticket, Tickets
-from backend.policy.latency import LatencyModel
-from backend.policy.objectives import is_hopeless
 from backend.policy.packing import side_of
-from backend.policy.queue import WaitingQueue
-from backend.policy.stats import PreemptionKind
-from backend.policy.table import RequestTable
+from backend.policy.state.latency_model import LatencyModel
+from backend.policy.state.objectives import is_hopeless
+from backend.policy.state.request_table import RequestTable
+from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import Traffic
-from backend.request import PriorityClass, Request, RequestState
 from kv.budget import KVBudget
 from kv.manager import KVCacheManager
 from kv.types import KVConfig, KVUsage, Layout, Row, Side

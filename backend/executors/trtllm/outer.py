@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from backend.core.request import PriorityClass
 from backend.executors.trtllm.gate import Gate
 from backend.executors.trtllm.runtime import Runtime
-from backend.policy.stats import ClassCounts, SchedulerStats
-from backend.request import PriorityClass
+from backend.policy.state.stats import ClassCounts, SchedulerStats
 from kv.types import KVUsage
 
 

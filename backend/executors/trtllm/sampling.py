@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backend.request import FinishReason, SamplingParams
+from backend.core.request import FinishReason, SamplingParams
 
 FINISH_REASONS = {
     "stop": FinishReason.STOP,

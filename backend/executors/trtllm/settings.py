@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from backend.errors import ConfigError
+from backend.core.errors import ConfigError
 
 RESERVED_LLM_ARGS = frozenset({"model"})  # set by a field of its own
 

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from backend.core.request import Request
 from backend.executors.trtllm.surface import RequestOutput
-from backend.request import Request
 
 
 @dataclass(slots=True, eq=False)

@@ -7,13 +7,13 @@ from functools import partial
 from heapq import merge
 from itertools import islice
 
-from backend.plan import StepPlan
-from backend.policy.bros_paper import BrosPaper
+from backend.core.plan import StepPlan
+from backend.core.request import Request, RequestState
+from backend.policy.baselines.bros_paper import BrosPaper
+from backend.policy.baselines.priority_tuned import step_target_s
 from backend.policy.packing import Packing
-from backend.policy.priority_tuned import step_target_s
-from backend.policy.table import first_deadline_s
+from backend.policy.state.request_table import first_deadline_s
 from backend.policy.view import Policy, SchedulerView, StepRecord
-from backend.request import Request, RequestState
 from kv.types import Row
 
 Rank = Callable[[Request], int]

@@ -1,0 +1,393 @@
+"""The scheduler owns every request and, through the KV manager, every slot. The policy decides, the scheduler applies.
+
+    plan (reads) → commit (moves requests and slots) → execute (elsewhere) → complete or fail (takes the result in)
+
+All of it runs on the engine's thread, with time as an argument.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.core.errors import BrosError, InvalidRequestError
+from backend.core.executor import ExecutorCapacity
+from backend.core.plan import (
+    FailedRequest,
+    PlannedSlots,
+    PreemptionKind,
+    Reclaim,
+    StepBatch,
+    StepOutput,
+    StepPlan,
+    StepResult,
+)
+from backend.core.request import FinishReason, PriorityClass, Request, RequestId, RequestState
+from backend.engine.admission import check_admissible
+from backend.engine.committed_step import CommittedStep, Sampled
+from backend.engine.feedback import Feedback, MovedTokens
+from backend.policy.registry import POLICIES
+from backend.policy.settings import SchedulerSettings
+from backend.policy.state import table_loops
+from backend.policy.state.latency_model import PRIOR, LatencyModel, StepFeatures
+from backend.policy.state.objectives import is_hopeless
+from backend.policy.state.request_table import RequestTable, first_deadline_s
+from backend.policy.state.stats import SchedulerStats
+from backend.policy.state.table_loops import Rows
+from backend.policy.state.waiting_queue import WaitingQueue
+from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord, Traffic
+from kv.manager import KVCacheManager
+from kv.types import NO_COPIES, KVConfig, Layout, Row, SlotCopy
+
+__all__ = ["Scheduler", "SchedulerStats", "make_scheduler"]
+
+_NONE = np.empty(0, np.int64)
+
+
+def make_scheduler(
+    settings: SchedulerSettings, capacity: ExecutorCapacity, eos_token_ids: frozenset[int] = frozenset()
+) -> Scheduler:
+    """Build a scheduler with its KV manager, latency model and policy for an executor of `capacity`."""
+    registered = POLICIES[settings.policy]
+    is_plain = registered.has_plain_kv
+    layout = Layout.TWO_ENDED if settings.sharing and not is_plain else Layout.UNSHARED
+    kv = KVCacheManager(
+        KVConfig(
+            num_blocks=capacity.num_blocks,
+            block_size=capacity.block_size,
+            max_seq_len=capacity.max_seq_len,
+            num_host_slots=capacity.num_host_slots if settings.checkpoints and not is_plain else 0,
+            layout=layout if capacity.fills_from_right else Layout.WHOLE_BLOCK,
+        )
+    )
+    limits = StepLimits(
+        max_tokens=min(capacity.max_tokens_per_step, settings.max_tokens_per_step or capacity.max_tokens_per_step),
+        max_seqs=min(capacity.max_seqs_per_step, settings.max_seqs_per_step or capacity.max_seqs_per_step),
+        max_seq_len=capacity.max_seq_len,
+        num_slots=capacity.num_blocks * capacity.block_size,
+        block_size=capacity.block_size,
+    )
+    guess = (*PRIOR[:4], capacity.host_copy_s_per_token or PRIOR[4], *PRIOR[5:])
+    fit = settings.latency_coefficients
+    latency = LatencyModel(guess if fit is None else fit, settings.latency_forgetting, is_fitted=fit is not None)
+    policy = registered.make(settings, limits)
+    return Scheduler(policy, kv, latency, limits, settings, eos_token_ids)
+
+
+class Scheduler:
+    """Queues, running requests and their KV slots; the seam between the engine and a policy."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        kv: KVCacheManager,
+        latency: LatencyModel,
+        limits: StepLimits,
+        settings: SchedulerSettings,
+        eos_token_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        self.policy = policy
+        self.kv = kv
+        self.view = SchedulerView(
+            table=RequestTable(),
+            rt_waiting=WaitingQueue(policy.order),
+            be_waiting=WaitingQueue(policy.order),
+            be_deadlines=WaitingQueue(first_deadline_s),
+            kv=kv,
+            latency=latency,
+            traffic=Traffic(),
+            limits=limits,
+            settings=settings,
+        )
+        self._feedback = Feedback(policy, self.view)
+        self._eos_token_ids = eos_token_ids
+        self._requests: dict[RequestId, Request] = {}
+        self._stops: dict[Request, frozenset[int]] = {}
+        self._num_stops: Counter[int] = Counter()  # requests by token that stops them
+        self._step: CommittedStep | None = None
+        self._planned_s = 0.0  # when the step to be committed was planned
+        self._num_arrived = 0
+        self._totals: Counter[str] = Counter()
+        self._preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
+
+    # Requests come and go
+
+    def add(self, request: Request, now_s: float) -> None:
+        """Queue `request`, or raise InvalidRequestError, RequestTooLargeError or OverloadedError."""
+        if request.request_id in self._requests:
+            raise InvalidRequestError(f"request {request.request_id!r}: a request of this id is being served")
+        check_admissible(self.view, self.policy, request, now_s)
+        request.arrival_index = self._num_arrived
+        self._num_arrived += 1
+        self._requests[request.request_id] = request
+        self._stops[request] = self._stop_ids(request)
+        self._num_stops.update(self._stops[request])
+        request.is_hopeless = is_hopeless(request, self.view.latency)
+        self.view.traffic.note_arrival(request, self.view.latency, now_s, self.view.table.rt_step_s(self.view.latency))
+        for queue in self._queues(request):
+            queue.push(request)
+
+    def cancel(self, request_id: RequestId, now_s: float) -> StepOutput:
+        """End a request in any state and free all it holds at once; an unknown or finished one is ignored."""
+        return self.finish(request_id, FinishReason.CANCELLED, now_s)
+
+    def finish(self, request_id: RequestId, reason: FinishReason, now_s: float) -> StepOutput:
+        """End a request for a reason found outside, such as a stop string; unknown and finished ones are ignored."""
+        del now_s
+        assert self._step is None, f"request {request_id!r}: no request may end between commit and complete"
+        request = self._requests.get(request_id)
+        if request is None:
+            return StepOutput()
+        self._release({request: reason})
+        return StepOutput(finished=(request,))
+
+    # The step
+
+    def plan(self, now_s: float) -> StepPlan:
+        """Decide the next step; nothing moves. Empty only when there is nothing that could run."""
+        self._planned_s = now_s
+        return self.policy.plan(self.view, now_s)
+
+    def commit(self, plan: StepPlan) -> StepBatch:
+        """Apply `plan`: reclaim, restore and grow slots, move requests. Asserts that the plan fits."""
+        assert self._step is None, "the last step was neither completed nor failed"
+        self.kv.begin_step()
+        slots = plan.slots or PlannedSlots(self.kv.budget(), _NONE, _NONE, ())
+        copies_out, copies_in = self._allocate(plan, slots)
+        requests, num_new_tokens = list(plan.num_new_tokens), list(plan.num_new_tokens.values())
+        batch = StepBatch(requests, num_new_tokens, self.kv.slot_table, _joined(copies_out), _joined(copies_in))
+        checkpointed = [reclaim.request for reclaim, copy in zip(plan.reclaims, copies_out, strict=True) if len(copy)]
+        features = self._features(slots.rows, slots.counts, len(batch.copies_out) + len(batch.copies_in))
+        self._step = CommittedStep(batch, requests, slots, features, plan, checkpointed)
+        return batch
+
+    def complete(self, batch: StepBatch, result: StepResult, now_s: float) -> StepOutput:
+        """Take in what `batch` yielded: tokens, stops, freed slots; and let model and policy learn from the step."""
+        step = self._take_step(batch)
+        table, requests = self.view.table, step.requests
+        assert len(result.token_ids) == len(requests), f"{len(result.token_ids)} results for {len(requests)} requests"
+        self._learn(step, result, now_s)
+        self._totals["recomputed"] += table.compute(step.slots.rows, step.slots.counts)
+        for request in step.slots.newcomers:
+            request.first_scheduled_s = now_s - result.duration_s
+        sampled = Sampled.of(step, result)
+        for request in sampled.others:
+            request.num_computed = int(table.num_computed[_row(request)])
+        finished = self._emit(sampled, now_s)
+        self._feedback.settle(now_s)
+        return StepOutput(tokens=sampled.emitted(), finished=finished)
+
+    def fail(self, batch: StepBatch, error: BrosError, now_s: float) -> StepOutput:
+        """End the requests of a batch whose execution failed, and free their slots.
+
+        What the batch was to copy to the host is not there, so its owners compute it again.
+        """
+        step = self._take_step(batch)
+        for request in step.checkpointed:
+            if request.row is not None:
+                self.kv.discard_copies(Row(request.row))
+        failed = [FailedRequest(request, error) for request in step.requests]
+        self._release(dict.fromkeys(step.requests, FinishReason.ERROR))
+        self._feedback.settle(now_s)
+        return StepOutput(failed=failed)
+
+    def fail_all(self, error: BrosError, now_s: float) -> StepOutput:
+        """End every request."""
+        del now_s
+        self._step = None
+        requests = list(self._requests.values())
+        self._release(dict.fromkeys(requests, FinishReason.ERROR))
+        return StepOutput(failed=[FailedRequest(request, error) for request in requests])
+
+    def next_event_s(self) -> float | None:
+        """Return when there will be work without any new command: never, since `plan` serves whatever there is."""
+        return None
+
+    # Looking at it
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is here."""
+        return not self._requests
+
+    def stats(self) -> SchedulerStats:
+        """Return a snapshot."""
+        totals = self._totals
+        return self._feedback.stats(
+            MovedTokens(self._preemptions, totals["copied_out"], totals["copied_in"], totals["recomputed"])
+        )
+
+    def check_invariants(self) -> None:
+        """Assert that queues, table, requests and KV slots agree; between two steps only."""
+        assert self._step is None, "invariants hold between steps"
+        self.kv.check_invariants()
+        table = self.view.table
+        table.check_invariants()
+        for queue in (self.view.rt_waiting, self.view.be_waiting, self.view.be_deadlines):
+            queue.check_invariants()
+        num_waiting = len(self.view.rt_waiting) + len(self.view.be_waiting)
+        assert num_waiting + len(table.rows()) == len(self._requests), "a request is in no place or in two"
+        assert self._stops.keys() == set(self._requests.values()), "stop sets do not match the requests"
+        for row in table.rows().tolist():
+            request = table.request(row)
+            assert self._requests[request.request_id] is request, f"row {row}: unknown {request.request_id!r}"
+            num_held = self.kv.num_held(Row(row))
+            assert num_held == request.num_computed, (
+                f"request {request.request_id!r}: {num_held} slots for {request.num_computed} computed tokens"
+            )
+
+    # Queues and stops
+
+    def _queues(self, request: Request) -> list[WaitingQueue]:
+        if request.is_rt:
+            return [self.view.rt_waiting]
+        return [self.view.be_waiting] + [self.view.be_deadlines] * (request.deadline_s is not None)
+
+    def _stop_ids(self, request: Request) -> frozenset[int]:
+        stop_ids = request.sampling.stop_token_ids
+        return stop_ids if request.sampling.ignore_eos else stop_ids | self._eos_token_ids
+
+    # Moving requests and slots
+
+    def _allocate(self, plan: StepPlan, slots: PlannedSlots) -> tuple[list[SlotCopy], list[SlotCopy]]:
+        """Make the plan's slots real; return the copies out, one for each reclaim, and the copies in."""
+        budget = slots.budget
+        for request, row in zip(slots.newcomers, budget.opened, strict=True):
+            self._start(request, row)
+        checkpoints = {_row(reclaim.request) for reclaim in plan.reclaims if reclaim.checkpoint}
+        restores = {_row(restore.request): restore.num_tokens for restore in plan.restores}
+        adopted = self.kv.adopt(budget, checkpoints, restores)
+        copies_out = [adopted.copies_out[_row(reclaim.request)] for reclaim in plan.reclaims]
+        for reclaim, copy in zip(plan.reclaims, copies_out, strict=True):
+            self._note_loss(reclaim, copy)
+        for restore in plan.restores:
+            restore.request.num_computed += restore.num_tokens
+            self.view.table.num_computed[_row(restore.request)] += restore.num_tokens
+        return copies_out, adopted.copies_in
+
+    def _start(self, request: Request, row: Row) -> None:
+        """Move a waiting request into its first row."""
+        assert request.state is RequestState.WAITING, f"request {request.request_id!r}: {request.state} without a row"
+        request.row = row
+        request.first_scheduled_s = self._planned_s
+        request.state = RequestState.RUNNING
+        self.view.table.enter(request, row, request.max_total_tokens)
+        self.view.traffic.note_start(request, self._planned_s)
+        for queue in self._queues(request):
+            queue.note_left(request)
+
+    def _note_loss(self, reclaim: Reclaim, copy: SlotCopy) -> None:
+        request = reclaim.request
+        if request.state is not RequestState.PREEMPTED:
+            kind = PreemptionKind.CHECKPOINT if len(copy) else PreemptionKind.RECOMPUTE
+            self._preemptions[request.priority_class, kind] += 1
+            request.num_preemptions += 1
+        request.state = RequestState.PREEMPTED
+        request.num_computed = reclaim.num_kept
+        self.view.table.cut(_row(request), reclaim.num_kept)
+
+    def _release(self, reasons: Mapping[Request, FinishReason]) -> None:
+        """End requests: they leave every structure and free their slots."""
+        rows: list[Row] = []
+        for request, reason in reasons.items():
+            was_waiting = request.state is RequestState.WAITING
+            request.state = RequestState.FINISHED
+            request.finish_reason = reason
+            del self._requests[request.request_id]
+            for token_id in self._stops.pop(request):
+                self._num_stops[token_id] -= 1
+                if not self._num_stops[token_id]:
+                    del self._num_stops[token_id]
+            if was_waiting:
+                for queue in self._queues(request):
+                    queue.note_left(request)
+            elif request.row is not None:
+                rows.append(Row(request.row))
+                self.view.table.leave(request.row)
+                request.row = None
+        if rows:
+            self.kv.close_each(rows)
+
+    # Taking a result in
+
+    def _take_step(self, batch: StepBatch) -> CommittedStep:
+        step = self._step
+        assert step is not None, "nothing was committed"
+        assert step.batch is batch, "this batch was not committed last"
+        self._step = None
+        return step
+
+    def _features(self, rows: Rows, counts: NDArray[np.int64], num_copied: int) -> StepFeatures:
+        new_tokens, context, pairs = table_loops.features(self.view.table.counts, rows, counts)
+        return StepFeatures(new_tokens, context, pairs, num_copied, has_prefill=new_tokens > len(rows))
+
+    def _learn(self, step: CommittedStep, result: StepResult, now_s: float) -> None:
+        table, rows, totals = self.view.table, step.slots.rows, self._totals
+        num_tokens, predicted_s = step.features.new_tokens, step.plan.predicted_s
+        predicted_end_s = now_s - result.duration_s + predicted_s
+        num_rt_tokens, num_late = table_loops.rt_share(
+            table.times, table.flags, rows, step.slots.counts, predicted_end_s, now_s
+        )
+        record = StepRecord(
+            duration_s=result.duration_s,
+            predicted_s=predicted_s,
+            num_rt_tokens=num_rt_tokens,
+            num_be_tokens=num_tokens - num_rt_tokens,
+            num_late=num_late,
+            num_seqs=len(rows),
+            budget_s=step.plan.budget_s,
+        )
+        self._feedback.learn(record, step.features)
+        totals["copied_out"] += len(step.batch.copies_out)
+        totals["copied_in"] += len(step.batch.copies_in)
+
+    def _emit(self, sampled: Sampled, now_s: float) -> list[Request]:
+        """Append the sampled tokens to their requests; end those that are done, and return them."""
+        table, rows, requests = self.view.table, sampled.rows, sampled.requests
+        if not requests:
+            return []
+        resumed, first, full = table.emit(rows, now_s)
+        for index in resumed:
+            requests[index].state = RequestState.RUNNING
+        for index in first:
+            requests[index].first_token_s = now_s
+        for request, token_id in zip(requests, sampled.token_ids, strict=True):
+            token_ids = request.token_ids
+            request.num_computed = len(token_ids)  # it sampled, so it had computed all
+            token_ids.append(token_id)
+        ended = set(full).union(self._stopped(sampled))
+        finished = [requests[index] for index in sorted(ended)]
+        for request in finished:
+            self.view.traffic.note_end(request)
+        self._release({request: self._reason(request) for request in finished})
+        return finished
+
+    def _stopped(self, sampled: Sampled) -> list[int]:
+        """Return the indices of the requests that sampled a stop token of theirs."""
+        if self._num_stops.keys().isdisjoint(sampled.distinct_ids):
+            return []
+        return [index for index, request in enumerate(sampled.requests) if self._is_stopped(request)]
+
+    def _is_stopped(self, request: Request) -> bool:
+        is_allowed = request.num_output >= request.sampling.min_tokens
+        return is_allowed and request.token_ids[-1] in self._stops[request]
+
+    def _reason(self, request: Request) -> FinishReason:
+        return FinishReason.STOP if self._is_stopped(request) else FinishReason.LENGTH
+
+
+def _row(request: Request) -> Row:
+    assert request.row is not None, f"request {request.request_id!r} has no row"
+    return Row(request.row)
+
+
+def _joined(copies: Sequence[SlotCopy]) -> SlotCopy:
+    """Return the copies one after the other."""
+    if len(copies) < 2:
+        return copies[0] if copies else NO_COPIES
+    return SlotCopy(
+        np.concatenate([copy.device_slots for copy in copies]), np.concatenate([copy.host_slots for copy in copies])
+    )

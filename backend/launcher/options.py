@@ -1,0 +1,164 @@
+"""The command line of `bros-serve`, and how its options become the engine's configuration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backend.config import REPOSITORY_ROOT, ExecutorKind, ServiceSettings
+from backend.core.errors import ConfigError
+from backend.core.request import PriorityClass
+from backend.executors.torch_engine.settings import Dtype, TorchSettings
+from backend.policy.settings import POLICY_NAMES, SchedulerSettings
+
+MILLISECONDS_PER_SECOND = 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOption:
+    """An option that stands for one key of the engine's configuration; `scale` divides what the user gives."""
+
+    flag: str
+    key: str
+    parse: type
+    help: str
+    choices: tuple[str, ...] | None = None
+    scale: float | None = None
+
+
+_SERVICE, _TORCH, _SCHEDULER = ServiceSettings(), TorchSettings(), SchedulerSettings()
+
+ENGINE_OPTIONS = (
+    EngineOption("--executor", "executor", str, "what runs the model (default: torch)", tuple(ExecutorKind)),
+    EngineOption(
+        "--model", "torch.model_path", str, "Hugging Face directory or GGUF file (default: SmolLM2-135M-Instruct)"
+    ),
+    EngineOption("--dtype", "torch.dtype", str, f"arithmetic (default: {_TORCH.dtype})", tuple(Dtype)),
+    EngineOption("--threads", "torch.num_threads", int, "CPU threads of the engine (default: all cores)"),
+    EngineOption("--kv-gib", "torch.kv_gib", float, "KV cache in GiB (default: a share of the free memory)"),
+    EngineOption("--kv-tokens", "torch.num_kv_tokens", int, "KV cache in tokens, instead of --kv-gib"),
+    EngineOption("--policy", "scheduler.policy", str, f"scheduler (default: {_SCHEDULER.policy})", POLICY_NAMES),
+    EngineOption(
+        "--default-class",
+        "service.default_class",
+        str,
+        f"class of requests that name none (default: {_SERVICE.default_class.value})",
+        tuple(each.value for each in PriorityClass),
+    ),
+    EngineOption(
+        "--ttft-slo-ms",
+        "service.ttft_slo_s",
+        float,
+        f"RT: default time to first token, ms (default: {_SERVICE.ttft_slo_s * MILLISECONDS_PER_SECOND:g})",
+        scale=MILLISECONDS_PER_SECOND,
+    ),
+    EngineOption(
+        "--tpot-slo-ms",
+        "service.tpot_slo_s",
+        float,
+        f"RT: default time per output token, ms (default: {_SERVICE.tpot_slo_s * MILLISECONDS_PER_SECOND:g})",
+        scale=MILLISECONDS_PER_SECOND,
+    ),
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of `bros-serve`."""
+    parser = argparse.ArgumentParser(
+        prog="bros-serve", description="Serve a model through Triton: real-time and best-effort requests on one engine."
+    )
+    server = parser.add_argument_group("server")
+    server.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        words = f"{name} port, 0 for any free one (default: %(default)s)"
+        server.add_argument(f"--{name}-port", type=int, default=port, metavar="PORT", help=words)
+    server.add_argument(
+        "--tritonserver", metavar="FILE", help="server to run (default: on PATH, else the embedded one)"
+    )
+    server.add_argument(
+        "--model-repository",
+        type=Path,
+        default=REPOSITORY_ROOT / "model_repository",
+        metavar="DIR",
+        help="Triton model repository (default: this checkout's)",
+    )
+    server.add_argument(
+        "--drain-timeout-s",
+        type=float,
+        default=20.0,
+        metavar="S",
+        help="for open requests at stop (default: %(default)s)",
+    )
+    server.add_argument(
+        "--start-timeout-s", type=float, default=300.0, metavar="S", help="to become ready (default: %(default)s)"
+    )
+    server.add_argument(
+        "--canary-timeout-s",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="start Triton again when a model gives no sign of life for so long; 0: never (default: %(default)s)",
+    )
+    server.add_argument("--log-dir", type=Path, metavar="DIR", help="keep logs there (default: removed at stop)")
+    server.add_argument("--json", action="store_true", help="when ready, print addresses as a line of JSON on stdout")
+    server.add_argument(
+        "--die-with-parent", action="store_true", help="stop when the process that started this one ends"
+    )
+    engine = parser.add_argument_group("engine", "These win over --config, in order. See docs/configuration.md.")
+    engine.add_argument("--config", type=Path, metavar="FILE", help="engine.json to start from")
+    for option in ENGINE_OPTIONS:
+        engine.add_argument(option.flag, type=option.parse, choices=option.choices, help=option.help)
+    engine.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other key, e.g. scheduler.be_min_share=0.1"
+    )
+    return parser
+
+
+def engine_config(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the contents of engine.json: --config, then the named options, then --set. Raises ConfigError."""
+    path = options.config or options.model_repository / "bros" / "engine.json"
+    values = _read(path)
+    for option in ENGINE_OPTIONS:
+        given = getattr(options, option.flag.removeprefix("--").replace("-", "_"))
+        if given is not None:
+            _put(values, option.key, given / option.scale if option.scale else given)
+    for assignment in options.set:
+        key, separator, text = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {assignment!r}: write KEY=VALUE")
+        _put(values, key, _parse_value(text))
+    return values
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a JSON object")
+    return values
+
+
+def _parse_value(text: str) -> object:
+    """Read JSON where it is JSON (numbers, true, null, lists), else take the words as they are."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _put(values: dict[str, Any], key: str, value: object) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, Mapping):
+            raise ConfigError(f"{key}: {section!r} is not a section")
+        values = values[section]
+    values[name] = value

@@ -1,0 +1,163 @@
+"""`bros-serve`: one command from a checkout to a served model.
+
+Finds a Triton server, starts it and the engine, waits until a real request comes back, prints what to type next,
+supervises both, and drains on Ctrl-C. Exit codes: 0 stopped as asked, 1 failed, 2 wrong settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+
+from backend.config import ExecutorKind, parse_config
+from backend.core.errors import ConfigError
+from backend.launcher.endpoints import Endpoints, choose_endpoints
+from backend.launcher.launch import Launch, write_files
+from backend.launcher.options import engine_config, make_parser
+from backend.launcher.run_directory import run_directory
+from backend.launcher.supervisor import ServeError, Supervisor
+from backend.launcher.triton_install import find_triton
+from backend.text.gguf_file import read_gguf
+from backend.text.model_files import resolve_model
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `bros-serve` and exit."""
+    options = make_parser().parse_args(arguments)
+    console = Console(stderr=True, highlight=False)
+    try:
+        serve(options, console)
+    except ConfigError as error:
+        console.print(f"bros-serve: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except ServeError as error:
+        console.print(f"bros-serve: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("stopped without draining")
+        sys.exit(1)
+
+
+def serve(options: argparse.Namespace, console: Console) -> None:
+    """Check everything, launch, and return when asked to stop and drained. Raises ConfigError and ServeError."""
+    if options.die_with_parent:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    os.umask(0o077)  # prompts and answers are in logs, sockets and shared memory
+    values = engine_config(options)
+    check_model(values)
+    ports = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
+    endpoints = choose_endpoints(options.host, ports)
+    with run_directory() as directory:
+        launch = Launch(
+            run_directory=directory,
+            log_directory=options.log_dir or directory / "logs",
+            triton=find_triton(options.tritonserver, directory),
+            endpoints=endpoints,
+            drain_timeout_s=options.drain_timeout_s,
+            start_timeout_s=options.start_timeout_s,
+            canary_timeout_s=options.canary_timeout_s,
+        )
+        write_files(launch, values, options.model_repository)
+        with ConsoleReport(console, launch, prints_json=options.json) as report:
+            asyncio.run(supervise(launch, report))
+
+
+async def supervise(launch: Launch, report: ConsoleReport) -> None:
+    """Run the supervisor until SIGINT, SIGTERM or SIGHUP."""
+    supervisor = Supervisor(launch, report)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, supervisor.stop)
+    await supervisor.run()
+
+
+def check_model(values: dict[str, Any]) -> None:
+    """Check the engine's configuration and that its model exists, before any process starts. Raises ConfigError."""
+    config = parse_config(values)
+    if config.executor is ExecutorKind.TORCH:
+        files = resolve_model(config.torch.model_path)
+        if files.is_gguf:
+            read_gguf(files.path)
+
+
+class ConsoleReport:
+    """Tells a person what happens: a spinner while loading where there is a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console, launch: Launch, prints_json: bool) -> None:
+        self._console = console
+        self._launch = launch
+        self._prints_json = prints_json
+        self._status = Status("starting", console=console)
+        self._told: set[str] = set()
+
+    def __enter__(self) -> ConsoleReport:
+        if self._console.is_terminal:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def progress(self, what: str) -> None:
+        """Show what is being waited for; outside of a terminal once for each stage."""
+        self._status.update(what)
+        if not self._console.is_terminal:
+            for stage in re.sub(r" \d+%", "", what).split(" · "):
+                if stage not in self._told:
+                    self._told.add(stage)
+                    self.news(stage)
+
+    def news(self, what: str) -> None:
+        """Print a line; a terminal that has gone is no reason not to drain."""
+        with contextlib.suppress(OSError):
+            self._console.print(what, markup=False, soft_wrap=True)
+
+    def ready(self, seconds: float) -> None:
+        """Print where the model is served and what to type next; with --json, one line of JSON on stdout."""
+        self._status.stop()
+        at = self._launch.endpoints
+        if self._prints_json:
+            print(json.dumps(describe(at, seconds)), flush=True)
+        self.news(
+            f"ready in {seconds:.1f} s: models bros, bros_rt, bros_be · gRPC {at.grpc_url} · HTTP {at.http_url} · "
+            f"metrics {at.metrics_url}\n\n" + "\n".join(next_commands(at)) + "\n\nCtrl-C drains and stops."
+        )
+
+
+def describe(at: Endpoints, seconds: float) -> dict[str, object]:
+    """Return what a program that starts `bros-serve --json` wants to know."""
+    urls = {"http_url": at.http_url, "grpc_url": at.grpc_url, "metrics_url": at.metrics_url}
+    return {**urls, "ready_s": round(seconds, 3), "pid": os.getpid()}
+
+
+def next_commands(at: Endpoints) -> list[str]:
+    """Return lines for a person to type next."""
+    scripts = Path(sys.executable).parent
+    bros = "bros" if shutil.which("bros") else os.path.relpath(scripts / "bros")
+    body = '{"text_input": "The sea is", "max_tokens": 32, "stream": true}'
+    return [
+        f'  {bros} generate --chat "Why is the sky blue?" --class rt --url grpc://{at.grpc_url}',
+        f"  curl -N {at.http_url}/v2/models/bros/generate_stream -d '{body}'",
+        f"  {bros} top --url grpc://{at.grpc_url} --metrics-url {at.metrics_url}",
+        f"  curl -s {at.metrics_url} | grep bros_",
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Keeps engine and server alive from start to drain, in one event loop.
+
+    start ──► engine loads ‖ server starts ──► canary ──► ready ──► … stop ──► server drains ──► engine ends
+
+What ends unasked is started again after a pause that doubles; a process that keeps failing ends the launch. A server
+never restarts a dead stub itself (2.51), so its models are watched stub by stub and loaded again. A server that gives
+no answer is ended, and so started again: a deadlock of its own (seen once with 2.51) would last for good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable
+from typing import Protocol
+
+from backend.launcher.child import Child, first_exit, stubs_of
+from backend.launcher.engine_states import engine_states
+from backend.launcher.launch import EXTRA_EXIT_S, Launch
+from backend.launcher.probe import answers_canary, is_ready
+from backend.launcher.watchdog import answers, silent_model
+from backend.wire.protocol import Stage
+
+MAX_FAILURES = 5  # in a row, each within STABLE_S of its start
+STABLE_S = 60.0
+FIRST_PAUSE_S = 0.5
+PROBE_PERIOD_S = 0.1
+LAST_WORD_S = 0.5
+RELOAD_TIMEOUT_S = 30.0  # Triton looks at the files once a second, and a stub starts in one or two
+
+
+class ServeError(Exception):
+    """The launch cannot go on; the message says which process failed and what it last wrote."""
+
+
+class Report(Protocol):
+    """Where news of a launch goes."""
+
+    def progress(self, what: str) -> None:
+        """Say what is being waited for; may be called often with the same words."""
+        ...
+
+    def ready(self, seconds: float) -> None:
+        """Say that a canary request came back, this long after the start."""
+        ...
+
+    def news(self, what: str) -> None:
+        """Say what went wrong, or that it is well again."""
+        ...
+
+
+class Supervisor:
+    """Runs one launch; `run` in an event loop, `stop` from that loop's thread."""
+
+    def __init__(self, launch: Launch, report: Report) -> None:
+        self._launch = launch
+        self._report = report
+        self._engine = Child(launch.engine())
+        self._server = Child(launch.server())
+        self._is_loaded = asyncio.Event()
+        self._is_ready = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._loading = "engine: starting"
+
+    def stop(self) -> None:
+        """Begin to drain; called again, stop waiting for it."""
+        if self._stopping.is_set():
+            raise KeyboardInterrupt
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Start, announce readiness, supervise, and drain after `stop`. Raises ServeError."""
+        duties = (
+            self._follow_loading(),
+            self._keep(self._engine),
+            self._keep(self._server),
+            self._become_ready(),
+            self._keep_stubs(),
+        )
+        tasks = [asyncio.create_task(duty) for duty in duties]
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await _first_failure(tasks, stopping)
+            await _cancel(*tasks, stopping)
+            await self._drain()
+        finally:
+            await _cancel(*tasks, stopping)
+            await asyncio.gather(self._server.kill(), self._engine.kill())
+
+    async def _drain(self) -> None:
+        """Let open requests finish; after the drain timeout have the engine end them, and Triton pass that on."""
+        self._report.news("draining: open requests may finish; press Ctrl-C again to stop at once")
+        if await self._server.stop(self._launch.drain_timeout_s):
+            await self._engine.stop(EXTRA_EXIT_S)
+            return
+        self._report.news(f"requests are open after {self._launch.drain_timeout_s:g} s: they end with an error")
+        await self._engine.stop(EXTRA_EXIT_S)
+        if not await self._server.ended_within(EXTRA_EXIT_S):
+            self._report.news(f"Triton has not ended {EXTRA_EXIT_S:g} s after its last request; ending it")
+
+    async def _keep(self, child: Child) -> None:
+        """Start `child`, and again whenever it ends."""
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            started_s = loop.time()
+            code = await self._one_life(child)
+            failures = 1 if loop.time() - started_s > STABLE_S else failures + 1
+            ending = f"{child.command.name} ended with code {code}"
+            if not self._is_ready.is_set() or failures == MAX_FAILURES:
+                await asyncio.sleep(LAST_WORD_S)  # the engine says why it fails before it ends, and Triton ends with it
+                raise ServeError(f"{ending}; it last wrote:\n{child.log_tail()}")
+            pause_s = FIRST_PAUSE_S * 2 ** (failures - 1)
+            self._report.news(f"{ending}; starting it again in {pause_s:g} s ({failures} of {MAX_FAILURES - 1})")
+            await asyncio.sleep(pause_s)
+
+    async def _one_life(self, child: Child) -> int:
+        """Start `child` and watch it to its end; return its exit code."""
+        await child.start()
+        watch = asyncio.create_task(self._watch(child))
+        try:
+            return await child.exited()
+        finally:
+            await _cancel(watch)
+
+    async def _watch(self, child: Child) -> None:
+        if self._is_ready.is_set():
+            await self._recover(child)
+        await self._is_ready.wait()
+        if child is self._server and self._launch.canary_timeout_s:
+            await self._end_when_silent()
+
+    async def _recover(self, child: Child) -> None:
+        """Tell when `child`, started again, is of use; end it when it takes too long."""
+        try:
+            async with asyncio.timeout(self._launch.start_timeout_s):
+                await self._until(answers_canary, f"{child.command.name}: starting again")
+        except TimeoutError:
+            self._report.news(f"{child.command.name} is not ready after {self._launch.start_timeout_s:g} s; ending it")
+            await child.kill()
+        else:
+            self._report.news(f"{child.command.name} is ready again")
+
+    async def _end_when_silent(self) -> None:
+        model = await silent_model(self._launch)
+        self._report.news(
+            f"model {model!r} gave no answer for {self._launch.canary_timeout_s:g} s; ending tritonserver"
+        )
+        await self._server.kill()
+
+    async def _become_ready(self) -> None:
+        """Follow the engine's loading and the server's start until a real request comes back."""
+        started_s = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(self._launch.start_timeout_s):
+                await self._until(is_ready, "Triton: starting")
+                await self._is_loaded.wait()
+                await self._until(answers_canary, "first request")
+        except TimeoutError:
+            raise ServeError(f"not ready after {self._launch.start_timeout_s:g} s: {self._loading}") from None
+        self._is_ready.set()
+        self._report.ready(asyncio.get_running_loop().time() - started_s)
+
+    async def _follow_loading(self) -> None:
+        async for state in engine_states(self._launch.socket_path):
+            if state.stage is Stage.READY:
+                self._loading = "engine: ready"
+                if state.detail:
+                    self._report.news(state.detail)
+                self._is_loaded.set()
+                return
+            share = "" if state.fraction is None else f" {state.fraction:.0%}"
+            self._loading = f"engine: {state.detail or state.stage.value}{share}"
+            self._report.progress(self._loading)
+            if state.stage is Stage.FAILED:
+                is_unexpected = re.fullmatch(r"\w+\(.*\)", state.detail, re.DOTALL)  # an exception, no words of ours
+                last_words = f"; it last wrote:\n{self._engine.log_tail()}" if is_unexpected else ""
+                raise ServeError(f"the engine could not start: {state.detail}{last_words}")
+
+    async def _until(self, holds: Callable[[str], bool], what: str) -> None:
+        while not await asyncio.to_thread(holds, self._launch.endpoints.http_url):
+            self._report.progress(f"{self._loading} · {what}")
+            await asyncio.sleep(PROBE_PERIOD_S)
+
+    async def _keep_stubs(self) -> None:
+        """Load a model again when one of its stubs has died while the server lives."""
+        await self._is_ready.wait()
+        replaced: set[int] = set()
+        while True:
+            server_pid = self._server.pid
+            stubs = {pid: model for pid, model in stubs_of(server_pid).items() if pid not in replaced}
+            if not stubs:  # the server is between two lives
+                await asyncio.sleep(PROBE_PERIOD_S)
+                continue
+            model = stubs[await first_exit(set(stubs))]
+            replaced |= {pid for pid in stubs if stubs[pid] == model}
+            if self._server.is_running:
+                await self._reload(model, server_pid)
+
+    async def _reload(self, model: str, server_pid: int) -> None:
+        """Touch the files of `model`, until Triton has loaded it with new stubs."""
+        self._report.news(f"a stub of model {model!r} died; loading the model again")
+        old = {pid for pid, its_model in stubs_of(server_pid).items() if its_model == model}
+        for _ in range(MAX_FAILURES):
+            for source in (self._launch.models / model).glob("*/model.py"):
+                source.touch()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RELOAD_TIMEOUT_S):
+                    await self._until_loaded(model, server_pid, old)
+                    return
+        raise ServeError(f"model {model!r} does not load again; Triton last wrote:\n{self._server.log_tail()}")
+
+    async def _until_loaded(self, model: str, server_pid: int, old: set[int]) -> None:
+        """Wait for an answer of `model` when it has other stubs than `old`; not for a server that ends meanwhile."""
+        while self._server.is_running and self._server.pid == server_pid:  # its next life loads every model
+            new = {pid for pid, its_model in stubs_of(server_pid).items() if its_model == model} - old
+            if new and await answers(self._launch.endpoints, model, RELOAD_TIMEOUT_S):
+                self._report.news(f"model {model!r} is loaded again")
+                return
+            await asyncio.sleep(PROBE_PERIOD_S)
+
+
+async def _cancel(*tasks: asyncio.Task[None] | asyncio.Task[bool]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _first_failure(tasks: list[asyncio.Task[None]], stopping: asyncio.Task[bool]) -> None:
+    """Return when `stopping` is done; raise what a task raises before. A task that returns has done its duty."""
+    pending: set[asyncio.Task[None] | asyncio.Task[bool]] = {*tasks, stopping}
+    while not stopping.done():
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task

@@ -1,0 +1,40 @@
+"""PlainPolicy: a plan function and what it learns from, with queues in order of arrival; what the baselines share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from backend.core.plan import StepPlan
+from backend.core.request import Request
+from backend.policy.state.latency_model import LatencyModel
+from backend.policy.view import SchedulerView, StepLimits, StepRecord
+
+PlanFunction = Callable[[SchedulerView, float], StepPlan]
+Observe = Callable[[StepRecord], None]
+
+
+class PlainPolicy:
+    """No window, no late requests; `observe` is called after each step, if given."""
+
+    def __init__(self, plan: PlanFunction, limits: StepLimits, observe: Observe | None = None) -> None:
+        self._plan = plan
+        self._observe = observe
+        self._max_tokens = limits.max_tokens
+
+    @property
+    def window_tokens(self) -> int:
+        return self._max_tokens
+
+    def order(self, request: Request) -> float:
+        return request.arrival_index
+
+    def is_late(self, request: Request, latency: LatencyModel, now_s: float) -> bool:
+        del request, latency, now_s
+        return False
+
+    def plan(self, view: SchedulerView, now_s: float) -> StepPlan:
+        return self._plan(view, now_s)
+
+    def observe(self, step: StepRecord) -> None:
+        if self._observe is not None:
+            self._observe(step)

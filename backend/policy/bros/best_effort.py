@@ -1,0 +1,190 @@
+"""How BROS fills the rest of a step with best-effort work (design §3, packing 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+
+from backend.core.request import Request
+from backend.policy.bros.finish_by import Job, urgent
+from backend.policy.bros.kv_forecast import Future
+from backend.policy.bros.prefill_pacing import Allowance
+from backend.policy.packing import Packing
+from backend.policy.state.table_loops import Rows
+from backend.policy.view import SchedulerView
+
+_MAX_LOOKED_AT = 64  # waiting requests with a finish-by deadline, by deadline
+_MIN_SHARE = 0.25  # of a step that real-time leaves; a single step may leave none
+
+
+class BestEffortFill:
+    """Takes best-effort work into a step that already has its real-time part, and that is to end in `end_s`."""
+
+    def __init__(self, view: SchedulerView, packing: Packing, end_s: float, now_s: float) -> None:
+        self._view = view
+        self._packing = packing
+        self._end_s = self._prefill_end_s = end_s
+        self._now_s = now_s
+        self._window_left = 0
+        self._future = Future(view, is_rt=False)
+        self._decodes = packing.groups.be_decodes
+        self._prefills = packing.groups.be_prefills
+        self._urgent: list[Request] = []
+        self._is_short = False  # an urgent request found no slots
+        # Each running real-time request may soon need a block; best-effort that has not begun leaves them that.
+        num_rt = len(packing.groups.rt_decodes) + len(packing.groups.rt_prefills)
+        self._reserve = num_rt * view.limits.block_size
+
+    def pack_urgent(self) -> None:
+        """Take the requests whose finish-by deadline is near, whatever the window says, over the slots of others."""
+        self._urgent = self._find_urgent()
+        self._window_left = self._packing.tokens_left
+        for request in self._urgent:
+            if not (self._admit_urgent(request) if request.row is None else self._continue(request)):
+                self._is_short = True
+
+    def pack(self, window_tokens: int, prefills: Allowance, credit_s: float) -> None:
+        """Fill the step: decodes, those nearest their end first; prefills and preempted requests, the oldest first;
+        then new ones, in order of arrival; decodes in the places that these left. `credit_s` may be taken beyond the
+        ends."""
+        self._window_left = window_tokens
+        with_credit_s = self._packing.predicted_s + credit_s
+        self._end_s = max(self._end_s, with_credit_s)
+        self._prefill_end_s = max(min(self._end_s, prefills.end_s), with_credit_s)
+        has_prefills = len(self._prefills) > 0 or len(self._view.be_waiting) > 0
+        left = self._pack_decodes(self._by_end(self._decodes), prefills.num_places if has_prefills else 0)
+        if self._continue_started() and not self._is_short:
+            self._admit_waiting()
+        self._pack_decodes(left)
+
+    # Finish-by deadlines
+
+    def _find_urgent(self) -> list[Request]:
+        """Return the requests with a deadline that must be served now, by deadline (see `finish_by`)."""
+        table = self._view.table
+        rows = np.concatenate((self._decodes, self._prefills))
+        started = table.requests_in(rows[table.deadline_s[rows] < np.inf])
+        waiting = list(islice(self._view.be_deadlines.in_time(), _MAX_LOOKED_AT))
+        requests = started + waiting
+        if not requests:
+            return []
+        jobs = list(map(self._job, requests))
+        mean_s = sum(job.serial_s for job in jobs[len(started) :]) / max(1, len(waiting))
+        more_s = mean_s * (len(self._view.be_deadlines) - len(waiting))
+        share = max(_MIN_SHARE, 1.0 - self._packing.predicted_s / max(self._end_s, 1e-9))
+        return [requests[index] for index in urgent(jobs, self._now_s, more_s, 1.0 / share)]
+
+    def _job(self, request: Request) -> Job:
+        """Predict what is left of `request`, as if best-effort had the machine."""
+        assert request.deadline_s is not None
+        traffic, latency = self._view.traffic, self._view.latency
+        serial_s = latency.prefill_s(request.num_uncomputed, request.num_computed)
+        num_to_go = max(1.0, traffic.be_output_ratio * request.sampling.max_tokens - request.num_output)
+        return Job(request.deadline_s, serial_s, num_to_go * traffic.step_s)
+
+    def _admit_urgent(self, request: Request) -> bool:
+        """Take the first chunk of a waiting request; those without need give up their slots for it, the youngest first.
+
+        False for lack of slots only.
+        """
+        packing = self._packing
+        if self._future.has_room_for(request) and self._admit(request):
+            return True
+        num_slots = len(request.token_ids) + self._reserve
+        if packing.room_for(request) < num_slots and not packing.make_room_whole(request, num_slots, self._patient()):
+            return False
+        num_tokens = self._chunk(request, packing.room_for(request))
+        if num_tokens > 0 and packing.add(request, num_tokens):
+            self._future.take(request)
+            self._window_left -= num_tokens
+        return True
+
+    def _patient(self) -> Iterator[int]:
+        """Yield best-effort rows that are not urgent, the youngest first."""
+        table, packing = self._view.table, self._packing
+        rows = np.concatenate((self._decodes, self._prefills))
+        for row in rows[np.argsort(-table.arrival_index[rows])].tolist():
+            if table.request(row) not in self._urgent and packing.num_held(row) and not packing.is_in_step(row):
+                yield row
+
+    # The rest
+
+    def _by_end(self, rows: Rows) -> Rows:
+        table = self._view.table
+        order = np.lexsort((table.arrival_index[rows], table.max_total[rows] - table.num_known[rows]))
+        by_end: Rows = rows[order]
+        return by_end
+
+    def _pack_decodes(self, rows: Rows, num_kept: int = 0) -> Rows:
+        """Take `rows` in order, but leave `num_kept` places; return those that found no time or place."""
+        packing = self._packing
+        if not len(rows) or packing.seqs_left <= num_kept:
+            return rows
+        if self._urgent or packing.has_cuts:
+            rows = np.array([row for row in rows.tolist() if self._is_free(row)], np.int64)
+        num_in_time = packing.num_in_time(rows, self._end_s)
+        num_taken = max(0, min(num_in_time, packing.seqs_left - num_kept, self._window_left))
+        num_before = packing.tokens_left
+        packing.add_decodes(rows[:num_taken])
+        self._window_left -= num_before - packing.tokens_left
+        return rows[num_taken:]
+
+    def _is_free(self, row: int) -> bool:
+        return not self._packing.is_cut(row) and self._view.table.request(row) not in self._packing.num_new_tokens
+
+    def _continue_started(self) -> bool:
+        """Go on with what has begun; return whether nothing that has begun was left waiting for room."""
+        table = self._view.table
+        rows = self._prefills
+        rows = rows[table.arrival_index[rows].argsort()]
+        waits = [row for row in rows.tolist() if self._is_free(row) and not self._continue(table.request(row))]
+        return not waits
+
+    def _continue(self, request: Request) -> bool:
+        """Take a chunk of a request that has a row, restored as far as that is cheaper; False for lack of slots."""
+        assert request.row is not None
+        packing = self._packing
+        if not self._is_free(request.row) or packing.seqs_left < 1:
+            return True
+        is_preempted = bool(self._view.table.is_preempted[request.row])
+        room = packing.room_for(request, self._reserve + request.num_uncomputed)
+        if is_preempted and not self._can_come_back(request, room):
+            return False
+        num_restored = packing.num_to_restore(request, self._prefill_end_s - packing.predicted_s)
+        num_tokens = self._chunk(request, room - num_restored, num_restored)
+        if num_tokens > 0 and packing.add(request, num_tokens, num_restored):
+            self._window_left -= num_tokens
+            if is_preempted:
+                self._future.take(request)
+        return room > 0
+
+    def _can_come_back(self, request: Request, room: int) -> bool:
+        """A preempted request comes back when all it lost fits and will go on fitting, lest it be preempted again."""
+        is_short = self._packing.has_cuts or room - self._reserve < request.num_uncomputed
+        return not is_short and self._future.has_room_for(request)
+
+    def _chunk(self, request: Request, room: int, num_restored: int = 0) -> int:
+        time_left_s = self._prefill_end_s - self._packing.predicted_s - self._view.latency.c4 * num_restored
+        is_chunked = self._view.settings.chunked_prefill  # a whole prompt may be larger than the window
+        max_tokens = min(room, self._window_left) if is_chunked or self._window_left < 1 else room
+        return self._packing.chunk(request, time_left_s, max_tokens, num_restored)
+
+    def _admit_waiting(self) -> None:
+        for request in self._view.be_waiting.in_time():
+            if self._packing.seqs_left < 1 or self._window_left < 1:
+                break
+            if request not in self._packing.num_new_tokens and not self._admit(request):
+                break
+
+    def _admit(self, request: Request) -> bool:
+        """Take the first chunk of a waiting request, if all that run will find slots until they end."""
+        packing = self._packing
+        room = packing.room_for(request, self._reserve + request.num_uncomputed)
+        num_tokens = self._chunk(request, room - self._reserve)
+        if num_tokens < 1 or not self._future.has_room_for(request) or not packing.add(request, num_tokens):
+            return False
+        self._future.take(request)
+        self._window_left -= num_tokens
+        return True

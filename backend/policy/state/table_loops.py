@@ -1,0 +1,210 @@
+"""The loops over the columns of a request table, compiled (kv/compiled.py), since a step makes dozens of them.
+
+    counts   int64 [7, rows]     NUM_KNOWN … ADMISSION_INDEX
+    times    float64 [6, rows]   DEADLINE … ITL_SLO, seconds
+    flags    bool [3, rows]      IS_ACTIVE, IS_RT, IS_PREEMPTED
+
+What they mean stands at `request_table.RequestTable`, whose attributes are views of them. Floats are summed up
+in the order of the rows.
+"""
+
+# an element of an array is Any to mypy.
+# mypy: disable-error-code="no-any-return"
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kv.compiled import compiled
+
+Rows: TypeAlias = NDArray[np.int64]
+Counts: TypeAlias = NDArray[np.int64]
+Times: TypeAlias = NDArray[np.float64]
+Flags: TypeAlias = NDArray[np.bool_]
+
+NUM_KNOWN, NUM_COMPUTED, NUM_EVER_COMPUTED, NUM_PROMPT, MAX_TOTAL, ARRIVAL_INDEX, ADMISSION_INDEX = range(7)
+DEADLINE, FIRST_TOKEN, LAST_TOKEN, TTFT_SLO, TPOT_SLO, ITL_SLO = range(6)
+IS_ACTIVE, IS_RT, IS_PREEMPTED = range(3)
+
+_COUNTS, _TIMES, _FLAGS, _ROWS = "int64[:,::1]", "float64[:,::1]", "boolean[:,::1]", "int64[::1]"
+
+# Which rows
+
+
+@compiled(f"UniTuple({_ROWS}, 4)({_COUNTS}, {_FLAGS})")
+def groups(counts: Counts, flags: Flags) -> tuple[Rows, Rows, Rows, Rows]:
+    """Return the rows in use, each ascending: RT decodes, RT prefills, BE decodes, BE prefills."""
+    num_rows = counts.shape[1]
+    rows = np.empty((4, num_rows), np.int64)
+    lengths = np.zeros(4, np.int64)
+    for row in range(num_rows):
+        if flags[IS_ACTIVE, row]:
+            is_decode = counts[NUM_KNOWN, row] - counts[NUM_COMPUTED, row] == 1
+            group = (0 if flags[IS_RT, row] else 2) + (0 if is_decode else 1)
+            rows[group, lengths[group]] = row
+            lengths[group] += 1
+    return rows[0, : lengths[0]], rows[1, : lengths[1]], rows[2, : lengths[2]], rows[3, : lengths[3]]
+
+
+@compiled(f"Tuple(({_ROWS}, int64))({_COUNTS}, {_FLAGS}, boolean)")
+def running(counts: Counts, flags: Flags, is_rt: bool) -> tuple[Rows, int]:
+    """Return the rows of a class that are not preempted, ascending, and the sum of their MAX_TOTAL."""
+    num_rows = counts.shape[1]
+    rows = np.empty(num_rows, np.int64)
+    num_running, most = 0, 0
+    for row in range(num_rows):
+        if flags[IS_ACTIVE, row] and flags[IS_RT, row] == is_rt and not flags[IS_PREEMPTED, row]:
+            rows[num_running] = row
+            num_running += 1
+            most += counts[MAX_TOTAL, row]
+    return rows[:num_running], most
+
+
+@compiled(f"int64({_COUNTS}, {_FLAGS})")
+def num_rt_known(counts: Counts, flags: Flags) -> int:
+    """Return the known tokens of all real-time requests."""
+    total = 0
+    for row in range(counts.shape[1]):
+        if flags[IS_ACTIVE, row] and flags[IS_RT, row]:
+            total += counts[NUM_KNOWN, row]
+    return total
+
+
+# Packing
+
+
+@compiled(f"int64({_COUNTS}, {_ROWS})")
+def context(counts: Counts, rows: Rows) -> int:
+    """Return the computed tokens of `rows`."""
+    total = 0
+    for index in range(len(rows)):
+        total += counts[NUM_COMPUTED, rows[index]]
+    return total
+
+
+@compiled(f"int64({_COUNTS}, {_ROWS}, float64, float64, float64, float64)")
+def num_in_time(counts: Counts, rows: Rows, c1: float, c2: float, start_s: float, budget_s: float) -> int:
+    """Return how many of `rows`, from the first one on, decode in a step of `start_s` without them and `budget_s` with
+    them; c1, c2 as in backend.policy.state.latency_model."""
+    decodes_s = 0.0
+    for index in range(len(rows)):
+        decodes_s += c1 + c2 * counts[NUM_COMPUTED, rows[index]]
+        if start_s + decodes_s > budget_s:
+            return index
+    return len(rows)
+
+
+@compiled(
+    f"Tuple((float64[::1], boolean[::1], UniTuple(float64, 2)))"
+    f"({_COUNTS}, {_TIMES}, {_ROWS}, float64, float64, float64, float64, float64, float64)"
+)
+def urgency(
+    counts: Counts,
+    times: Times,
+    rows: Rows,
+    now_s: float,
+    use: float,
+    needed_s: float,
+    c2: float,
+    odd_s: float,
+    catch_up: float,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], tuple[float, float]]:
+    """Return, of real-time decodes: their slack times `use`; whether that is less than the `needed_s` of a step; and
+    the longest step that leaves all in time, where a late one asks for no more than `catch_up` of its TPOT SLO: for
+    real-time, and for best-effort.
+
+    One whose TPOT SLO is below a step of its own is late, and asks for nothing; below `odd_s`, nothing of real-time.
+    """
+    slack_s = np.empty(len(rows), np.float64)
+    is_late = np.empty(len(rows), np.bool_)
+    rt_s = be_s = np.inf
+    for index in range(len(rows)):
+        row = rows[index]
+        slack_s[index] = bound_s = (times[DEADLINE, row] - now_s) * use
+        is_late[index] = bound_s < needed_s
+        if times[TPOT_SLO, row] < needed_s + c2 * counts[NUM_COMPUTED, row]:
+            is_late[index] = True
+            continue
+        if is_late[index]:
+            bound_s = max(bound_s, catch_up * times[TPOT_SLO, row])
+        be_s = min(be_s, bound_s)
+        if times[TPOT_SLO, row] >= odd_s:
+            rt_s = min(rt_s, bound_s)
+    return slack_s, is_late, (rt_s, be_s)
+
+
+# What a step did
+
+
+@compiled(f"Tuple((int64, int64, float64))({_COUNTS}, {_ROWS}, {_ROWS})")
+def features(counts: Counts, rows: Rows, num_new: Counts) -> tuple[int, int, float]:
+    """Return new tokens, context tokens of decodes and pairs of prefill chunks, before `compute` counts them."""
+    num_tokens, num_context, pairs = 0, 0, 0.0
+    for index in range(len(rows)):
+        num_computed, num = counts[NUM_COMPUTED, rows[index]], num_new[index]
+        num_tokens += num
+        if num == 1:
+            num_context += num_computed
+        else:
+            pairs += num * (num_computed + 0.5 * num)
+    return num_tokens, num_context, pairs
+
+
+@compiled(f"UniTuple(int64, 2)({_TIMES}, {_FLAGS}, {_ROWS}, {_ROWS}, float64, float64)")
+def rt_share(
+    times: Times, flags: Flags, rows: Rows, num_new: Counts, predicted_end_s: float, now_s: float
+) -> tuple[int, int]:
+    """Return the real-time tokens of a step, and how many requests the prediction had in time and `now_s` has late."""
+    num_tokens, num_late = 0, 0
+    for index in range(len(rows)):
+        row = rows[index]
+        if flags[IS_RT, row]:
+            num_tokens += num_new[index]
+            num_late += predicted_end_s <= times[DEADLINE, row] < now_s
+    return num_tokens, num_late
+
+
+@compiled(f"int64({_COUNTS}, {_ROWS}, {_ROWS})")
+def compute(counts: Counts, rows: Rows, num_new: Counts) -> int:
+    """Count new computed tokens for each of `rows`; return how many of them had been computed before."""
+    num_again = 0
+    for index in range(len(rows)):
+        row, num = rows[index], num_new[index]
+        num_lost = counts[NUM_EVER_COMPUTED, row] - counts[NUM_COMPUTED, row]
+        if num_lost > 0:
+            num_again += min(num_lost, num)
+        counts[NUM_COMPUTED, row] += num
+    return num_again
+
+
+@compiled(f"UniTuple({_ROWS}, 3)({_COUNTS}, {_TIMES}, {_FLAGS}, {_ROWS}, float64)")
+def emit(counts: Counts, times: Times, flags: Flags, rows: Rows, now_s: float) -> tuple[Rows, Rows, Rows]:
+    """Count one new token for each of `rows` at `now_s`, and set the deadlines of the next ones (design §3).
+
+    Return indices into `rows`: of those that were preempted, that had no token yet, that are as long as they may be.
+    """
+    found = np.empty((3, len(rows)), np.int64)
+    num_back, num_first, num_full = 0, 0, 0
+    for index in range(len(rows)):
+        row = rows[index]
+        if flags[IS_PREEMPTED, row]:
+            flags[IS_PREEMPTED, row] = False
+            found[0, num_back] = index
+            num_back += 1
+        if times[FIRST_TOKEN, row] == np.inf:
+            times[FIRST_TOKEN, row] = now_s
+            found[1, num_first] = index
+            num_first += 1
+        times[LAST_TOKEN, row] = now_s
+        counts[NUM_KNOWN, row] += 1
+        if counts[NUM_KNOWN, row] >= counts[MAX_TOTAL, row]:
+            found[2, num_full] = index
+            num_full += 1
+        if flags[IS_RT, row]:
+            num_output = counts[NUM_KNOWN, row] - counts[NUM_PROMPT, row]
+            next_s = times[FIRST_TOKEN, row] + num_output * times[TPOT_SLO, row]
+            times[DEADLINE, row] = min(next_s, now_s + times[ITL_SLO, row])
+    return found[0, :num_back], found[1, :num_first], found[2, :num_full]

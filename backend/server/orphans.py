@@ -1,0 +1,55 @@
+"""Ends a stub whose server is gone and which cannot end by itself.
+
+A stub that was inside a call to its server when the server died waits for an answer for ever, with Python's lock held
+(seen with server 2.51, `kill -9` during a metric update): nothing in it can help. So the engine watches both.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+from backend.wire.protocol import peer_of
+
+logger = logging.getLogger(__name__)
+
+_GRACE_S = 2.0  # a stub notices a dead server within one second, and then cleans up
+
+
+def watch_stub(connection: socket.socket, server_pid: int) -> None:
+    """Watch the stub at the other end of `connection` and its server in a thread, until the stub is gone."""
+    stub_pid, _ = peer_of(connection)
+    threading.Thread(target=_watch, args=(stub_pid, server_pid), name=f"watch-{stub_pid}", daemon=True).start()
+
+
+def _watch(stub_pid: int, server_pid: int) -> None:
+    with ExitStack() as descriptors:
+        try:
+            stub, server = os.pidfd_open(stub_pid), os.pidfd_open(server_pid)
+        except OSError as error:
+            logger.debug("stub %d or server %d is gone, or not in our sight: %s", stub_pid, server_pid, error)
+            return
+        descriptors.callback(os.close, stub)
+        descriptors.callback(os.close, server)
+        gone, _, _ = select.select([stub, server], [], [])
+        if stub not in gone and not select.select([stub], [], [], _GRACE_S)[0]:
+            logger.warning("stub %d outlived its server %d; ending it", stub_pid, server_pid)
+            regions = _shared_memory_of(stub_pid)
+            signal.pidfd_send_signal(stub, signal.SIGKILL)
+            for region in regions:
+                region.unlink(missing_ok=True)
+
+
+def _shared_memory_of(pid: int) -> set[Path]:
+    """Return the shared memory files that a process has mapped; a stub shares its own with its server only."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {Path(line.split()[-1]) for line in lines if "/dev/shm/" in line and not line.endswith("(deleted)")}

@@ -1,1 +1,0 @@
-"""What `bros-serve` is made of: a run directory with its reaper, a Triton installation, two processes, a supervisor."""

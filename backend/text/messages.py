@@ -1,0 +1,42 @@
+"""Chat messages: from the JSON a client sent to what a chat template may see. Parsed here and nowhere else."""
+
+from __future__ import annotations
+
+from backend.core.errors import InvalidRequestError
+from backend.wire.coerce import parse_json
+
+MAX_DEPTH = 32  # of nested lists and objects: templates and filters recurse over what is in a message
+
+
+def parse_messages(text: str) -> list[dict[str, object]]:
+    """Return the messages that `text` holds. Raises InvalidRequestError."""
+    messages = parse_json("messages", text)
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequestError("messages: expected a non-empty JSON list of {role, content} objects")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise InvalidRequestError(f"messages[{index}]: expected an object with the strings role and content")
+    _check_values(messages)
+    return messages
+
+
+def _check_values(messages: list[object]) -> None:
+    """Refuse what is nested too deeply and strings that are no text, wherever they stand. Does not recurse."""
+    found: list[tuple[object, int]] = [(messages, 1)]
+    while found:
+        value, depth = found.pop()
+        if isinstance(value, str):
+            _check_text(value)
+        elif isinstance(value, (list, dict)):
+            if depth > MAX_DEPTH:
+                raise InvalidRequestError(f"messages: lists and objects are nested more than {MAX_DEPTH} deep")
+            inner = [*value, *value.values()] if isinstance(value, dict) else value
+            found += [(item, depth + 1) for item in inner if isinstance(item, (str, list, dict))]
+
+
+def _check_text(value: str) -> None:
+    """JSON may escape half of a UTF-16 pair, which no encoding can say."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError("messages: a lone surrogate is no text") from error

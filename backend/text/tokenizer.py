@@ -1,0 +1,209 @@
+"""Text to token ids and back: the model's tokenizer, incremental detokenisation, stop strings. Imports no torch."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from backend.core.errors import ConfigError, InvalidRequestError
+from backend.text.model_files import resolve_model
+from backend.text.tokenizer_files import TokenizerParts, read_tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# The library would hand a text to a pool of threads of its own, where one may wait behind another's.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_NORMALIZER_SHRINKS = 4  # times at most: composed characters and look-alikes take fewer bytes than what they stand for
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def load_tokenizer(model_path: str | None) -> Tokenizer:
+    """Load the tokenizer of a model (a path as `model_files.resolve_model` takes it). Raises ConfigError."""
+    return Tokenizer(read_tokenizer(resolve_model(model_path)))
+
+
+class Tokenizer:
+    """The model's tokenizer. Immutable after construction; made by `load_tokenizer`."""
+
+    def __init__(self, parts: TokenizerParts) -> None:
+        self.eos_token_ids = parts.eos_token_ids
+        self.bos_token_id = parts.bos_token_id
+        self._parts = parts
+        self._backend = parts.backend
+        added = parts.backend.get_added_tokens_decoder()
+        self._special_ids = {token_id for token_id, token in added.items() if token.special}
+        self._added_ids = set(added)
+        self._bytes_of, self.strips_first_space = _byte_decoder(parts.backend)
+        token_ids = parts.backend.get_vocab().values()
+        self.vocab_size = max(token_ids, default=-1) + 1
+        longest = max((len(self._text_of(token_id)) for token_id in token_ids), default=0)
+        self.max_token_bytes = longest * (1 if parts.backend.normalizer is None else _NORMALIZER_SHRINKS)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a prompt, with the tokens (such as bos) that the model wants around one."""
+        token_ids = self._encode(text, add_special_tokens=True)
+        if self._parts.adds_bos and self.bos_token_id is not None:
+            return [self.bos_token_id, *token_ids]
+        return token_ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        """Return the token ids of a conversation, as `render_chat` writes it."""
+        return self.encode_chat_text(self.render_chat(messages))
+
+    def render_chat(self, messages: Sequence[Mapping[str, object]]) -> str:
+        """Return a conversation (`role` and `content` each) as text, up to where the assistant speaks.
+
+        Raises InvalidRequestError where the model has no chat template or the messages do not fit it.
+        """
+        if self._parts.chat_template is None:
+            raise InvalidRequestError("the model has no chat template: send a prompt instead of messages")
+        return self._parts.chat_template.render(messages)
+
+    def encode_chat_text(self, text: str) -> list[int]:
+        """Return the token ids of what `render_chat` gave, which names its special tokens itself."""
+        return self._encode(text, add_special_tokens=False)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """A batch of one, since that lets other threads run meanwhile: `encode` holds Python's lock for seconds."""
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of `token_ids`: special tokens left out, bytes that form no character replaced by U+FFFD."""
+        text = b"".join(map(self.token_bytes, token_ids)).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.strips_first_space else text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes a token stands for; none for special tokens and for ids outside the vocabulary."""
+        return b"" if token_id in self._special_ids else self._text_of(token_id)
+
+    def _text_of(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for in a prompt, special tokens too."""
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        return token.encode() if token_id in self._added_ids else self._bytes_of(token)
+
+
+class IncrementalDetokenizer:
+    """Turns tokens into text as they come, holding back the bytes of a character until it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer, follows_text: bool = False) -> None:
+        """`follows_text`: other text stands in front, so that a first space is one between words."""
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strips_next_space = tokenizer.strips_first_space and not follows_text
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Return the characters that `token_ids` complete."""
+        return self._emit(self._decoder.decode(b"".join(map(self._tokenizer.token_bytes, token_ids))))
+
+    def flush(self) -> str:
+        """Return what an unfinished character gives at the end of the text: nothing, or U+FFFD."""
+        return self._emit(self._decoder.decode(b"", final=True))
+
+    def _emit(self, text: str) -> str:
+        if self._strips_next_space and text:
+            self._strips_next_space = False
+            return text.removeprefix(" ")
+        return text
+
+
+class StopStrings:
+    """Cuts a text at the first stop string, holding back what may be the beginning of one.
+
+    A character costs the same whatever was held back (Knuth, Morris, Pratt): one thread does this for all clients.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = tuple(string for string in strings if string)
+        self._borders = tuple(map(_borders, self._strings))
+        self._num_begun = [0] * len(self._strings)  # characters of each that the text ends with
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, text: str) -> str:
+        """Return the text that is safe to send; on a match (`matched` names it) what stands before it, then nothing."""
+        if self.matched is not None:
+            return ""
+        new, text = text, self._held + text
+        found = [(text.find(string), string) for string in self._strings if string in text]
+        if found:
+            end, self.matched = min(found)
+            self._held = ""
+            return text[:end]
+        for index, (string, borders) in enumerate(zip(self._strings, self._borders, strict=True)):
+            self._num_begun[index] = _advance(string, borders, self._num_begun[index], new)
+        num_sent = len(text) - max(self._num_begun, default=0)
+        self._held = text[num_sent:]
+        return text[:num_sent]
+
+    def flush(self) -> str:
+        """Return what was held back, at the end of the text."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _borders(string: str) -> list[int]:
+    """Return, for each beginning of `string`, the length of its longest end that also begins the string."""
+    borders = [0]
+    for char in string[1:]:
+        borders.append(_advance(string, borders, borders[-1], char))
+    return borders
+
+
+def _advance(string: str, borders: Sequence[int], num_begun: int, text: str) -> int:
+    """Return how many characters of `string` a text ends with that ended with `num_begun`, and goes on with `text`."""
+    for char in text:
+        while num_begun and string[num_begun] != char:
+            num_begun = borders[num_begun - 1]
+        num_begun += string[num_begun] == char
+    return num_begun
+
+
+def _byte_decoder(backend: tokenizers.Tokenizer) -> tuple[Callable[[str], bytes], bool]:
+    """Return how a token's text becomes bytes, and whether the first space of a text is dropped.
+
+    Two kinds exist among decoder-only models: byte-level BPE (GPT-2) and SentencePiece with byte fallback.
+    """
+    state = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}
+    steps = state.get("decoders", [state])
+    kinds = {step.get("type") for step in steps}
+    if "ByteLevel" in kinds:
+        return _byte_level_bytes, False
+    if "ByteFallback" in kinds or "Metaspace" in kinds:
+        strips = any(
+            (step["type"] == "Strip" and step["start"] > 0)
+            or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+            for step in steps
+        )
+        return _sentencepiece_bytes, strips
+    raise ConfigError(f"the model's tokenizer decodes by {sorted(map(str, kinds))}; supported: ByteLevel, ByteFallback")
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable character for each byte (github.com/openai/gpt-2, src/encoder.py)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_ALPHABET = _byte_level_alphabet()
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    """A token with a character outside the alphabet stands for its own text."""
+    if all(character in _ALPHABET for character in token):
+        return bytes(_ALPHABET[character] for character in token)
+    return token.encode()
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    match = _BYTE_TOKEN.fullmatch(token)
+    return bytes([int(match[1], 16)]) if match else token.replace("▁", " ").encode()

@@ -1,0 +1,157 @@
+"""Builds a `tokenizers.Tokenizer` from a Hugging Face directory or from the vocabulary inside a GGUF file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backend.core.errors import ConfigError
+from backend.text.chat_template import ChatTemplate
+from backend.text.gguf_file import GGUFFile, read_gguf
+from backend.text.gguf_vocabulary import GGUFVocabulary, gguf_eos_ids
+from backend.text.model_files import ModelFiles
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_OLDER = "special_tokens_map.json"
+_MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+_SPECIAL_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerParts:
+    """What a model's files say about its tokens. `adds_bos`: the backend itself puts no bos in front, but we must."""
+
+    backend: tokenizers.Tokenizer
+    eos_token_ids: frozenset[int]
+    bos_token_id: int | None
+    adds_bos: bool
+    chat_template: ChatTemplate | None
+
+
+def read_tokenizer(files: ModelFiles) -> TokenizerParts:
+    """Read the tokenizer of a model; raises ConfigError where it has none that we can build exactly."""
+    return _from_gguf(read_gguf(files.path)) if files.is_gguf else _from_directory(files.path)
+
+
+def read_eos_ids(files: ModelFiles) -> frozenset[int]:
+    """Return every token id that ends a text, as the model's configuration (not its tokenizer) has it."""
+    return gguf_eos_ids(read_gguf(files.path)) if files.is_gguf else _configured_eos_ids(files.path)
+
+
+def _from_directory(directory: Path) -> TokenizerParts:
+    import tokenizers
+
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise ConfigError(f"model {str(directory)!r} has no tokenizer.json")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ConfigError(f"{str(path)!r} cannot be read: {error}") from error
+    _switch_off_training(backend)
+    config = _read_json(directory / "tokenizer_config.json")
+    special = _special_tokens(directory, config)
+    _add_missing_tokens(backend, _read_json(directory / _OLDER) | config, special)
+    bos = special.get("bos_token")
+    return TokenizerParts(
+        backend=backend,
+        eos_token_ids=_configured_eos_ids(directory) | _known_ids(backend, special.get("eos_token")),
+        bos_token_id=backend.token_to_id(bos) if bos else None,
+        adds_bos=False,
+        chat_template=_directory_template(directory, config, special),
+    )
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ConfigError(f"{str(path)!r} does not hold a JSON object")
+    return content
+
+
+def _switch_off_training(backend: tokenizers.Tokenizer) -> None:
+    """Undo what a training script left in the file: prompts are never cut, filled up or split at random."""
+    backend.no_truncation()
+    backend.no_padding()
+    if getattr(backend.model, "dropout", None):
+        backend.model.dropout = None
+
+
+def _special_tokens(directory: Path, config: Mapping[str, object]) -> dict[str, str]:
+    """Return the text of each named special token.
+
+    `special_tokens_map.json` is the older place: it counts first where the configuration lists no added tokens.
+    """
+    older = _read_json(directory / _OLDER)
+    first, second = (config, older) if "added_tokens_decoder" in config else (older, config)
+    values = {name: first.get(name) or second.get(name) for name in _SPECIAL_NAMES}
+    return {name: _token_text(value) for name, value in values.items() if value}
+
+
+def _add_missing_tokens(
+    backend: tokenizers.Tokenizer, config: Mapping[str, object], special: Mapping[str, str]
+) -> None:
+    """Make tokens that only the configuration names, tokens of their own, as the library does."""
+    from tokenizers import AddedToken
+
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    listed = config.get("added_tokens_decoder")
+    entries = listed.items() if isinstance(listed, dict) else ()
+    added = [AddedToken(**entry) for _, entry in sorted(entries, key=lambda item: int(item[0]))]
+    more = [each for name in _MORE_SPECIAL if isinstance(each := config.get(name), list)]
+    texts = [*special.values(), *(_token_text(token) for tokens in more for token in tokens)]
+    added += [AddedToken(text, special=True) for text in texts]
+    for token in added:
+        if token.content not in known:
+            known.add(token.content)
+            backend.add_tokens([token])
+
+
+def _token_text(value: object) -> str:
+    """A special token is written as a string or as `{"content": …}`."""
+    return str(value["content"]) if isinstance(value, dict) else str(value)
+
+
+def _configured_eos_ids(directory: Path) -> frozenset[int]:
+    """A generation config may name several ids."""
+    ids: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        value = _read_json(directory / name).get("eos_token_id")
+        ids.update([value] if isinstance(value, int) else value if isinstance(value, list) else [])
+    return frozenset(ids)
+
+
+def _known_ids(backend: tokenizers.Tokenizer, token: str | None) -> frozenset[int]:
+    token_id = None if token is None else backend.token_to_id(token)
+    return frozenset() if token_id is None else frozenset({token_id})
+
+
+def _directory_template(
+    directory: Path, config: Mapping[str, object], special: Mapping[str, str]
+) -> ChatTemplate | None:
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return ChatTemplate(file.read_text(encoding="utf-8"), special)
+    source = config.get("chat_template")
+    if isinstance(source, list):  # several named templates
+        source = next((entry["template"] for entry in source if entry["name"] == "default"), None)
+    return ChatTemplate(str(source), special) if source else None
+
+
+def _from_gguf(gguf: GGUFFile) -> TokenizerParts:
+    vocabulary = GGUFVocabulary(gguf)
+    template = gguf.fields.get("tokenizer.chat_template")
+    return TokenizerParts(
+        backend=vocabulary.backend(),
+        eos_token_ids=gguf_eos_ids(gguf),
+        bos_token_id=vocabulary.bos_id,
+        adds_bos=vocabulary.adds_bos,
+        chat_template=ChatTemplate(str(template), vocabulary.special_tokens()) if template else None,
+    )

@@ -1,0 +1,94 @@
+"""Sampling: parameters cut and reshape the distribution as they say, and nothing but seed and position is random."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from backend.core.request import Request
+from backend.executors.torch_engine.sampler import Sampler, uniform
+from tests.backend.executors.torch_engine.schedules import make_request
+
+EOS = 7
+LOGITS = [0.5, 3.0, 2.0, 1.0, -1.0, 2.5, 0.0, 4.0]
+
+
+def sample(*requests: Request) -> list[int]:
+    token_ids, _ = Sampler({EOS}).sample(torch.tensor([LOGITS] * len(requests)), requests)
+    return token_ids
+
+
+def draws(num_draws: int = 400, **sampling: object) -> list[int]:
+    return [sample(make_request("r", [0], temperature=1.0, seed=seed, **sampling))[0] for seed in range(num_draws)]
+
+
+def test_greedy_takes_the_most_likely() -> None:
+    assert sample(make_request("r", [0])) == [EOS]
+
+
+def test_ends_are_forbidden_before_min_tokens() -> None:
+    assert sample(make_request("r", [0], min_tokens=1, stop_token_ids=frozenset({1}))) == [5]
+    done = make_request("r", [0], min_tokens=1)
+    done.token_ids.append(3)
+    assert sample(done) == [EOS]
+
+
+def test_same_seed_and_position_give_the_same_token_in_any_batch() -> None:
+    requests = [make_request(f"r{i}", [0] * (1 + i % 3), temperature=1.3, seed=i) for i in range(20)]
+    alone = [sample(request)[0] for request in requests]
+    assert sample(*requests) == alone
+    assert sample(*requests[::-1])[::-1] == alone
+    assert len(set(alone)) > 2
+
+
+def test_draws_follow_the_softmax() -> None:
+    counts = np.bincount(draws(4000), minlength=len(LOGITS)) / 4000
+    expected = torch.softmax(torch.tensor(LOGITS), -1).numpy()
+    assert np.abs(counts - expected).max() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("sampling", "allowed"),
+    [
+        ({"top_k": 2}, {7, 1}),
+        ({"top_p": 0.7}, {7, 1}),
+        ({"top_p": 1e-9}, {7}),
+        ({"min_p": 0.2}, {7, 1, 5}),
+        ({"top_k": 3, "top_p": 0.9}, {7, 1, 5}),
+    ],
+)
+def test_cuts_leave_the_most_likely_tokens(sampling: dict[str, object], allowed: set[int]) -> None:
+    assert set(draws(**sampling)) == allowed
+
+
+def test_low_temperature_is_nearly_greedy() -> None:
+    assert sample(make_request("r", [0], temperature=0.01)) == [EOS]
+
+
+def test_repetition_penalty_covers_prompt_and_output() -> None:
+    assert sample(make_request("r", [EOS], repetition_penalty=2.0)) == [1]
+
+
+@pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
+def test_penalties_cover_the_output_only(penalty: str) -> None:
+    request = make_request("r", [EOS], **{penalty: 0.6})
+    assert sample(request) == [EOS]
+    request.token_ids += [EOS, EOS]
+    assert sample(request) == ([1] if penalty == "frequency_penalty" else [EOS])
+    request = make_request("r", [0], **{penalty: 1.5})
+    request.token_ids += [EOS]
+    assert sample(request) == [1]
+
+
+def test_log_probability_is_the_models_own() -> None:
+    request = make_request("r", [EOS], wants_log_probs=True, repetition_penalty=2.0)
+    token_ids, log_probs = Sampler({EOS}).sample(torch.tensor([LOGITS]), [request])
+    assert log_probs[0] == pytest.approx(float(torch.log_softmax(torch.tensor(LOGITS), -1)[token_ids[0]]))
+
+
+def test_uniform_numbers_differ_by_seed_and_by_position() -> None:
+    numbers = [uniform(seed, position) for seed in range(30) for position in range(30)]
+    assert len(set(numbers)) == 900
+    assert 0.45 < np.mean(numbers) < 0.55
+    assert uniform(-1, 3) == uniform(2**64 - 1, 3)

@@ -1,0 +1,77 @@
+"""The command line becomes the engine's configuration."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from backend.config import ExecutorKind, parse_config
+from backend.core.errors import ConfigError
+from backend.core.request import PriorityClass
+from backend.launcher.endpoints import choose_endpoints
+from backend.launcher.options import ENGINE_OPTIONS, engine_config, make_parser
+
+
+def parse(tmp_path: Path, *arguments: str, text: str = "{}") -> dict[str, object]:
+    file = tmp_path / "engine.json"
+    file.write_text(text)
+    return engine_config(make_parser().parse_args(["--config", str(file), *arguments]))
+
+
+def test_named_options_reach_their_keys(tmp_path: Path) -> None:
+    values = parse(tmp_path, "--executor", "sim", "--policy", "fcfs", "--default-class", "rt", "--ttft-slo-ms", "250")
+    config = parse_config(values)
+    assert config.executor is ExecutorKind.SIM
+    assert config.scheduler.policy == "fcfs"
+    assert config.service.default_class is PriorityClass.REAL_TIME
+    assert config.service.ttft_slo_s == 0.25
+
+
+def test_every_named_option_is_a_key_of_the_configuration(tmp_path: Path) -> None:
+    for option in ENGINE_OPTIONS:
+        text = option.choices[0] if option.choices else "16"
+        parse_config(parse(tmp_path, option.flag, text))
+
+
+def test_the_command_line_wins_over_the_file_and_set_wins_over_all(tmp_path: Path) -> None:
+    text = '{"scheduler": {"policy": "tgi", "be_min_share": 0.5}}'
+    values = parse(tmp_path, "--policy", "fcfs", "--set", "scheduler.policy=priority", text=text)
+    assert values == {"scheduler": {"policy": "priority", "be_min_share": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.2", 0.2), ("true", True), ("null", None), ("[1, 2]", [1, 2]), ("a", "a")]
+)
+def test_set_reads_json_and_takes_other_words_as_they_are(tmp_path: Path, text: str, value: object) -> None:
+    assert parse(tmp_path, "--set", f"x.y={text}") == {"x": {"y": value}}
+
+
+@pytest.mark.parametrize("arguments", [("--set", "policy"), ("--set", "executor.x=1", "--executor", "sim")])
+def test_a_malformed_assignment_is_refused(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError):
+        parse(tmp_path, *arguments)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.json"):
+        parse(tmp_path, text=text)
+
+
+def test_a_port_in_use_is_named_with_the_option_that_changes_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"grpc port {port} on 127\.0\.0\.1: .*--grpc-port"):
+            choose_endpoints("127.0.0.1", {"http": 0, "grpc": port, "metrics": 0})
+
+
+def test_equal_ports_are_refused() -> None:
+    with pytest.raises(ConfigError, match="not all different"):
+        choose_endpoints("127.0.0.1", {"http": 9000, "grpc": 9000, "metrics": 0})
+
+
+def test_port_zero_takes_different_free_ports() -> None:
+    at = choose_endpoints("127.0.0.1", {"http": 0, "grpc": 0, "metrics": 0})
+    assert len({at.http_port, at.grpc_port, at.metrics_port}) == 3

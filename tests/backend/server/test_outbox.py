@@ -1,0 +1,291 @@
+"""The outbox: text from tokens, when it is sent, and one end for each stream whoever ends it."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from backend.core.errors import ExecutorError, OverloadedError
+from backend.core.plan import FailedRequest, StepOutput
+from backend.core.request import FinishReason, PriorityClass, Request, RequestId, SamplingParams, Slo
+from backend.server.connection import Connection
+from backend.server.metrics import Recorder
+from backend.server.outbox import Outbox
+from backend.text.sim_tokenizer import SimTokenizer
+from backend.wire.protocol import Chunk, Chunks, Generation, Sampling, ToStub
+from tests.backend.serving import WAIT_S
+
+TOKENIZER = SimTokenizer(vocab_size=32_000, eos_token_id=2)
+NEVER_S = 1e6
+
+
+class Mailbox:
+    """A connection that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.messages: queue.SimpleQueue[ToStub] = queue.SimpleQueue()
+
+    def send(self, message: ToStub) -> None:
+        self.messages.put(message)
+
+    def next(self) -> tuple[Chunk, ...]:
+        """Wait for the next message and return its chunks."""
+        message = self.messages.get(timeout=WAIT_S)
+        assert isinstance(message, Chunks)
+        return message.chunks
+
+
+@pytest.fixture
+def mailbox() -> Mailbox:
+    return Mailbox()
+
+
+@pytest.fixture
+def cancelled() -> list[RequestId]:
+    return []
+
+
+@pytest.fixture
+def make_outbox(cancelled: list[RequestId]) -> Iterator[Callable[[float], Outbox]]:
+    made: list[Outbox] = []
+
+    def make(be_coalesce_s: float, rt_coalesce_s: float = 0.0) -> Outbox:
+        coalesce_s = {PriorityClass.REAL_TIME: rt_coalesce_s, PriorityClass.BEST_EFFORT: be_coalesce_s}
+        outbox = Outbox(TOKENIZER, coalesce_s, Recorder(), cancelled.append)
+        made.append(outbox)
+        return outbox
+
+    yield make
+    for outbox in made:
+        outbox.close()
+
+
+@pytest.fixture
+def outbox(make_outbox: Callable[[float], Outbox]) -> Outbox:
+    return make_outbox(NEVER_S)
+
+
+def open_stream(outbox: Outbox, mailbox: Mailbox, handle: int = 1, echo: str = "", **options: Any) -> Request:
+    """Open a stream; return its request."""
+    generation = Generation(**{"priority_class": "rt", "is_streamed": True, **options})
+    priority_class = PriorityClass(generation.priority_class)
+    slo = Slo(1.0, 1.0) if priority_class is PriorityClass.REAL_TIME else None
+    request = Request(RequestId(f"r{handle}"), priority_class, (5,), SamplingParams(), arrival_s=0.0, slo=slo)
+    outbox.open(handle, cast(Connection, mailbox), generation, request, echo)
+    return request
+
+
+def tokens(request: Request, text: str | bytes) -> StepOutput:
+    """Return a step's output that yields the bytes of `text`."""
+    data = text if isinstance(text, bytes) else text.encode()
+    request.first_token_s = request.first_token_s or 1.0
+    return StepOutput(tokens=[(request, byte + 3, -0.5) for byte in data])
+
+
+def finished(request: Request, reason: FinishReason = FinishReason.LENGTH) -> StepOutput:
+    request.finish_reason = reason
+    return StepOutput(finished=(request,))
+
+
+def test_all_tokens_of_a_step_travel_in_one_message(outbox: Outbox, mailbox: Mailbox) -> None:
+    requests = [open_stream(outbox, mailbox, handle) for handle in range(3)]
+    outbox.emit(StepOutput(tokens=[token for request in requests for token in tokens(request, "a").tokens]))
+    assert [(chunk.handle, chunk.text) for chunk in mailbox.next()] == [(0, "a"), (1, "a"), (2, "a")]
+
+
+def test_a_character_is_sent_when_it_is_whole(outbox: Outbox, mailbox: Mailbox) -> None:
+    request = open_stream(outbox, mailbox)
+    first, second = "ü".encode()[:1], "ü".encode()[1:]
+    outbox.emit(tokens(request, first))
+    assert mailbox.next()[0].text == ""
+    outbox.emit(tokens(request, second))
+    assert mailbox.next()[0].text == "ü"
+
+
+def test_half_a_character_at_the_end_is_replaced(outbox: Outbox, mailbox: Mailbox) -> None:
+    request = open_stream(outbox, mailbox)
+    outbox.emit(tokens(request, b"\xc3"))
+    mailbox.next()
+    outbox.emit(finished(request))
+    assert mailbox.next()[0].text == "\ufffd"
+
+
+def test_stop_words_are_not_looked_for_before_min_tokens(outbox: Outbox, mailbox: Mailbox) -> None:
+    """Like an end token, a stop word ends nothing before so many tokens are there; what stood earlier stays."""
+    request = open_stream(outbox, mailbox, stop_words=("x",), sampling=Sampling(min_tokens=3), is_streamed=False)
+    outbox.emit(tokens(request, "xaxb"))
+    (chunk,) = mailbox.next()
+    assert chunk.text == "xa"
+    assert chunk.end is not None
+    assert (chunk.end.finish_reason, len(chunk.token_ids)) == ("stop", 3)
+
+
+def test_best_effort_tokens_wait_for_company(outbox: Outbox, mailbox: Mailbox) -> None:
+    request = open_stream(outbox, mailbox, priority_class="be")
+    outbox.emit(tokens(request, "a"))
+    assert mailbox.next()[0].text == "a"
+    for char in "bc":
+        outbox.emit(tokens(request, char))
+    outbox.emit(finished(request))
+    (chunk,) = mailbox.next()
+    assert chunk.text == "bc"
+    assert chunk.end is not None
+
+
+def test_real_time_tokens_wait_only_where_the_operator_says_so(
+    make_outbox: Callable[..., Outbox], mailbox: Mailbox
+) -> None:
+    outbox = make_outbox(0.0, rt_coalesce_s=NEVER_S)
+    request = open_stream(outbox, mailbox)
+    outbox.emit(tokens(request, "a"))
+    assert mailbox.next()[0].text == "a"
+    for char in "bc":
+        outbox.emit(tokens(request, char))
+    outbox.emit(finished(request))
+    assert mailbox.next()[0].text == "bc"
+
+
+def test_best_effort_tokens_that_waited_are_sent_without_further_ones(
+    make_outbox: Callable[[float], Outbox], mailbox: Mailbox
+) -> None:
+    outbox = make_outbox(0.02)
+    request = open_stream(outbox, mailbox, priority_class="be")
+    outbox.emit(tokens(request, "a"))
+    assert mailbox.next()[0].text == "a"
+    outbox.emit(tokens(request, "b"))
+    assert mailbox.next()[0].text == "b"
+
+
+def test_a_stop_word_is_never_sent_even_in_pieces_and_cancels_the_rest(
+    outbox: Outbox, mailbox: Mailbox, cancelled: list[RequestId]
+) -> None:
+    request = open_stream(outbox, mailbox, stop_words=("END",))
+    outbox.emit(tokens(request, "okE"))
+    assert mailbox.next()[0].text == "ok"
+    outbox.emit(tokens(request, "NDmore"))
+    (chunk,) = mailbox.next()
+    assert chunk.text == ""
+    assert chunk.end is not None
+    assert chunk.end.finish_reason == "stop"
+    assert cancelled == [request.request_id]
+    outbox.emit(finished(request, FinishReason.CANCELLED))  # what the engine makes of it: no second end
+    other = open_stream(outbox, mailbox, 2)
+    outbox.emit(finished(other))
+    assert [chunk.handle for chunk in mailbox.next()] == [2]
+
+
+def test_the_beginning_of_a_stop_word_is_sent_when_the_text_ends(outbox: Outbox, mailbox: Mailbox) -> None:
+    request = open_stream(outbox, mailbox, stop_words=("END",), is_streamed=False)
+    outbox.emit(tokens(request, "thEN"))
+    outbox.emit(finished(request))
+    assert mailbox.next()[0].text == "thEN"
+
+
+def test_a_whole_answer_has_the_prompt_in_front_when_repeated(outbox: Outbox, mailbox: Mailbox) -> None:
+    request = open_stream(outbox, mailbox, echo="say ", is_streamed=False)
+    outbox.emit(tokens(request, "it"))
+    outbox.emit(finished(request))
+    assert mailbox.next()[0].text == "say it"
+
+
+@pytest.mark.parametrize(("echo", "expected"), [("say", "say it"), ("", "it")])
+def test_first_space_of_an_answer_goes_only_where_it_begins_the_text(
+    echo: str, expected: str, outbox: Outbox, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimTokenizer, "strips_first_space", True)
+    request = open_stream(outbox, mailbox, echo=echo, is_streamed=False)
+    outbox.emit(tokens(request, " it"))
+    outbox.emit(finished(request))
+    assert mailbox.next()[0].text == expected
+
+
+def test_log_probs_come_only_when_wanted(outbox: Outbox, mailbox: Mailbox) -> None:
+    for handle, wants in ((1, True), (2, False)):
+        request = open_stream(outbox, mailbox, handle, wants_log_probs=wants)
+        outbox.emit(tokens(request, "ab"))
+        assert mailbox.next()[0].log_probs == ((-0.5, -0.5) if wants else None)
+
+
+def test_a_failed_request_ends_with_its_error(outbox: Outbox, mailbox: Mailbox) -> None:
+    request = open_stream(outbox, mailbox)
+    outbox.emit(StepOutput(failed=(FailedRequest(request, ExecutorError("the fan is stuck")),)))
+    end = mailbox.next()[0].end
+    assert end is not None
+    assert (end.error_code, end.error_message) == ("EXECUTOR_FAILED", "the fan is stuck")
+
+
+def test_a_stream_ends_once_whoever_comes_first(outbox: Outbox, mailbox: Mailbox) -> None:
+    request = open_stream(outbox, mailbox)
+    outbox.fail(request.request_id, OverloadedError("full", 0.1))
+    outbox.fail(request.request_id, OverloadedError("full", 0.1))
+    outbox.emit(finished(request))
+    assert mailbox.next()[0].end is not None
+    assert outbox.wait_until_idle(0.0)
+    outbox.close()
+    assert mailbox.messages.empty()
+
+
+def test_a_lost_connection_cancels_its_requests_and_no_others(
+    outbox: Outbox, mailbox: Mailbox, cancelled: list[RequestId]
+) -> None:
+    other = Mailbox()
+    mine, theirs = open_stream(outbox, mailbox, 1), open_stream(outbox, other, 2)
+    outbox.drop(cast(Connection, mailbox))
+    assert cancelled == [mine.request_id]
+    outbox.emit(finished(theirs))
+    assert other.next()[0].end is not None
+    assert outbox.wait_until_idle(WAIT_S)
+
+
+class Broken:
+    """Stands for a detokenizer or a search for stop words that raises."""
+
+    def push(self, *_: object) -> str:
+        raise IndexError("no such word")
+
+    flush = push
+
+
+def test_an_answer_that_cannot_be_put_into_words_ends_alone(
+    outbox: Outbox, mailbox: Mailbox, cancelled: list[RequestId]
+) -> None:
+    bad, good = open_stream(outbox, mailbox, 1), open_stream(outbox, mailbox, 2)
+    outbox._streams[bad.request_id].detokenizer = cast(Any, Broken())
+    outbox.emit(StepOutput(tokens=[*tokens(bad, "a").tokens, *tokens(good, "b").tokens]))
+    lost, served = mailbox.next()
+    assert lost.end is not None
+    assert (lost.handle, lost.end.error_code) == (1, "INTERNAL")
+    assert (served.handle, served.text, served.end) == (2, "b", None)
+    assert cancelled == [bad.request_id]
+
+
+def test_an_answer_that_fails_at_its_end_ends_with_an_error(outbox: Outbox, mailbox: Mailbox) -> None:
+    bad, good = open_stream(outbox, mailbox, 1), open_stream(outbox, mailbox, 2)
+    outbox._streams[bad.request_id].detokenizer = cast(Any, Broken())
+    outbox.emit(StepOutput(finished=(finished(bad).finished[0], finished(good).finished[0])))
+    ends = [chunk.end for chunk in mailbox.next()]
+    assert [(end.error_code, end.finish_reason) for end in ends if end] == [("INTERNAL", None), (None, "length")]
+
+
+def test_a_chunk_that_makes_no_message_fails_alone(
+    outbox: Outbox, mailbox: Mailbox, cancelled: list[RequestId], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = mailbox.send
+
+    def send(message: ToStub) -> None:
+        assert isinstance(message, Chunks)
+        if any(chunk.text == "bad" for chunk in message.chunks):
+            raise ValueError("cannot be encoded")
+        put(message)
+
+    monkeypatch.setattr(mailbox, "send", send)
+    bad, good = open_stream(outbox, mailbox, 1), open_stream(outbox, mailbox, 2)
+    outbox.emit(StepOutput(tokens=[*tokens(bad, "bad").tokens, *tokens(good, "ok").tokens]))
+    (lost,), (served,) = mailbox.next(), mailbox.next()
+    assert lost.end is not None
+    assert (lost.handle, lost.end.error_code) == (1, "INTERNAL")
+    assert (served.handle, served.text) == (2, "ok")
+    assert cancelled == [bad.request_id]

@@ -1,0 +1,303 @@
+"""Seeded simulated runs with faults and cancels: nothing may be lost, leaked, repeated or overwritten.
+
+    python -m tests.fuzz --runs 10000 --out bench/results/fuzz.json
+    python -m tests.fuzz --replay 4711
+
+A run draws a policy, settings, a KV pool that is mostly too small, and requests of both classes; cancels some of them
+at any moment, lets steps fail, stall and jitter, and checks what must hold (design §5): in every step that each slot
+attended to holds what was written for it, that tokens come in order, and all invariants of the scheduler and the KV
+manager; at the end that each request ended exactly once and no slot is left over; that the engine never stands still
+with work; and, for one run in eight, that the same seed gives the same outcome.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from backend.core.clock import VirtualClock
+from backend.core.errors import ExecutorError
+from backend.core.plan import StepOutput
+from backend.core.request import FinishReason, PriorityClass, Request, RequestId, RequestState, SamplingParams, Slo
+from backend.engine.engine import Cancel, Engine, Submit
+from backend.engine.scheduler import make_scheduler
+from backend.executors.sim import SimExecutor, SimSettings, token_at
+from backend.policy.settings import POLICY_NAMES, SchedulerSettings
+from bench.common.provenance import provenance
+
+EOS = 2
+_MAX_STEPS = 20_000
+_REPEAT_EVERY = 8  # runs between two that are made twice and compared
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What one run did, or how it failed."""
+
+    seed: int
+    policy: str
+    num_steps: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    digest: str = ""  # of every token with its time, and every end
+    error: str | None = None
+
+
+class FuzzRun:
+    """One run, wholly decided by its seed."""
+
+    def __init__(self, seed: int, policy: str | None = None) -> None:
+        self.random = random.Random(seed)
+        self.clock = VirtualClock()
+        self.sim = self._draw_sim(seed)
+        self.settings = self._draw_settings(policy)
+        self.executor = SimExecutor(self.sim, self.clock, output_length=self._output_length)
+        self.scheduler = make_scheduler(self.settings, self.executor.capacity(), frozenset({EOS}))
+        self.engine = Engine(self.scheduler, self.executor, self.clock, self._take)
+        self.requests = [self._draw_request(index) for index in range(self.random.randint(3, 12))]
+        self.output_lengths: dict[str, int] = {
+            request.request_id: self.random.randint(1, 40) for request in self.requests if self.random.random() < 0.5
+        }
+        self.tokens: dict[str, list[int]] = {request.request_id: [] for request in self.requests}
+        self.ends: dict[str, FinishReason | None] = {}
+        self.counts: Counter[str] = Counter(requests=len(self.requests))
+        self.trace = hashlib.sha256()
+
+    def run(self) -> int:
+        """Run to the end; return the number of steps. Raises AssertionError where anything is wrong."""
+        waiting = self._to_come = list(self.requests)
+        is_burst = self.random.random() < 0.5
+        cancel_rate = self.random.choice((0.0, 0.02, 0.1))
+        for num_steps in range(_MAX_STEPS):
+            while waiting and (is_burst or self.random.random() < 0.4):
+                self._submit(waiting.pop(0))
+            if self.random.random() < cancel_rate:
+                self._cancel(self.random.choice(self.requests))
+            did_step = self.engine.step()
+            self.scheduler.check_invariants()
+            if not did_step:
+                assert self.scheduler.is_idle, f"the engine stands still after {num_steps} steps"
+                if not waiting:
+                    self._check_end()
+                    return num_steps
+                self.clock.advance(self.random.uniform(0.0, 0.2))
+        raise AssertionError(f"requests are left after {_MAX_STEPS} steps")
+
+    def _submit(self, request: Request) -> None:
+        request.arrival_s = self.clock.now_s()
+        if request.deadline_s is not None:
+            request.deadline_s += request.arrival_s
+        self.engine.post(Submit(request))
+
+    def _cancel(self, request: Request) -> None:
+        is_here = request.request_id not in self.ends and request not in self._to_come
+        is_prefilling = is_here and request.num_output == 0 and request.num_computed > 0
+        state = "prefilling" if is_prefilling and request.state is RequestState.RUNNING else request.state.value
+        self.counts[f"cancels.{state if is_here else 'not_here'}"] += 1
+        self.engine.post(Cancel(request.request_id))
+
+    def _check_end(self) -> None:
+        missing = self.tokens.keys() - self.ends.keys()
+        assert not missing, f"no end for {sorted(missing)}"
+        usage = self.scheduler.kv.usage()
+        assert usage.num_free_blocks == self.sim.num_blocks, f"slots leaked: {usage}"
+        self.scheduler.kv.begin_step()  # host slots of the last copies are free from here on
+        assert not self.scheduler.kv.usage().num_host_slots_used, "host slots leaked"
+
+    def _take(self, output: StepOutput) -> None:
+        for request, token_id, _ in output.tokens:
+            assert request.request_id not in self.ends, f"{request.request_id}: a token after the end"
+            sent = self.tokens[request.request_id]
+            expected = self._expected_token(request, len(sent))
+            assert token_id == expected, f"{request.request_id}: token {len(sent)} is {token_id}, not {expected}"
+            sent.append(token_id)
+            self.trace.update(f"{request.request_id} {token_id} {self.clock.now_s()!r}\n".encode())
+        for request in output.finished:
+            self._end(request, request.finish_reason)
+        for failure in output.failed:
+            kind = "failed_by_faults" if isinstance(failure.error, ExecutorError) else "refused"
+            self.counts[kind] += 1
+            self._end(failure.request, FinishReason.ERROR)
+
+    def _end(self, request: Request, reason: FinishReason | None) -> None:
+        name = request.request_id
+        assert name not in self.ends, f"{name}: ended twice"
+        self.ends[name] = reason
+        self.trace.update(f"{name} ends: {reason}\n".encode())
+        num_sent = len(self.tokens[name])
+        if reason is FinishReason.LENGTH:
+            assert num_sent == request.sampling.max_tokens, f"{name}: {num_sent} tokens at its full length"
+        if reason is FinishReason.STOP:
+            assert self.tokens[name][-1] == EOS, f"{name}: stopped without a stop token"
+
+    def _expected_token(self, request: Request, index: int) -> int:
+        if index + 1 >= self.output_lengths.get(request.request_id, 1 << 30):
+            return EOS
+        return token_at(self.sim, request.request_id, request.num_prompt + index)
+
+    def _output_length(self, request: object) -> int:
+        return self.output_lengths.get(request.request_id, 1 << 30)  # type: ignore[attr-defined]  # a Sequenced
+
+    # What a seed decides
+
+    def _draw_sim(self, seed: int) -> SimSettings:
+        draw = self.random
+        block_size = draw.choice((1, 4, 8, 16))
+        return SimSettings(
+            num_blocks=-(-draw.choice((200, 200, 240, 320)) // block_size),
+            block_size=block_size,
+            num_host_slots=draw.choice((0, 40, 400, 400)),
+            max_seq_len=200,
+            max_tokens_per_step=draw.choice((32, 128, 512)),
+            max_seqs_per_step=draw.choice((2, 8, 16)),
+            host_copy_s_per_token=draw.choice((1e-7, 1e-7, 5e-6, 1e-3)),
+            fills_from_right=draw.random() < 0.8,
+            noise_ratio=draw.choice((0.0, 0.1)),
+            fault_rate=draw.choice((0.0, 0.0, 0.0, 0.02)),
+            stall_rate=draw.choice((0.0, 0.02)),
+            seed=seed,
+            verify=True,
+        )
+
+    def _draw_settings(self, policy: str | None) -> SchedulerSettings:
+        draw = self.random
+        drawn = draw.choice(("bros", "bros", "bros", *POLICY_NAMES))
+        return SchedulerSettings(
+            policy=policy or drawn,
+            max_waiting_be=draw.choice((8, 1000)),
+            refuse_hopeless_rt=draw.random() < 0.2,
+            sharing=draw.random() < 0.8,
+            checkpoints=draw.random() < 0.8,
+            chunked_prefill=draw.random() < 0.8,
+            adaptive_window=draw.random() < 0.8,
+            be_min_share=draw.choice((0.0, 0.02, 0.3)),
+            kv_headroom_ratio=draw.choice((0.0, 0.02)),
+            paper_base_seqs=4,
+        )
+
+    def _draw_request(self, index: int) -> Request:
+        draw = self.random
+        is_rt = draw.random() < 0.5
+        itl_slo_s = draw.choice((None, 0.05))
+        return Request(
+            request_id=RequestId(f"r{index}"),
+            priority_class=PriorityClass.REAL_TIME if is_rt else PriorityClass.BEST_EFFORT,
+            prompt_token_ids=tuple(
+                range(3, 3 + draw.choice((1, 15, 16, 17, draw.randint(1, 150), draw.randint(60, 150))))
+            ),
+            sampling=SamplingParams(
+                max_tokens=draw.choice((draw.randint(1, 30), draw.randint(30, 50))), ignore_eos=False
+            ),
+            arrival_s=0.0,
+            slo=Slo(draw.choice((0.05, 0.4)), draw.choice((0.01, 0.2)), itl_slo_s) if is_rt else None,
+            deadline_s=draw.choice((None, draw.uniform(0.1, 5.0))) if not is_rt else None,
+        )
+
+
+def run_one(seed: int, policy: str | None = None) -> RunResult:
+    """Run one seed, every so many a second time, and say what happened."""
+    result = _run_once(seed, policy)
+    if seed % _REPEAT_EVERY == 0 and result.error is None and _run_once(seed, policy) != result:
+        return replace(result, error="the same seed gave another outcome")
+    return result
+
+
+def _run_once(seed: int, policy: str | None) -> RunResult:
+    run = FuzzRun(seed, policy)
+    name = run.settings.policy
+    try:
+        num_steps = run.run()
+    except Exception as error:  # whatever went wrong is this run's result
+        return RunResult(seed, name, error=f"{type(error).__name__}: {error}")
+    stats = run.scheduler.stats()
+    preemptions = {
+        f"preemptions.{priority_class.value}_{kind.value}": num
+        for (priority_class, kind), num in stats.total_preemptions.items()
+    }
+    ends = Counter(f"ends.{reason.value}" for reason in run.ends.values() if reason is not None)
+    tokens = {"copied_out_tokens": stats.total_copied_out_tokens, "restored_tokens": stats.total_copied_in_tokens}
+    layout = {f"layout.{run.scheduler.kv.config.layout.value}": 1}
+    counts = {
+        **run.counts,
+        **preemptions,
+        **ends,
+        **tokens,
+        **layout,
+        "recomputed_tokens": stats.total_recomputed_tokens,
+    }
+    return RunResult(seed, name, num_steps, counts, run.trace.hexdigest())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the seeds on all cores; print one replay line per failure; exit 1 if there is one."""
+    args = _parse(argv)
+    if args.replay is not None:
+        FuzzRun(args.replay).run()
+        print(f"seed {args.replay}: passed")
+        return 0
+    start_s, source = time.monotonic(), provenance()  # of the code that runs, whatever is committed meanwhile
+    results: list[RunResult] = []
+    seeds = range(args.seed, args.seed + args.runs)
+    with ProcessPoolExecutor(args.jobs, initializer=_quiet) as pool:
+        for result in pool.map(run_one, seeds, chunksize=16):
+            results.append(result)
+            if result.error:
+                print(f"\npython -m tests.fuzz --replay {result.seed}   # {result.policy}: {result.error}", flush=True)
+            _show_progress(len(results), args.runs, start_s)
+    failures = [result for result in results if result.error]
+    if args.out:
+        Path(args.out).write_text(
+            json.dumps({"provenance": source, **_summary(results, args.seed, time.monotonic() - start_s)}, indent=1)
+            + "\n"
+        )
+    print(f"\n{len(results)} runs, {len(failures)} failures, {time.monotonic() - start_s:.0f} s", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _summary(results: list[RunResult], first_seed: int, wall_s: float) -> dict[str, object]:
+    return {
+        "first_seed": first_seed,
+        "runs": len(results),
+        "failures": [{"seed": r.seed, "policy": r.policy, "error": r.error} for r in results if r.error],
+        "runs_by_policy": dict(sorted(Counter(r.policy for r in results).items())),
+        "steps": sum(r.num_steps for r in results),
+        "counts": dict(sorted(sum((Counter(r.counts) for r in results), Counter()).items())),
+        "wall_s": round(wall_s, 1),
+    }
+
+
+def _show_progress(done: int, total: int, start_s: float) -> None:
+    if sys.stderr.isatty() or done % 500 == 0 or done == total:
+        elapsed_s = time.monotonic() - start_s
+        filled = 30 * done // total
+        bar = "#" * filled + "." * (30 - filled)
+        left_s = elapsed_s / done * (total - done)
+        print(f"\r[{bar}] {done}/{total}, {left_s:.0f} s left", end="", file=sys.stderr, flush=True)
+
+
+def _quiet() -> None:
+    logging.disable(logging.CRITICAL)  # injected faults are meant
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=1000, help="seeds to run (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="first seed (default: 0)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--out", metavar="FILE.json", help="write a summary")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="run one seed here, with its traceback")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,11 +10,17 @@ that a row holds are chained from its last one backwards.
 
 These are the loops behind kv/pool.py, compiled (kv/compiled.py) over its columns; C of them in each signature:
 
-    rows      int64 [3, rows]          HELD positions; LAST end or NONE; SIDE, NONE in a row that is not open
+    rows      int64 [8, rows]          HELD positions; LAST end or NONE; SIDE, NONE in a row that is not open; then
+                                       what is shared, see below
     ends      int16 [3, 2 * blocks]    FILL: slots that the row here has; GROWS: whether it grows here; ROOM: rank of
                                        the room that a newcomer at this end finds beside the row at the opposite one
     previous  int32 [2 * blocks]       the end that the same row holds before this one, or NONE
-    numbers   int64 [8]                counts and the layout, see below
+    numbers   int64 [11]               counts and the layout, see below
+
+Rows form a tree: the first BASE positions of a row are *borrowed*, from its PARENT (NONE where BASE is 0) and the rows
+before that. Each slot so has one owner, at whose end it stands. A row is cut no further than its PIN, the most that
+others borrow from it. IS_CACHED says that no request has the row any more; `evict` takes from those, by USE: the number
+of the last use among all, RT_USED more where a head used it.
 """
 
 # an element of an array is Any to mypy.
@@ -40,12 +46,16 @@ HEAD, TAIL = 0, 1
 INDEX_OF_SIDE = {Side.HEAD: HEAD, Side.TAIL: TAIL}
 NONE = -1
 
-HELD, LAST, SIDE = 0, 1, 2
+HELD, LAST, SIDE, BASE, PARENT, PIN, USE, IS_CACHED = range(8)
+NUM_ROW_COLUMNS = 8
 FILL, GROWS, ROOM = 0, 1, 2
 # HELD_BLOCKS and FIRST_FREE are two numbers each, by side. No block is free before the first that many, counted from
 # the low end of the pool for heads and from its high end for tails: in that order they take them.
 FREE_BLOCKS, HELD_BLOCKS, FIRST_FREE, BLOCK_SIZE, IS_SHARED, TAILS_FROM_RIGHT = 0, 1, 3, 5, 6, 7
-NUM_NUMBERS = 8
+NUM_USES, NUM_CACHED, NUM_EVICTED = 8, 9, 10  # uses so far, cached rows, slots taken from such so far
+NUM_NUMBERS = 11
+RT_USED = 1 << 40
+EVERYTHING = 1 << 40  # slots, more than there are
 
 # The rank of a room is its slots, plus SETTLED beside a settled row: a newcomer prefers that to any other.
 SETTLED = 2 * MAX_BLOCK_SIZE
@@ -234,23 +244,93 @@ def grow_each_by_one(rows: RowColumns, ends: EndColumns, previous: Chain, number
     return len(growing)
 
 
-@compiled("int64(int64[:,::1], int16[:,::1], int64[::1], int64)")
-def max_growth(rows: RowColumns, ends: EndColumns, numbers: Numbers, row: int) -> int:
-    """Return the largest `num_slots` that `grow` can give to `row`."""
-    last = rows[LAST, row]
+@compiled()
+def _held_by_requests(rows: RowColumns) -> Indices:
+    """Return, by row, how many positions other rows borrow from it that are not cached, through others or directly."""
+    held = np.zeros(rows.shape[1], np.int64)
+    for row in range(rows.shape[1]):
+        if rows[SIDE, row] != NONE and not rows[IS_CACHED, row]:
+            child = row
+            while rows[PARENT, child] != NONE and held[rows[PARENT, child]] < rows[BASE, child]:
+                held[rows[PARENT, child]] = rows[BASE, child]
+                child = rows[PARENT, child]
+    return held
+
+
+@compiled()
+def _evictable(rows: RowColumns, ends: EndColumns, previous: Chain) -> NDArray[np.int16]:
+    """Return how many slots of each end are evicted when everything is that can be."""
+    evictable = np.zeros(ends.shape[1], np.int16)
+    held = _held_by_requests(rows)
+    for row in range(rows.shape[1]):
+        if rows[IS_CACHED, row]:
+            stop, end, num_kept = rows[HELD, row], rows[LAST, row], max(held[row], rows[BASE, row])
+            while stop > num_kept:
+                evictable[end] = min(ends[FILL, end], stop - num_kept)
+                stop, end = stop - ends[FILL, end], previous[end]
+    return evictable
+
+
+@compiled(f"int64({_C}, int64, int64)")
+def max_growth(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int, side: int) -> int:
+    """Return the most that `row`, or one new on `side` where it is NONE, can grow by once what is cached is evicted."""
+    last = rows[LAST, row] if row != NONE else NONE
     own_room = _room_at(ends, numbers, last) if last != NONE else 0
-    return own_room + newcomer_room(ends, numbers, rows[SIDE, row])
+    if not numbers[NUM_CACHED]:
+        return own_room + newcomer_room(ends, numbers, side)
+    num_blocks, size = ends.shape[1] // 2, numbers[BLOCK_SIZE]
+    evictable = _evictable(rows, ends, previous)
+    num_slots = own_room + evictable[_opposite(ends, last)] if last != NONE else 0
+    for end in range(side * num_blocks, (side + 1) * num_blocks):
+        opposite = _opposite(ends, end)
+        num_beside = ends[FILL, opposite] - evictable[opposite]
+        if ends[FILL, end] == evictable[end] and (numbers[IS_SHARED] or not num_beside):
+            num_slots += size - num_beside
+    return num_slots
+
+
+@compiled("int64(int64[:,::1], int64[::1])")
+def num_borrowed_cached(rows: RowColumns, numbers: Numbers) -> int:
+    """Return the slots that cached rows own and requests borrow."""
+    if not numbers[NUM_CACHED]:
+        return 0
+    num_slots = 0
+    held = _held_by_requests(rows)
+    for row in range(rows.shape[1]):
+        if rows[IS_CACHED, row]:
+            num_slots += max(0, held[row] - rows[BASE, row])
+    return num_slots
 
 
 # Giving up
 
 
-@compiled(f"void({_C}, int64, int64)")
-def shrink(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int, num_kept: int) -> None:
-    """Take positions [num_kept, held) from `row`, which is settled, asleep, in what it keeps until it grows again."""
-    num_lost = rows[HELD, row] - num_kept
-    if num_lost == 0:
-        return
+@compiled()
+def _borrow_less(rows: RowColumns, row: int, num_slots: int) -> None:
+    """Let `row`, which owns nothing, borrow only `num_slots`."""
+    before = lender = rows[PARENT, row]
+    while lender != NONE and num_slots <= rows[BASE, lender]:
+        lender = rows[PARENT, lender]
+    rows[BASE, row] = num_slots
+    rows[PARENT, row] = lender
+    rows[PIN, before] = 0
+    for child in range(rows.shape[1]):
+        if rows[PARENT, child] == before:
+            rows[PIN, before] = max(rows[PIN, before], rows[BASE, child])
+    if lender != NONE:
+        rows[PIN, lender] = max(rows[PIN, lender], num_slots)
+
+
+@compiled(f"int64({_C}, int64, int64)")
+def shrink(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int, num_kept: int) -> int:
+    """Take positions [num_kept, held) from `row`, which is settled, asleep, in what it keeps until it grows again.
+
+    It keeps what others borrow from it; return what it keeps.
+    """
+    num_kept = max(num_kept, rows[PIN, row])
+    if num_kept == rows[HELD, row]:
+        return num_kept
+    num_lost = rows[HELD, row] - max(num_kept, rows[BASE, row])
     last = rows[LAST, row]
     while num_lost > 0 and ends[FILL, last] <= num_lost:
         num_lost -= ends[FILL, last]
@@ -262,14 +342,20 @@ def shrink(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers
         _set_rooms(ends, numbers, last)
     rows[LAST, row] = last
     rows[HELD, row] = num_kept
+    if num_kept < rows[BASE, row]:
+        _borrow_less(rows, row, num_kept)
+    return num_kept
 
 
 @compiled(f"int64[:,::1]({_C}, int64)")
 def boundaries(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int) -> Indices:
-    """Return int64 [ends, 2], from the end of `row` backwards: positions kept without it, slots a new head gains."""
-    num_ends, end = 0, rows[LAST, row]
-    while end != NONE:
-        num_ends, end = num_ends + 1, previous[end]
+    """Return int64 [ends, 2], from the end of `row` backwards: positions kept without it, slots a new head gains.
+
+    Slots that others borrow are none that it could give up.
+    """
+    num_ends, num_kept, end = 0, rows[HELD, row], rows[LAST, row]
+    while end != NONE and num_kept - ends[FILL, end] >= rows[PIN, row]:
+        num_ends, num_kept, end = num_ends + 1, num_kept - ends[FILL, end], previous[end]
     found = np.empty((num_ends, 2), np.int64)
     num_kept, num_gained, end = rows[HELD, row], 0, rows[LAST, row]
     for index in range(num_ends):
@@ -278,6 +364,113 @@ def boundaries(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Num
         found[index, 0], found[index, 1] = num_kept, num_gained
         end = previous[end]
     return found
+
+
+# Sharing
+
+
+@compiled()
+def _use(rows: RowColumns, numbers: Numbers, row: int, side: int) -> None:
+    """Note that a row on `side` uses `row`, last of all so far."""
+    is_rt = side == HEAD or rows[USE, row] >= RT_USED
+    rows[USE, row] = numbers[NUM_USES] + (RT_USED if is_rt else 0)
+
+
+@compiled("void(int64[:,::1], int64[::1], int64, int64, int64)")
+def borrow(rows: RowColumns, numbers: Numbers, row: int, lender: int, num_slots: int) -> None:
+    """Let `row`, which holds nothing, begin with the first `num_slots` positions of `lender`."""
+    assert rows[HELD, row] == 0, "a row that is to borrow holds something"
+    assert 0 < num_slots <= rows[HELD, lender], "a row lends more than it holds"
+    while num_slots <= rows[BASE, lender]:
+        lender = rows[PARENT, lender]
+    rows[PARENT, row] = lender
+    rows[BASE, row] = rows[HELD, row] = num_slots
+    rows[PIN, lender] = max(rows[PIN, lender], num_slots)
+    numbers[NUM_USES] += 1
+    while lender != NONE:
+        _use(rows, numbers, lender, rows[SIDE, row])
+        lender = rows[PARENT, lender]
+
+
+@compiled(f"boolean({_C}, int64, int64)")
+def leave_cached(
+    rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int, num_kept: int
+) -> bool:
+    """Take `row` from its request: its first `num_kept` positions stay, or what others borrow of it. Return whether any
+    do, of its own; else the row is closed."""
+    if num_kept <= rows[BASE, row]:
+        num_kept = 0
+    if not shrink(rows, ends, previous, numbers, row, num_kept):
+        rows[SIDE, row] = NONE
+        rows[USE, row] = 0
+        return False
+    numbers[NUM_CACHED] += 1
+    numbers[NUM_USES] += 1
+    rows[IS_CACHED, row] = True
+    _use(rows, numbers, row, rows[SIDE, row])
+    ends[GROWS, rows[LAST, row]] = False
+    _set_rooms(ends, numbers, rows[LAST, row])
+    return True
+
+
+@compiled()
+def _newcomer_room_in(ends: EndColumns, numbers: Numbers, side: int, block: int) -> int:
+    """Return the slots of one block that a row new on `side` could take."""
+    num_blocks = ends.shape[1] // 2
+    if not ends[FILL, block] and not ends[FILL, block + num_blocks]:
+        return numbers[BLOCK_SIZE]
+    return ends[ROOM, side * num_blocks + block] & ROOM_MASK
+
+
+@compiled()
+def _first_victim(rows: RowColumns) -> int:
+    """Return the cached row that is to lose something first: used least, of equals the lowest number; or NONE."""
+    victim = NONE
+    for row in range(rows.shape[1]):
+        can_give = rows[IS_CACHED, row] and rows[HELD, row] > rows[PIN, row]
+        if can_give and (victim == NONE or rows[USE, row] < rows[USE, victim]):
+            victim = row
+    return victim
+
+
+@compiled(f"int64({_C}, int64, int64, int64, int64[:,::1])")
+def evict(
+    rows: RowColumns,
+    ends: EndColumns,
+    previous: Chain,
+    numbers: Numbers,
+    row: int,
+    side: int,
+    num_slots: int,
+    evicted: NDArray[np.int64],
+) -> int:
+    """Take the ends of cached rows until `row`, or one new on `side` where it is NONE, can grow by `num_slots`.
+
+    Less where nothing is left to take. Write which rows lost something, and what each keeps, to `evicted`, and return
+    how many; a row that keeps nothing is closed.
+    """
+    num_blocks, num_evicted = ends.shape[1] // 2, 0
+    last = rows[LAST, row] if row != NONE else NONE
+    room = newcomer_room(ends, numbers, side)
+    while room + (_room_at(ends, numbers, last) if last != NONE else 0) < num_slots:
+        victim = _first_victim(rows)
+        if victim == NONE:
+            break
+        least = max(rows[PIN, victim], rows[BASE, victim])
+        while rows[HELD, victim] > least and room + (_room_at(ends, numbers, last) if last != NONE else 0) < num_slots:
+            end = rows[LAST, victim]
+            room -= _newcomer_room_in(ends, numbers, side, end % num_blocks)
+            numbers[NUM_EVICTED] += rows[HELD, victim]
+            shrink(rows, ends, previous, numbers, victim, max(least, rows[HELD, victim] - ends[FILL, end]))
+            numbers[NUM_EVICTED] -= rows[HELD, victim]
+            room += _newcomer_room_in(ends, numbers, side, end % num_blocks)
+        if rows[HELD, victim] == rows[BASE, victim]:
+            numbers[NUM_CACHED] -= 1
+            rows[IS_CACHED, victim] = False
+            leave_cached(rows, ends, previous, numbers, victim, 0)
+        evicted[num_evicted, 0], evicted[num_evicted, 1] = victim, rows[HELD, victim]
+        num_evicted += 1
+    return num_evicted
 
 
 # Positions to slots
@@ -306,12 +499,15 @@ def write_from(
     row: int,
     start: int,
 ) -> None:
-    """Write the slots of positions [start, held) of `row` into the slot table."""
-    stop, end = rows[HELD, row], rows[LAST, row]
+    """Write the slots of positions [start, held) of `row` into the slot table, borrowed ones too."""
+    stop, owner = rows[HELD, row], row
     assert 0 <= start <= stop <= slots.shape[1], "a row is longer than the slot table is wide"
     while stop > start:
-        first, step = _first_slot(ends, numbers, end)
-        end_start = stop - ends[FILL, end]
-        for position in range(max(start, end_start), stop):
-            slots[row, position] = first + step * (position - end_start)
-        stop, end = end_start, previous[end]
+        end_stop, end = rows[HELD, owner], rows[LAST, owner]
+        while end != NONE and stop > start:
+            first, step = _first_slot(ends, numbers, end)
+            end_start = end_stop - ends[FILL, end]
+            for position in range(max(start, end_start), stop):
+                slots[row, position] = first + step * (position - end_start)
+            stop, end_stop, end = min(stop, end_start), end_start, previous[end]
+        owner = rows[PARENT, owner]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kv.block import INDEX_OF_SIDE, Indices, ceil_div
+from kv.block import HEAD, INDEX_OF_SIDE, Indices, ceil_div
 from kv.pool import Pool
 from kv.types import Row, Side
 
@@ -46,12 +46,16 @@ class KVBudget:
         self._promised: list[Indices | _Growth] = []  # not counted in yet; arrays of decodes
         self._max_blocks = 0  # free blocks that what was promised takes at most
         self._num_opening = 0  # rows that what was promised opens
+        self._reserved: Row | None = None
 
     def try_grow(self, row: Row | None, side: Side, num_slots: int) -> bool:
         """Count `num_slots` more positions of `row` in; return False, with nothing counted, when there is no room.
 
         `row=None` is a request that has no row yet: each such call stands for another request, opened on `side`.
         """
+        is_new = row is None or row == self._reserved
+        if is_new and row is not None:
+            return self._grow_reserved(row, num_slots)
         if self._is_sure(num_slots) and (row is not None or self._num_opening < len(self._pool.closed_rows)):
             self._promise(row, side, num_slots)
             return True
@@ -66,6 +70,34 @@ class KVBudget:
         elif row is None:
             pool.close_rows([grown])
         return has_grown
+
+    def reserve(self, side: Side, lenders: Sequence[Row], num_borrowed: int) -> Row | None:
+        """Open a row on `side` that borrows the first `num_borrowed` positions of one of `lenders`, as far as this plan
+        left them; None where it left none of them.
+
+        It counts once `try_grow` has grown it; another may be reserved after that, or after `release`.
+        """
+        assert self._reserved is None, f"row {self._reserved} is reserved already"
+        pool = self._counted()
+        for lender in lenders:
+            if pool.can_lend(lender, num_borrowed):
+                self._reserved = Row(pool.open_row(INDEX_OF_SIDE[side]))
+                pool.borrow(self._reserved, lender, num_borrowed)
+                return self._reserved
+        return None
+
+    def release(self) -> None:
+        """Close the row that is reserved and did not grow, if there is one."""
+        if self._reserved is not None:
+            self._counted().close_rows([self._reserved])
+            self._reserved = None
+
+    def _grow_reserved(self, row: Row, num_slots: int) -> bool:
+        if not self._counted().grow(row, num_slots):
+            return False
+        self._note(row, 0, is_new=True)
+        self._reserved = None
+        return True
 
     def try_grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64]) -> int:
         """Do `try_grow` by one slot for each of `rows` (distinct) in order, until one finds no room; return how many
@@ -83,13 +115,12 @@ class KVBudget:
         """Return the largest `num_slots` for which `try_grow` would succeed now; or any that is at least `enough`."""
         if enough is not None and self._is_sure(enough):
             return enough
-        pool = self._counted()
-        return pool.newcomer_room(INDEX_OF_SIDE[side]) if row is None else pool.max_growth(row)
+        return self._counted().max_growth(row, INDEX_OF_SIDE[side])
 
-    def shrink(self, row: Row, num_kept: int) -> None:
-        """Count positions [num_kept, held) of `row` out; 0 is all that closing it gives back, too."""
-        self._counted().shrink(row, num_kept)
-        self.cuts[row] = num_kept
+    def shrink(self, row: Row, num_kept: int) -> int:
+        """Count positions [num_kept, held) of `row` out, but for what others borrow of it; return what it keeps."""
+        self.cuts[row] = self._counted().shrink(row, num_kept)
+        return self.cuts[row]
 
     def num_held(self, row: Row) -> int:
         """Return the positions of `row` that have a slot, with what this budget counted."""
@@ -100,9 +131,12 @@ class KVBudget:
         slots a NEW head gains by then, cumulatively).
 
         A gain is a rise of `max_growth(None, Side.HEAD)`: slots beside another head are none, nor is the middle that a
-        new head could have entered anyway. Defined for a head's row alike, for real-time preempting real-time.
+        new head could have entered anyway, nor what others borrow. Defined for a head's row alike, for real-time
+        preempting real-time. Victims come after all that is cached, which is given up here.
         """
-        return self._counted().boundaries(row)
+        pool = self._counted()
+        pool.evict(None, HEAD)
+        return pool.boundaries(row)
 
     def decodes(self) -> Indices:
         """Return the rows that were there before and grew by one."""
@@ -111,6 +145,7 @@ class KVBudget:
 
     def settled_pool(self) -> Pool:
         """Return the pool with everything counted in, for the manager to go on with. Asserts that it may."""
+        assert self._reserved is None, f"row {self._reserved} of an adopted budget is reserved"
         rows = np.concatenate((self.decodes(), np.fromiter(self.grown, np.intp, len(self.grown))))
         assert _are_distinct(rows), "a row of an adopted budget grew more than once"
         for row, num_kept in self.cuts.items():

@@ -10,16 +10,22 @@ from collections.abc import Iterator
 import numpy as np
 
 from kv.block import (
+    BASE,
     FILL,
     FIRST_FREE,
     GROWS,
     HEAD,
     HELD,
+    IS_CACHED,
     IS_SHARED,
     LAST,
     NONE,
+    NUM_CACHED,
+    PARENT,
+    PIN,
     ROOM,
     SETTLED,
+    SIDE,
     TAIL,
     TAILS_FROM_RIGHT,
     Indices,
@@ -33,6 +39,7 @@ from kv.types import KVConfig, Layout
 def check_invariants(config: KVConfig, pool: Pool, table: SlotTable, host: HostPool) -> None:
     """Assert every invariant of the cache; O(slots), for tests and for production when in doubt."""
     _check_rows(pool)
+    _check_lenders(pool)
     fill = _derived_fill(config, pool)
     _check_fronts(config, fill)
     _check_columns(config, pool, fill)
@@ -45,10 +52,28 @@ def check_invariants(config: KVConfig, pool: Pool, table: SlotTable, host: HostP
 
 def _check_rows(pool: Pool) -> None:
     """A row is either open or waits to be opened; one that holds nothing has no ends."""
-    assert sorted(pool.closed_rows) == [row for row in range(pool.num_rows) if not pool.is_open(row)]
-    for row, (held, last) in enumerate(pool.rows[[HELD, LAST]].T.tolist()):
-        assert held == 0 or pool.is_open(row), f"closed row {row} holds positions"
-        assert (last == NONE) == (held == 0), f"row {row}: {held} positions and last end {last}"
+    assert sorted(pool.closed_rows) == np.flatnonzero(pool.rows[SIDE] == NONE).tolist(), "a row is neither open nor not"
+    assert not pool.losses, "the index was not told of a loss"
+    for row, (held, last, base) in enumerate(pool.rows[[HELD, LAST, BASE]].T.tolist()):
+        assert held == 0 or pool.side_of(row) != NONE, f"closed row {row} holds positions"
+        assert (last == NONE) == (held == base), f"row {row}: {held} positions, {base} borrowed, and last end {last}"
+
+
+def _check_lenders(pool: Pool) -> None:
+    """A row borrows what its parent holds, and owns in part; nobody keeps more or less for others than they borrow."""
+    pins = np.zeros(pool.num_rows, np.intp)
+    for row, (base, parent) in enumerate(pool.rows[[BASE, PARENT]].T.tolist()):
+        assert (parent == NONE) == (base == 0), f"row {row} borrows {base} positions from {parent}"
+        if parent != NONE:
+            assert pool.side_of(parent) != NONE, f"row {row} borrows from closed row {parent}"
+            assert pool.rows[BASE, parent] < base <= pool.held[parent], f"row {row} borrows from the wrong row {parent}"
+            pins[parent] = max(pins[parent], base)
+    assert np.array_equal(pool.rows[PIN], pins), "the borrowed part of a row has drifted"
+    cached = np.flatnonzero(pool.rows[IS_CACHED])
+    assert pool.num_cached == len(cached) == int(pool.numbers[NUM_CACHED]), "the number of cached rows has drifted"
+    for row in cached.tolist():
+        assert pool.side_of(row) != NONE, f"closed row {row} is cached"
+        assert pool.held[row] > pool.rows[BASE, row], f"cached row {row} owns nothing"
 
 
 def _derived_fill(config: KVConfig, pool: Pool) -> Indices:
@@ -61,7 +86,7 @@ def _derived_fill(config: KVConfig, pool: Pool) -> Indices:
             assert end // config.num_blocks == pool.side_of(row), f"row {row} holds end {end} of the other side"
             assert fill[end] == 0, f"two rows hold end {end}"
             fill[end], stop = stop - start, start
-        assert stop == 0, f"row {row}: the first {stop} positions are at no end"
+        assert stop == pool.rows[BASE, row], f"row {row}: positions up to {stop} are at no end"
     return fill
 
 
@@ -92,7 +117,7 @@ def _check_counts(config: KVConfig, pool: Pool, fill: Indices) -> None:
     """free + head + tail slots = all slots, and the counts of blocks are those of the columns."""
     heads, tails = fill.reshape(2, -1)
     num_free_slots = int((config.block_size - heads - tails).sum())
-    assert num_free_slots + int(pool.held.sum()) == config.num_slots, "slots are lost"
+    assert num_free_slots + int((pool.held - pool.rows[BASE]).sum()) == config.num_slots, "slots are lost"
     free = np.flatnonzero(heads + tails == 0)
     assert pool.num_free_blocks == len(free), "the number of free blocks has drifted"
     for side, fills in ((HEAD, heads), (TAIL, tails)):
@@ -103,7 +128,7 @@ def _check_counts(config: KVConfig, pool: Pool, fill: Indices) -> None:
 
 
 def _check_slots(config: KVConfig, pool: Pool, table: SlotTable) -> None:
-    """Every slot table entry lies at an end its row holds, filled without a gap; no slot is in two places."""
+    """Every slot table entry lies at an end its row holds, filled without a gap; no slot has two owners."""
     size = config.block_size
     seen = np.zeros(config.num_slots, np.bool_)
     for row in _open_rows(pool):
@@ -115,12 +140,15 @@ def _check_slots(config: KVConfig, pool: Pool, table: SlotTable) -> None:
                 offsets = size - 1 - offsets
             assert np.array_equal(offsets, np.arange(stop - start)), f"row {row}: wrong slots at end {end}"
             stop = start
-        assert not seen[slots].any(), f"row {row}: a slot is in two tables"
-        seen[slots] = True
+        base, parent = pool.rows[[BASE, PARENT], row].tolist()
+        assert np.array_equal(slots[:base], table.slots[parent, :base]), f"row {row}: wrong slots borrowed of {parent}"
+        assert not seen[slots[base:]].any(), f"row {row}: a slot has two owners"
+        seen[slots[base:]] = True
 
 
 def _open_rows(pool: Pool) -> list[int]:
-    return [row for row in range(pool.num_rows) if pool.is_open(row)]
+    """Return the rows that requests have, and the cached ones."""
+    return [row for row in range(pool.num_rows) if pool.side_of(row) != NONE]
 
 
 def _chain(pool: Pool, row: int) -> Iterator[tuple[int, int]]:

@@ -1,11 +1,12 @@
 """KVCacheManager: who holds which slots, on the device and in the host pool.
 
-    open ──► grow … grow ──► shrink ──► restore, grow … ──► close
-                               │           ▲
-                               └─ host pool ┘
+    open ──► grow … grow ──► shrink ──► restore, grow … ──► close, or leave_cached ─┐
+      ▲                        │           ▲                                         │
+      │                        └─ host pool ┘                                         │
+      └─ borrow ◄──────────────────────── index ◄─────────────────────────────────────┘
 
 Growth and giving up are the pool's (kv/pool.py), positions to slots the table's (kv/table.py), copies the host pool's
-(kv/checkpoint.py); this module puts them together.
+(kv/checkpoint.py), tokens the index's (kv/prefixes.py); this module puts them together.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kv.block import HEAD, INDEX_OF_SIDE, TAIL
+from kv.block import BASE, HEAD, INDEX_OF_SIDE, TAIL
 from kv.budget import KVBudget
 from kv.checkpoint import HostPool
 from kv.invariants import check_invariants
 from kv.pool import Pool
+from kv.prefixes import Prefix, PrefixIndex
 from kv.table import SlotTable
 from kv.types import NO_COPIES, KVConfig, KVUsage, Row, Side, SlotCopy
 
@@ -48,6 +50,7 @@ class KVCacheManager:
         self._pool = Pool(config)
         self._table = SlotTable(config.max_seq_len)
         self._host = HostPool(config.num_host_slots)
+        self._index = PrefixIndex(config.block_size)
         self._written = self._pool.held.copy()  # by row: leading positions that were computed before this step
         self._num_changes = 0
 
@@ -73,17 +76,65 @@ class KVCacheManager:
         return Row(row)
 
     def close(self, row: Row) -> None:
-        """Free the row, all its slots and its copies on the host."""
+        """Free the row, all its slots and its copies on the host. What others borrow of it stays, cached."""
         self.close_each([row])
 
     def close_each(self, rows: Sequence[Row]) -> None:
         """Do `close` for each of `rows` (distinct), in a fraction of the time of single calls."""
-        self._num_changes += 1
         for row in rows:
-            self._check_open(row)
-            self._written[row : row + 1] = 0
+            self._leave_cached(row, 0)
+
+    # Prefixes
+
+    def find(self, prefix: Prefix) -> int:
+        """Return how many of the tokens of `prefix`, from the first on, a new row could borrow; all but the last, which
+        is always computed."""
+        return min(prefix.find(self._index), prefix.num_tokens - 1)
+
+    def borrow(self, row: Row, prefix: Prefix) -> int:
+        """Let `row`, which holds nothing, begin with what can be borrowed of `prefix`; return how many positions."""
+        self._check_open(row)
+        num_slots = self.find(prefix)
+        if num_slots:
+            self._num_changes += 1
+            self._pool.borrow(row, prefix.lenders[0], num_slots)
+            self._table.write_from(self._pool, row, 0)
             self._host.drop(row)
-        self._pool.close_rows(rows)
+        return num_slots
+
+    def num_borrowed(self, row: Row) -> int:
+        """Return the leading positions of `row` that are at slots of others."""
+        return int(self._pool.rows[BASE, row])
+
+    def lend(self, row: Row, prefix: Prefix, num_tokens: int) -> None:
+        """Let others borrow what `row` holds: the first `num_tokens` of `prefix`, which were computed, and are not
+        copied in, by the steps before this one."""
+        self._check_open(row)
+        assert num_tokens <= self.num_held(row), f"row {row}: lends {num_tokens} of {self.num_held(row)} positions"
+        self._index.add(row, prefix, self.num_borrowed(row), num_tokens)
+
+    def leave_cached(self, row: Row, prefix: Prefix, num_tokens: int) -> None:
+        """Close `row`, but let others borrow the first `num_tokens` of `prefix` that it holds, as `lend` does, until
+        their slots are needed. Where others hold the same, only that stays which others borrow already."""
+        self.lend(row, prefix, num_tokens)
+        size = self.config.block_size
+        self._leave_cached(row, 0 if self._index.is_double(row) else num_tokens // size * size)
+
+    def evict_all(self) -> None:
+        """Forget all that is cached and that no request borrows."""
+        self._num_changes += 1
+        self._pool.evict(None, HEAD)
+        self._note_losses()
+
+    @property
+    def num_evicted_slots(self) -> int:
+        """Slots that cached rows lost so far."""
+        return self._pool.num_evicted
+
+    @property
+    def num_borrowed_cached(self) -> int:
+        """Slots of cached rows that requests borrow: nobody can have them."""
+        return self._pool.num_borrowed_cached()
 
     def num_held(self, row: Row) -> int:
         """Return the number of positions of `row` that have a slot."""
@@ -117,9 +168,13 @@ class KVCacheManager:
         """
         assert budget.version == self._num_changes, "the cache has changed since this budget was made"
         self._num_changes += 1
-        copies_out = {row: self._give_up(row, num_kept, row in checkpoints) for row, num_kept in budget.cuts.items()}
+        copies_out = {
+            row: self._give_up(row, self.num_held(row), num_kept, row in checkpoints)
+            for row, num_kept in budget.cuts.items()
+        }
         pool = self._pool = budget.settled_pool()
         self._fit_rows()
+        self._note_losses()
         copies_in = [self._bring_in(row, start, restores.get(row, 0)) for row, start in budget.grown.items()]
         if len(decodes := budget.decodes()):
             self._table.write_last(pool, decodes)
@@ -127,15 +182,16 @@ class KVCacheManager:
         return Adopted(copies_out, [copy for copy in copies_in if len(copy)])
 
     def shrink(self, row: Row, num_kept: int, checkpoint: bool) -> SlotCopy:
-        """Give up positions [num_kept, held). With `checkpoint`, as many of them as the host pool takes are kept there:
-        a run that starts at num_kept.
+        """Give up positions [num_kept, held), but for those that others borrow. With `checkpoint`, as many of them as
+        the host pool takes are kept there: a run that starts where the row ends.
 
         Returns the device-to-host copies to make before anything is overwritten.
         """
         self._check_open(row)
         self._num_changes += 1
-        copies = self._give_up(row, num_kept, checkpoint)
-        self._pool.shrink(row, num_kept)
+        num_held = self.num_held(row)
+        copies = self._give_up(row, num_held, self._pool.shrink(row, num_kept), checkpoint)
+        self._note_losses()
         return copies
 
     def num_restorable(self, row: Row) -> int:
@@ -170,8 +226,12 @@ class KVCacheManager:
         num_held_blocks = config.num_blocks - pool.num_free_blocks
         num_head_blocks, num_tail_blocks = pool.num_held_blocks(HEAD), pool.num_held_blocks(TAIL)
         num_head_slots, num_tail_slots = pool.num_held_slots(HEAD), pool.num_held_slots(TAIL)
+        num_cached_slots = (
+            sum(pool.num_held_slots(side, is_cached=True) for side in (HEAD, TAIL)) if pool.num_cached else 0
+        )
         return KVUsage(
-            num_free_slots=config.num_slots - num_head_slots - num_tail_slots,
+            num_free_slots=config.num_slots - num_head_slots - num_tail_slots - num_cached_slots,
+            num_cached_slots=num_cached_slots,
             num_head_slots=num_head_slots,
             num_tail_slots=num_tail_slots,
             num_free_blocks=pool.num_free_blocks,
@@ -189,6 +249,7 @@ class KVCacheManager:
     def check_invariants(self) -> None:
         """Assert all that must hold between any two calls (see kv/invariants.py); O(slots)."""
         check_invariants(self.config, self._pool, self._table, self._host)
+        self._index.check_invariants(self._pool.held.tolist())
         assert np.all(self._written <= self._pool.held[: len(self._written)]), "a position not held counts as written"
 
     def _append(self, row: Row, num_slots: int) -> bool:
@@ -200,6 +261,7 @@ class KVCacheManager:
         self._num_changes += 1
         if not self._pool.grow(row, num_slots):
             return False
+        self._note_losses()
         if num_slots:
             self._table.write_from(self._pool, row, start)
         return True
@@ -216,9 +278,9 @@ class KVCacheManager:
         device_slots = self.slot_table[row, start : start + num_slots].copy()
         return SlotCopy(device_slots, self._host.take(row, num_slots))
 
-    def _give_up(self, row: Row, num_kept: int, checkpoint: bool) -> SlotCopy:
+    def _give_up(self, row: Row, num_held: int, num_kept: int, checkpoint: bool) -> SlotCopy:
         """Do what `shrink` does, but for the pool: save to the host, or drop what it has."""
-        num_held, num_written = self.num_held(row), int(self._written[row]) if row < len(self._written) else 0
+        num_written = int(self._written[row]) if row < len(self._written) else 0
         if num_kept == num_held:
             return NO_COPIES
         self._written[row : row + 1] = min(num_written, num_kept)
@@ -228,6 +290,22 @@ class KVCacheManager:
             return NO_COPIES
         host_slots = self._host.save(row, num_written - num_kept)
         return SlotCopy(self.slot_table[row, num_kept : num_kept + len(host_slots)].copy(), host_slots)
+
+    def _leave_cached(self, row: Row, num_kept: int) -> None:
+        """Close the row; keep its first `num_kept` positions cached, or what others borrow of it."""
+        self._check_open(row)
+        self._num_changes += 1
+        self._host.drop(row)
+        self._pool.leave_cached(row, num_kept)
+        self._index.cut(row, self.num_held(row))
+        self._written[row : row + 1] = self.num_held(row)
+
+    def _note_losses(self) -> None:
+        """Take in what the pool took from rows; only then may those that it closed be used again."""
+        for row, num_kept in self._pool.losses:
+            self._index.cut(Row(row), num_kept)
+            self._written[row : row + 1] = np.minimum(self._written[row : row + 1], num_kept)
+        self._pool.losses.clear()
 
     def _fit_rows(self) -> None:
         if self._pool.num_rows > len(self.slot_table):

@@ -13,14 +13,21 @@ from numpy.typing import NDArray
 
 from kv import block
 from kv.block import (
+    BASE,
     BLOCK_SIZE,
+    EVERYTHING,
     FREE_BLOCKS,
     HELD,
     HELD_BLOCKS,
+    IS_CACHED,
     IS_SHARED,
     LAST,
     NONE,
+    NUM_CACHED,
+    NUM_EVICTED,
     NUM_NUMBERS,
+    NUM_ROW_COLUMNS,
+    PARENT,
     SIDE,
     TAILS_FROM_RIGHT,
     Chain,
@@ -40,7 +47,8 @@ class Pool:
     def __init__(self, config: KVConfig) -> None:
         self.block_size = config.block_size
         self.closed_rows: list[int] = []
-        self.rows: RowColumns = np.zeros((3, 0), np.int64)
+        self.losses: list[tuple[int, int]] = []  # rows that lost positions, in order, and how many each kept
+        self.rows: RowColumns = np.zeros((NUM_ROW_COLUMNS, 0), np.int64)
         self.ends: EndColumns = np.zeros((3, 2 * config.num_blocks), np.int16)
         self.previous: Chain = np.full(2 * config.num_blocks, NONE, np.int32)
         self.numbers: Numbers = np.zeros(NUM_NUMBERS, np.int64)
@@ -58,7 +66,7 @@ class Pool:
         """Return an independent pool in the same state."""
         pool = object.__new__(Pool)
         pool.block_size = self.block_size
-        pool.closed_rows = self.closed_rows.copy()
+        pool.closed_rows, pool.losses = self.closed_rows.copy(), self.losses.copy()
         pool.rows, pool.ends = self.rows.copy(), self.ends.copy()
         pool.previous, pool.numbers = self.previous.copy(), self.numbers.copy()
         pool._bind()
@@ -79,9 +87,25 @@ class Pool:
         """Return the blocks that heads hold, or tails."""
         return int(self.numbers[HELD_BLOCKS + side])
 
-    def num_held_slots(self, side: int) -> int:
-        """Return the slots that heads hold, or tails."""
-        return int(self.rows[HELD, self.rows[SIDE] == side].sum())
+    def num_held_slots(self, side: int, is_cached: bool = False) -> int:
+        """Return the slots that rows of a side own: those that requests have, or the cached ones."""
+        rows = self.rows
+        is_asked = (rows[SIDE] == side) & (rows[IS_CACHED] == is_cached)
+        return int(rows[HELD, is_asked].sum() - rows[BASE, is_asked].sum())
+
+    @property
+    def num_cached(self) -> int:
+        """Rows that no request has."""
+        return int(self.numbers[NUM_CACHED])
+
+    @property
+    def num_evicted(self) -> int:
+        """Slots taken from cached rows so far."""
+        return int(self.numbers[NUM_EVICTED])
+
+    def num_borrowed_cached(self) -> int:
+        """Return the slots that cached rows own and requests borrow."""
+        return block.num_borrowed_cached(self.rows, self.numbers)
 
     def fills(self) -> NDArray[np.int16]:
         """Return int16 [2, blocks]: how many slots of each block a head holds, and a tail."""
@@ -89,8 +113,14 @@ class Pool:
         return fills
 
     def is_open(self, row: int) -> bool:
-        """Whether `row` was opened and not closed since."""
-        return 0 <= row < self.num_rows and bool(self.rows[SIDE, row] != NONE)
+        """Whether a request has `row`: it was opened, and neither closed nor left to the cache since."""
+        is_there = 0 <= row < self.num_rows and self.rows[SIDE, row] != NONE
+        return bool(is_there and not self.rows[IS_CACHED, row])
+
+    def can_lend(self, row: int, num_slots: int) -> bool:
+        """Whether the first `num_slots` positions of `row` are what they were when `losses` was empty."""
+        is_whole = all(num_kept >= num_slots for loser, num_kept in self.losses if loser == row)
+        return is_whole and int(self.held[row]) >= num_slots
 
     def side_of(self, row: int) -> int:
         """Return HEAD or TAIL; NONE of a row that is not open."""
@@ -104,9 +134,11 @@ class Pool:
         """Return the slots that a row new on `side` could take in all."""
         return block.newcomer_room(self.ends, self.numbers, side)
 
-    def max_growth(self, row: int) -> int:
-        """Return the largest `num_slots` that `grow(row, num_slots)` can give."""
-        return block.max_growth(self.rows, self.ends, self.numbers, row)
+    def max_growth(self, row: int | None, side: int) -> int:
+        """Return the largest `num_slots` that `grow` can give to `row`, or, where it is None, to one new on `side`."""
+        if row is None:
+            return block.max_growth(*self.columns, NONE, side)
+        return block.max_growth(*self.columns, row, self.side_of(row))
 
     def boundaries(self, row: int) -> list[tuple[int, int]]:
         """From the end of `row` backwards, end by end: (positions kept without it, slots a new head gains so far)."""
@@ -123,17 +155,24 @@ class Pool:
         return row
 
     def close_rows(self, rows: Sequence[int]) -> None:
-        """Free what `rows` hold, and the rows themselves."""
+        """Free what `rows` hold, and the rows themselves; what others borrow stays, cached."""
         for row in rows:
-            block.shrink(*self.columns, row, 0)
-            self.rows[SIDE, row] = NONE
-        self.closed_rows.extend(rows)
+            self.leave_cached(row, 0)
+
+    def leave_cached(self, row: int, num_kept: int) -> None:
+        """Take `row` from its request: its first `num_kept` positions stay, or what others borrow of it."""
+        if not block.leave_cached(*self.columns, row, num_kept):
+            self.closed_rows.append(row)
+
+    def borrow(self, row: int, lender: int, num_slots: int) -> None:
+        """Let `row`, which holds nothing, begin with the first `num_slots` positions of `lender`."""
+        block.borrow(self.rows, self.numbers, row, lender, num_slots)
 
     def _add_rows(self) -> None:
         num_rows, num_added = self.num_rows, max(self.num_rows, _MIN_ROWS)
         self.closed_rows.extend(range(num_rows + num_added - 1, num_rows - 1, -1))
         self.rows = np.pad(self.rows, ((0, 0), (0, num_added)))
-        self.rows[LAST, num_rows:] = self.rows[SIDE, num_rows:] = NONE
+        self.rows[LAST, num_rows:] = self.rows[SIDE, num_rows:] = self.rows[PARENT, num_rows:] = NONE
         self._bind()
 
     # Growing and giving up
@@ -141,16 +180,43 @@ class Pool:
     def grow(self, row: int, num_slots: int) -> bool:
         """Give `row` slots for `num_slots` more positions; return False, with nothing changed, when there is no room.
 
-        First the middle of its own last block, then other blocks in the order of `kv.block.grow`.
+        First the middle of its own last block, then other blocks in the order of `kv.block.grow`, then those of cached
+        rows.
         """
+        if block.grow(*self.columns, row, num_slots):
+            return True
+        if not self.num_cached or self.max_growth(row, NONE) < num_slots:
+            return False
+        self.evict(row, NONE, num_slots)
         return block.grow(*self.columns, row, num_slots)
 
     def grow_each_by_one(self, rows: Indices) -> int:
         """Do `grow(row, 1)` for each of `rows` (distinct) in order until one finds no room; return how many grew."""
-        return block.grow_each_by_one(*self.columns, rows)
+        num_grown = block.grow_each_by_one(*self.columns, rows)
+        while num_grown < len(rows) and self.num_cached and self.grow(int(rows[num_grown]), 1):
+            num_grown += 1
+            num_grown += block.grow_each_by_one(*self.columns, rows[num_grown:])
+        return num_grown
 
-    def shrink(self, row: int, num_kept: int) -> None:
-        """Take positions [num_kept, held) from `row`, which then sleeps: it is settled until it grows again."""
+    def shrink(self, row: int, num_kept: int) -> int:
+        """Take positions [num_kept, held) from `row`, which then sleeps: it is settled until it grows again.
+
+        It keeps what others borrow from it; return what it keeps.
+        """
         num_held = int(self.rows[HELD, row])
         assert 0 <= num_kept <= num_held, f"row {row}: cannot keep {num_kept} of {num_held} positions"
-        block.shrink(*self.columns, row, num_kept)
+        num_kept = block.shrink(*self.columns, row, num_kept)
+        self.losses.append((row, num_kept))
+        return num_kept
+
+    def evict(self, row: int | None, side: int, num_slots: int = EVERYTHING) -> None:
+        """Take from cached rows, those used least first, until `row`, or one new on `side`, can grow by `num_slots`; or
+        all that no request borrows."""
+        if not self.num_cached:
+            return
+        side = side if row is None else self.side_of(row)
+        evicted = np.empty((2 * self.num_cached, 2), np.int64)  # again where a borrower was evicted
+        num = block.evict(*self.columns, NONE if row is None else row, side, num_slots, evicted)
+        pairs: list[tuple[int, int]] = [(lost, kept) for lost, kept in evicted[:num].tolist()]
+        self.closed_rows += [lost for lost, kept in pairs if not kept]
+        self.losses += pairs

@@ -76,7 +76,7 @@ NO_COPIES = SlotCopy(np.empty(0, np.int32), np.empty(0, np.int32))
 
 @dataclass(frozen=True, slots=True)
 class KVUsage:
-    """A count of the pool: slots by state, blocks by sharing."""
+    """A count of the pool: slots by state, blocks by sharing. Cached: no request has them, but some may borrow them."""
 
     num_free_slots: int
     num_head_slots: int
@@ -86,6 +86,7 @@ class KVUsage:
     num_tail_blocks: int
     num_shared_blocks: int
     num_host_slots_used: int
+    num_cached_slots: int = 0
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

@@ -13,12 +13,22 @@ import numpy as np
 
 from kv.budget import KVBudget
 from kv.manager import KVCacheManager
+from kv.prefixes import Prefix
 from kv.types import KVConfig, Row, Side, SlotCopy
 from tests.kv.factories import slots_of
 from tests.kv.twin import Twin
 
-Change = tuple[str, Row, int]  # "cut" or "save" to a length, "grow" by some, "decode", or open a "head" or "tail"
+# "cut" or "save" to a length, "grow" by some, "decode", open a "head" or "tail", or one that borrows, or "evict" all
+Change = tuple[str, Row, int]
 SIDE_OF = {"head": Side.HEAD, "tail": Side.TAIL}
+BORROWING = {"borrowing head": Side.HEAD, "borrowing tail": Side.TAIL}
+NUM_STORIES = 6  # that rows tell: they begin alike, and go on differently from a few positions on
+NUM_SALTS = 2
+
+
+def tokens_of(story: int, num_tokens: int) -> list[int]:
+    """Return the tokens of a story. The last two are alike."""
+    return [7 if position < 3 * story else 10 + min(story, NUM_STORIES - 2) for position in range(num_tokens)]
 
 
 class SideBySide:
@@ -32,13 +42,13 @@ class SideBySide:
         self.copies_out: list[SlotCopy] = []
         self.copies_in: list[SlotCopy] = []
         self.num_written: dict[Row, int] = {}  # leading positions that are not to be computed at the end of the step
-        self.names: dict[Row, int] = {}
+        self.stories: dict[Row, tuple[int, int]] = {}  # salt and story
         self.num_opened = 0
 
     @property
     def rows(self) -> list[Row]:
         """The open rows, oldest first."""
-        return [Row(row) for row in self.twin.rows]
+        return [Row(row) for row, holder in self.twin.rows.items() if not holder.is_cached]
 
     def num_left(self, row: Row) -> int:
         """Positions that `row` may still grow by before it is as long as a row can be."""
@@ -49,6 +59,32 @@ class SideBySide:
         self.twin.open(row, side)
         self._name(row)
         return row
+
+    def borrow(self, row: Row, num_tokens: int) -> int:
+        """Let a row that holds nothing begin with what others hold of its first `num_tokens`."""
+        lender, num_slots = self.twin.find(*self._tokens(row, num_tokens))
+        assert self.manager.borrow(row, self._prefix(row, num_tokens)) == num_slots
+        if num_slots:
+            self.twin.discard_copies(row)
+            self.twin.borrow(row, lender, num_slots)
+        self.num_written[row] = num_slots
+        return num_slots
+
+    def num_lendable(self, row: Row) -> int:
+        """Positions of `row` that were there before this step."""
+        return min(self.twin.num_written[row], self.num_written[row])
+
+    def lend(self, row: Row, num_tokens: int) -> None:
+        self.manager.lend(row, self._prefix(row, num_tokens), num_tokens)
+        self.twin.lend(row, *self._tokens(row, num_tokens))
+
+    def leave_cached(self, row: Row, num_tokens: int) -> None:
+        self.manager.leave_cached(row, self._prefix(row, num_tokens), num_tokens)
+        self.twin.leave_cached(row, *self._tokens(row, num_tokens))
+
+    def evict_all(self) -> None:
+        self.manager.evict_all()
+        self.twin.evict_all()
 
     def close(self, *rows: Row) -> None:
         self.manager.close_each(rows)
@@ -76,7 +112,7 @@ class SideBySide:
         copies = self.manager.shrink(row, num_kept, checkpoint)
         assert len(copies) == self.twin.shrink(row, num_kept, checkpoint)
         self.copies_out.append(copies)
-        self.num_written[row] = min(self.num_written[row], num_kept)
+        self.num_written[row] = min(self.num_written[row], self.manager.num_held(row))
 
     def restore(self, row: Row, max_slots: int) -> None:
         """Restore up to `max_slots`, as far as there are copies and room, unless the row grew in this step."""
@@ -98,10 +134,13 @@ class SideBySide:
         promised: list[Change] = []
         for kind, row, number in changes:
             if kind in ("cut", "save"):
-                budget.shrink(row, number)
+                number = budget.shrink(row, number)
                 self._place_all(promised)
                 num_saved[row] = self.twin.shrink(row, number, kind == "save")
                 self.num_written[row] = min(self.num_written[row], number)
+                continue
+            if kind in BORROWING or kind == "evict":
+                self._try_sharing(budget, promised, (kind, row, number))
                 continue
             has_room = self._try(budget, (kind, row, number))
             change = (kind, row if kind in ("grow", "decode") or not has_room else budget.opened[-1], number)
@@ -127,6 +166,36 @@ class SideBySide:
             self.twin.cut_copies(row, num_restored, is_read=True)
             self.twin.cut_copies(row, num_grown.get(row, 1) - num_restored, is_read=False)
             self.num_written[row] += num_restored
+
+    def _try_sharing(self, budget: KVBudget, promised: list[Change], change: Change) -> None:
+        """Evict all, or open a row that borrows what `row` could, and grow it."""
+        kind, row, number = change
+        if kind == "evict":
+            budget.tail_boundaries(row)
+            self._place_all(promised)
+            self.twin.evict_all()
+            return
+        prefix, (salt, tokens) = self._prefix(row, self.config.max_seq_len), self._tokens(row, self.config.max_seq_len)
+        num_borrowed = self.manager.find(prefix)
+        reserved = budget.reserve(BORROWING[kind], prefix.lenders, num_borrowed) if num_borrowed else None
+        if not num_borrowed:
+            return
+        self._place_all(promised)
+        segment = (salt, *tokens[: -(-num_borrowed // self.config.block_size) * self.config.block_size])
+        lender = next((row for row in prefix.lenders if row in self.twin.lenders[segment]), None)
+        assert (reserved is None) == (lender is None)
+        if reserved is None:
+            return
+        self.twin.open(reserved, BORROWING[kind])
+        self.stories[reserved] = self.stories[row]
+        self.twin.borrow(reserved, lender, num_borrowed)
+        self.num_written[reserved] = num_borrowed
+        number = min(number, self.config.max_seq_len - num_borrowed)
+        has_grown = self.twin.place(reserved, number)
+        assert budget.try_grow(reserved, BORROWING[kind], number) == has_grown
+        if not has_grown:
+            budget.release()
+            self.twin.close(reserved)
 
     def _try(self, budget: KVBudget, change: Change) -> bool:
         kind, row, number = change
@@ -163,7 +232,7 @@ class SideBySide:
         for row in self.rows:
             for position, slot in list(enumerate(slots_of(self.manager, row)))[self.num_written[row] :]:
                 self.device[slot] = self._value(row, position)
-        for row in self.rows:
+        for row in map(Row, self.twin.rows):
             values = [self._value(row, position) for position in range(self.manager.num_held(row))]
             assert self.device[slots_of(self.manager, row)].tolist() == values
             self.num_written[row] = len(values)
@@ -175,16 +244,21 @@ class SideBySide:
         """Assert that both are in the same state, and the manager in a sound one."""
         self.manager.check_invariants()
         usage = self.manager.usage()
-        assert usage.num_head_slots + usage.num_tail_slots == sum(len(row.slots) for row in self.twin.rows.values())
+        owned = [(row.is_cached, len(row.slots) - row.base) for row in self.twin.rows.values()]
+        assert usage.num_head_slots + usage.num_tail_slots == sum(num for is_cached, num in owned if not is_cached)
+        assert usage.num_cached_slots == sum(num for is_cached, num in owned if is_cached)
         assert usage.num_host_slots_used == self.config.num_host_slots - self.twin.num_host_free()
-        for row in self.rows:
+        for row in map(Row, self.twin.rows):
             assert slots_of(self.manager, row) == self.twin.rows[row].slots
+            assert self.manager.num_borrowed(row) == self.twin.rows[row].base
             assert self.manager.num_restorable(row) == self.twin.copies.get(row, 0)
 
     def end(self) -> None:
         """Close all and assert that the cache is as it was at the start."""
         for row in self.rows:
             self.close(row)
+        self.evict_all()
+        assert not self.twin.rows
         self.manager.begin_step()
         self.manager.check_invariants()
         usage = self.manager.usage()
@@ -194,8 +268,17 @@ class SideBySide:
     def _name(self, row: Row) -> None:
         self.num_written[row] = 0
         self.num_opened += 1
-        self.names[row] = self.num_opened
+        self.stories[row] = (self.num_opened % NUM_SALTS, self.num_opened // NUM_SALTS % NUM_STORIES)
 
     def _value(self, row: Row, position: int) -> int:
-        """Return what stands for the K and V of a position: different for every holder there ever was."""
-        return self.names[row] * 1_000 + position
+        """Return what stands for the K and V of a position: it depends on all tokens up to there, and on the salt."""
+        salt, tokens = self._tokens(row, position + 1)
+        return hash((salt, *tokens))
+
+    def _tokens(self, row: Row, num_tokens: int) -> tuple[int, list[int]]:
+        salt, story = self.stories[row]
+        return salt, tokens_of(story, num_tokens)
+
+    def _prefix(self, row: Row, num_tokens: int) -> Prefix:
+        salt, tokens = self._tokens(row, num_tokens)
+        return Prefix(tokens, str(salt))

@@ -10,9 +10,12 @@ from kv.budget import KVBudget
 from kv.checkpoint import HostPool
 from kv.manager import KVCacheManager
 from kv.pool import Pool
+from kv.prefixes import Prefix, PrefixIndex
 from kv.table import SlotTable
 
-OWNERS = {owner.__name__: owner for owner in (HostPool, KVBudget, KVCacheManager, Pool, SlotTable)} | {"block": block}
+OWNERS = {
+    owner.__name__: owner for owner in (HostPool, KVBudget, KVCacheManager, Pool, Prefix, PrefixIndex, SlotTable)
+} | {"block": block}
 
 
 def test_every_function_that_the_drawing_names_exists() -> None:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kv.types import KVConfig, Layout, Row, Side
 from tests.kv.factories import configs
-from tests.kv.side_by_side import Change, SideBySide
+from tests.kv.side_by_side import BORROWING, Change, SideBySide
 
 SIDES = st.sampled_from(Side)
 ROWS = st.integers(0, 30)  # an index among the open rows, modulo their number
@@ -65,6 +65,29 @@ class KVMachine(RuleBasedStateMachine):
         self.both.restore(self._row(index), max_slots)
 
     @precondition(has_rows)
+    @rule(index=ROWS, num_tokens=st.integers(1, 24))
+    def borrow(self, index: int, num_tokens: int) -> None:
+        row = self._row(index)
+        if not self.both.manager.num_held(row):
+            self.both.borrow(row, num_tokens)
+
+    @precondition(has_rows)
+    @rule(index=ROWS, num_tokens=st.integers(0, 24))
+    def lend(self, index: int, num_tokens: int) -> None:
+        row = self._row(index)
+        self.both.lend(row, min(num_tokens, self.both.num_lendable(row)))
+
+    @precondition(has_rows)
+    @rule(index=ROWS)
+    def leave_cached(self, index: int) -> None:
+        row = self._row(index)
+        self.both.leave_cached(row, self.both.num_lendable(row))
+
+    @rule()
+    def evict_all(self) -> None:
+        self.both.evict_all()
+
+    @precondition(has_rows)
     @rule(index=ROWS)
     def discard_copies(self, index: int) -> None:
         self.both.discard_copies(self._row(index))
@@ -93,7 +116,7 @@ class KVMachine(RuleBasedStateMachine):
                 assert budget.try_grow(None, side, num_slots) == trial.grow(-1 - index, num_slots)
             elif num_slots == 0:
                 num_kept = len(trial.rows[row].slots) // 2
-                budget.shrink(row, num_kept)
+                num_kept = budget.shrink(row, num_kept)
                 trial.shrink(row, num_kept, checkpoint=False)
             elif num_slots == 1:
                 rows = data.draw(st.permutations(self.both.rows))
@@ -118,7 +141,7 @@ class KVMachine(RuleBasedStateMachine):
                 changes.append((kind, row, num_held))
             number = min(data.draw(st.integers(0, 9)), self.both.config.max_seq_len - num_held)
             changes += [("decode" if number == 1 else "grow", row, number)] if number else []
-            opened = data.draw(st.sampled_from(["head", "tail", "none", "none", "none"]))
+            opened = data.draw(st.sampled_from(["head", "tail", "none", "none", *BORROWING, "evict"]))
             changes += [(opened, row, number)] if opened != "none" else []
         self.both.adopt(changes)
 
@@ -147,8 +170,12 @@ def run_schedule(config: KVConfig, seed: int, num_steps: int) -> None:
             both.open(Side.HEAD if rng.random() < 0.5 else Side.TAIL)
         for row in both.rows:
             held = both.manager.num_held(row)
-            if not both.num_left(row) or rng.random() < 0.03:
-                both.close(row)
+            if not held and rng.random() < 0.7:
+                both.borrow(row, int(rng.integers(1, config.max_seq_len + 1)))
+            elif not both.num_left(row) or rng.random() < 0.03:
+                both.leave_cached(row, both.num_lendable(row)) if rng.random() < 0.8 else both.close(row)
+            elif rng.random() < 0.1:
+                both.lend(row, both.num_lendable(row))
             elif rng.random() < 0.15:
                 both.shrink(row, int(rng.integers(0, held + 1)), checkpoint=rng.random() < 0.7)
         for row in both.rows:

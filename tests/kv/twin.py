@@ -10,11 +10,16 @@ from kv.types import KVConfig, Layout, Side
 
 @dataclass
 class TwinRow:
-    """A holder: its slots by position, and whether it was shrunk since it last grew."""
+    """A holder: its slots by position, the first `base` those of `parent`, and whether it was shrunk since it grew."""
 
     side: Side
     slots: list[int] = field(default_factory=list)
     is_asleep: bool = False
+    base: int = 0
+    parent: int | None = None
+    is_cached: bool = False
+    is_rt_used: bool = False
+    last_use: int = 0
 
 
 class Twin:
@@ -27,6 +32,8 @@ class Twin:
         self.copies: dict[int, int] = {}  # row: length of its checkpoint; oldest copy first
         self.copied_now: set[int] = set()  # rows whose checkpoint a copy of this step writes
         self.num_resting = 0
+        self.num_uses = 0
+        self.lenders: dict[tuple[object, ...], list[int]] = {}  # by salt and tokens of a prefix, in whole segments
 
     # Rows
 
@@ -36,8 +43,7 @@ class Twin:
         self.num_written[row] = 0
 
     def close(self, row: int) -> None:
-        del self.rows[row]
-        self.discard_copies(row)
+        self._leave(row, 0)
 
     def begin_step(self) -> None:
         self.num_resting = 0
@@ -61,6 +67,7 @@ class Twin:
 
     def max_growth(self, row: int | None, side: Side) -> int:
         trial = copy.deepcopy(self)
+        trial.evict_all()
         if row is None:
             row = -1
             trial.open(row, side)
@@ -74,7 +81,17 @@ class Twin:
         self.cut_copies(row, num_slots, is_read=True)
 
     def place(self, row: int, num_slots: int) -> bool:
-        """Give slots, without a word to the host pool."""
+        """Give slots, without a word to the host pool; evict what is cached, end by end, as long as it takes."""
+        if self._place_now(row, num_slots):
+            return True
+        before = copy.deepcopy((self.rows, self.lenders))
+        while self._evict_end():
+            if self._place_now(row, num_slots):
+                return True
+        self.rows, self.lenders = before
+        return False
+
+    def _place_now(self, row: int, num_slots: int) -> bool:
         before = copy.deepcopy(self.rows[row])
         for _ in range(num_slots):
             slot = self._next_slot(row)
@@ -87,7 +104,7 @@ class Twin:
 
     def _next_slot(self, row: int) -> int | None:
         holder = self.rows[row]
-        if holder.slots and self._free_slots(self._block(holder.slots[-1])):
+        if len(holder.slots) > holder.base and self._free_slots(self._block(holder.slots[-1])):
             block = self._block(holder.slots[-1])
         else:
             candidates = [block for block in range(self.config.num_blocks) if self._preference(block, holder)]
@@ -118,10 +135,10 @@ class Twin:
         """Return how many positions are copied out."""
         holder, num_written = self.rows[row], self.num_written[row]
         num_held = len(holder.slots)
+        num_kept = max(num_kept, self._pin(row))
         if num_kept == num_held:
             return 0
-        del holder.slots[num_kept:]
-        holder.is_asleep = True
+        self._cut(row, num_kept)
         self.num_written[row] = min(num_written, num_kept)
         if not checkpoint or num_written < num_held:
             self.discard_copies(row)
@@ -129,14 +146,103 @@ class Twin:
 
     def boundaries(self, row: int) -> list[tuple[int, int]]:
         trial = copy.deepcopy(self)
+        trial.evict_all()
         before = trial.max_growth(None, Side.HEAD)
-        found = []
-        while slots := trial.rows[row].slots:
-            block = self._block(slots[-1])
-            num_kept = next(index for index, slot in enumerate(slots) if self._block(slot) == block)
+        found: list[tuple[int, int]] = []
+        while trial._num_owned(row):
+            num_kept = trial._start_of_last_end(row)
+            if num_kept < trial._pin(row):
+                break
             trial.shrink(row, num_kept, checkpoint=False)
             found.append((num_kept, trial.max_growth(None, Side.HEAD) - before))
         return found
+
+    # Sharing
+
+    def evict_all(self) -> None:
+        while self._evict_end():
+            pass
+
+    def lend(self, row: int, salt: object, tokens: list[int]) -> None:
+        for stop in range(self.config.block_size, len(tokens) + 1, self.config.block_size):
+            lenders = self.lenders.setdefault((salt, *tokens[:stop]), [])
+            if stop > self.rows[row].base and row not in lenders:
+                lenders.append(row)
+
+    def find(self, salt: object, tokens: list[int]) -> tuple[int | None, int]:
+        """Return who lends first of those that lend most, and how much of all but the last token that is."""
+        for stop in range(len(tokens) // self.config.block_size * self.config.block_size, 0, -self.config.block_size):
+            if lenders := self.lenders.get((salt, *tokens[:stop])):
+                return lenders[0], min(stop, len(tokens) - 1)
+        return None, 0
+
+    def borrow(self, row: int, lender: int | None, num_slots: int) -> None:
+        while lender is not None and num_slots <= self.rows[lender].base:
+            lender = self.rows[lender].parent
+        assert lender is not None
+        holder = self.rows[row]
+        holder.parent, holder.base, holder.slots = lender, num_slots, self.rows[lender].slots[:num_slots]
+        self.num_uses += 1
+        while lender is not None:
+            self._use(lender, holder.side)
+            lender = self.rows[lender].parent
+
+    def leave_cached(self, row: int, salt: object, tokens: list[int]) -> None:
+        self.lend(row, salt, tokens)
+        lent = [key for key, lenders in self.lenders.items() if row in lenders]
+        is_double = not lent or len(self.lenders[max(lent, key=len)]) > 1
+        self._leave(row, 0 if is_double else len(tokens) // self.config.block_size * self.config.block_size)
+
+    def _leave(self, row: int, num_kept: int) -> None:
+        holder = self.rows[row]
+        self.discard_copies(row)
+        self._cut(row, max(num_kept if num_kept > holder.base else 0, self._pin(row)))
+        if not holder.slots:
+            del self.rows[row]
+            return
+        self.num_uses += 1
+        holder.is_cached = True
+        self._use(row, holder.side)
+
+    def _use(self, row: int, side: Side) -> None:
+        self.rows[row].is_rt_used |= side is Side.HEAD
+        self.rows[row].last_use = self.num_uses
+
+    def _evict_end(self) -> bool:
+        """Take the last end, or what nobody borrows of it, of the cached row that was used least."""
+        victims = [row for row, holder in self.rows.items() if holder.is_cached and len(holder.slots) > self._pin(row)]
+        if not victims:
+            return False
+        row = min(victims, key=lambda row: (self.rows[row].is_rt_used, self.rows[row].last_use, row))
+        self._cut(row, max(self._pin(row), self._start_of_last_end(row)))
+        if not self._num_owned(row):
+            del self.rows[row]
+        return True
+
+    def _pin(self, row: int) -> int:
+        return max((other.base for other in self.rows.values() if other.parent == row), default=0)
+
+    def _cut(self, row: int, num_kept: int) -> None:
+        holder = self.rows[row]
+        del holder.slots[num_kept:]
+        holder.is_asleep = True
+        holder.base = min(holder.base, num_kept)
+        while holder.parent is not None and holder.base <= self.rows[holder.parent].base:
+            holder.parent = self.rows[holder.parent].parent
+        for key in [key for key, lenders in self.lenders.items() if row in lenders and len(key) - 1 > num_kept]:
+            self.lenders[key].remove(row)
+
+    def _num_owned(self, row: int) -> int:
+        return len(self.rows[row].slots) - self.rows[row].base
+
+    def _start_of_last_end(self, row: int) -> int:
+        holder = self.rows[row]
+        block = self._block(holder.slots[-1])
+        return next(
+            index
+            for index, slot in enumerate(holder.slots)
+            if index >= holder.base and all(self._block(later) == block for later in holder.slots[index:])
+        )
 
     # The host pool
 
@@ -178,7 +284,7 @@ class Twin:
         return slot // self.config.block_size
 
     def _holders(self, block: int) -> list[TwinRow]:
-        return [row for row in self.rows.values() if any(self._block(slot) == block for slot in row.slots)]
+        return [row for row in self.rows.values() if any(self._block(slot) == block for slot in row.slots[row.base :])]
 
     def _free_slots(self, block: int) -> list[int]:
         size = self.config.block_size

@@ -36,6 +36,7 @@ class Options(TypedDict, total=False):
     """How a prompt is to be served; what is left out is the server's default.
 
     Times are seconds. The SLOs are for class `rt`; `deadline_s` (finish by, counted from arrival) is for `be`.
+    Requests of different `cache_salt` share no KV, so that their times say nothing of each other's prompts.
     `timeout_s` is this client's patience for the whole answer: then the request is cancelled.
     """
 
@@ -44,6 +45,7 @@ class Options(TypedDict, total=False):
     tpot_slo_s: float
     itl_slo_s: float
     deadline_s: float
+    cache_salt: str
     timeout_s: float
     max_tokens: int
     min_tokens: int
@@ -82,6 +84,7 @@ class Metrics:
     num_preemptions: int
     num_input_tokens: int
     num_output_tokens: int
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,4 +182,5 @@ def _decode_metrics(outputs: Outputs) -> Metrics:
         num_preemptions=count("num_preemptions"),
         num_input_tokens=count("num_input_tokens"),
         num_output_tokens=count("num_output_tokens"),
+        num_cached_tokens=count("num_cached_tokens") if "num_cached_tokens" in outputs else 0,
     )

@@ -32,13 +32,14 @@ class StepView(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class KVPoolView(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The KV pool. Byte i of `head_fill` and `tail_fill` (base64 in JSON) is the number of slots that real-time holds
-    from the left of block i, and best-effort from its right."""
+    from the left of block i, and best-effort from its right; of `cached_fill`, those of requests that are over."""
 
     block_size: int
     head_fill: bytes
     tail_fill: bytes
     num_host_slots: int
     num_host_slots_used: int
+    cached_fill: bytes = b""
 
     @property
     def num_blocks(self) -> int:

@@ -46,6 +46,7 @@ INPUTS: dict[str, TensorSpec] = {
     "tpot_slo_ms": TensorSpec("FP32"),
     "itl_slo_ms": TensorSpec("FP32"),
     "deadline_ms": TensorSpec("FP32"),
+    "cache_salt": TensorSpec("BYTES"),
     "max_tokens": TensorSpec("INT32"),
     "min_tokens": TensorSpec("INT32"),
     "stream": TensorSpec("BOOL"),
@@ -76,6 +77,7 @@ OUTPUTS: dict[str, TensorSpec] = {
     "num_preemptions": TensorSpec("INT32"),
     "num_input_tokens": TensorSpec("INT32"),
     "num_output_tokens": TensorSpec("INT32"),
+    "num_cached_tokens": TensorSpec("INT32"),
 }
 
 ERROR_CODES = ("INVALID_REQUEST", "TOO_LARGE", "OVERLOADED", "CANCELLED", "ENGINE_DOWN", "EXECUTOR_FAILED", "INTERNAL")

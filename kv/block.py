@@ -289,6 +289,18 @@ def max_growth(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Num
     return num_slots
 
 
+@compiled(f"int16[::1]({_C})")
+def cached_fill(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers) -> NDArray[np.int16]:
+    """Return how many slots of each end are those of a cached row."""
+    found = np.zeros(ends.shape[1], np.int16)
+    for row in range(rows.shape[1] if numbers[NUM_CACHED] else 0):
+        end = rows[LAST, row] if rows[IS_CACHED, row] else NONE
+        while end != NONE:
+            found[end] = ends[FILL, end]
+            end = previous[end]
+    return found
+
+
 @compiled("int64(int64[:,::1], int64[::1])")
 def num_borrowed_cached(rows: RowColumns, numbers: Numbers) -> int:
     """Return the slots that cached rows own and requests borrow."""

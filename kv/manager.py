@@ -242,9 +242,15 @@ class KVCacheManager:
         )
 
     def block_fills(self) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-        """Return how many slots of each block a head holds, and a tail; int16 [num_blocks] each, copies."""
-        fills = self._pool.fills().copy()
+        """Return how many slots of each block requests hold as heads, and as tails; int16 [num_blocks] each, copies."""
+        fills = self._pool.fills() - self._pool.cached_fills()
         return fills[HEAD], fills[TAIL]
+
+    def cached_fills(self) -> NDArray[np.int16]:
+        """Return how many slots of each block are cached; int16 [num_blocks]."""
+        heads, tails = self._pool.cached_fills()
+        cached: NDArray[np.int16] = heads + tails
+        return cached
 
     def check_invariants(self) -> None:
         """Assert all that must hold between any two calls (see kv/invariants.py); O(slots)."""

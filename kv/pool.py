@@ -108,8 +108,13 @@ class Pool:
         return block.num_borrowed_cached(self.rows, self.numbers)
 
     def fills(self) -> NDArray[np.int16]:
-        """Return int16 [2, blocks]: how many slots of each block a head holds, and a tail."""
+        """Return int16 [2, blocks]: how many slots of each block a head holds, and a tail, cached or not."""
         fills: NDArray[np.int16] = self.ends[block.FILL].reshape(2, -1)
+        return fills
+
+    def cached_fills(self) -> NDArray[np.int16]:
+        """Return int16 [2, blocks]: those of them that no request has."""
+        fills: NDArray[np.int16] = block.cached_fill(*self.columns).reshape(2, -1)
         return fills
 
     def is_open(self, row: int) -> bool:

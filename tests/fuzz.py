@@ -109,6 +109,7 @@ class FuzzRun:
     def _check_end(self) -> None:
         missing = self.tokens.keys() - self.ends.keys()
         assert not missing, f"no end for {sorted(missing)}"
+        self.scheduler.kv.evict_all()
         usage = self.scheduler.kv.usage()
         assert usage.num_free_blocks == self.sim.num_blocks, f"slots leaked: {usage}"
         self.scheduler.kv.begin_step()  # host slots of the last copies are free from here on
@@ -178,6 +179,7 @@ class FuzzRun:
             refuse_hopeless_rt=draw.random() < 0.2,
             sharing=draw.random() < 0.8,
             checkpoints=draw.random() < 0.8,
+            prefix_caching=draw.random() < 0.8,
             chunked_prefill=draw.random() < 0.8,
             adaptive_window=draw.random() < 0.8,
             be_min_share=draw.choice((0.0, 0.02, 0.3)),
@@ -192,9 +194,8 @@ class FuzzRun:
         return Request(
             request_id=RequestId(f"r{index}"),
             priority_class=PriorityClass.REAL_TIME if is_rt else PriorityClass.BEST_EFFORT,
-            prompt_token_ids=tuple(
-                range(3, 3 + draw.choice((1, 15, 16, 17, draw.randint(1, 150), draw.randint(60, 150))))
-            ),
+            prompt_token_ids=self._draw_prompt(index),
+            cache_salt=draw.choice(("", "", "other")),
             sampling=SamplingParams(
                 max_tokens=draw.choice((draw.randint(1, 30), draw.randint(30, 50))), ignore_eos=False
             ),
@@ -202,6 +203,14 @@ class FuzzRun:
             slo=Slo(draw.choice((0.05, 0.4)), draw.choice((0.01, 0.2)), itl_slo_s) if is_rt else None,
             deadline_s=draw.choice((None, draw.uniform(0.1, 5.0))) if not is_rt else None,
         )
+
+    def _draw_prompt(self, index: int) -> tuple[int, ...]:
+        """Draw a prompt that begins like others, or is one that came before with more behind it, or like no other."""
+        draw = self.random
+        num_tokens = draw.choice((1, 15, 16, 17, draw.randint(1, 150), draw.randint(60, 150)))
+        prompt = range(3, 3 + num_tokens)
+        num_alike = draw.choice((0, 0, 8, 40, 100, num_tokens))
+        return tuple(prompt[:num_alike]) + tuple(1_000 * (index + 1) + token_id for token_id in prompt[num_alike:])
 
 
 def run_one(seed: int, policy: str | None = None) -> RunResult:
@@ -226,6 +235,9 @@ def _run_once(seed: int, policy: str | None) -> RunResult:
     }
     ends = Counter(f"ends.{reason.value}" for reason in run.ends.values() if reason is not None)
     tokens = {"copied_out_tokens": stats.total_copied_out_tokens, "restored_tokens": stats.total_copied_in_tokens}
+    prefixes = {
+        f"prefix_tokens.{cls.value}_{source.value}": num for (cls, source), num in stats.total_prefix_tokens.items()
+    }
     layout = {f"layout.{run.scheduler.kv.config.layout.value}": 1}
     counts = {
         **run.counts,
@@ -233,6 +245,8 @@ def _run_once(seed: int, policy: str | None) -> RunResult:
         **ends,
         **tokens,
         **layout,
+        **prefixes,
+        "evicted_slots": stats.total_evicted_slots,
         "recomputed_tokens": stats.total_recomputed_tokens,
     }
     return RunResult(seed, name, num_steps, counts, run.trace.hexdigest())

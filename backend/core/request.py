@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
+
+if TYPE_CHECKING:
+    from kv.prefixes import Prefix
 
 RequestId = NewType("RequestId", str)
 
@@ -31,6 +34,13 @@ class RequestState(enum.Enum):
     RUNNING = "running"
     PREEMPTED = "preempted"
     FINISHED = "finished"
+
+
+class PrefixSource(enum.Enum):
+    """Whether the cache had a token of a prompt, or it had to be computed."""
+
+    HIT = "hit"
+    MISS = "miss"
 
 
 class FinishReason(enum.Enum):
@@ -80,7 +90,8 @@ class Request:
     """One generation request; mutated by the scheduler only.
 
     `prompt_token_ids` is never empty. `slo` is given for REAL_TIME, `deadline_s` (absolute, finish by) may be given for
-    BEST_EFFORT. `arrival_index` is the total order of arrivals that ends every sort key.
+    BEST_EFFORT. `arrival_index` is the total order of arrivals that ends every sort key. Requests of different
+    `cache_salt` share no KV.
     """
 
     request_id: RequestId
@@ -90,12 +101,15 @@ class Request:
     arrival_s: float
     slo: Slo | None = None
     deadline_s: float | None = None
+    cache_salt: str = ""
 
     arrival_index: int = -1
     state: RequestState = RequestState.WAITING
     finish_reason: FinishReason | None = None
     token_ids: list[int] = field(default_factory=list)  # known tokens: prompt, then output
-    num_computed: int = 0  # leading known tokens whose K and V are in the cache
+    num_computed: int = 0  # leading known tokens whose K and V are in the cache; as of the last look, while it waits
+    num_cached: int = 0  # those that were there before its first step
+    prefix: Prefix | None = None  # its tokens, as the cache looks for them; None where it does not
     row: int | None = None  # row of the slot table while it holds slots
     first_scheduled_s: float | None = None
     first_token_s: float | None = None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backend.core.plan import PreemptionKind
-from backend.core.request import PriorityClass
+from backend.core.request import PrefixSource, PriorityClass
 from backend.policy.state import table_loops
 from backend.policy.state.latency_model import StepFeatures
 from backend.policy.state.request_table import first_deadline_s
@@ -18,12 +18,14 @@ from backend.policy.view import Policy, SchedulerView, StepRecord
 
 @dataclass(frozen=True, slots=True)
 class MovedTokens:
-    """KV positions so far: preempted by class and kind (requests), copied to the host and back, computed again."""
+    """KV positions so far: preempted by class and kind (requests), copied to the host and back, computed again; those
+    of prompts by class and source."""
 
     preemptions: Mapping[tuple[PriorityClass, PreemptionKind], int]
     copied_out: int
     copied_in: int
     recomputed: int
+    prefix: Mapping[tuple[PriorityClass, PrefixSource], int] = field(default_factory=dict)
 
 
 class Feedback:
@@ -76,6 +78,8 @@ class Feedback:
             total_copied_out_tokens=moved.copied_out,
             total_copied_in_tokens=moved.copied_in,
             total_recomputed_tokens=moved.recomputed,
+            total_prefix_tokens=dict(moved.prefix),
+            total_evicted_slots=view.kv.num_evicted_slots,
         )
 
     def _counts(self, queue: WaitingQueue, is_rt: bool) -> ClassCounts:

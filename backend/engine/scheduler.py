@@ -25,7 +25,7 @@ from backend.core.plan import (
     StepPlan,
     StepResult,
 )
-from backend.core.request import FinishReason, PriorityClass, Request, RequestId, RequestState
+from backend.core.request import FinishReason, PrefixSource, PriorityClass, Request, RequestId, RequestState
 from backend.engine.admission import check_admissible
 from backend.engine.committed_step import CommittedStep, Sampled
 from backend.engine.feedback import Feedback, MovedTokens
@@ -40,6 +40,7 @@ from backend.policy.state.table_loops import Rows
 from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord, Traffic
 from kv.manager import KVCacheManager
+from kv.prefixes import Prefix
 from kv.types import NO_COPIES, KVConfig, Layout, Row, SlotCopy
 
 __all__ = ["Scheduler", "SchedulerStats", "make_scheduler"]
@@ -93,9 +94,9 @@ class Scheduler:
         self.kv = kv
         self.view = SchedulerView(
             table=RequestTable(),
-            rt_waiting=WaitingQueue(policy.order),
-            be_waiting=WaitingQueue(policy.order),
-            be_deadlines=WaitingQueue(first_deadline_s),
+            rt_waiting=WaitingQueue(policy.order, self._look_up),
+            be_waiting=WaitingQueue(policy.order, self._look_up),
+            be_deadlines=WaitingQueue(first_deadline_s, self._look_up),
             kv=kv,
             latency=latency,
             traffic=Traffic(),
@@ -112,6 +113,7 @@ class Scheduler:
         self._num_arrived = 0
         self._totals: Counter[str] = Counter()
         self._preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
+        self._prefix_tokens: Counter[tuple[PriorityClass, PrefixSource]] = Counter()
 
     # Requests come and go
 
@@ -119,6 +121,9 @@ class Scheduler:
         """Queue `request`, or raise InvalidRequestError, RequestTooLargeError or OverloadedError."""
         if request.request_id in self._requests:
             raise InvalidRequestError(f"request {request.request_id!r}: a request of this id is being served")
+        if self.view.settings.prefix_caching:
+            request.prefix = Prefix(request.prompt_token_ids, request.cache_salt)
+            self._look_up(request)
         check_admissible(self.view, self.policy, request, now_s)
         request.arrival_index = self._num_arrived
         self._num_arrived += 1
@@ -217,7 +222,9 @@ class Scheduler:
         """Return a snapshot."""
         totals = self._totals
         return self._feedback.stats(
-            MovedTokens(self._preemptions, totals["copied_out"], totals["copied_in"], totals["recomputed"])
+            MovedTokens(
+                self._preemptions, totals["copied_out"], totals["copied_in"], totals["recomputed"], self._prefix_tokens
+            )
         )
 
     def check_invariants(self) -> None:
@@ -238,8 +245,14 @@ class Scheduler:
             assert num_held == request.num_computed, (
                 f"request {request.request_id!r}: {num_held} slots for {request.num_computed} computed tokens"
             )
+            assert self.kv.num_borrowed(Row(row)) == table.num_borrowed[row], f"{request.request_id!r}: num_borrowed"
 
-    # Queues and stops
+    # Prefixes, queues and stops
+
+    def _look_up(self, request: Request) -> None:
+        """Note how many tokens of a waiting request the cache has at present."""
+        if request.prefix is not None:
+            request.num_computed = self.kv.find(request.prefix)
 
     def _queues(self, request: Request) -> list[WaitingQueue]:
         if request.is_rt:
@@ -272,6 +285,10 @@ class Scheduler:
         """Move a waiting request into its first row."""
         assert request.state is RequestState.WAITING, f"request {request.request_id!r}: {request.state} without a row"
         request.row = row
+        request.num_cached = request.num_computed
+        if request.prefix is not None:
+            self._prefix_tokens[request.priority_class, PrefixSource.HIT] += request.num_cached
+            self._prefix_tokens[request.priority_class, PrefixSource.MISS] += request.num_uncomputed
         request.first_scheduled_s = self._planned_s
         request.state = RequestState.RUNNING
         self.view.table.enter(request, row, request.max_total_tokens)
@@ -290,7 +307,7 @@ class Scheduler:
         self.view.table.cut(_row(request), reclaim.num_kept)
 
     def _release(self, reasons: Mapping[Request, FinishReason]) -> None:
-        """End requests: they leave every structure and free their slots."""
+        """End requests: they leave every structure, and free their slots or leave them to the cache."""
         rows: list[Row] = []
         for request, reason in reasons.items():
             was_waiting = request.state is RequestState.WAITING
@@ -305,11 +322,21 @@ class Scheduler:
                 for queue in self._queues(request):
                     queue.note_left(request)
             elif request.row is not None:
-                rows.append(Row(request.row))
                 self.view.table.leave(request.row)
+                if reason is FinishReason.ERROR or request.prefix is None:
+                    rows.append(Row(request.row))
+                else:
+                    self._leave_cached(request)
                 request.row = None
         if rows:
             self.kv.close_each(rows)
+
+    def _leave_cached(self, request: Request) -> None:
+        """Close the row of a request that is over; what it computed can be borrowed until its slots are needed."""
+        assert request.prefix is not None, f"request {request.request_id!r}: no prefix"
+        request.prefix.append(request.token_ids[request.num_prompt :])
+        self.kv.leave_cached(_row(request), request.prefix, request.num_computed)
+        request.prefix = None
 
     # Taking a result in
 
@@ -354,6 +381,7 @@ class Scheduler:
             requests[index].state = RequestState.RUNNING
         for index in first:
             requests[index].first_token_s = now_s
+            self._lend(requests[index])
         for request, token_id in zip(requests, sampled.token_ids, strict=True):
             token_ids = request.token_ids
             request.num_computed = len(token_ids)  # it sampled, so it had computed all
@@ -364,6 +392,11 @@ class Scheduler:
             self.view.traffic.note_end(request)
         self._release({request: self._reason(request) for request in finished})
         return finished
+
+    def _lend(self, request: Request) -> None:
+        """Let others borrow the prompt of `request`, all of which is computed."""
+        if request.prefix is not None:
+            self.kv.lend(_row(request), request.prefix, request.num_prompt)
 
     def _stopped(self, sampled: Sampled) -> list[int]:
         """Return the indices of the requests that sampled a stop token of theirs."""

@@ -31,7 +31,7 @@ class SimSettings:
     relative standard deviation of a step's time. fault_rate: part of the steps that raise ExecutorError. stall_rate,
     stall_s: part of the steps that take `stall_s` longer. A token is a function of (seed, request id, position), never
     `eos_token_id` but where the request's output is to end. verify: check that every attended slot holds what was
-    written for it.
+    written for these tokens.
     """
 
     num_blocks: int = 1024
@@ -186,15 +186,20 @@ def linear_time_s(coefficients: tuple[float, ...], features: SimFeatures) -> flo
     )
 
 
+_PRIME = (1 << 61) - 1
+
+
 @lru_cache(maxsize=1 << 16)
-def _hash(request_id: str) -> int:
-    return zlib.crc32(request_id.encode())
+def _hash(text: str) -> int:
+    return zlib.crc32(text.encode())
 
 
 class _Memory:
-    """KV contents: a slot holds (request, position) instead of K and V, so that every misplaced slot is found."""
+    """KV contents: a slot holds a digest of all tokens up to its position, and of the salt, instead of K and V, so that
+    every misplaced slot is found."""
 
     def __init__(self, settings: SimSettings) -> None:
+        self._digests: dict[str, list[int]] = {}  # by request, of its known tokens
         self._device = np.full(settings.num_blocks * settings.block_size, -1, np.int64)
         self._host = np.full(settings.num_host_slots, -1, np.int64)
 
@@ -214,5 +219,12 @@ class _Memory:
 
     def _content(self, batch: StepBatch, sequence: Sequenced, end: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         assert sequence.row is not None, f"request {sequence.request_id!r} runs without a row"
-        positions = np.arange(end, dtype=np.int64)
-        return batch.slot_table[sequence.row, :end], (_hash(sequence.request_id) << 20) + positions
+        return batch.slot_table[sequence.row, :end], self._digests_of(sequence, end)
+
+    def _digests_of(self, sequence: Sequenced, end: int) -> NDArray[np.int64]:
+        digests = self._digests.setdefault(sequence.request_id, [])
+        digest = digests[-1] if digests else _hash(sequence.cache_salt)
+        for token_id in sequence.token_ids[len(digests) : end]:
+            digest = (digest * 0x2545F491 + token_id + 1) % _PRIME
+            digests.append(digest)
+        return np.array(digests[:end], np.int64)

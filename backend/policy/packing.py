@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ class Packing:
         self._rows: list[Rows] = []  # of what was taken, in order
         self._counts: list[NDArray[np.int64]] = []  # of new tokens, likewise
         self._newcomers: list[Request] = []
+        self._reserved: tuple[Request, Row] | None = None  # a newcomer that is not in yet, and its row on the budget
 
     def add_decodes(self, rows: Rows) -> list[int]:
         """Take one token of each of `rows`, as far as the limits go; return the rows that found no slot."""
@@ -59,6 +60,7 @@ class Packing:
         """Take one token of each of `rows` in order, up to the first that finds no slot; return how many were taken.
         There must be places and tokens for all."""
         assert len(rows) <= min(self.seqs_left, self.tokens_left), f"no places for {len(rows)} decodes"
+        self._release()
         num_taken = self.kv.try_grow_each_by_one(rows) if len(rows) else 0
         if num_taken:
             self._take_decodes(rows[:num_taken])
@@ -85,11 +87,14 @@ class Packing:
         assert num_tokens > 0, f"request {request.request_id!r}: no tokens to add"
         if self.seqs_left < 1 or num_tokens > self.tokens_left:
             return False
-        row = None if request.row is None else Row(request.row)
+        row = self._row_of(request)
+        assert num_tokens + num_restored <= request.num_uncomputed, (
+            f"request {request.request_id!r}: {num_tokens} tokens"
+        )
         if not self.kv.try_grow(row, side_of(request), num_tokens + num_restored):
             return False
-        if row is None:
-            row = self.kv.opened[-1]
+        if request.row is None:
+            row, self._reserved = self.kv.opened[-1], None
             self._newcomers.append(request)
         self.num_new_tokens[request] = num_tokens
         self._rows.append(np.array((row,), np.int64))
@@ -107,6 +112,7 @@ class Packing:
 
         What would be alone in the step is taken whatever its time, so that the engine never stands still.
         """
+        self._row_of(request)  # what this step took from others may have been its prefix
         max_tokens = min(max_tokens, self.tokens_left)
         if self.seqs_left < 1 or max_tokens < 1:
             return 0
@@ -148,7 +154,30 @@ class Packing:
 
     def room_for(self, request: Request, enough: int | None = None) -> int:
         """Return how many more KV slots `request` could take now; or any number that is at least `enough`."""
-        return self.kv.max_growth(None if request.row is None else Row(request.row), side_of(request), enough)
+        return self.kv.max_growth(self._row_of(request), side_of(request), enough)
+
+    def _row_of(self, request: Request) -> Row | None:
+        """Return the row of `request`. One without gets a row on the budget if there is a prefix to borrow: its slots
+        are then not among those that are taken to make room for it."""
+        if self._reserved is not None and self._reserved[0] is request:
+            return self._reserved[1]
+        self._release()
+        if request.row is not None:
+            return Row(request.row)
+        if not request.num_computed or request.prefix is None or request in self.num_new_tokens:
+            return None
+        row = self.kv.reserve(side_of(request), request.prefix.lenders, request.num_computed)
+        if row is None:
+            request.num_computed = 0
+        else:
+            self._reserved = request, row
+        return row
+
+    def _release(self) -> None:
+        """Give back the row of a newcomer that was not taken."""
+        if self._reserved is not None:
+            self.kv.release()
+            self._reserved = None
 
     def make_room(self, request: Request, num_slots: int, victims: Iterable[int]) -> bool:
         """Take slots from the ends of `victims` (rows) until `request` can grow by `num_slots`.
@@ -161,9 +190,9 @@ class Packing:
         while compared and (missing := num_slots - self.room_for(request)) > 0:
             costs_s = [self._cost_per_slot_s(victim, missing) for victim in compared]
             victim = compared[costs_s.index(min(costs_s))]
-            num_kept, _ = self._least_cut(victim, missing)
+            num_held, (num_kept, _) = self.num_held(victim), self._least_cut(victim, missing)
             self.cut(victim, num_kept)
-            if not num_kept:
+            if self.num_held(victim) in (0, num_held):
                 compared.remove(victim)
                 compared += islice(candidates, 1)
         return self.room_for(request, num_slots) >= num_slots
@@ -177,8 +206,10 @@ class Packing:
         return self.room_for(request, num_slots) >= num_slots
 
     def cut(self, victim: int, num_kept: int) -> None:
-        """Let `victim` (a row not in this step) keep its first `num_kept` positions only."""
-        self.kv.shrink(Row(victim), num_kept)
+        """Let `victim` (a row not in this step) keep its first `num_kept` positions only, and what others borrow."""
+        num_kept = self.kv.shrink(Row(victim), num_kept)
+        if num_kept == self.num_held(victim):
+            return
         self._kept[victim] = num_kept
         boundaries = self._boundaries.get(victim, ())
         num_gained = next((gained for kept, gained in boundaries if kept == num_kept), 0)
@@ -207,6 +238,7 @@ class Packing:
 
     def plan(self, budget_s: float) -> StepPlan:
         """Return the plan of what was taken; if that is nothing, of what can be forced."""
+        self._release()
         if not self.num_new_tokens:
             self._unblock()
         if not self.num_new_tokens:
@@ -220,19 +252,38 @@ class Packing:
         """Give the oldest started request, real-time first, room from all others, since all of them wait for slots.
 
         Age does not change while requests run, so the oldest always gets on. If even the whole pool is not enough, its
-        own slots have gaps, where others held the opposite ends of its blocks: it begins again without them.
+        own slots have gaps, where others held the opposite ends of its blocks, or lend it their own: it begins again
+        without them. So does the first that waits where nothing has started.
         """
         table, rows = self._view.table, self._view.table.rows()
         if not len(rows):
+            self._begin_without_prefix()
             return
         rows = rows[np.lexsort((table.arrival_index[rows], ~table.is_rt[rows]))]
         first = table.request(int(rows[0]))
         num_tokens = min(first.num_uncomputed, self.tokens_left)
-        others = [row for row in rows[:0:-1].tolist() if self.num_held(row)]
-        if not self.make_room_whole(first, num_tokens, others):
+        others = rows[:0:-1].tolist()
+        if not self._take_all(first, num_tokens, others):
             self.cut(int(rows[0]), 0)
             num_tokens = min(len(first.token_ids), self.tokens_left)
         self.add(first, num_tokens)
+
+    def _take_all(self, request: Request, num_slots: int, victims: Sequence[int]) -> bool:
+        """Do `make_room_whole` until nothing is left to take: who borrows has to let go before who lends can."""
+        num_held = [0]
+        while not self.make_room_whole(request, num_slots, filter(self.num_held, victims)):
+            before, num_held = num_held, list(map(self.num_held, victims))
+            if num_held == before:
+                return False
+        return True
+
+    def _begin_without_prefix(self) -> None:
+        """Take the first request that waits, if it did not fit because of where the slots are that it would borrow."""
+        rt, be = self._view.rt_waiting, self._view.be_waiting
+        first = next(chain(rt.in_time(), rt.relegated(), be.in_time(), be.relegated()), None)
+        if first is not None and first.num_computed:
+            first.num_computed = 0
+            self.add(first, min(len(first.token_ids), self.tokens_left))
 
     def _take_decodes(self, rows: Rows) -> None:
         """Count one token of each of `rows`, which have their slots."""
@@ -246,6 +297,7 @@ class Packing:
 
     def _grow_each(self, rows: Rows) -> tuple[Rows, list[int]]:
         """Take a slot for each of `rows` in order; return those that got one and those that did not."""
+        self._release()
         num_grown = self.kv.try_grow_each_by_one(rows)
         if num_grown == len(rows):
             return rows, []

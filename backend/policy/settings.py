@@ -35,6 +35,7 @@ class SchedulerSettings:
     Ablations, each on by default
         sharing                 real-time and best-effort requests share a block from both ends
         checkpoints             preempted KV is kept in the host pool (else: recomputed)
+        prefix_caching          prompts that begin alike share KV, and what is over stays until its slots are needed
         chunked_prefill         a prompt may be computed over several steps
         adaptive_window         best-effort tokens per step follow the AIMD window
     Baselines only
@@ -57,6 +58,7 @@ class SchedulerSettings:
     latency_forgetting: float = 0.995
     sharing: bool = True
     checkpoints: bool = True
+    prefix_caching: bool = True
     chunked_prefill: bool = True
     adaptive_window: bool = True
     waiting_served_ratio: float = 0.3

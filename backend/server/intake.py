@@ -71,6 +71,7 @@ class Intake:
             arrival_s=submit.arrival_s,
             slo=self._slo(generation) if is_rt else None,
             deadline_s=None if is_rt or deadline_s is None else submit.arrival_s + deadline_s,
+            cache_salt=generation.cache_salt,
         )
 
     def prompt_text(self, generation: Generation, request: Request) -> str:

@@ -75,6 +75,7 @@ class Recorder:
             self._set("bros_requests", labels | {"state": "preempted"}, requests.num_preempted)
         kv = stats.kv
         slots = {"free": kv.num_free_slots, "rt": kv.num_head_slots, "be": kv.num_tail_slots}
+        slots["cached"] = kv.num_cached_slots
         blocks = {"free": kv.num_free_blocks, "rt": kv.num_head_blocks, "be": kv.num_tail_blocks}
         for state, num_slots in slots.items():
             self._set("bros_kv_slots", {"state": state}, num_slots)
@@ -87,6 +88,11 @@ class Recorder:
             self._count_up_to("bros_preemptions_total", {"class": priority_class.value, "kind": kind.value}, total)
         for priority_class, total in stats.total_step_tokens.items():
             self._count_up_to("bros_step_tokens_total", {"class": priority_class.value}, total)
+        for (priority_class, source), total in stats.total_prefix_tokens.items():
+            self._count_up_to(
+                "bros_prefix_tokens_total", {"class": priority_class.value, "source": source.value}, total
+            )
+        self._count_up_to("bros_kv_evicted_slots_total", {}, stats.total_evicted_slots)
         self._count_up_to("bros_copied_tokens_total", {"direction": "out"}, stats.total_copied_out_tokens)
         self._count_up_to("bros_copied_tokens_total", {"direction": "in"}, stats.total_copied_in_tokens)
         self._count_up_to("bros_recomputed_tokens_total", {}, stats.total_recomputed_tokens)

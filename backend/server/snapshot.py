@@ -46,13 +46,14 @@ class StepView(msgspec.Struct, frozen=True):
 
 class KVPoolView(msgspec.Struct, frozen=True):
     """The KV pool. Byte i of `head_fill` and `tail_fill` is the number of slots held from the left and from the right
-    of block i."""
+    of block i; of `cached_fill`, those that only the cache holds, from either."""
 
     block_size: int
     head_fill: bytes
     tail_fill: bytes
     num_host_slots: int
     num_host_slots_used: int
+    cached_fill: bytes = b""
 
 
 class RequestView(msgspec.Struct, frozen=True):
@@ -197,6 +198,7 @@ def _kv_view(kv: KVCacheManager, stats: SchedulerStats) -> KVPoolView:
         tail_fill=tails.astype(np.uint8).tobytes(),
         num_host_slots=kv.config.num_host_slots,
         num_host_slots_used=stats.kv.num_host_slots_used,
+        cached_fill=kv.cached_fills().astype(np.uint8).tobytes(),
     )
 
 

@@ -275,6 +275,7 @@ def _metric_tensors(timings: Timings, generation: Generation) -> list[Any]:
         "num_preemptions": (every, timings.num_preemptions),
         "num_input_tokens": (every or generation.wants_num_input_tokens, timings.num_input_tokens),
         "num_output_tokens": (every or generation.wants_num_output_tokens, timings.num_output_tokens),
+        "num_cached_tokens": (every, timings.num_cached_tokens),
     }
     return tensors + [_tensor(name, [count], np.int32) for name, (is_wanted, count) in counts.items() if is_wanted]
 

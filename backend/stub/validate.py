@@ -34,6 +34,7 @@ MAX_TOKENS = 10_000_000  # far above any model; what is larger was wrapped or mi
 MAX_SAMPLING_BYTES = 100_000  # of the JSON in sampling_parameters; 16 stop words of 256 characters take half of it
 MAX_PARAMETERS = 256  # of one request, forwarded headers among them
 MAX_NAME_CHARS = 128  # of a parameter or key that is compared with those known
+MAX_SALT_CHARS = 128
 _MAX_BYTES_PER_CHAR = 4  # of UTF-8
 MAX_SECONDS = 30 * 24 * 3600.0  # SLOs, deadlines and timeouts
 _MICROSECONDS = 1e6
@@ -118,6 +119,7 @@ def validate(
         itl_slo_s=_milliseconds(values, "itl_slo_ms"),
         deadline_s=_milliseconds(values, "deadline_ms"),
         timeout_s=_timeout_s(values, timeout_us),
+        cache_salt=values.get("cache_salt", _as_salt, ""),
         is_streamed=values.get("stream", as_bool, False),
         echoes_prompt=not values.get("exclude_input_in_output", as_bool, True),
         wants_log_probs=values.get("return_log_probs", _as_log_probs, False),
@@ -237,6 +239,13 @@ def _as_token_ids(max_prompt_bytes: int, name: str, value: object) -> tuple[int,
     if (smallest := min(token_ids, default=0)) < 0:
         raise InvalidRequestError(f"{name}: {smallest} is no token id")
     return tuple(token_ids)
+
+
+def _as_salt(name: str, value: object) -> str:
+    text = as_text(name, value, MAX_SALT_CHARS)
+    if len(text) > MAX_SALT_CHARS:
+        raise InvalidRequestError(f"{name}: {len(text)} characters exceed {MAX_SALT_CHARS}")
+    return text
 
 
 # --- class, SLOs, times --------------------------------------------------------------------------------------------

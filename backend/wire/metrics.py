@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from backend.core.plan import PreemptionKind
-from backend.core.request import PriorityClass
+from backend.core.request import PrefixSource, PriorityClass
 
 
 class Kind(enum.Enum):
@@ -104,11 +104,23 @@ METRICS = (
         "Requests in the engine now.",
         _BY_CLASS | {"state": ("waiting", "running", "preempted")},
     ),
-    Metric("bros_kv_slots", Kind.GAUGE, "Token positions of the KV pool.", {"state": ("free", *CLASSES)}),
+    Metric(
+        "bros_kv_slots",
+        Kind.GAUGE,
+        "Token positions of the KV pool; cached ones may be borrowed, and those that are not count as good as free.",
+        {"state": ("free", *CLASSES, "cached")},
+    ),
+    Metric(
+        "bros_prefix_tokens_total",
+        Kind.COUNTER,
+        "Tokens of prompts that began, by whether their KV was there already.",
+        _BY_CLASS | {"source": tuple(source.value for source in PrefixSource)},
+    ),
+    Metric("bros_kv_evicted_slots_total", Kind.COUNTER, "Cached token positions that were taken for others."),
     Metric(
         "bros_kv_blocks",
         Kind.GAUGE,
-        "Blocks of the KV pool that nobody, one class, or both classes hold.",
+        "Blocks of the KV pool that nobody, one class, or both classes hold, cached ones included.",
         {"state": ("free", *CLASSES, "shared")},
     ),
     Metric("bros_kv_host_slots_used", Kind.GAUGE, "Token positions kept in the host pool."),

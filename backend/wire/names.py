@@ -30,6 +30,7 @@ INPUTS = (
     Field("tpot_slo_ms", "FP32", 1, "rt: mean time per output token after the first to meet, in ms."),
     Field("itl_slo_ms", "FP32", 1, "rt: longest gap between two tokens to allow, in ms."),
     Field("deadline_ms", "FP32", 1, "be: finish by, in ms from arrival."),
+    Field("cache_salt", "STRING", 1, "Requests share KV only with those of the same salt; at most 128 characters."),
     Field("max_tokens", "INT32", 1, "Output tokens at most."),
     Field("min_tokens", "INT32", 1, "Output tokens before an end token or a stop word may end the answer."),
     Field("min_length", "INT32", 1, "Alias of min_tokens (TensorRT-LLM).", alias_of="min_tokens"),
@@ -67,6 +68,7 @@ OUTPUTS = (
     Field("num_preemptions", "INT32", 1, "How often the request lost KV slots to another (return_metrics)."),
     Field("num_input_tokens", "INT32", 1, "Tokens of the prompt (return_metrics)."),
     Field("num_output_tokens", "INT32", 1, "Tokens of the output (return_metrics)."),
+    Field("num_cached_tokens", "INT32", 1, "Tokens of the prompt whose KV was there already (return_metrics)."),
 )
 
 PRIORITY = "priority"  # parameter of the generate endpoints: 1 = rt, 2 = be

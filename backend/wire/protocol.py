@@ -70,6 +70,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     itl_slo_s: float | None = None
     deadline_s: float | None = None
     timeout_s: float | None = None
+    cache_salt: str = ""
     is_streamed: bool = False
     echoes_prompt: bool = False
     wants_log_probs: bool = False
@@ -129,6 +130,7 @@ class Timings(msgspec.Struct, frozen=True, array_like=True):
     num_preemptions: int
     num_input_tokens: int
     num_output_tokens: int
+    num_cached_tokens: int = 0
 
 
 class End(msgspec.Struct, frozen=True, array_like=True):

@@ -79,6 +79,7 @@ def describe(readiness: Readiness, snapshot: Snapshot | None) -> str:
             f"{name:<7} {now.num_running} running, {now.num_waiting} waiting, {now.num_preempted} preempted"
             for name, now in snapshot.requests_by_class.items()
         ]
-        lines.append(f"kv      rt {sum(snapshot.kv.head_fill)}, be {sum(snapshot.kv.tail_fill)} of {num_slots} slots")
+        rt, be, cached = map(sum, (snapshot.kv.head_fill, snapshot.kv.tail_fill, snapshot.kv.cached_fill))
+        lines.append(f"kv      rt {rt}, be {be}, cached {cached} of {num_slots} slots")
         lines += [f"engine  {fact}" for fact in snapshot.facts]
     return "\n".join(lines)

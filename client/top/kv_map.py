@@ -12,7 +12,7 @@ blocks than the map has columns, a column is the sum of neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.style import Style
 from rich.text import Text
@@ -23,6 +23,7 @@ RT_COLOR = "#4ea8de"
 BE_COLOR = "#f4a261"
 TAKEN_COLOR = "#ff4d6d"  # real-time slots that were best-effort a moment ago
 FREE_COLOR = "#444a5e"
+CACHED_COLOR = "#6d597a"  # the gap, where most of it is cached
 
 _CELL_LEVELS = 8
 _ROWS = 2  # of a band
@@ -37,6 +38,7 @@ class Column:
     rt: int
     be: int
     is_taken: bool = False
+    is_cached: bool = False
 
 
 def draw(pool: KVPoolView, before: KVPoolView | None, width: int, max_bands: int) -> list[Text]:
@@ -63,7 +65,9 @@ def _columns(pool: KVPoolView, before: KVPoolView | None, max_columns: int) -> I
             and be < sum(before.tail_fill[part])
         )
         num_slots = pool.block_size * len(pool.head_fill[part])
-        yield _column(rt, be, num_slots, is_taken)
+        num_cached = sum(pool.cached_fill[part])
+        is_cached = num_cached > 0 and 2 * num_cached >= num_slots - rt - be
+        yield replace(_column(rt, be, num_slots, is_taken), is_cached=is_cached)
 
 
 def _column(rt: int, be: int, num_slots: int, is_taken: bool) -> Column:
@@ -80,21 +84,22 @@ def _draw_row(columns: list[Column], row: int) -> Text:
         floor = (_ROWS - 1 - row) * _CELL_LEVELS  # level at which this cell begins
         rt = min(max(column.rt - floor, 0), _CELL_LEVELS)
         be = min(max(column.be - (_LEVELS - floor - _CELL_LEVELS), 0), _CELL_LEVELS)
-        text.append(*_cell(rt, be, TAKEN_COLOR if column.is_taken else RT_COLOR))
+        gap_color = CACHED_COLOR if column.is_cached else FREE_COLOR
+        text.append(*_cell(rt, be, TAKEN_COLOR if column.is_taken else RT_COLOR, gap_color))
     return text
 
 
-def _cell(rt: int, be: int, rt_color: str) -> tuple[str, Style]:
+def _cell(rt: int, be: int, rt_color: str, gap_color: str) -> tuple[str, Style]:
     """Return a cell with `rt` eighths from below and `be` from above.
 
     A cell has two colours: of three parts, the free gap between the two goes to whichever neighbour is larger.
     """
     free = _CELL_LEVELS - rt - be
-    for part, color in ((rt, rt_color), (be, BE_COLOR), (free, FREE_COLOR)):
+    for part, color in ((rt, rt_color), (be, BE_COLOR), (free, gap_color)):
         if part == _CELL_LEVELS:
             return " ", Style(bgcolor=color)
     if rt == 0:
-        return _LOWER[free], Style(color=FREE_COLOR, bgcolor=BE_COLOR)
+        return _LOWER[free], Style(color=gap_color, bgcolor=BE_COLOR)
     if be == 0 or free > be:
-        return _LOWER[rt], Style(color=rt_color, bgcolor=FREE_COLOR)
+        return _LOWER[rt], Style(color=rt_color, bgcolor=gap_color)
     return _LOWER[rt], Style(color=rt_color, bgcolor=BE_COLOR)

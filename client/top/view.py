@@ -9,7 +9,7 @@ from rich.text import Text
 
 from client.snapshot import KVPoolView, PreemptionView, RequestView, Snapshot, StepView
 from client.top.history import History
-from client.top.kv_map import BE_COLOR, FREE_COLOR, RT_COLOR, TAKEN_COLOR, draw
+from client.top.kv_map import BE_COLOR, CACHED_COLOR, FREE_COLOR, RT_COLOR, TAKEN_COLOR, draw
 
 _COLORS = {"rt": RT_COLOR, "be": BE_COLOR}
 _NAMES = {"rt": "real-time", "be": "best-effort"}
@@ -119,6 +119,7 @@ def _kv(snapshot: Snapshot, before: Snapshot | None, width: int, max_bands: int)
         ("▄ ", RT_COLOR), f"RT {rt / num_slots:.0%} from the floor   ",
         ("▀ ", BE_COLOR), f"BE {be / num_slots:.0%} from the ceiling   ",
         ("█ ", TAKEN_COLOR), "taken from BE just now   ",
+        ("█ ", CACHED_COLOR), f"cached {sum(kv.cached_fill) / num_slots:.0%}   ",
         ("█ ", FREE_COLOR), f"free   {shared} of {kv.num_blocks} blocks shared",
     )  # fmt: skip
     lines = draw(kv, before.kv if before else None, width, max_bands)

@@ -189,6 +189,7 @@ def _metrics(num_prompt: int, num_output: int, token_s: float) -> dict[str, list
         "num_preemptions": [0],
         "num_input_tokens": [num_prompt],
         "num_output_tokens": [num_output],
+        "num_cached_tokens": [0],
     }
 
 

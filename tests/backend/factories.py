@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import fields
 from itertools import count
 
@@ -33,13 +34,17 @@ def make_request(
     itl_slo_s: float | None = None,
     deadline_s: float | None = None,
     sampling: SamplingParams | None = None,
+    prompt: Sequence[int] = (),
+    cache_salt: str = "",
 ) -> Request:
-    """Return a request with a made-up prompt of `num_prompt` tokens."""
+    """Return a request with a made-up prompt of `num_prompt` tokens, that begins like no other unless it is given."""
     is_rt = priority_class is RT
+    number = next(_ids)
     return Request(
-        request_id=RequestId(request_id or f"request-{next(_ids)}"),
+        request_id=RequestId(request_id or f"request-{number}"),
         priority_class=priority_class,
-        prompt_token_ids=tuple(range(100, 100 + num_prompt)),
+        prompt_token_ids=tuple(prompt or [1_000 + number, *range(101, 100 + num_prompt)]),
+        cache_salt=cache_salt,
         sampling=sampling or SamplingParams(max_tokens=max_tokens),
         arrival_s=arrival_s,
         slo=Slo(ttft_slo_s, tpot_slo_s, itl_slo_s) if is_rt else None,

@@ -130,6 +130,15 @@ class Mirror:
     def usage(self) -> KVUsage:
         return self._kv.usage()
 
+    @property
+    def num_borrowed_cached(self) -> int:
+        """Always 0, like the next: no row of the mirror is cached."""
+        return self._kv.num_borrowed_cached
+
+    @property
+    def num_evicted_slots(self) -> int:
+        return self._kv.num_evicted_slots
+
     # Keeping up with TensorRT-LLM
 
     def twin(self, request: Request) -> Twin:

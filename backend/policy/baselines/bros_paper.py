@@ -103,7 +103,8 @@ def _by_residual(view: SchedulerView, packing: Packing, now_s: float) -> _Urgent
     residual_s = np.concatenate((residual_s, [first_deadline_s(request) - now_s for request in waiting]))
     arrival_index = np.concatenate((table.arrival_index[rows], [request.arrival_index for request in waiting]))
     num_known = np.concatenate((table.num_known[rows], np.array([len(r.token_ids) for r in waiting], np.int64)))
-    num_computed = np.concatenate((table.num_computed[rows], nothing))
+    num_cached = np.array([request.num_computed for request in waiting], np.int64)
+    num_computed = np.concatenate((table.num_computed[rows], num_cached))
     order = np.lexsort((arrival_index, residual_s))
     requests = [*started, *waiting]
     return _Urgent(

@@ -32,7 +32,8 @@ class Future:
 
     Real-time requests count among themselves, since they may take the slots of the others. Best-effort ones count among
     themselves, in what real-time leaves: as much as it has used of late, because those that end are followed by others.
-    Preempted requests count for nothing until they are let in again.
+    Preempted requests count for nothing until they are let in again. A slot that several share counts once: for the
+    running request that owns it, or, where none does, as not there. What a new one may borrow counts until it does.
 
     The peak is computed only where it matters: mostly there is room for all that the requests could ever hold.
     """
@@ -83,11 +84,12 @@ class Future:
     def leave(self, rows: Rows) -> None:
         """Count running requests as preempted."""
         self._rows = np.setdiff1d(self._rows, rows, assume_unique=True)
-        self._most -= int(self._view.table.max_total[rows].sum())
+        table = self._view.table
+        self._most -= int((table.max_total[rows] - table.num_borrowed[rows]).sum())
         self._growth = None
 
     def _num_slots(self) -> float:
-        num_slots = self._view.limits.num_slots
+        num_slots = self._view.limits.num_slots - self._view.kv.num_borrowed_cached
         if self._is_rt:
             num_running = len(self._rows) + len(self._taken)
             return num_slots - UNUSED_OF_BLOCK * self._view.limits.block_size * num_running
@@ -110,7 +112,7 @@ class Future:
             table, rows = self._view.table, self._rows
             num_known, num_prompt = table.num_known[rows], table.num_prompt[rows]
             growth = expected_growth(self._ratio(), num_known - num_prompt, table.max_total[rows] - num_prompt)
-            self._growth = num_known, growth
+            self._growth = num_known - table.num_borrowed[rows], growth
         return self._growth
 
     def _ratio(self) -> float:

@@ -51,8 +51,8 @@ class Demand:
     _tokens: float = 0.0  # decayed sums over arrivals, of the most tokens m that each may put out,
     _prompt_products: float = 0.0  # of m·p
     _half_squares: float = 0.0  # of m²/2
-    _prompts: float = 0.0  # of p
-    _prompt_pairs: float = 0.0  # of p²/2
+    _prompts: float = 0.0  # of the part u of p that is not in the cache
+    _prompt_pairs: float = 0.0  # of u·(p - u/2)
 
     def note(self, request: Request) -> None:
         """Count an arrival."""
@@ -63,8 +63,9 @@ class Demand:
         self._tokens = kept * self._tokens + num_tokens
         self._prompt_products = kept * self._prompt_products + num_tokens * request.num_prompt
         self._half_squares = kept * self._half_squares + 0.5 * num_tokens**2
-        self._prompts = kept * self._prompts + request.num_prompt
-        self._prompt_pairs = kept * self._prompt_pairs + 0.5 * request.num_prompt**2
+        num_prefill, num_cached = request.num_uncomputed, request.num_computed
+        self._prompts = kept * self._prompts + num_prefill
+        self._prompt_pairs = kept * self._prompt_pairs + num_prefill * (num_cached + 0.5 * num_prefill)
 
     def per_step_s(self, now_s: float, output_ratio: float, block_rounding: float) -> tuple[float, float]:
         """Return the places and the slots that will be in use at once for each second that a step takes.

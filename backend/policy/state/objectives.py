@@ -41,7 +41,8 @@ def _can_decode_at(slo: Slo, latency: LatencyModel) -> bool:
 class Objectives:
     """The objectives of real-time requests that came of late, without those that cannot be kept.
 
-    longest_prompt: shrinks by 2 % with each arrival. usual_tpot_slo_s: the harmonic mean of the last twenty or so.
+    longest_prompt: of what the cache did not have; shrinks by 2 % with each arrival. usual_tpot_slo_s: the harmonic
+    mean of the last twenty or so.
     """
 
     longest_prompt: int = 0
@@ -59,7 +60,7 @@ class Objectives:
             weight = _TPOT_WEIGHT if self._tokens_per_s else 1.0
             self._tokens_per_s += weight * (1.0 / slo.tpot_slo_s - self._tokens_per_s)
         if time_alone_s(request, latency) + _HALF * step_s <= slo.ttft_slo_s:
-            self.longest_prompt = max(request.num_prompt, int(0.98 * self.longest_prompt))
+            self.longest_prompt = max(request.num_uncomputed, int(0.98 * self.longest_prompt))
             usual_s = self.usual_ttft_slo_s(now_s)
             self._usual_ttft_slo_s = usual_s + _TTFT_WEIGHT * (slo.ttft_slo_s - usual_s)
             self._last_s = now_s

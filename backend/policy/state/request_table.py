@@ -38,6 +38,7 @@ class RequestTable:
     max_total: NDArray[np.int64]
     arrival_index: NDArray[np.int64]  # order of arrival
     admission_index: NDArray[np.int64]  # order of the first step
+    num_borrowed: NDArray[np.int64]  # leading tokens at slots that others own
     deadline_s: NDArray[np.float64]  # RT, of the next token; BE, of the end; infinite when there is none
     first_token_s: NDArray[np.float64]  # infinite before it
     last_token_s: NDArray[np.float64]  # likewise
@@ -50,7 +51,7 @@ class RequestTable:
 
     def __init__(self) -> None:
         self._objects: NDArray[np.object_] = np.full(_INITIAL_ROWS, None, object)
-        self.counts: table_loops.Counts = np.zeros((7, _INITIAL_ROWS), np.int64)
+        self.counts: table_loops.Counts = np.zeros((8, _INITIAL_ROWS), np.int64)
         self.times: table_loops.Times = np.zeros((6, _INITIAL_ROWS))
         self.flags: table_loops.Flags = np.zeros((3, _INITIAL_ROWS), bool)
         self._num_admitted = 0
@@ -65,6 +66,7 @@ class RequestTable:
             self.max_total,
             self.arrival_index,
             self.admission_index,
+            self.num_borrowed,
         ) = self.counts
         (
             self.deadline_s,
@@ -107,6 +109,7 @@ class RequestTable:
         self.num_known[row] = len(request.token_ids)
         self.num_computed[row] = request.num_computed
         self.num_ever_computed[row] = request.num_computed
+        self.num_borrowed[row] = request.num_cached
         self.num_prompt[row] = request.num_prompt
         self.max_total[row] = max_total
         self.first_token_s[row] = np.inf if request.first_token_s is None else request.first_token_s
@@ -142,6 +145,7 @@ class RequestTable:
         """Note that `row` lost its KV from position `num_computed` on."""
         self.num_ever_computed[row] = max(self.num_ever_computed[row], self.num_computed[row])
         self.num_computed[row] = num_computed
+        self.num_borrowed[row] = min(self.num_borrowed[row], num_computed)
         self.is_preempted[row] = True
 
     def rt_step_s(self, latency: LatencyModel, rows: Rows | None = None) -> float:

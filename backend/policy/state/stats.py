@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backend.core.plan import PreemptionKind
-from backend.core.request import PriorityClass
+from backend.core.request import PrefixSource, PriorityClass
 from kv.types import KVUsage
 
 
@@ -26,6 +26,7 @@ class SchedulerStats:
     latency_coefficients: c0..c5 in seconds per unit (see `latency_model`). latency_error_ratio: moving average of
     |predicted - measured| / measured step time. window_tokens: best-effort tokens a step may hold at present.
     total_step_tokens: new tokens computed, by class. total_recomputed_tokens: tokens computed a second time.
+    total_prefix_tokens: tokens of prompts that were begun. total_evicted_slots: cached slots taken for others.
     """
 
     requests: Mapping[PriorityClass, ClassCounts]
@@ -39,3 +40,5 @@ class SchedulerStats:
     total_copied_out_tokens: int
     total_copied_in_tokens: int
     total_recomputed_tokens: int
+    total_prefix_tokens: Mapping[tuple[PriorityClass, PrefixSource], int] = field(default_factory=dict)
+    total_evicted_slots: int = 0

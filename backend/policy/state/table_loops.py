@@ -1,6 +1,6 @@
 """The loops over the columns of a request table, compiled (kv/compiled.py), since a step makes dozens of them.
 
-    counts   int64 [7, rows]     NUM_KNOWN … ADMISSION_INDEX
+    counts   int64 [8, rows]     NUM_KNOWN … NUM_BORROWED
     times    float64 [6, rows]   DEADLINE … ITL_SLO, seconds
     flags    bool [3, rows]      IS_ACTIVE, IS_RT, IS_PREEMPTED
 
@@ -25,7 +25,9 @@ Counts: TypeAlias = NDArray[np.int64]
 Times: TypeAlias = NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
 
-NUM_KNOWN, NUM_COMPUTED, NUM_EVER_COMPUTED, NUM_PROMPT, MAX_TOTAL, ARRIVAL_INDEX, ADMISSION_INDEX = range(7)
+NUM_KNOWN, NUM_COMPUTED, NUM_EVER_COMPUTED, NUM_PROMPT, MAX_TOTAL, ARRIVAL_INDEX, ADMISSION_INDEX, NUM_BORROWED = range(
+    8
+)
 DEADLINE, FIRST_TOKEN, LAST_TOKEN, TTFT_SLO, TPOT_SLO, ITL_SLO = range(6)
 IS_ACTIVE, IS_RT, IS_PREEMPTED = range(3)
 
@@ -51,7 +53,7 @@ def groups(counts: Counts, flags: Flags) -> tuple[Rows, Rows, Rows, Rows]:
 
 @compiled(f"Tuple(({_ROWS}, int64))({_COUNTS}, {_FLAGS}, boolean)")
 def running(counts: Counts, flags: Flags, is_rt: bool) -> tuple[Rows, int]:
-    """Return the rows of a class that are not preempted, ascending, and the sum of their MAX_TOTAL."""
+    """Return the rows of a class that are not preempted, ascending, and the most slots of their own they may hold."""
     num_rows = counts.shape[1]
     rows = np.empty(num_rows, np.int64)
     num_running, most = 0, 0
@@ -59,7 +61,7 @@ def running(counts: Counts, flags: Flags, is_rt: bool) -> tuple[Rows, int]:
         if flags[IS_ACTIVE, row] and flags[IS_RT, row] == is_rt and not flags[IS_PREEMPTED, row]:
             rows[num_running] = row
             num_running += 1
-            most += counts[MAX_TOTAL, row]
+            most += counts[MAX_TOTAL, row] - counts[NUM_BORROWED, row]
     return rows[:num_running], most
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from backend.core.request import Request, RequestState
 
 Order = Callable[[Request], float]  # a sort key; the arrival index breaks ties
+Look = Callable[[Request], None]
 _MIN_REBUILD = 64
 
 
@@ -25,8 +26,10 @@ class WaitingQueue:
     What `settle` finds late moves from the one to the other.
     """
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, look: Look | None = None) -> None:
+        """look: called with each request that is yielded, to bring up to date what is known of it."""
         self._order = order
+        self._look = look
         self._heap: list[_Entry] = []
         self._relegated: list[_Entry] = []
         self._num_live = 0
@@ -63,11 +66,17 @@ class WaitingQueue:
 
     def in_time(self) -> Iterator[Request]:
         """Yield the waiting requests that `settle` did not relegate, in order."""
-        return _walk(self._heap)
+        return self._seen(_walk(self._heap))
 
     def relegated(self) -> Iterator[Request]:
         """Yield the relegated requests, in order."""
-        return _walk(self._relegated)
+        return self._seen(_walk(self._relegated))
+
+    def _seen(self, requests: Iterator[Request]) -> Iterator[Request]:
+        for request in requests:
+            if self._look is not None:
+                self._look(request)
+            yield request
 
     def check_invariants(self) -> None:
         """Assert that the count is right and that nothing waits twice."""

@@ -143,7 +143,7 @@ class Load:
         request = Request(
             request_id=RequestId(str(self._num_added)),
             priority_class=priority_class,
-            prompt_token_ids=_PROMPT,
+            prompt_token_ids=(1_000 + self._num_added, *_PROMPT[1:]),  # no hits
             sampling=SamplingParams(max_tokens=_OUTPUT // 2 + self._num_added * 37 % _OUTPUT),
             arrival_s=self._now_s,
             slo=Slo(ttft_slo_s=0.4, tpot_slo_s=_TPOT_SLO_S) if is_rt else None,

@@ -239,7 +239,7 @@ class Simulation:
         request = Request(
             request_id=RequestId(f"{'rt' if is_rt else 'be'}-{len(self._requests)}"),
             priority_class=PriorityClass.REAL_TIME if is_rt else PriorityClass.BEST_EFFORT,
-            prompt_token_ids=(1,) * arrival.num_prompt,
+            prompt_token_ids=(2 + len(self._requests), *[1] * (arrival.num_prompt - 1)),  # begins like no other
             sampling=SamplingParams(max_tokens=arrival.num_output, ignore_eos=True),
             arrival_s=arrival_s,
             slo=Slo(scenario.ttft_slo_s, scenario.tpot_slo_s) if is_rt else None,

@@ -118,7 +118,7 @@ def _kv(snapshot: Snapshot, before: Snapshot | None, width: int, max_bands: int)
     caption = Text.assemble(
         ("▄ ", RT_COLOR), f"RT {rt / num_slots:.0%} from the floor   ",
         ("▀ ", BE_COLOR), f"BE {be / num_slots:.0%} from the ceiling   ",
-        ("█ ", TAKEN_COLOR), "taken from BE just now   ",
+        ("█ ", TAKEN_COLOR), "taken just now   ",
         ("█ ", CACHED_COLOR), f"cached {sum(kv.cached_fill) / num_slots:.0%}   ",
         ("█ ", FREE_COLOR), f"free   {shared} of {kv.num_blocks} blocks shared",
     )  # fmt: skip

@@ -136,6 +136,12 @@ class Harness:
                 return num_steps
         raise AssertionError(f"requests are left after {max_steps} steps")
 
+    def num_free_blocks(self) -> int:
+        """Return the free blocks once nothing is cached: all of them, where no slot leaked."""
+        self.scheduler.kv.evict_all()
+        self.scheduler.check_invariants()
+        return self.scheduler.stats().kv.num_free_blocks
+
     def _take(self, output: StepOutput) -> None:
         for request, token_id, _ in output.tokens:
             assert not self.ends[request.request_id], f"{request.request_id}: a token after the end"

@@ -14,7 +14,7 @@ from client.cli import main
 from client.prometheus import Samples, parse_samples
 from client.snapshot import KVPoolView, Snapshot
 from client.top.history import Frame, History
-from client.top.kv_map import BE_COLOR, FREE_COLOR, RT_COLOR, TAKEN_COLOR, draw
+from client.top.kv_map import BE_COLOR, CACHED_COLOR, FREE_COLOR, RT_COLOR, TAKEN_COLOR, draw
 from client.top.record import Recording
 from client.top.view import render
 from client.transports.fake import FAKE_SNAPSHOT
@@ -184,3 +184,9 @@ def test_top_prints_snapshots_as_json_lines(capsys: pytest.CaptureFixture[str]) 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) > 1
     assert msgspec.convert(msgspec.json.decode(lines[0])["engine"], Snapshot) == FAKE_SNAPSHOT
+
+
+def test_a_gap_that_is_mostly_cached_has_its_own_shade() -> None:
+    view = msgspec.structs.replace(pool([0, 0, 0], [0, 0, 0]), cached_fill=bytes([16, 8, 7]))
+    colors = [color for _, _, color in cells(view)[0]]
+    assert colors == [CACHED_COLOR, CACHED_COLOR, FREE_COLOR]

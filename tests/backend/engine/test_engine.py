@@ -38,7 +38,7 @@ def test_every_request_gets_its_own_tokens_whatever_is_preempted(policy: str) ->
     for request in requests:
         assert harness.tokens[request.request_id] == expected_tokens(harness, request)
         assert harness.reasons[request.request_id] is FinishReason.LENGTH
-    assert harness.scheduler.stats().kv.num_free_blocks == 40
+    assert harness.num_free_blocks() == 40
 
 
 @pytest.mark.parametrize("policy", POLICY_NAMES)
@@ -60,7 +60,7 @@ def _steps_of(policy: str, fail_at: int | None) -> int:
     for request in requests:
         if harness.reasons[request.request_id] is not None:
             assert harness.tokens[request.request_id] == expected_tokens(harness, request)
-    assert harness.scheduler.stats().kv.num_free_blocks == 12
+    assert harness.num_free_blocks() == 12
     return num_steps + len(requests)
 
 
@@ -76,7 +76,7 @@ def test_a_cancelled_request_frees_everything_at_once(num_steps_before: int) -> 
     harness.run()
     assert harness.reasons[victim.request_id] is FinishReason.CANCELLED
     assert harness.tokens[other.request_id] == expected_tokens(harness, other)
-    assert harness.scheduler.stats().kv.num_free_blocks == 12
+    assert harness.num_free_blocks() == 12
 
 
 def test_cancelling_unknown_and_finished_requests_is_ignored() -> None:
@@ -153,7 +153,7 @@ def test_whatever_a_step_raises_ends_its_requests_and_nothing_else(
     harness.submit(later)
     harness.run()
     assert harness.tokens[later.request_id] == expected_tokens(harness, later)
-    assert harness.scheduler.stats().kv.num_free_slots == harness.scheduler.kv.config.num_slots
+    assert harness.num_free_blocks() == harness.scheduler.kv.config.num_blocks
 
 
 def test_what_looks_at_the_scheduler_or_records_a_step_may_fail_without_an_end_to_the_rest(

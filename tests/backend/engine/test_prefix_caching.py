@@ -1,0 +1,116 @@
+"""The scheduler lets requests begin where the cache's tokens end, and takes nothing from anyone for it."""
+
+from __future__ import annotations
+
+from backend.core.request import FinishReason, PrefixSource, PriorityClass, RequestId
+from tests.backend.factories import BE, RT, Harness, be, make_request, rt
+
+PROMPT = list(range(100, 164))  # four blocks
+
+
+def served(harness: Harness, *prompts: list[int], salts: tuple[str, ...] = (), cls: PriorityClass = BE) -> list[int]:
+    """Serve prompts one after the other; return how many tokens of each were there already."""
+    found = []
+    for index, prompt in enumerate(prompts):
+        request = make_request(cls, prompt=prompt, cache_salt=salts[index] if salts else "")
+        harness.submit(request)
+        harness.run()
+        found.append(request.num_cached)
+    return found
+
+
+def test_a_prompt_that_came_before_is_computed_from_its_last_whole_block_on() -> None:
+    assert served(Harness(verify=True), PROMPT, [*PROMPT, 7, 8], PROMPT) == [0, 64, 63]
+
+
+def test_an_answer_is_part_of_what_the_next_turn_finds() -> None:
+    harness = Harness(verify=True)
+    first = make_request(BE, prompt=PROMPT, max_tokens=33)
+    harness.submit(first)
+    harness.run()
+    assert served(harness, [*first.token_ids, 7]) == [96]
+
+
+def test_nothing_crosses_salts() -> None:
+    assert served(Harness(verify=True), PROMPT, PROMPT, PROMPT, salts=("a", "b", "a")) == [0, 0, 63]
+
+
+def test_real_time_finds_what_best_effort_computed() -> None:
+    harness = Harness(verify=True)
+    served(harness, PROMPT, cls=BE)
+    assert served(harness, PROMPT, cls=RT) == [63]
+
+
+def test_off_nothing_is_found_and_nothing_is_kept() -> None:
+    harness = Harness(prefix_caching=False)
+    assert served(harness, PROMPT, PROMPT) == [0, 0]
+    assert harness.scheduler.stats().kv.num_cached_slots == 0
+    assert not harness.scheduler.stats().total_prefix_tokens
+
+
+def test_a_request_that_runs_lends_its_prompt() -> None:
+    harness = Harness(verify=True)
+    first, second = be(prompt=PROMPT, max_tokens=50), rt(prompt=[*PROMPT, 7])
+    harness.submit(first)
+    harness.step(3)
+    harness.submit(second)
+    harness.run()
+    assert second.num_cached == 64
+
+
+def test_a_cancelled_request_leaves_what_it_computed() -> None:
+    harness = Harness(verify=True)
+    first = be(prompt=PROMPT, max_tokens=50)
+    harness.submit(first)
+    harness.step(3)
+    harness.scheduler.cancel(RequestId(first.request_id), harness.clock.now_s())
+    assert first.finish_reason is FinishReason.CANCELLED
+    assert served(harness, PROMPT) == [63]
+
+
+def test_a_failed_step_leaves_nothing_to_be_found() -> None:
+    harness = Harness(verify=True)
+    harness.fail_at = 1
+    assert served(harness, PROMPT, PROMPT) == [0, 0]
+
+
+def test_tokens_of_prompts_are_counted_by_class_and_source() -> None:
+    harness = Harness()
+    served(harness, PROMPT, PROMPT, cls=RT)
+    assert harness.scheduler.stats().total_prefix_tokens == {
+        (RT, PrefixSource.HIT): 63,
+        (RT, PrefixSource.MISS): 65,
+    }
+
+
+def test_a_request_that_fills_the_pool_begins_without_a_prefix_that_is_in_its_way() -> None:
+    harness = Harness(verify=True, num_blocks=4, max_seq_len=200, num_host_slots=0)
+    first = rt(prompt=PROMPT[:20], max_tokens=1)
+    harness.submit(first)
+    harness.run()
+    whole = rt(prompt=PROMPT[:17] + list(range(500, 545)), max_tokens=3)  # all 64 slots
+    harness.submit(whole)
+    harness.run()
+    assert harness.reasons[whole.request_id] is FinishReason.LENGTH
+
+
+def test_real_time_takes_a_prefix_that_only_best_effort_holds() -> None:
+    harness = Harness(verify=True, num_blocks=12, max_seq_len=200, num_host_slots=0)
+    served(harness, PROMPT)
+    borrowers = [be(prompt=[*PROMPT, index], max_tokens=100) for index in (1, 2)]
+    harness.submit(*borrowers)
+    harness.step(3)
+    urgent = rt(prompt=list(range(1_000, 1_150)), max_tokens=4)
+    harness.submit(urgent)
+    harness.step(8)
+    assert urgent.first_token_s is not None
+    harness.run()
+    assert harness.num_free_blocks() == 12
+
+
+def test_real_time_s_cached_turns_outlive_a_flood_of_best_effort() -> None:
+    harness = Harness(verify=True, num_blocks=40, max_seq_len=400)
+    served(harness, PROMPT, cls=RT)
+    served(harness, *([index, *PROMPT[1:]] for index in range(20)), cls=BE)
+    assert harness.scheduler.stats().total_evicted_slots > 0
+    assert served(harness, PROMPT, cls=RT) == [63]

@@ -28,6 +28,7 @@ EVERY_OPTION: Options = {
     "tpot_slo_s": 0.1,
     "itl_slo_s": 0.5,
     "deadline_s": 60.0,
+    "cache_salt": "tenant-1",
     "timeout_s": 5.0,
     "max_tokens": 7,
     "min_tokens": 2,

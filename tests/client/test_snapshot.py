@@ -39,7 +39,7 @@ class Running:
         request = Request(
             request_id=RequestId(name),
             priority_class=priority_class,
-            prompt_token_ids=tuple(range(1, num_prompt + 1)),
+            prompt_token_ids=(*name.encode(), *range(1, num_prompt + 1))[:num_prompt],
             sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
             arrival_s=self.now_s,
             slo=Slo(ttft_slo_s=0.5, tpot_slo_s=0.1) if is_rt else None,

@@ -153,6 +153,12 @@ def test_times_are_seconds_inside() -> None:
     assert generation.deadline_s == 2.0
 
 
+def test_a_salt_is_text_of_bounded_length() -> None:
+    assert (check().cache_salt, check({"cache_salt": "x" * 128}).cache_salt) == ("", "x" * 128)
+    with pytest.raises(InvalidRequestError, match="cache_salt"):
+        check({"cache_salt": "x" * 129})
+
+
 def test_tritons_own_timeout_wins_over_the_parameter() -> None:
     assert check(timeout_us=1_500_000, parameters={"timeout": 9}).timeout_s == 1.5
     assert check(parameters={"timeout": "2500000"}).timeout_s == 2.5

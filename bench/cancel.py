@@ -104,6 +104,7 @@ def measure(num_streams: int, num_busy: int, num_cancels: int) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as directory:
         step_file = Path(directory) / "steps"
         settings = [f"sim.coefficients=[{SIM_STEP_S}, 0, 0, 0, 0]", f'service.step_file="{step_file}"']
+        settings.append("scheduler.prefix_caching=false")  # a visitor is known by how much of it is computed
         arguments = [word for setting in settings for word in ("--set", setting)]
         with running_server(["--executor", "sim", *arguments]) as address, ExitStack() as stack:
             stack.enter_context(beside(_keep_streams, address.grpc_url, num_streams))

@@ -30,6 +30,7 @@ _MIN_PROMPT_SCALE = 1 / 8
 _TTFT_PROMPTS = 9.0  # prefills of the mean prompt in the TTFT objective: one of a long prompt (3 of the mean), thrice
 _TPOT_STEPS = 3.0  # decode steps in the TPOT objective: room for prefills in between
 _PREFILL_TOKENS, _DECODE_TOKENS = 256, 32
+NO_CACHE = ("--set", "scheduler.prefix_caching=false")  # tries send the same prompt again
 _SHORT_PROMPT, _TRIES = 8, 3
 _PATIENCE_S = 120.0
 
@@ -79,7 +80,7 @@ def round_down(value: float) -> float:
 
 def measure(flags: Sequence[str]) -> Capacity:
     """Serve with `flags` and measure."""
-    with running_server([*flags, "--policy", "fcfs"]) as address:
+    with running_server([*flags, "--policy", "fcfs", *NO_CACHE]) as address:
         return measure_at(f"grpc://{address.grpc_url}")
 
 

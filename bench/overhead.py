@@ -308,7 +308,8 @@ def _serve_arguments(options: argparse.Namespace) -> list[str]:
         ExecutorKind.SIM: ["--set", f"sim.coefficients=[{SIM_STEP_S}, 0, 0, 0, 0]"],
         ExecutorKind.TORCH: ["--threads", str(options.threads), "--kv-tokens", str(num_kv_tokens)],
     }
-    settings = [word for setting in options.set for word in ("--set", setting)]
+    same_each_time = "scheduler.prefix_caching=false"  # the loads that are compared send the same prompts
+    settings = [word for setting in (same_each_time, *options.set) for word in ("--set", setting)]
     return ["--executor", options.executor, *executors[ExecutorKind(options.executor)], *settings]
 
 

@@ -1,0 +1,178 @@
+"""What prefix caching brings: chats and a batch job on a real server, hit rates in the simulator, the cost of a look.
+
+    python -m bench.prefix live --out bench/results/prefix-live.json [--seeds 0 1 2] [-- FLAGS OF bros-serve]
+    python -m bench.prefix sim  --out bench/results/prefix-sim.json  [--seeds 0 1 2]
+    python -m bench.prefix cost
+
+`live`: 8 conversations of 6 turns with think times, then a file of best-effort requests with one system prompt, each on
+a server with the cache and on one without, in turns. `sim`: a trace of conversations and one of long documents with
+common beginnings, at the scale of a GPU, beside an oracle that caches the same tokens in as many slots and drops what
+was used least; then conversations under a flood of best-effort prompts. Cache on against cache off is the ablation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from bench.common.provenance import provenance
+from bench.common.stats import percentiles
+from bench.live.server import running_server
+from bench.sim.prefix_traces import TRACES, simulate
+from client import AsyncClient
+from kv.manager import KVCacheManager
+from kv.prefixes import Prefix
+from kv.types import KVConfig, Side
+
+_FIRST_TOKEN_ID, _LAST_TOKEN_ID = 1_000, 30_000
+_COST_TOKENS, _COST_TRIES = 2_000, 2_000
+_SETTINGS = {"with": "true", "without": "false"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one part; print its result, and write it with its provenance."""
+    options, source = _parser().parse_args(argv), provenance()  # of the code that runs
+    parts: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "live": _live,
+        "sim": _sim,
+        "cost": lambda _: dict(lookup_cost()),
+    }
+    result = {"provenance": source, "part": options.part, **parts[options.part](options)}
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+    return 0
+
+
+# --- a real server ------------------------------------------------------------------------------------------------
+
+
+def _live(options: argparse.Namespace) -> dict[str, Any]:
+    runs = []
+    for seed in options.seeds:
+        for name, is_on in _SETTINGS.items():
+            flags = [*options.flags, "--set", f"scheduler.prefix_caching={is_on}"]
+            with running_server(flags) as address:
+                runs.append({"cache": name, "seed": seed, **asyncio.run(_measure(address.grpc_url, seed, options))})
+            print(json.dumps(runs[-1]), file=sys.stderr)
+    later = {name: median(run["later_ttft_s"]["p50"] for run in runs if run["cache"] == name) for name in _SETTINGS}
+    rates = {name: median(run["be_requests_per_s"] for run in runs if run["cache"] == name) for name in _SETTINGS}
+    return {
+        "runs": runs,
+        "later_ttft_ratio": later["with"] / later["without"],  # to be at most 0.35
+        "be_rate_ratio": rates["with"] / rates["without"],  # to be at least 3
+    }
+
+
+async def _measure(url: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    async with AsyncClient(f"grpc://{url}") as client:
+        await client.generate([1] * 16, priority_class="rt", max_tokens=2)  # warm up
+        chats = [_chat(client, np.random.default_rng([seed, index]), options) for index in range(options.chats)]
+        ttfts = await asyncio.gather(*chats)
+        system = rng.integers(_FIRST_TOKEN_ID, _LAST_TOKEN_ID, options.system_tokens).tolist()
+        own = rng.integers(_FIRST_TOKEN_ID, _LAST_TOKEN_ID, (options.be_requests, options.own_tokens)).tolist()
+        start_s = time.monotonic()
+        await asyncio.gather(*(_answer(client, [*system, *tokens], "be", options.be_output) for tokens in own))
+        be_s = time.monotonic() - start_s
+    return {
+        "first_ttft_s": percentiles([turns[0] for turns in ttfts]),
+        "later_ttft_s": percentiles([ttft_s for turns in ttfts for ttft_s in turns[1:]]),
+        "be_requests_per_s": options.be_requests / be_s,
+    }
+
+
+async def _chat(client: AsyncClient, rng: np.random.Generator, options: argparse.Namespace) -> list[float]:
+    """Take turns in one conversation; return the time to the first token of each."""
+    history: list[int] = []
+    ttfts = []
+    for _ in range(options.turns):
+        num_tokens = int(min(max(rng.lognormal(np.log(options.turn_tokens), 0.6), 8), 600))
+        history += rng.integers(_FIRST_TOKEN_ID, _LAST_TOKEN_ID, num_tokens).tolist()
+        ttft_s, token_ids = await _answer(client, history, "rt", options.chat_output)
+        ttfts.append(ttft_s)
+        history += token_ids
+        await asyncio.sleep(float(rng.exponential(options.think_s)))
+    return ttfts
+
+
+async def _answer(client: AsyncClient, prompt: list[int], cls: Any, max_tokens: int) -> tuple[float, list[int]]:
+    answer = await client.generate(prompt, priority_class=cls, max_tokens=max_tokens, ignore_eos=True)
+    assert answer.metrics is not None, "the server was asked for metrics"
+    assert answer.metrics.ttft_s is not None, "an answer without a first token"
+    return answer.metrics.ttft_s, list(answer.token_ids)
+
+
+# --- the simulator ------------------------------------------------------------------------------------------------
+
+
+def _sim(options: argparse.Namespace) -> dict[str, Any]:
+    results = []
+    for name in TRACES:
+        for seed in options.seeds:
+            for is_on in (True, False):
+                results.append(
+                    {"trace": name, "seed": seed, "cache": is_on, **simulate(name, seed, is_on, options.scale)}
+                )
+                print(json.dumps(results[-1]), file=sys.stderr)
+    return {"runs": results}
+
+
+# --- a look -------------------------------------------------------------------------------------------------------
+
+
+def lookup_cost(num_tokens: int = _COST_TOKENS, tries: int = _COST_TRIES) -> dict[str, float]:
+    """Return the microseconds that a request of `num_tokens` takes to be looked up where all of it is cached."""
+    kv = KVCacheManager(KVConfig(num_blocks=1_024, max_seq_len=8_192))
+    token_ids = tuple(range(num_tokens))
+    row = kv.open(Side.HEAD)
+    assert kv.grow(row, num_tokens), "the pool is too small"
+    kv.begin_step()
+    kv.leave_cached(row, Prefix(token_ids), num_tokens)
+    costs_us = []
+    for _ in range(tries):
+        start_s = time.perf_counter()
+        num_found = kv.find(Prefix(token_ids))
+        costs_us.append((time.perf_counter() - start_s) * 1e6)
+        assert num_found == num_tokens - 1, f"{num_found} of {num_tokens} tokens were found"
+    return {"num_tokens": num_tokens, "median_us": median(costs_us), "p99_us": float(np.quantile(costs_us, 0.99))}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.prefix", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=("live", "sim", "cost"))
+    parser.add_argument("flags", nargs="*", help="live: flags of bros-serve, after --")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--out", type=Path, help="write the result to a JSON file with its provenance")
+    parser.add_argument("--scale", type=float, default=1.0, help="sim: part of the requests (default: 1)")
+    numbers: Sequence[tuple[str, float, str]] = (
+        ("chats", 8, "conversations"),
+        ("turns", 6, "turns of each"),
+        ("turn-tokens", 120, "median tokens of a turn"),
+        ("chat-output", 48, "tokens of an answer"),
+        ("think-s", 2.0, "mean seconds between turns"),
+        ("be-requests", 200, "requests of the file"),
+        ("system-tokens", 512, "tokens that they share"),
+        ("own-tokens", 64, "tokens of their own"),
+        ("be-output", 16, "tokens of an answer"),
+    )
+    for name, default, words in numbers:
+        parser.add_argument(
+            f"--{name}", type=type(default), default=default, help=f"live: {words} (default: {default})"
+        )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Traces whose prompts share prefixes, at the scale of a GPU, and the hit rates of the production engine on them.
+
+    chat        conversations: each turn repeats all before it
+    documents   questions about long documents, a few of which are asked about often (the shape of Mooncake's trace)
+    flood       `chat`, with best-effort prompts that share nothing in as many tokens as the pool has, again and again
+
+The oracle caches the same blocks in as many slots, none of which running requests need, and drops what was used least
+of late, whoever used it. On `flood` it is what a cache without classes does.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from backend.core.clock import VirtualClock
+from backend.core.executor import ExecutorCapacity
+from backend.core.plan import StepOutput
+from backend.core.request import PrefixSource, PriorityClass, Request, RequestId, SamplingParams, Slo
+from backend.engine.engine import Engine, Submit
+from backend.engine.scheduler import make_scheduler
+from backend.policy.settings import SchedulerSettings
+from bench.common.stats import share
+from bench.sim.gpu_executor import TOKEN_ID, GpuExecutor
+from bench.sim.step_models import load_pairs
+
+PAIR = "llama8b-h100"
+BLOCK_SIZE = 16
+MAX_SEQ_LEN = 16_384
+MAX_SEQS = 256
+TTFT_SLO_S, TPOT_SLO_S = 1.0, 0.1
+_NUM_CHATS, _CHATS_PER_S, _TURN_GAP_S = 600, 2.0, 30.0
+_NUM_DOCUMENTS, _NUM_QUESTIONS, _QUESTIONS_PER_S = 120, 1_500, 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A request of a trace."""
+
+    arrival_s: float
+    is_rt: bool
+    prompt: tuple[int, ...]
+    num_output: int
+
+
+def chat(rng: Generator, scale: float) -> list[Turn]:
+    """Conversations of five turns on average."""
+    turns = []
+    starts_s = np.cumsum(rng.exponential(1 / _CHATS_PER_S, max(1, round(_NUM_CHATS * scale))))
+    for start_s in starts_s.tolist():
+        history: tuple[int, ...] = ()
+        at_s = start_s
+        for _ in range(int(rng.geometric(0.2))):
+            history += _tokens(rng, _length(rng, 150, 1_500))
+            num_output = _length(rng, 200, 800)
+            if len(history) + num_output > MAX_SEQ_LEN:
+                break
+            turns.append(Turn(at_s, True, history, num_output))
+            history += (TOKEN_ID,) * num_output
+            at_s += 5.0 + float(rng.exponential(_TURN_GAP_S))
+    return turns
+
+
+def documents(rng: Generator, scale: float) -> list[Turn]:
+    """Questions about documents of some thousand tokens; half of them are best-effort."""
+    texts = [_tokens(rng, _length(rng, 6_000, 14_000)) for _ in range(max(2, round(_NUM_DOCUMENTS * scale)))]
+    popularity = 1 / np.arange(1, len(texts) + 1)
+    number = max(1, round(_NUM_QUESTIONS * scale))
+    chosen = rng.choice(len(texts), number, p=popularity / popularity.sum())
+    times_s = np.cumsum(rng.exponential(1 / _QUESTIONS_PER_S, number))
+    return [
+        Turn(at_s, bool(rng.random() < 0.5), texts[index] + _tokens(rng, _length(rng, 60, 300)), _length(rng, 80, 400))
+        for at_s, index in zip(times_s.tolist(), chosen.tolist(), strict=True)
+    ]
+
+
+def flood(rng: Generator, scale: float) -> list[Turn]:
+    """Conversations beside best-effort prompts that nobody sends again."""
+    turns = chat(rng, scale)
+    end_s = max(turn.arrival_s for turn in turns)
+    times_s = np.arange(0.0, end_s, 1.0)
+    return turns + [Turn(at_s, False, _tokens(rng, 4_000), 20) for at_s in times_s.tolist()]
+
+
+TRACES: dict[str, Callable[[Generator, float], list[Turn]]] = {"chat": chat, "documents": documents, "flood": flood}
+
+
+def simulate(name: str, seed: int, is_on: bool, scale: float = 1.0) -> dict[str, Any]:
+    """Run a trace; return hit rates by class, the oracle's, and the share of real-time requests within both SLOs."""
+    turns = sorted(TRACES[name](np.random.default_rng([seed, 7]), scale), key=lambda turn: turn.arrival_s)
+    run = _Run(turns, is_on)
+    run.run()
+    return {"num_requests": len(turns), **run.result(), "oracle_hit_rate": oracle(turns, run.num_slots)}
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    turns: Sequence[Turn]
+    is_on: bool
+    clock: VirtualClock = field(default_factory=VirtualClock)
+    num_failed: int = 0
+    ends_s: dict[str, float] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+    prefix_tokens: Mapping[tuple[PriorityClass, PrefixSource], int] = field(default_factory=dict)
+
+    @property
+    def num_slots(self) -> int:
+        return load_pairs()[PAIR].kv_tokens // BLOCK_SIZE * BLOCK_SIZE
+
+    def run(self) -> None:
+        """Let all turns come and end."""
+        pair = load_pairs()[PAIR]
+        capacity = ExecutorCapacity(
+            block_size=BLOCK_SIZE,
+            num_blocks=self.num_slots // BLOCK_SIZE,
+            num_host_slots=self.num_slots,
+            max_seq_len=MAX_SEQ_LEN,
+            max_tokens_per_step=2_048,
+            max_seqs_per_step=MAX_SEQS,
+            host_copy_s_per_token=pair.host_copy_s_per_token,
+        )
+        scheduler = make_scheduler(SchedulerSettings(prefix_caching=self.is_on), capacity)
+        engine = Engine(scheduler, GpuExecutor(pair, capacity, self.clock), self.clock, self._note)
+        arrivals = self._arrivals()
+        waiting = next(arrivals, None)
+        while True:
+            while waiting is not None and waiting.arrival_s <= self.clock.now_s():
+                engine.post(Submit(waiting))
+                waiting = next(arrivals, None)
+            if not engine.step():
+                if waiting is None:
+                    break
+                self.clock.advance(max(0.0, waiting.arrival_s - self.clock.now_s()))
+        self.prefix_tokens = scheduler.stats().total_prefix_tokens
+
+    def result(self) -> dict[str, Any]:
+        """Return the scores of a run that ended."""
+        rates = {}
+        for cls in PriorityClass:
+            hits, misses = (
+                self.prefix_tokens.get((cls, source), 0) for source in (PrefixSource.HIT, PrefixSource.MISS)
+            )
+            rates[cls.value] = hits / (hits + misses) if hits + misses else None
+        return {
+            "hit_rate": rates,
+            "rt_attainment": share([self._is_met(request) for request in self.requests if request.is_rt]),
+            "num_failed": self.num_failed,
+            "duration_s": self.clock.now_s(),
+        }
+
+    def _arrivals(self) -> Iterator[Request]:
+        for index, turn in enumerate(self.turns):
+            request = Request(
+                request_id=RequestId(str(index)),
+                priority_class=PriorityClass.REAL_TIME if turn.is_rt else PriorityClass.BEST_EFFORT,
+                prompt_token_ids=turn.prompt,
+                sampling=SamplingParams(max_tokens=turn.num_output, ignore_eos=True),
+                arrival_s=turn.arrival_s,
+                slo=Slo(TTFT_SLO_S, TPOT_SLO_S) if turn.is_rt else None,
+            )
+            self.requests.append(request)
+            yield request
+
+    def _note(self, output: StepOutput) -> None:
+        self.num_failed += len(output.failed)
+        for request in output.finished:
+            self.ends_s[request.request_id] = self.clock.now_s()
+
+    def _is_met(self, request: Request) -> bool:
+        end_s, first_s = self.ends_s.get(request.request_id), request.first_token_s
+        if end_s is None or first_s is None:
+            return False
+        num_gaps = max(1, request.num_output - 1)
+        return first_s - request.arrival_s <= TTFT_SLO_S and (end_s - first_s) / num_gaps <= TPOT_SLO_S
+
+
+def oracle(turns: Sequence[Turn], num_slots: int) -> dict[str, float | None]:
+    """Return the hit rates by class of a cache of whole blocks that drops the block used least of late."""
+    blocks: OrderedDict[int, None] = OrderedDict()
+    hits, tokens = {True: 0, False: 0}, {True: 0, False: 0}
+    for turn in turns:
+        chain = _chain(turn.prompt + (TOKEN_ID,) * (turn.num_output - 1))
+        num_hits = next((index for index, block in enumerate(chain) if block not in blocks), len(chain))
+        hits[turn.is_rt] += min(num_hits * BLOCK_SIZE, len(turn.prompt) - 1)
+        tokens[turn.is_rt] += len(turn.prompt)
+        for block in reversed(chain):  # a prefix outlives what follows it
+            blocks[block] = None
+            blocks.move_to_end(block)
+        while len(blocks) > num_slots // BLOCK_SIZE:
+            blocks.popitem(last=False)
+    names = {True: "rt", False: "be"}
+    return {names[is_rt]: hits[is_rt] / tokens[is_rt] if tokens[is_rt] else None for is_rt in (True, False)}
+
+
+def _chain(token_ids: Sequence[int]) -> list[int]:
+    chain, last = [], 0
+    for start in range(0, len(token_ids) - BLOCK_SIZE + 1, BLOCK_SIZE):
+        last = hash((last, tuple(token_ids[start : start + BLOCK_SIZE])))
+        chain.append(last)
+    return chain
+
+
+def _tokens(rng: Generator, number: int) -> tuple[int, ...]:
+    token_ids: list[int] = rng.integers(1_000, 100_000, number).tolist()
+    return tuple(token_ids)
+
+
+def _length(rng: Generator, middle: float, most: int) -> int:
+    return int(min(max(rng.lognormal(np.log(middle), 0.7), 1), most))

@@ -445,7 +445,7 @@ def _first_victim(rows: RowColumns) -> int:
     return victim
 
 
-@compiled(f"int64({_C}, int64, int64, int64, int64[:,::1])")
+@compiled(f"int64({_C}, int64, int64, int64, int64, int64[:,::1])")
 def evict(
     rows: RowColumns,
     ends: EndColumns,
@@ -454,9 +454,11 @@ def evict(
     row: int,
     side: int,
     num_slots: int,
+    num_free_blocks: int,
     evicted: NDArray[np.int64],
 ) -> int:
-    """Take the ends of cached rows until `row`, or one new on `side` where it is NONE, can grow by `num_slots`.
+    """Take the ends of cached rows until `row`, or one new on `side` where it is NONE, can grow by `num_slots`, and
+    until `num_free_blocks` are free.
 
     Less where nothing is left to take. Write which rows lost something, and what each keeps, to `evicted`, and return
     how many; a row that keeps nothing is closed.
@@ -464,24 +466,31 @@ def evict(
     num_blocks, num_evicted = ends.shape[1] // 2, 0
     last = rows[LAST, row] if row != NONE else NONE
     room = newcomer_room(ends, numbers, side)
-    while room + (_room_at(ends, numbers, last) if last != NONE else 0) < num_slots:
-        victim = _first_victim(rows)
-        if victim == NONE:
+    victim, least = NONE, 0
+    while True:
+        own_room = _room_at(ends, numbers, last) if last != NONE else 0
+        is_enough = room + own_room >= num_slots and numbers[FREE_BLOCKS] >= num_free_blocks
+        if victim != NONE and (is_enough or rows[HELD, victim] == least):
+            if rows[HELD, victim] == rows[BASE, victim]:
+                numbers[NUM_CACHED] -= 1
+                rows[IS_CACHED, victim] = False
+                leave_cached(rows, ends, previous, numbers, victim, 0)
+            evicted[num_evicted, 0], evicted[num_evicted, 1] = victim, rows[HELD, victim]
+            num_evicted += 1
+            victim = NONE
+        if is_enough:
             break
-        least = max(rows[PIN, victim], rows[BASE, victim])
-        while rows[HELD, victim] > least and room + (_room_at(ends, numbers, last) if last != NONE else 0) < num_slots:
-            end = rows[LAST, victim]
-            room -= _newcomer_room_in(ends, numbers, side, end % num_blocks)
-            numbers[NUM_EVICTED] += rows[HELD, victim]
-            shrink(rows, ends, previous, numbers, victim, max(least, rows[HELD, victim] - ends[FILL, end]))
-            numbers[NUM_EVICTED] -= rows[HELD, victim]
-            room += _newcomer_room_in(ends, numbers, side, end % num_blocks)
-        if rows[HELD, victim] == rows[BASE, victim]:
-            numbers[NUM_CACHED] -= 1
-            rows[IS_CACHED, victim] = False
-            leave_cached(rows, ends, previous, numbers, victim, 0)
-        evicted[num_evicted, 0], evicted[num_evicted, 1] = victim, rows[HELD, victim]
-        num_evicted += 1
+        if victim == NONE:
+            victim = _first_victim(rows)
+            if victim == NONE:
+                break
+            least = max(rows[PIN, victim], rows[BASE, victim])
+        end = rows[LAST, victim]
+        room -= _newcomer_room_in(ends, numbers, side, end % num_blocks)
+        numbers[NUM_EVICTED] += rows[HELD, victim]
+        shrink(rows, ends, previous, numbers, victim, max(least, rows[HELD, victim] - ends[FILL, end]))
+        numbers[NUM_EVICTED] -= rows[HELD, victim]
+        room += _newcomer_room_in(ends, numbers, side, end % num_blocks)
     return num_evicted
 
 

@@ -126,6 +126,13 @@ class KVCacheManager:
         self._pool.evict(None, HEAD)
         self._note_losses()
 
+    def keep_free(self, num_blocks: int) -> None:
+        """Evict until `num_blocks` blocks are free, or nothing is left to evict: growth into free blocks is cheap."""
+        if self._pool.num_free_blocks < num_blocks and self._pool.num_cached:
+            self._num_changes += 1
+            self._pool.evict(None, HEAD, 0, num_blocks)
+            self._note_losses()
+
     @property
     def num_evicted_slots(self) -> int:
         """Slots that cached rows lost so far."""

@@ -214,14 +214,14 @@ class Pool:
         self.losses.append((row, num_kept))
         return num_kept
 
-    def evict(self, row: int | None, side: int, num_slots: int = EVERYTHING) -> None:
-        """Take from cached rows, those used least first, until `row`, or one new on `side`, can grow by `num_slots`; or
-        all that no request borrows."""
+    def evict(self, row: int | None, side: int, num_slots: int = EVERYTHING, num_free_blocks: int = 0) -> None:
+        """Take from cached rows, those used least first, until `row`, or one new on `side`, can grow by `num_slots` and
+        so many blocks are free; or all that no request borrows."""
         if not self.num_cached:
             return
         side = side if row is None else self.side_of(row)
         evicted = np.empty((2 * self.num_cached, 2), np.int64)  # again where a borrower was evicted
-        num = block.evict(*self.columns, NONE if row is None else row, side, num_slots, evicted)
+        num = block.evict(*self.columns, NONE if row is None else row, side, num_slots, num_free_blocks, evicted)
         pairs: list[tuple[int, int]] = [(lost, kept) for lost, kept in evicted[:num].tolist()]
         self.closed_rows += [lost for lost, kept in pairs if not kept]
         self.losses += pairs

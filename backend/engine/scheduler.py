@@ -46,6 +46,7 @@ from kv.types import NO_COPIES, KVConfig, Layout, Row, SlotCopy
 __all__ = ["Scheduler", "SchedulerStats", "make_scheduler"]
 
 _NONE = np.empty(0, np.int64)
+_MAX_KEPT_FREE = 1 / 16  # of the blocks: cached ones are evicted ahead, so that a step need not search for room
 
 
 def make_scheduler(
@@ -111,6 +112,8 @@ class Scheduler:
         self._step: CommittedStep | None = None
         self._planned_s = 0.0  # when the step to be committed was planned
         self._num_arrived = 0
+        most = limits.max_seqs + limits.max_tokens // limits.block_size  # what the growth of a step is promised
+        self._num_kept_free = min(most, int(_MAX_KEPT_FREE * limits.num_slots / limits.block_size))
         self._totals: Counter[str] = Counter()
         self._preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
         self._prefix_tokens: Counter[tuple[PriorityClass, PrefixSource]] = Counter()
@@ -182,6 +185,7 @@ class Scheduler:
         for request in sampled.others:
             request.num_computed = int(table.num_computed[_row(request)])
         finished = self._emit(sampled, now_s)
+        self.kv.keep_free(self._num_kept_free)
         self._feedback.settle(now_s)
         return StepOutput(tokens=sampled.emitted(), finished=finished)
 

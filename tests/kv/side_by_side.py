@@ -86,6 +86,10 @@ class SideBySide:
         self.manager.evict_all()
         self.twin.evict_all()
 
+    def keep_free(self, num_blocks: int) -> None:
+        self.manager.keep_free(num_blocks)
+        self.twin.keep_free(num_blocks)
+
     def close(self, *rows: Row) -> None:
         self.manager.close_each(rows)
         for row in rows:

@@ -87,6 +87,10 @@ class KVMachine(RuleBasedStateMachine):
     def evict_all(self) -> None:
         self.both.evict_all()
 
+    @rule(num_blocks=st.integers(1, 6))
+    def keep_free(self, num_blocks: int) -> None:
+        self.both.keep_free(num_blocks)
+
     @precondition(has_rows)
     @rule(index=ROWS)
     def discard_copies(self, index: int) -> None:
@@ -183,6 +187,8 @@ def run_schedule(config: KVConfig, seed: int, num_steps: int) -> None:
                 both.restore(row, int(rng.integers(1, 9)))
             if rng.random() < 0.15:
                 both.grow(row, min(int(rng.integers(0, 9)), both.num_left(row)))
+        if rng.random() < 0.1:
+            both.keep_free(int(rng.integers(1, 4)))
         decodes = [row for row in both.rows if both.num_left(row) and rng.random() < 0.8]
         rng.shuffle(decodes)
         num_grown = both.decode(decodes)

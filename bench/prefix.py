@@ -40,7 +40,9 @@ _SETTINGS = {"with": "true", "without": "false"}
 
 def main(argv: list[str] | None = None) -> int:
     """Run one part; print its result, and write it with its provenance."""
-    options, source = _parser().parse_args(argv), provenance()  # of the code that runs
+    mine, flags = _split(sys.argv[1:] if argv is None else argv)
+    options, source = _parser().parse_args(mine), provenance()  # of the code that runs
+    options.flags = flags
     parts: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "live": _live,
         "sim": _sim,
@@ -147,12 +149,17 @@ def lookup_cost(num_tokens: int = _COST_TOKENS, tries: int = _COST_TRIES) -> dic
     return {"num_tokens": num_tokens, "median_us": median(costs_us), "p99_us": float(np.quantile(costs_us, 0.99))}
 
 
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before `--` and those behind it."""
+    index = arguments.index("--") if "--" in arguments else len(arguments)
+    return list(arguments[:index]), list(arguments[index + 1 :])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.prefix", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", choices=("live", "sim", "cost"))
-    parser.add_argument("flags", nargs="*", help="live: flags of bros-serve, after --")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--out", type=Path, help="write the result to a JSON file with its provenance")
     parser.add_argument("--scale", type=float, default=1.0, help="sim: part of the requests (default: 1)")

@@ -34,6 +34,7 @@ from bench.report.tables import (
     step_model_table,
     trace_table,
 )
+from bench.report.traffic import traffic_sections
 from bench.sim.step_models import DOCUMENT_PATH
 from bench.study import BURST_CV, GROUPED_QUERY, KV_BOUND, KV_BOUND_PAIRS, LOOSE, RT_CAPACITY
 
@@ -112,6 +113,7 @@ def render(results: Path) -> str:
     document = _study(results)
     if document is not None:
         sections += _study_sections(document)
+    sections += traffic_sections(results)
     models = json.loads(DOCUMENT_PATH.read_text())
     sections += ["## Step models", models["source"] + " " + " ".join(models["notes"]), step_model_table(models)]
     return "\n\n".join(sections) + "\n"

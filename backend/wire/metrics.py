@@ -104,6 +104,10 @@ METRICS = (
         "Requests in the engine now.",
         _BY_CLASS | {"state": ("waiting", "running", "preempted")},
     ),
+    # The three that routers in front of many replicas read (llm-d, the Gateway API's endpoint picker): without labels.
+    Metric("bros_waiting_requests", Kind.GAUGE, "Requests that hold no KV slots yet, or lost them; both classes."),
+    Metric("bros_running_requests", Kind.GAUGE, "Requests that may be in the next step; both classes."),
+    Metric("bros_kv_used_ratio", Kind.GAUGE, "Part of the KV pool's token positions in use, 0 to 1."),
     Metric("bros_kv_slots", Kind.GAUGE, "Token positions of the KV pool.", {"state": ("free", *CLASSES)}),
     Metric(
         "bros_kv_blocks",

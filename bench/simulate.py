@@ -41,7 +41,6 @@ from bench.sim.limit import Load, max_be_tokens, min_steps, min_ttft_misses
 from bench.sim.scenario import SCENARIOS, Scenario
 from bench.sim.step_models import Pair, load_pairs
 
-BLOCK_SIZE = 16
 MAX_SEQ_LEN = 16_384
 _LIMIT_SUPPLY = 1.3  # the bound may choose among so many times the requests that the run started
 
@@ -92,8 +91,8 @@ class Simulation:
         machine = scenario.machine if replay is None else dataclasses.replace(scenario.machine, pair=replay.pair)
         self._machine = machine
         capacity = ExecutorCapacity(
-            block_size=BLOCK_SIZE,
-            num_blocks=machine.kv_tokens // BLOCK_SIZE,
+            block_size=scenario.block_size,
+            num_blocks=machine.kv_tokens // scenario.block_size,
             num_host_slots=machine.kv_tokens if scenario.host_kv_tokens is None else scenario.host_kv_tokens,
             max_seq_len=MAX_SEQ_LEN,
             max_tokens_per_step=scenario.max_tokens_per_step,

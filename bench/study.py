@@ -20,7 +20,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cache
@@ -97,6 +97,12 @@ TRAFFIC = (
     "be_deadlines",
     "few_slots",
 )
+SHARING_BLOCK_SIZES = (16, 32, 64, 128)
+# Pools in which slots run out before batch slots do: about 100 requests of each length.
+SHARING_LENGTHS: dict[str, dict[str, Any]] = {
+    "short": {"rt_lengths": "short", "be_lengths": "short", "rt_rate": 40.0, "kv_tokens": 8192},
+    "long": {"rt_lengths": "lengths_sharegpt.csv", "be_lengths": "paper_be", "rt_rate": 3.5},
+}
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # A run begins empty, and its first part is not scored: until as many real-time requests are there as will be, which on
 # the slowest pair takes 70 s, throughput is of a machine that fills, and depends on what is begun early.
@@ -141,6 +147,18 @@ def traffic_runs(seeds: Iterable[int] = SEEDS) -> Iterator[Run]:
             yield Run("traffic", scenario.without_be(), label=name)
             for policy in ("bros", "priority_tuned"):
                 yield Run("traffic", replace(scenario, policy=policy), label=name)
+
+
+def sharing_runs(seeds: Iterable[int] = SEEDS) -> Iterator[Run]:
+    """Blocks that a real-time and a best-effort request share, against blocks of one owner, in the same pool."""
+    for seed in seeds:
+        for pair in KV_BOUND_PAIRS:
+            for label, lengths in SHARING_LENGTHS.items():
+                for block_size in SHARING_BLOCK_SIZES:
+                    base = replace(_BASE, pair=pair, seed=seed, block_size=block_size, warmup_s=20.0, duration_s=80.0)
+                    scenario = replace(base, **lengths)
+                    for sharing in (True, False):
+                        yield Run("sharing", replace(scenario, settings={"sharing": sharing}), label=label)
 
 
 def _grid_runs(seeds: Sequence[int]) -> Iterator[Run]:
@@ -326,16 +344,27 @@ def _start_worker() -> None:
     gc.disable()
 
 
+_PARTS: Mapping[str | None, Callable[[Sequence[int]], Iterable[Run]]] = {
+    None: telling_runs,
+    "full": full_runs,
+    "traffic": traffic_runs,
+    "sharing": sharing_runs,
+}
+_WORDS = {
+    "full": "the whole grid",
+    "traffic": "traffic that nobody tuned for",
+    "sharing": "blocks of two owners against blocks of one, by block size",
+}
+
+
 def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--full", action="store_true", help="the whole grid instead of its telling part")
-    group.add_argument(
-        "--traffic", action="store_true", help="traffic that nobody tuned for, instead of the telling part"
-    )
+    parts = parser.add_mutually_exclusive_group()
+    for name, words in _WORDS.items():
+        parts.add_argument(f"--{name}", action="store_const", const=name, dest="part", help=f"{words}, instead")
     parser.add_argument(
         "--seeds",
         type=int,
@@ -343,16 +372,12 @@ def main() -> int:
         help="seeds of each run; with --full, of those beyond the telling part (default: 5)",
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="default: study.json, with --full study-full.json, with --traffic study-traffic.json, in bench/results",
-    )
+    parser.add_argument("--out", type=Path, help="default: bench/results/study.json, or study-PART.json")
     parser.add_argument("--minutes", type=float, help="write what is there after so long (default: when all is done)")
     arguments = parser.parse_args()
     seeds = range(arguments.seeds)
-    part = "-full" if arguments.full else "-traffic" if arguments.traffic else ""
-    runs = list({"": telling_runs, "-full": full_runs, "-traffic": traffic_runs}[part](seeds))
+    part = f"-{arguments.part}" if arguments.part else ""
+    runs = list(_PARTS[arguments.part](seeds))
     out = arguments.out or RESULTS / f"study{part}.json"
     limit_s = None if arguments.minutes is None else 60.0 * arguments.minutes
     num_missing = run_study(runs, out, arguments.jobs, limit_s)

@@ -20,6 +20,7 @@ from bench.report.engine import engine_sections
 from bench.report.measured import load_json, measured_sections
 from bench.report.overhead import overhead_sections
 from bench.report.peers import peer_sections
+from bench.report.sharing import put_into, sharing_text
 from bench.report.tables import (
     FULL_ATTAINMENT,
     LIMIT_BAR,
@@ -101,6 +102,9 @@ def main() -> int:
         return 0 if is_current else 1
     document.parent.mkdir(parents=True, exist_ok=True)
     document.write_text(text)
+    cache = arguments.docs / "kv.md"
+    if (table := sharing_text(arguments.results)) is not None:
+        cache.write_text(put_into(cache.read_text(), table))
     draw(arguments.results, arguments.docs / "img")
     return 0
 

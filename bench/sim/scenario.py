@@ -51,6 +51,7 @@ class Scenario:
     other_slo_share       this part of them (0-1), which asks `other_ttft_slo_s` and `other_tpot_slo_s`
     kv_tokens, host_kv_tokens, max_seqs, max_tokens_per_step   limits; kv_tokens None: the pair's,
                           host_kv_tokens None: as many as kv_tokens
+    block_size            positions of KV in a block
     warmup_s, duration_s  real-time requests arrive in [0, duration_s) and are scored from warmup_s on
     drain_s               how long after duration_s unfinished real-time requests may run on before they count as missed
     """
@@ -77,6 +78,7 @@ class Scenario:
     other_tpot_slo_s: float = 0.2
     kv_tokens: int | None = None
     host_kv_tokens: int | None = None
+    block_size: int = 16
     max_seqs: int = 256
     max_tokens_per_step: int = 2048
     warmup_s: float = 100.0

@@ -155,7 +155,7 @@ def sharing_runs(seeds: Iterable[int] = SEEDS) -> Iterator[Run]:
         for pair in KV_BOUND_PAIRS:
             for label, lengths in SHARING_LENGTHS.items():
                 for block_size in SHARING_BLOCK_SIZES:
-                    base = replace(_BASE, pair=pair, seed=seed, block_size=block_size, warmup_s=20.0, duration_s=80.0)
+                    base = replace(_BASE, pair=pair, seed=seed, block_size=block_size, warmup_s=10.0, duration_s=40.0)
                     scenario = replace(base, **lengths)
                     for sharing in (True, False):
                         yield Run("sharing", replace(scenario, settings={"sharing": sharing}), label=label)

@@ -83,6 +83,20 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "window off": {"adaptive_window": False},
     "sharing and checkpoints off": {"sharing": False, "checkpoints": False},
 }
+# Scenarios by name (bench/scenarios); no policy was tuned on them.
+TRAFFIC = (
+    "heavy_tail",
+    "bursty_cv2",
+    "bursty_cv4",
+    "bursty_cv8",
+    "on_off",
+    "few_rt",
+    "mostly_rt",
+    "mixed_slos",
+    "long_be",
+    "be_deadlines",
+    "few_slots",
+)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # A run begins empty, and its first part is not scored: until as many real-time requests are there as will be, which on
 # the slowest pair takes 70 s, throughput is of a machine that fills, and depends on what is begun early.
@@ -117,6 +131,16 @@ def telling_runs(seeds: Iterable[int] = SEEDS) -> Iterator[Run]:
 def full_runs(seeds: Sequence[int] = SEEDS) -> list[Run]:
     """Every model, load and SLO set, with the ablations of each, on `seeds`; and the telling part on all of its own."""
     return list({run.key: run for run in (*telling_runs(), *_grid_runs(seeds))}.values())
+
+
+def traffic_runs(seeds: Iterable[int] = SEEDS) -> Iterator[Run]:
+    """Traffic that nobody tuned for: real time alone, and beside best-effort work under two policies."""
+    for seed in seeds:
+        for name in TRAFFIC:
+            scenario = replace(Scenario.named(name), warmup_s=40.0, duration_s=200.0, seed=seed)
+            yield Run("traffic", scenario.without_be(), label=name)
+            for policy in ("bros", "priority_tuned"):
+                yield Run("traffic", replace(scenario, policy=policy), label=name)
 
 
 def _grid_runs(seeds: Sequence[int]) -> Iterator[Run]:
@@ -307,7 +331,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--full", action="store_true", help="the whole grid instead of its telling part")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--full", action="store_true", help="the whole grid instead of its telling part")
+    group.add_argument(
+        "--traffic", action="store_true", help="traffic that nobody tuned for, instead of the telling part"
+    )
     parser.add_argument(
         "--seeds",
         type=int,
@@ -315,12 +343,17 @@ def main() -> int:
         help="seeds of each run; with --full, of those beyond the telling part (default: 5)",
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
-    parser.add_argument("--out", type=Path, help="default: bench/results/study.json, with --full study-full.json")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="default: study.json, with --full study-full.json, with --traffic study-traffic.json, in bench/results",
+    )
     parser.add_argument("--minutes", type=float, help="write what is there after so long (default: when all is done)")
     arguments = parser.parse_args()
     seeds = range(arguments.seeds)
-    runs = full_runs(seeds) if arguments.full else list(telling_runs(seeds))
-    out = arguments.out or RESULTS / ("study-full.json" if arguments.full else "study.json")
+    part = "-full" if arguments.full else "-traffic" if arguments.traffic else ""
+    runs = list({"": telling_runs, "-full": full_runs, "-traffic": traffic_runs}[part](seeds))
+    out = arguments.out or RESULTS / f"study{part}.json"
     limit_s = None if arguments.minutes is None else 60.0 * arguments.minutes
     num_missing = run_study(runs, out, arguments.jobs, limit_s)
     print(f"{len(runs) - num_missing} of {len(runs)} runs in {out}; next: python -m bench.report", file=sys.stderr)

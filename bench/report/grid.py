@@ -19,6 +19,7 @@ from bench.report.tables import (
     step_model_table,
     trace_table,
 )
+from bench.report.traffic import traffic_sections
 from bench.sim.step_models import DOCUMENT_PATH
 from bench.study import BURST_CV, GROUPED_QUERY, KV_BOUND, KV_BOUND_PAIRS, LOOSE, RT_CAPACITY
 
@@ -51,6 +52,7 @@ def grid(results: Path) -> str:
     sections = [INTRODUCTION]
     if (document := study(results)) is not None:
         sections += _study_sections(document)
+    sections += traffic_sections(results)
     models = json.loads(DOCUMENT_PATH.read_text())
     sections += ["## Step models", "\n".join(f"- {note}" for note in (models["source"], *models["notes"]))]
     return "\n\n".join([*sections, step_model_table(models)]) + "\n"

@@ -30,6 +30,7 @@ from bench.report.tables import (
     on_all_seeds,
     verdict,
 )
+from bench.report.traffic import traffic_table
 from bench.study import GROUPED_QUERY, KV_BOUND, KV_BOUND_PAIRS, LOOSE, RT_CAPACITY
 
 INTRODUCTION = """\
@@ -50,6 +51,9 @@ BE_MEASURED = "Measured: BE output tokens per second on the same loads."
 BE_SIMULATED = """\
 Simulated: BE throughput of `bros` in % of an upper bound that knows the future. In brackets: the ratio to the best
 baseline that keeps RT as well. *none*: no baseline keeps RT as well."""
+TRAFFIC = """\
+Simulated: scenarios on which no policy was tuned (`python -m bench.study --traffic`). Share of RT requests that
+keep both objectives in %, and BE output tokens per second."""
 COST = "Measured: the engine behind Triton against the same engine in the client's process; quartiles in brackets."
 SCHEDULING = "Measured: scheduling time per step with 10,000 requests waiting (`python -m bench.micro`)."
 PEERS = """\
@@ -84,7 +88,11 @@ def page(results: Path) -> str:
     at_loads = [run for pair in RT_CAPACITY for run in load_runs(runs, pair)]
     sections = [INTRODUCTION, "## RT kept", *_measured(results, RT_MEASURED, asked_attainment)]
     sections += _simulated(at_loads, RT_SIMULATED.format(ttft=LOOSE[0], tpot=LOOSE[1] * 1e3), _rt_cell)
-    sections += ["## BE kept", *_measured(results, BE_MEASURED, lambda group: mean_of(group, be_rate))]
+    sections += [
+        *_traffic(results),
+        "## BE kept",
+        *_measured(results, BE_MEASURED, lambda group: mean_of(group, be_rate)),
+    ]
     sections += _simulated(at_loads, BE_SIMULATED, _be_cell)
     shown = [pair for pair in (KV_BOUND, GROUPED_QUERY) if load_runs(at_loads, pair)]
     sections += [f"![RT kept and BE throughput over the load: {pair}](img/loads_{pair}.svg)" for pair in shown[:1]]
@@ -95,6 +103,11 @@ def page(results: Path) -> str:
 def _measured(results: Path, words: str, cell: Callable[[Sequence[Run]], str]) -> list[str]:
     table = by_policy(results, cell)
     return [] if table is None else [words, table]
+
+
+def _traffic(results: Path) -> list[str]:
+    document = load_json(results / "study-traffic.json")
+    return [] if document is None else [TRAFFIC, traffic_table(document["runs"])]
 
 
 def _simulated(

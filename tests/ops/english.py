@@ -21,9 +21,9 @@ BANNED = {
     r"rest(?:s|ed|ing)? until": "paused",
     r"patient(?:ly)?|patience": "deferrable, or a timeout",
     r"gather(?:s|ed|ing)? in few": "batched",
-    r"places?": "batch slot, module, file, or position",
+    r"places|(?<!\bin )place": "batch slot, module, file, or position",
 }
-_BANNED = re.compile(rf"\b({'|'.join(BANNED)})\b", re.IGNORECASE)
+_BANNED = re.compile(rf"\b(?:{'|'.join(BANNED)})\b", re.IGNORECASE)
 
 _FENCE = re.compile(r"^```\w*\n.*?^```", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n|\n(?= {4}))+")

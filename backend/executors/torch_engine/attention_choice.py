@@ -39,9 +39,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """One way to run what lies between two products.
+    """One way to run the work between two products.
 
-    why_not: says what is missing, None where it runs. layer_ops: of a Llama-family model over that attention.
+    why_not: names the missing part, None if it runs. layer_ops: of a Llama-family model over that attention.
     small_steps: all layers of a small step at once, None where that is not possible. is_for_cpu: a CPU without it is
     slower than it could be.
     """

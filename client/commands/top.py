@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def look(client: Client, http: httpx2.Client, url: str | None) -> Frame:
-    """Ask engine and metrics endpoint once; what fails is told in the frame."""
+    """Ask engine and metrics endpoint once; the frame names what failed."""
     snapshot = samples = None
     problems = []
     try:

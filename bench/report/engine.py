@@ -78,7 +78,7 @@ def _memory_gb(document: Mapping[str, Any]) -> float:
 
 
 def bars(document: Mapping[str, Any]) -> list[str]:
-    """Return what was asked of the engine in bf16, point by point, with what was measured."""
+    """Return each bar of the engine in bf16, with the measured value and the verdict."""
     cases = {case["name"]: case for case in document["cases"]}
     at_16, mixed = cases["decode 16"], cases["16 decodes + chunk 128"]
     speeds = {p["length"]: p["tokens_per_s"] for p in document["prefills"]}

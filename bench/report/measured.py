@@ -1,4 +1,4 @@
-"""Tables of what was measured on the real server, the other engines beside it, and the simulator's error."""
+"""Tables of the measurements on the real server, of other engines on the same loads, and of the simulator's error."""
 
 from __future__ import annotations
 

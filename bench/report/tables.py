@@ -20,8 +20,10 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def on_all_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Leave out, of each pair, SLOs and load, the policies that ran on fewer seeds than others did, so that means
-    compare; return the rest, and the names of what was left out or has not run at all."""
+    """Return the runs that compare, and the names of the others.
+
+    In each cell of pair, SLOs and load, a policy compares if it ran on as many seeds as any other.
+    """
     groups: dict[tuple[str, ...], dict[str, list[Run]]] = {}
     policies: dict[str, dict[str, None]] = {}  # of each kind of run, in order
     for run in runs:

@@ -63,7 +63,7 @@ INPUTS: dict[str, TensorSpec] = {
     "return_log_probs": TensorSpec("BOOL"),
     "return_metrics": TensorSpec("BOOL"),
 }
-"""What this client sends; the backend takes more names, for the sake of other clients."""
+"""The parameters that this client sends; the backend accepts more names, for other clients."""
 
 OUTPUTS: dict[str, TensorSpec] = {
     "text_output": TensorSpec("BYTES", -1),

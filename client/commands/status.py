@@ -23,7 +23,7 @@ def add_parser(commands: Subparsers) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "status",
-        help="is it serving, and what",
+        help="show whether the server is ready, and its models",
         description="Ask the server and its engine how they are; 0 when ready.",
     )
     add_url(parser)

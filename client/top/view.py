@@ -129,7 +129,7 @@ def _kv(snapshot: Snapshot, before: Snapshot | None, width: int, max_bands: int)
 
 def _host(kv: KVPoolView, snapshot: Snapshot) -> Text:
     if not kv.num_host_slots:
-        return Text("no host pool: what is preempted is computed again", style="dim")
+        return Text("no host pool: preempted KV is computed again", style="dim")
     return Text.assemble(
         ("host pool ", "dim"),
         bar(kv.num_host_slots_used / kv.num_host_slots, 20, BE_COLOR),

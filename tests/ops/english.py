@@ -1,8 +1,11 @@
-"""The prose of a Markdown text as sentences, and the rules of plain English that a program can check."""
+"""The prose of a text or of Python source as sentences, and the rules of plain English that a program can check."""
 
 from __future__ import annotations
 
+import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 
 MAX_WORDS = 25
@@ -29,7 +32,9 @@ _FENCE = re.compile(r"^```\w*\n.*?^```", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n|\n(?= {4}))+")
 _CODE = re.compile(r"`[^`\n]+`")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
-_ITEM = re.compile(r"^\s*(?:[-*]|\d+\.)\s+")
+_ITEM = re.compile(
+    r"^\s*(?:[-*]|\d+\.)\s+|^\S+(?:, \S+)*\s{2,}(?=\S)"
+)  # of a list, or of a list of names in a docstring
 _END = re.compile(r"(?<=[.!?…])[\"')*_]*\s+")
 _WORD = re.compile(r"[^\W_][\w'’.,%/+-]*")
 
@@ -68,3 +73,21 @@ def banned_phrases(markdown: str) -> list[str]:
     text = _LINK.sub(r"\1", _CODE.sub("`code`", _INDENTED.sub("\n", _FENCE.sub("\n", markdown))))
     text = " ".join(text.split())
     return [text[max(0, found.start() - 30) : found.end() + 30] for found in _BANNED.finditer(text)]
+
+
+def prose_of(source: str) -> Iterator[str]:
+    """Yield each docstring of Python source, and each run of comments that begin in one column."""
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, owners) and (text := ast.get_docstring(node)):
+            yield text + "\n"
+    lines: list[str] = []
+    after = (-1, -1)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            if token.start != after and lines:
+                yield " ".join(lines)
+                lines = []
+            lines.append(token.string.lstrip("# "))
+            after = (token.start[0] + 1, token.start[1])
+    yield " ".join(lines)

@@ -7,13 +7,40 @@ from pathlib import Path
 import pytest
 
 from tests.ops.documents import PROSE, ROOT
-from tests.ops.english import banned_phrases, long_sentences, sentences
+from tests.ops.english import banned_phrases, long_sentences, prose_of, sentences
 
 UNWRITTEN = {"algorithm.md"}  # the policy's own document, which is written anew with the policy
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 UNRELEASED = CHANGELOG.partition("## Unreleased")[2].partition("\n## ")[0]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PROSE if path.name not in UNWRITTEN}
 TEXTS["CHANGELOG.md"] = UNRELEASED
+
+# Rooms whose docstrings and comments are plain, too.
+ROOMS = (
+    "backend/core",
+    "backend/wire",
+    "backend/text",
+    "backend/engine",
+    "backend/executors/torch_engine",
+    "bench",
+    "client",
+)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_docstrings_and_comments_are_plain(room: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {words}"
+        for path in sorted((ROOT / room).rglob("*.py"))
+        for text in prose_of(path.read_text())
+        for words in (*long_sentences(text), *banned_phrases(text))
+    ]
+    assert found == []
+
+
+def test_prose_of_source_is_its_docstrings_and_its_runs_of_comments() -> None:
+    source = '"""One."""\nx = 1  # two\n# three\n# four\n\n\ndef f():\n    """Five."""\n'
+    assert list(prose_of(source)) == ["One.\n", "Five.\n", "two", "three four"]
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -124,7 +124,7 @@ def _paged_why_not(place: Place) -> str | None:
     if (capability := torch.cuda.get_device_capability(device)) < _MIN_PAGED_CAPABILITY:
         return f"compute capability {_MIN_PAGED_CAPABILITY}, not {capability}"
     try:
-        import triton.language  # noqa: F401 # what the kernel is written in; CUDA builds of torch bring it
+        import triton.language  # noqa: F401 # the language of the kernel; CUDA builds of torch bring it
     except ImportError as error:
         return f"the Triton language: {error}"
     return None

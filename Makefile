@@ -60,7 +60,7 @@ format: $(STAMPS)/dev ## let ruff format and fix
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(STAMPS)/dev ## measure the real server under every policy (quiet machine!), write docs/benchmarks.md: half an hour
+bench: $(STAMPS)/dev ## measure the real server under every policy (quiet machine!), report: half an hour
 	$(BIN)/python -m bench.serve --suite issue --out bench/results/measured.json $(ARGS)
 	$(BIN)/python -m bench.report
 

@@ -3,10 +3,10 @@
     python -m bench.study                 the telling part (`make study`, about 20 minutes on two cores)
     python -m bench.study --full          the whole grid (`make study-full`, some hours)
 
-Each finished run is kept in a journal beside the result file, so an interrupted study goes on where it stopped. What
-a journal or result file of that folder has of the same simulation code is not run again: the grid takes over its
-telling part, a commit that touches none of `SIMULATION_CODE` costs nothing, and one of a policy's own modules costs the
-runs of that policy. `python -m bench.report` makes the document.
+A journal beside the result file keeps each finished run, so an interrupted study resumes. A run of the same simulation
+code is not repeated if a journal or result file of that folder has it. The grid thus takes over its telling part. A
+commit that touches none of `SIMULATION_CODE` repeats nothing; one that touches a policy's own modules repeats that
+policy's runs. `python -m bench.report` makes the documents.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ RT_CAPACITY = {
 }
 BURST_CV = 5.0
 KV_BOUND, GROUPED_QUERY = "opt13b-a100-tp2", "llama8b-a100"
-KV_BOUND_PAIRS = (KV_BOUND, "opt30b-a100-tp4")  # multi-head attention: slots run out before places do
+KV_BOUND_PAIRS = (KV_BOUND, "opt30b-a100-tp4")  # multi-head attention: KV slots run out before batch slots do
 ABLATIONS: dict[str, dict[str, Any]] = {
     "sharing off": {"sharing": False},
     "checkpoints off": {"checkpoints": False},
@@ -104,8 +104,8 @@ SHARING_LENGTHS: dict[str, dict[str, Any]] = {
     "long": {"rt_lengths": "lengths_sharegpt.csv", "be_lengths": "paper_be", "rt_rate": 3.5},
 }
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# A run begins empty, and its first part is not scored: until as many real-time requests are there as will be, which on
-# the slowest pair takes 70 s, throughput is of a machine that fills, and depends on what is begun early.
+# A run begins empty, and its first part is not scored. The number of real-time requests takes 70 s to settle on the
+# slowest pair. Until then throughput depends on the requests begun early, while the machine fills.
 _BASE = Scenario(be_outstanding=256, warmup_s=80.0, duration_s=160.0)
 
 
@@ -249,8 +249,11 @@ def _entry(run: Run, simulation: Simulation, source: Mapping[str, str]) -> dict[
 
 
 def simulations(runs: Iterable[Run]) -> list[list[Run]]:
-    """Put runs together that are one simulation, in the order of execution: seed by seed, so that a study that ends
-    early has whole ones; what takes minutes, the published algorithm near overload, comes last in each."""
+    """Group the runs that are one simulation, in the order of execution.
+
+    The order is seed by seed, so that a study that ends early has whole seeds. Runs of minutes, the published algorithm
+    near overload, come last in each seed.
+    """
     found: dict[str, list[Run]] = {}
     for run in runs:
         scenario = run.scenario
@@ -308,8 +311,10 @@ def _key(group: str, label: str, scenario: Mapping[str, Any]) -> str:
 
 
 def run_study(runs: list[Run], out: Path, num_workers: int, limit_s: float | None = None) -> int:
-    """Execute what journals and result files lack of this code, for `limit_s` at most, and write what is there to
-    `out`. Return how many runs are missing."""
+    """Execute the runs that journals and result files of this code lack, for at most `limit_s`; write all to `out`.
+
+    Return the number of missing runs.
+    """
     facts = provenance()
     journal = Journal(out)
     missing = [run for run in runs if journal.get(run) is None]
@@ -323,7 +328,7 @@ def run_study(runs: list[Run], out: Path, num_workers: int, limit_s: float | Non
                     journal.add(entry)
                     progress.advance(task)
         except TimeoutError:
-            pass  # what is running ends in vain
+            pass  # unfinished simulations are lost
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     entries = [entry for entry in map(journal.get, runs) if entry is not None]
@@ -338,8 +343,10 @@ def _source(run: Run, facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _start_worker() -> None:
-    """Let a worker end with its study, even where that is killed, and collect garbage between two simulations only: in
-    one there is little, and looking for it takes a tenth of the time."""
+    """Let a worker end with its study, even a killed one, and collect garbage between two simulations only.
+
+    Within a simulation there is little garbage, and the search for it takes a tenth of the time.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     gc.disable()
 

@@ -145,7 +145,7 @@ class StopStrings:
         return text[:num_sent]
 
     def flush(self) -> str:
-        """Return what was held back, at the end of the text."""
+        """Return the text held back; called at the end of the text."""
         held, self._held = self._held, ""
         return held
 

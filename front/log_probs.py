@@ -10,8 +10,8 @@ _LOWEST = -9999.0  # OpenAI's word for a probability of nothing; JSON has no inf
 
 
 def chat_log_probs(asked: Asked, token_ids: Sequence[int], log_probs: Sequence[float] | None) -> Json | None:
-    """Return what a choice of a chat, or a piece of one, says of its tokens; None where nobody asked."""
-    if not asked.wants_log_probs or not token_ids:
+    """Return what a choice of a chat, or a piece of one, says of its tokens; None without them."""
+    if not _has_log_probs(asked, token_ids, log_probs):
         return None
     pairs = zip(_names(token_ids), _values(log_probs), strict=True)
     content: list[Json] = [
@@ -21,8 +21,8 @@ def chat_log_probs(asked: Asked, token_ids: Sequence[int], log_probs: Sequence[f
 
 
 def completion_log_probs(asked: Asked, token_ids: Sequence[int], log_probs: Sequence[float] | None) -> Json | None:
-    """Return what a choice of a completion, or a piece of one, says of its tokens; None where nobody asked."""
-    if not asked.wants_log_probs or not token_ids:
+    """Return what a choice of a completion, or a piece of one, says of its tokens; None without them."""
+    if not _has_log_probs(asked, token_ids, log_probs):
         return None
     return {
         "tokens": _names(token_ids),
@@ -30,6 +30,11 @@ def completion_log_probs(asked: Asked, token_ids: Sequence[int], log_probs: Sequ
         "top_logprobs": None,
         "text_offset": None,
     }
+
+
+def _has_log_probs(asked: Asked, token_ids: Sequence[int], log_probs: Sequence[float] | None) -> bool:
+    """Tell whether there is anything to show. The simulated executor has no probabilities."""
+    return asked.wants_log_probs and bool(token_ids) and len(log_probs or ()) == len(token_ids)
 
 
 def _names(token_ids: Sequence[int]) -> list[str]:

@@ -100,6 +100,10 @@ class Batches:
         self._runner.stop(batch_id)
         return self._now(batch)
 
+    async def join(self) -> None:
+        """Wait until every batch has ended."""
+        await self._runner.join()
+
     def _now(self, batch: Batch) -> Batch:
         return replace(batch, counts=self._runner.counts(batch))
 

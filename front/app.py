@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 import front.batches.routes
+import front.page.routes
 from client.transports import AsyncTransport, connect_async
 from front import routes
 from front.batches.service import Batches, open_batches
 from front.engine import Engine
 from front.http import answer_errors
 from front.keys import open_keys
+from front.page.view import Watch
 from front.settings import Settings
 
 Connect = Callable[[str], AsyncTransport]
@@ -27,6 +29,7 @@ def make_app(settings: Settings, connect: Connect = connect_async) -> FastAPI:
         engine = Engine(connect(settings.triton_url), settings.default_class)
         app.state.engine = engine
         app.state.health = routes.Health(engine)
+        app.state.watch = Watch(engine.inspect)
         try:
             async with _batches(settings, engine) as app.state.batches:
                 yield
@@ -39,6 +42,7 @@ def make_app(settings: Settings, connect: Connect = connect_async) -> FastAPI:
     answer_errors(app)
     app.include_router(routes.make_router(settings))
     app.include_router(front.batches.routes.make_router())
+    app.include_router(front.page.routes.make_router())
     return app
 
 

@@ -1,4 +1,4 @@
-// A talk, its speed, and the KV pool. Text of the model goes into the page by textContent only.
+// A talk, its speed, and the KV pool. What the model says goes into the page as text only: textContent and append.
 
 const POLL_MS = 250;
 const ROWS = 4; // bands of the KV map
@@ -56,8 +56,19 @@ function addMessage(kind, text) {
   message.className = `message ${kind}`;
   message.textContent = text;
   byId("messages").append(message);
-  message.scrollIntoView({ block: "end" });
+  scrollSoon();
   return message;
+}
+
+let isScrolling = false;
+
+function scrollSoon() {
+  if (isScrolling) return;
+  isScrolling = true;
+  requestAnimationFrame(() => {
+    isScrolling = false;
+    byId("messages").scrollTop = byId("messages").scrollHeight;
+  });
 }
 
 function showSpeed(startedMs, firstMs, numTokens) {
@@ -76,9 +87,9 @@ async function answer(tier) {
     const numTokens = event.usage?.completion_tokens ?? 0;
     if (numTokens > 0) firstMs ??= performance.now();
     if (event.choices.length > 0) {
-      shown.textContent += event.choices[0].delta.content ?? "";
+      shown.append(event.choices[0].delta.content ?? "");
       showSpeed(startedMs, firstMs, numTokens);
-      shown.scrollIntoView({ block: "end" });
+      scrollSoon();
     }
   }
   return shown.textContent;

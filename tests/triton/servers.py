@@ -84,6 +84,7 @@ def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = PATIENCE
 def serving(log: Path, *options: str) -> Iterator[Server]:
     """Serve by `bros-serve` with `options`, on free ports."""
     ports = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]
+    ports += [] if "--openai-port" in options else ["--openai-port", "off"]
     command = [sys.executable, "-m", "backend.launcher.serve", "--json", "--die-with-parent", *ports, *options]
     with log.open("w") as words, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words) as process:
         assert process.stdout is not None

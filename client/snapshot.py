@@ -31,8 +31,11 @@ class StepView(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KVPoolView(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The KV pool. Byte i of `head_fill` and `tail_fill` (base64 in JSON) is the number of slots that real-time holds
-    from the left of block i, and best-effort from its right; of `cached_fill`, those of requests that are over."""
+    """The KV pool.
+
+    Byte i of `head_fill` (base64 in JSON): slots that real-time holds from the left of block i. Byte i of `tail_fill`:
+    slots that best-effort holds from its right. Byte i of `cached_fill`: slots of ended requests, from either end.
+    """
 
     block_size: int
     head_fill: bytes

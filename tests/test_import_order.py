@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("kv", "backend", "client", "bench", "tools")
+PACKAGES = ("kv", "backend", "client", "front", "bench", "tools")
 OWN = set(PACKAGES) | {"tests"}
 
 # Room -> rooms below that it may import; a module may also import its own room. The longest matching name wins.
@@ -43,7 +43,17 @@ MAY_IMPORT = {
         "backend.text",
         "backend.wire",
     },
-    "backend.stub": {"backend.config", "backend.core", "backend.wire"},
+    "backend.link": {"backend.config", "backend.core", "backend.wire"},
+    "backend.stub": {"backend.config", "backend.core", "backend.link", "backend.wire"},
+    "backend.dynamo": {
+        "backend.config",
+        "backend.core",
+        "backend.launcher.child",
+        "backend.launcher.launch",
+        "backend.link",
+        "backend.text",
+        "backend.wire",
+    },
     "backend.launcher": {
         "backend.config",
         "backend.core",
@@ -54,6 +64,7 @@ MAY_IMPORT = {
     },
     "backend": set[str](),
     "client": set[str](),
+    "front": {"client"},
     "bench.common": set[str](),
     "bench.sim": {"kv", "backend", "bench.common"},
     "bench.live": {"backend", "client", "bench.common", "bench.sim"},

@@ -4,10 +4,10 @@
     python -m bench.prefix sim  --out bench/results/prefix-sim.json  [--seeds 0 1 2]
     python -m bench.prefix cost
 
-`live`: 8 conversations of 6 turns with think times, then a file of best-effort requests with one system prompt, each on
-a server with the cache and on one without, in turns. `sim`: a trace of conversations and one of long documents with
-common beginnings, at the scale of a GPU, beside an oracle that caches the same tokens in as many slots and drops what
-was used least; then conversations under a flood of best-effort prompts. Cache on against cache off is the ablation.
+`live`: 8 conversations of 6 turns with think times, then a file of best-effort requests with one system prompt. Each
+seed runs on a server with the cache, then on one without. `sim`: conversations, and long documents with common
+beginnings, at the scale of a GPU. An LRU oracle with as many slots stands beside them. A third trace adds a flood of
+best-effort prompts. Cache on against cache off is the ablation.
 """
 
 from __future__ import annotations

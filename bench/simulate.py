@@ -255,7 +255,7 @@ class Simulation:
         request = Request(
             request_id=RequestId(f"{'rt' if is_rt else 'be'}-{len(self.requests)}"),
             priority_class=PriorityClass.REAL_TIME if is_rt else PriorityClass.BEST_EFFORT,
-            prompt_token_ids=(2 + len(self._requests), *[1] * (arrival.num_prompt - 1)),  # begins like no other
+            prompt_token_ids=(2 + len(self.requests), *[1] * (arrival.num_prompt - 1)),  # begins like no other
             sampling=SamplingParams(max_tokens=arrival.num_output, ignore_eos=True),
             arrival_s=arrival_s,
             slo=Slo(slos.ttft_slo_s, slos.tpot_slo_s) if slos else None,

@@ -4,8 +4,8 @@
     documents   questions about long documents, a few of which are asked about often (the shape of Mooncake's trace)
     flood       `chat`, with best-effort prompts that share nothing in as many tokens as the pool has, again and again
 
-The oracle caches the same blocks in as many slots, none of which running requests need, and drops what was used least
-of late, whoever used it. On `flood` it is what a cache without classes does.
+The oracle caches the same blocks in as many slots, and running requests take none of them. It drops the least recently
+used block, whichever class used it. On `flood` it stands for a cache without classes.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class _Run:
 
 
 def oracle(turns: Sequence[Turn], num_slots: int) -> dict[str, float | None]:
-    """Return the hit rates by class of a cache of whole blocks that drops the block used least of late."""
+    """Return the hit rates by class of a cache of whole blocks that drops the least recently used one."""
     blocks: OrderedDict[int, None] = OrderedDict()
     hits, tokens = {True: 0, False: 0}, {True: 0, False: 0}
     for turn in turns:

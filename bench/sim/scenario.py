@@ -51,6 +51,8 @@ class Scenario:
     other_slo_share       this part of them (0-1), which asks `other_ttft_slo_s` and `other_tpot_slo_s`
     kv_tokens, host_kv_tokens, max_seqs, max_tokens_per_step   limits; kv_tokens None: the pair's,
                           host_kv_tokens None: as many as kv_tokens
+    step_noise            standard deviation of the lognormal factor by which steps differ from the pair's step model
+    slowdown              the machine takes so many times as long in the second 10 s of each 20 s
     warmup_s, duration_s  real-time requests arrive in [0, duration_s) and are scored from warmup_s on
     drain_s               how long after duration_s unfinished real-time requests may run on before they count as missed
     """
@@ -79,6 +81,8 @@ class Scenario:
     host_kv_tokens: int | None = None
     max_seqs: int = 256
     max_tokens_per_step: int = 2048
+    step_noise: float = 0.0
+    slowdown: float = 1.0
     warmup_s: float = 100.0
     duration_s: float = 300.0
     drain_s: float = 300.0
@@ -96,6 +100,8 @@ class Scenario:
             raise ValueError(f"best-effort requests come from one of be_outstanding, be_backlog, be_rate; got {given}")
         if self.rt_burst > 1.0 and self.rt_cv != 1.0:
             raise ValueError(f"rt_burst {self.rt_burst:g} needs rt_cv 1, not {self.rt_cv:g}")
+        if self.step_noise < 0.0 or self.slowdown < 1.0:
+            raise ValueError(f"step_noise {self.step_noise:g} is below 0 or slowdown {self.slowdown:g} below 1")
         if not 0.0 <= self.other_slo_share <= 1.0:
             raise ValueError(f"other_slo_share {self.other_slo_share:g} must be from 0 to 1")
 

@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from backend.policy import packing, view
-from backend.policy.bros import best_effort, kv_forecast, pausing, policy, prefill_pacing
-from backend.policy.bros.prefill_pacing import Allowance
+from backend.core.request import Request
+from backend.policy import view
+from backend.policy.bros import best_effort, budgets, kv_forecast, pausing, policy, prefill_pacing, real_time
+from backend.policy.bros.budgets import Sustainable
+from backend.policy.state import latency_model
 from bench.common.provenance import provenance
 from bench.common.score import score_be, score_rt
 from bench.sim.scenario import Scenario
@@ -44,6 +45,7 @@ CELLS: dict[str, Scenario] = {
     "heavy tail": replace(_BASE, rt_rate=6.0, rt_lengths="heavy_tail", tpot_slo_s=0.1),
     "tight SLOs": replace(_BASE, rt_rate=10.5, ttft_slo_s=0.2, tpot_slo_s=0.05),
     "1.5x slower": replace(_BASE, rt_rate=8.0, ttft_slo_s=0.2, tpot_slo_s=0.05, slowdown=1.5),
+    "stalls of 0.3 s": replace(_BASE, rt_rate=8.0, ttft_slo_s=1.0, tpot_slo_s=0.05, stall_s=0.3),
     "noise of 20 %": replace(_BASE, rt_rate=8.0, ttft_slo_s=0.2, tpot_slo_s=0.05, step_noise=0.2),
 }
 Switch = Callable[[], AbstractContextManager[Any]]
@@ -82,33 +84,32 @@ def both(*switches: Switch) -> Switch:
     return change
 
 
-def _sustainable(by_places: bool, by_slots: bool) -> Switch:
-    def sustainable_s(step: policy._RealTimeStep) -> policy.Sustainable:
-        bound = original(step)
-        return policy.Sustainable(_FOREVER if by_places else bound.by_places, _FOREVER if by_slots else bound.by_slots)
-
-    original = policy._RealTimeStep.sustainable_s
-    return constant(policy._RealTimeStep, sustainable_s=sustainable_s)
+_has_room_for, _note_step = kv_forecast.KVForecast.has_room_for, view.Traffic.note_step
+_fill_init, _sustainable_s = best_effort.BestEffortFill.__init__, budgets.Budgets.sustainable_s
 
 
-_allowance, _has_room_for = prefill_pacing.Pacing.allowance, kv_forecast.Future.has_room_for
-_fill_init, _note_step = best_effort.BestEffortFill.__init__, view.Traffic.note_step
+def _by_kv_slots_only(step: budgets.Budgets, predicted_s: float) -> Sustainable:
+    return _sustainable_s(step, predicted_s)._replace(by_batch_slots=_FOREVER)
 
 
-def _always_spread(pacing: Any, packing: Any, latency: Any, *rest: Any) -> Allowance:
-    return _allowance(pacing, packing, SimpleNamespace(c0=latency.c0, c5=0.0), *rest)  # type: ignore[arg-type]
+def _by_batch_slots_only(step: budgets.Budgets, predicted_s: float) -> Sustainable:
+    return _sustainable_s(step, predicted_s)._replace(by_kv_slots=_FOREVER)
 
 
-def _rt_always_fits(future: Any, request: Any) -> bool:
-    return future._is_rt or _has_room_for(future, request)
+def _rt_always_fits(forecast: kv_forecast.KVForecast, request: Request) -> bool:
+    return forecast._is_rt or _has_room_for(forecast, request)
 
 
-def _without_reserve(fill: Any, *arguments: Any) -> None:
+def _be_always_fits(forecast: kv_forecast.KVForecast, request: Request) -> bool:
+    return not forecast._is_rt or _has_room_for(forecast, request)
+
+
+def _without_reserve(fill: best_effort.BestEffortFill, *arguments: Any) -> None:
     _fill_init(fill, *arguments)
     fill._reserve = 0
 
 
-def _without_peak(traffic: Any, duration_s: float, num_rt_slots: int) -> None:
+def _without_peak(traffic: view.Traffic, duration_s: float, num_rt_slots: int) -> None:
     traffic.rt_slots = 0.0
     _note_step(traffic, duration_s, num_rt_slots)
 
@@ -116,24 +117,24 @@ def _without_peak(traffic: Any, duration_s: float, num_rt_slots: int) -> None:
 NOTHING = "nothing"
 MECHANISMS: dict[str, Switch] = {
     NOTHING: both(),
-    "adaptive window": setting(adaptive_window=False),
-    "spare share": constant(policy, _SPARE_USE=1.0),
-    "victim comparison": constant(packing, _MAX_COMPARED=1),
-    "pausing": constant(pausing.Aside, _pays=lambda _: False),
-    "be_min_share": setting(be_min_share=0.0),
-    "credit": constant(policy, _MAX_CREDIT_S=0.0),
-    "Little's law, slots": _sustainable(by_places=False, by_slots=True),
-    "Little's law, places": _sustainable(by_places=True, by_slots=False),
-    "prefill pacing": constant(prefill_pacing.Pacing, allowance=lambda *_: Allowance(0, _FOREVER)),
-    "gathered prompts": constant(prefill_pacing.Pacing, allowance=_always_spread),
-    "patient decodes": constant(policy, _PATIENT_STEPS=_FOREVER, _RT_RESIDENT_PLACES=0.0),
-    "draw-in by load": constant(policy, _EASY_LOAD=1e8, _FULL_LOAD=1e9),
-    "overshoot margin": constant(policy, _MAX_MARGIN=0.0),
-    "catch-up": constant(policy, _CATCH_UP=0.0),
-    "RT forecast": constant(kv_forecast.Future, has_room_for=_rt_always_fits),
-    "partial blocks in the forecast": constant(kv_forecast, UNUSED_OF_BLOCK=0.0),
-    "block reserved per running RT": constant(best_effort.BestEffortFill, __init__=_without_reserve),
+    "late ones behind": both(
+        constant(policy.Bros, is_late=lambda *_: False), constant(real_time.RealTimeFill, _is_late=lambda *_: False)
+    ),
+    "spare share": constant(budgets, _SPARE_USE=1.0),
+    "overshoot margin": constant(budgets, _MAX_MARGIN=0.0),
+    "catch-up": constant(budgets, _CATCH_UP=1e9),
+    "Little's law, KV slots": constant(budgets.Budgets, sustainable_s=_by_batch_slots_only),
+    "Little's law, batch slots": constant(budgets.Budgets, sustainable_s=_by_kv_slots_only),
+    "unused ends of blocks": both(constant(kv_forecast, UNUSED_OF_BLOCK=0.0), constant(budgets, UNUSED_OF_BLOCK=0.0)),
+    "deferrable decodes": constant(real_time, _DEFERRABLE_STEPS=_FOREVER, _MAX_USE=0.0),
+    "pausing": constant(pausing.Pausing, _is_cheap=lambda _: False),
+    "RT KV forecast": constant(kv_forecast.KVForecast, has_room_for=_rt_always_fits),
+    "BE KV forecast": constant(kv_forecast.KVForecast, has_room_for=_be_always_fits),
     "RT peak in the BE forecast": constant(view.Traffic, note_step=_without_peak),
+    "block left per running RT": constant(best_effort.BestEffortFill, __init__=_without_reserve),
+    "prefill pacing": constant(prefill_pacing.Pacing, prefill_end_s=lambda *_: _FOREVER),
+    "be_min_share": setting(be_min_share=0.0),
+    "outlier weights": constant(latency_model, _HUBER=1e9),
 }
 
 
@@ -153,6 +154,7 @@ def run(mechanism: str, cell: str, seed: int) -> dict[str, Any]:
         "mechanism": mechanism,
         "cell": cell,
         "seed": seed,
+        "commit": provenance()["commit"],
         "code": simulation_code("bros"),
         "num_rt": rt["num_rt"],
         "rt_attainment": rt["rt_attainment"]["both"],

@@ -52,6 +52,7 @@ class Scenario:
     kv_tokens, host_kv_tokens, max_seqs, max_tokens_per_step   limits; kv_tokens None: the pair's,
                           host_kv_tokens None: as many as kv_tokens
     step_noise            standard deviation of the lognormal factor by which steps differ from the pair's step model
+    stall_s               one step in 500 takes so many seconds longer
     slowdown              the machine takes so many times as long in the second 10 s of each 20 s
     warmup_s, duration_s  real-time requests arrive in [0, duration_s) and are scored from warmup_s on
     drain_s               how long after duration_s unfinished real-time requests may run on before they count as missed
@@ -83,6 +84,7 @@ class Scenario:
     max_tokens_per_step: int = 2048
     step_noise: float = 0.0
     slowdown: float = 1.0
+    stall_s: float = 0.0
     warmup_s: float = 100.0
     duration_s: float = 300.0
     drain_s: float = 300.0
@@ -100,8 +102,11 @@ class Scenario:
             raise ValueError(f"best-effort requests come from one of be_outstanding, be_backlog, be_rate; got {given}")
         if self.rt_burst > 1.0 and self.rt_cv != 1.0:
             raise ValueError(f"rt_burst {self.rt_burst:g} needs rt_cv 1, not {self.rt_cv:g}")
-        if self.step_noise < 0.0 or self.slowdown < 1.0:
-            raise ValueError(f"step_noise {self.step_noise:g} is below 0 or slowdown {self.slowdown:g} below 1")
+        if self.slowdown < 1.0 or min(self.step_noise, self.stall_s) < 0.0:
+            raise ValueError(
+                f"slowdown {self.slowdown:g} is below 1, or step_noise {self.step_noise:g} or stall_s "
+                f"{self.stall_s:g} below 0"
+            )
         if not 0.0 <= self.other_slo_share <= 1.0:
             raise ValueError(f"other_slo_share {self.other_slo_share:g} must be from 0 to 1")
 

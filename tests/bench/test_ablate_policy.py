@@ -10,7 +10,7 @@ import pytest
 
 from bench import ablate_policy
 from bench.ablate_policy import CELLS, MECHANISMS, NOTHING, complete, run
-from bench.sim.disturbance import SLOW_PERIOD_S, stretch
+from bench.sim.disturbance import SLOW_PERIOD_S, STALL_SHARE, disturbance
 from bench.sim.scenario import Scenario
 
 TINY = Scenario(rt_rate=20.0, be_outstanding=16, kv_tokens=4096, max_seqs=32, warmup_s=0.0, duration_s=2.0, drain_s=2.0)
@@ -29,7 +29,10 @@ def test_every_switch_lets_the_run_end_and_is_undone_after_it() -> None:
 
 
 def test_a_switch_changes_the_schedule() -> None:
-    assert run("Little's law, slots", "tiny", 0) != {**run(NOTHING, "tiny", 0), "mechanism": "Little's law, slots"}
+    assert run("Little's law, KV slots", "tiny", 0) != {
+        **run(NOTHING, "tiny", 0),
+        "mechanism": "Little's law, KV slots",
+    }
 
 
 def test_runs_that_are_there_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,16 +50,23 @@ def test_the_cells_are_scenarios_that_score_something() -> None:
 
 
 def test_noise_has_mean_one_and_a_slow_machine_is_slow_half_the_time() -> None:
-    noisy = stretch(0.2, 1.0, seed=1)
-    factors = [noisy(0.0) for _ in range(2000)]
+    noisy = disturbance(0.2, 1.0, 0.0, seed=1)
+    factors = [noisy(1.0, 0.0) for _ in range(2000)]
     assert sum(factors) / 2000 == pytest.approx(1.0, abs=0.02)
     assert min(factors) < 0.7
     assert max(factors) > 1.4
-    slow = stretch(0.0, 1.5, seed=1)
-    assert (slow(0.1), slow(0.6 * SLOW_PERIOD_S), slow(1.1 * SLOW_PERIOD_S)) == (1.0, 1.5, 1.0)
+    slow = disturbance(0.0, 1.5, 0.0, seed=1)
+    assert [slow(2.0, part * SLOW_PERIOD_S) for part in (0.1, 0.6, 1.1)] == [2.0, 3.0, 2.0]
 
 
-@pytest.mark.parametrize("field", ["step_noise", "slowdown"])
+def test_a_stall_is_added_to_few_steps() -> None:
+    stalling = disturbance(0.0, 1.0, 0.3, seed=1)
+    times_s = [stalling(0.02, 0.0) for _ in range(5000)]
+    assert set(times_s) == {0.02, 0.32}
+    assert times_s.count(0.32) == pytest.approx(5000 * STALL_SHARE, rel=0.5)
+
+
+@pytest.mark.parametrize("field", ["step_noise", "slowdown", "stall_s"])
 def test_a_disturbance_below_its_range_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match=field):
         replace(TINY, **{field: -0.5}).check()

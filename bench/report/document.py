@@ -1,7 +1,9 @@
-"""Write docs/benchmarks.md and its pictures from the result files; nothing in them is typed by hand.
+"""Write docs/benchmarks.md, its pictures and the ablations of docs/algorithm.md from the result files.
+
+Nothing in them is typed by hand.
 
 python -m bench.report                make them anew from bench/results/*.json
-python -m bench.report --check        fail if docs/benchmarks.md is not what the results say
+python -m bench.report --check        fail if a document is not what the results say
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 from bench.common.provenance import describe
 from bench.report import plots
+from bench.report.ablations import with_ablations
 from bench.report.cancel import cancel_sections
 from bench.report.engine import engine_sections
 from bench.report.measured import load_json, measured_sections
@@ -95,12 +98,17 @@ def main() -> int:
     arguments = parser.parse_args()
     text = render(arguments.results)
     document = arguments.docs / "benchmarks.md"
+    algorithm = arguments.docs / "algorithm.md"
+    texts = {document: text}
+    if algorithm.exists():
+        texts[algorithm] = with_ablations(algorithm.read_text(), arguments.results)
     if arguments.check:
-        is_current = document.exists() and document.read_text() == text
-        print("up to date" if is_current else f"{document} is out of date: run python -m bench.report", file=sys.stderr)
-        return 0 if is_current else 1
+        old = [str(path) for path, text in texts.items() if not path.exists() or path.read_text() != text]
+        print(f"out of date: {', '.join(old)}: run python -m bench.report" if old else "up to date", file=sys.stderr)
+        return 1 if old else 0
     document.parent.mkdir(parents=True, exist_ok=True)
-    document.write_text(text)
+    for path, text in texts.items():
+        path.write_text(text)
     draw(arguments.results, arguments.docs / "img")
     return 0
 

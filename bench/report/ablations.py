@@ -24,14 +24,10 @@ _MIN_BE_TOKENS_PER_S = 5.0
 Differences = dict[str, tuple[float, float | None]]  # cell: RT in points, BE in percent
 
 
-def with_ablations(text: str, results: Path) -> str:
-    """Return the text of docs/algorithm.md with its tables as the result says, or as it is where there is none."""
+def ablations_text(results: Path) -> str | None:
+    """Return the tables, or None without a result."""
     result = load_json(results / "policy-ablations.json")
-    if result is None or BEGIN not in text:
-        return text
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{_tables(result['runs'])}\n\n{END}{after}"
+    return None if result is None else _tables(result["runs"])
 
 
 def _tables(runs: Sequence[Mapping[str, Any]]) -> str:

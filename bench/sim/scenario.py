@@ -39,23 +39,24 @@ class Scenario:
     pair                  model and GPUs (bench/sim/step_models.json)
     policy, settings      policy name; other fields of SchedulerSettings that differ from their defaults
     rt_rate, rt_cv        real-time arrivals per second, and the coefficient of variation of their gaps (1: Poisson)
-    rt_burst              the rate is so many times as high in the first 10 s of each minute (then rt_cv is 1)
+    rt_burst              factor of the rate in the first 10 s of each minute (then rt_cv is 1)
     rt_trace              instead: arrivals of this CSV file, sped up by `rt_trace_speed`
-    rt_lengths            prompt and output lengths where there is no trace
+    rt_lengths            prompt and output lengths without a trace
     be_outstanding        best-effort requests kept in the system: the next arrives when one completes
-    be_backlog            instead: so many at time 0; be_rate: so many per second, Poisson
+    be_backlog            instead: their number at time 0; be_rate: instead, per second, Poisson
     be_lengths, be_trace  their lengths: a distribution, or a CSV file taken in order and from the start again. Without
                           `be_outstanding`, `be_backlog` and `be_rate` the file's requests arrive at its times
-    be_finish_by_s        each best-effort request is to finish so many seconds after it arrives
+    be_finish_by_s        deadline of each best-effort request, in seconds after its arrival
     ttft_slo_s, tpot_slo_s   objectives of real-time requests, but for
     other_slo_share       this part of them (0-1), which asks `other_ttft_slo_s` and `other_tpot_slo_s`
     kv_tokens, host_kv_tokens, max_seqs, max_tokens_per_step   limits; kv_tokens None: the pair's,
                           host_kv_tokens None: as many as kv_tokens
+    block_size            positions of KV in a block
     step_noise            standard deviation of the lognormal factor by which steps differ from the pair's step model
-    stall_s               one step in 500 takes so many seconds longer
-    slowdown              the machine takes so many times as long in the second 10 s of each 20 s
+    stall_s               one step in 500 takes this many seconds longer
+    slowdown              factor on the time of steps in the second 10 s of each 20 s
     warmup_s, duration_s  real-time requests arrive in [0, duration_s) and are scored from warmup_s on
-    drain_s               how long after duration_s unfinished real-time requests may run on before they count as missed
+    drain_s               time after duration_s in which unfinished real-time requests may still finish
     """
 
     pair: str = "llama8b-a100"
@@ -80,6 +81,7 @@ class Scenario:
     other_tpot_slo_s: float = 0.2
     kv_tokens: int | None = None
     host_kv_tokens: int | None = None
+    block_size: int = 16
     max_seqs: int = 256
     max_tokens_per_step: int = 2048
     step_noise: float = 0.0

@@ -44,7 +44,7 @@ class BestEffortFill:
 
     def pack(self, prefill_end_s: float, credit_s: float) -> None:
         """Fill the step: decodes, those nearest their end first, but for one batch slot; then what has begun, the
-        oldest first; new ones, in order of arrival; decodes in the batch slots that these left.
+        oldest first. New ones follow in order of arrival, and decodes take the batch slots that these left.
 
         Prefills are to end in `prefill_end_s`. `credit_s` may be taken beyond the ends.
         """

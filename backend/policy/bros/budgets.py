@@ -34,7 +34,7 @@ class Budgets:
 
     They tighten as requests with deadlines enter. None is ever below one step of all real-time decodes. Late and
     best-effort work may use `_SPARE_USE` of the decodes' slack only. Deadlines are cumulative, so steps become no
-    shorter by that in the long run: slack settles at 1 / _SPARE_USE, and the reserve lets in a long prompt.
+    shorter by that in the long run. Slack settles at 1 / _SPARE_USE, and the reserve lets in a long prompt.
 
     use: part of a slack that may be planned with. The rest is a margin that grows with the model's own overshoot.
     """
@@ -101,9 +101,9 @@ class Budgets:
     def sustainable_s(self, predicted_s: float) -> Sustainable:
         """Return the longest mean steps at which real-time finds batch slots and KV slots, by Little's law.
 
-        What a request takes for a number of steps is in use as often at once as requests arrive in their time. The
-        more KV slots real-time needs in steps of `predicted_s`, without best-effort, the more is left free, because
-        shorter steps give less back where the estimate errs (docs/decisions/0002-littles-law.md).
+        What a request takes for a number of steps is in use as often at once as requests arrive in their time. More
+        KV slots are left free where real-time needs more of them in steps of `predicted_s`, without best-effort.
+        Shorter steps then give less back where the estimate errs (docs/decisions/0002-littles-law.md).
         """
         limits, traffic = self._view.limits, self._view.traffic
         block_rounding = UNUSED_OF_BLOCK * limits.block_size

@@ -21,7 +21,7 @@ class Pausing:
     """The paused real-time requests, which have given tokens and hold no KV slots, in one call of `plan`.
 
     Deadlines are cumulative, so a decode that ran ahead can pause and still be in time. When more arrives than the
-    slots hold, its slots serve a prompt meanwhile and its KV goes to the host: tokens given early carry real-time over
+    slots hold, its slots serve a prompt meanwhile and its KV goes to the host. Tokens given early carry real-time over
     a burst (docs/decisions/0004-pausing-decodes.md).
 
     due: rows of paused requests that must come back, the one that falls behind first in front. early: rows of those
@@ -63,8 +63,8 @@ class Pausing:
     def make_room_for(self, request: Request, decodes: Rows) -> bool:
         """Pause those of `decodes` that are furthest ahead, as many as it takes to let `request` in.
 
-        False, with nothing done, where that is not enough; where copies are slow; or where `request` is new and others
-        are late already, since pausing gains nothing under an overload that lasts.
+        False, with nothing done, where that is not enough or copies are slow. False also where `request` is new and
+        others are late already: pausing gains nothing under an overload that lasts.
         """
         if request.row is None and next(self._view.rt_waiting.relegated(), None) is not None:
             return False

@@ -43,7 +43,7 @@ class RealTimeFill:
         """Take the decodes by slack, late ones last; where time is short, those furthest ahead are left out.
 
         Where batch slots or KV slots are short, those that can wait are left to `pack_deferred_decodes`, the oldest
-        first: by slack, new ones would overtake those that are about to end and to free their slots. Nothing else
+        first. By slack, new ones would overtake those that are about to end and to free their slots. Nothing else
         holds decodes back (docs/decisions/0001-real-time-runs-ahead.md).
         """
         rows = self._decodes

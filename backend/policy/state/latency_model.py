@@ -2,9 +2,9 @@
 
     t = c0 + c1·new_tokens + c2·context_tokens + c3·prefill_pairs + c4·copied_tokens + c5·has_prefill     (all c >= 0)
 
-Sequences with one new token count their context in `context_tokens`; longer chunks of n tokens after a context of s
+Sequences with one new token count their context in `context_tokens`. Longer chunks of n tokens after a context of s
 count n·(s + n/2) pairs, and any of them makes `has_prefill` 1. The fit is recursive least squares with forgetting in
-information form: a 6x6 matrix of past steps decays by `forgetting` a step, and non-negative coordinate descent, started
+information form. A 6x6 matrix of past steps decays by `forgetting` a step. Non-negative coordinate descent, started
 from the last solution, follows it. Errors count relative to the step's time. An outlier (a page fault, a compile)
 counts by Huber's weight only. Directions that recent steps say nothing about keep their coefficients.
 """

@@ -1,4 +1,4 @@
-"""Ablations of the policy, as the tables of docs/algorithm.md: where each mechanism pays, and what was deleted."""
+"""Ablations of the policy, as the tables of docs/algorithm.md: where each mechanism pays, and the deleted ones."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ BEGIN, END = "<!-- ablations: python -m bench.report -->", "<!-- end of ablation
 _HEADER = ("mechanism", "without it RT loses most", "without it BE loses most", "without it gains most")
 _MIN_RT_POINTS, _MIN_BE_PERCENT = 0.05, 0.5  # less is no difference
 _INTRODUCTION = """\
-`python -m bench.ablate_policy` switches off one mechanism at a time on {num_cells} cells of traffic. RT is
-attainment in points; BE is output tokens per second, in percent. Differences are means over the seeds that both runs
-have ({num_runs} runs, commit {commits}). One request of a cell is 0.1 to 0.3 points. Cells where BE got less than
-{min_be:g} tokens/s count for RT only."""
+`python -m bench.ablate_policy` switches off one mechanism at a time. There are {num_runs} runs on {num_cells} cells of
+traffic. RT is attainment in points, and BE is output tokens per second in percent. Differences are means over the seeds
+that both runs have. One request of a cell is 0.1 to 0.3 points, so less is noise. Cells where BE got less than
+{min_be:g} tokens/s count for RT only. Commits: {commits}."""
 _MIN_BE_TOKENS_PER_S = 5.0
 Differences = dict[str, tuple[float, float | None]]  # cell: RT in points, BE in percent
 

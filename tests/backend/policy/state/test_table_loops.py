@@ -44,7 +44,7 @@ def test_running_are_those_of_a_class_that_are_not_preempted(is_rt: bool) -> Non
 
 def test_sums_over_rows() -> None:
     table = filled()
-    rows = table.rows()[::3]
+    rows = np.ascontiguousarray(table.rows()[::3])
     new = np.arange(1, len(rows) + 1)
     assert table_loops.num_rt_known(table.counts, table.flags) == table.num_known[table.is_rt & table.is_active].sum()
     assert table_loops.context(table.counts, rows) == table.num_computed[rows].sum()

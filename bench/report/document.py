@@ -1,8 +1,9 @@
 """Write docs/benchmarks.md, its pictures, and the tables beside the results; a result file holds every number.
 
-python -m bench.report                write docs/benchmarks.md, bench/results/measured.md and grid.md, docs/img,
-                                      and the tables in docs/kv.md and docs/algorithm.md
-python -m bench.report --check        fail if a document differs from the results
+The tables in docs/kv.md and docs/algorithm.md are written too.
+
+    python -m bench.report                write docs/benchmarks.md, bench/results/measured.md and grid.md, docs/img
+    python -m bench.report --check        fail if a document differs from the results
 """
 
 from __future__ import annotations

@@ -1,24 +1,23 @@
-"""The mirror: TensorRT-LLM's active requests and KV pool, retold as the state that a policy reads.
+"""The mirror: another engine's requests and KV pool, retold as the state that a policy reads.
 
-TensorRT-LLM decides what really happens, so nothing here is assumed from a plan: before each step `catch_up` reads
-where every request stands, and after it `adopt` notes what TensorRT-LLM scheduled. KV is counted in whole blocks by our
-own manager (`Layout.WHOLE_BLOCK`). What TensorRT-LLM uses beyond that count (blocks of requests that are not ours,
-cached prefixes it cannot drop) is taken out of every budget.
+The engine decides what really happens, so nothing here is assumed from a plan: before each step `follow` reads where
+the requests stand, and after it `adopt` notes what the engine scheduled. KV is counted in whole blocks by our own
+manager (`Layout.WHOLE_BLOCK`). What the engine uses beyond that count (blocks of requests that are not ours, cached
+prefixes it cannot drop) is taken out of every budget.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from backend.core.plan import PreemptionKind
 from backend.core.request import PriorityClass, Request, RequestState
-from backend.executors.trtllm.decision import ManagerAdapter, is_schedulable
-from backend.executors.trtllm.surface import LlmRequest
-from backend.executors.trtllm.tickets import Ticket, Tickets
+from backend.executors.foreign.source import Source, Ticket
 from backend.policy.packing import side_of
 from backend.policy.state.latency_model import LatencyModel
 from backend.policy.state.objectives import is_hopeless
@@ -29,26 +28,31 @@ from kv.budget import KVBudget
 from kv.manager import KVCacheManager
 from kv.types import KVConfig, KVUsage, Layout, Row, Side
 
+H = TypeVar("H")  # the engine's own object for a request
+Key = Hashable  # and its name for it
+
 _TOKEN = 0  # stands for every output token: a policy counts tokens and reads none
 
 
 @dataclass(slots=True, eq=False)
-class Twin:
-    """Our copy of a request inside TensorRT-LLM. `llm` is the one there, `request` what the policy sees, `num_reached`
-    the most positions that were ever computed."""
+class Twin(Generic[H]):
+    """Our copy of a request inside the engine. `handle` is the one there, `request` what the policy sees, `num_reached`
+    the most positions that were ever computed, `num_kept` those of a victim that are still to be had (None: all)."""
 
-    llm: LlmRequest
+    handle: H
     ticket: Ticket
     request: Request
     num_reached: int = 0
+    num_kept: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What `catch_up` found: the real-time tokens that came, each as (its deadline, whether it came in time)."""
+class Scheduled(NamedTuple):
+    """A request that a step of the engine runs: its new tokens, after `start` positions that need no computing; None:
+    after those computed and all that can be restored."""
 
-    rt_deadlines_s: Sequence[float] = ()
-    has_continued: bool = False  # a request of the step before is still there, so no idle time lies between
+    key: Key
+    num_tokens: int
+    start: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -74,8 +78,8 @@ class Queues:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A request of which TensorRT-LLM runs `num_tokens` in a step, after `start` computed ones, `num_restored` of them
-    from the host."""
+    """A request of which the engine runs `num_tokens` in a step, after `start` computed ones, `num_restored` of them
+    not computed by it."""
 
     request: Request
     num_tokens: int
@@ -83,21 +87,17 @@ class Adopted:
     num_restored: int
 
 
-class Mirror:
-    """Requests by TensorRT-LLM's id, and the KV blocks they hold. Lives on the thread of TensorRT-LLM's step loop."""
+class Mirror(Generic[H]):
+    """Requests by the engine's key, and the KV blocks they hold. Lives on the thread of the engine's step loop."""
 
-    def __init__(
-        self, manager: ManagerAdapter, queues: Queues, tickets: Tickets, max_seq_len: int, latency: LatencyModel
-    ) -> None:
-        size = manager.pool_size()
+    def __init__(self, source: Source[H], queues: Queues, max_seq_len: int, latency: LatencyModel) -> None:
+        size = source.pool_size()
         self.table = RequestTable()
         self.traffic = Traffic()
         self.queues = queues
-        self.passed_on: list[LlmRequest] = []  # active, but not ours or not schedulable now
-        self._manager = manager
-        self._tickets = tickets
+        self._source = source
         self._latency = latency
-        self._twins: dict[int, Twin] = {}
+        self._twins: dict[Key, Twin[H]] = {}
         self._kv = KVCacheManager(
             KVConfig(
                 num_blocks=size.num_blocks,
@@ -107,16 +107,16 @@ class Mirror:
                 layout=Layout.WHOLE_BLOCK,
             )
         )
-        self.num_foreign_blocks = 0  # that TensorRT-LLM uses beyond what we count
+        self.num_foreign_blocks = 0  # that the engine uses beyond what we count
         self.preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
-        self.total_restored = 0  # tokens that came back from the tier below the GPU, as far as we can tell
+        self.total_restored = 0  # tokens that victims got back uncomputed, as far as we can tell
         self.total_recomputed = 0
-        self._by_request: dict[Request, Twin] = {}
+        self._by_request: dict[Request, Twin[H]] = {}
 
     # What a policy asks of the KV (backend.policy.view.KVReader)
 
     def budget(self) -> KVBudget:
-        """Return a budget without the blocks that TensorRT-LLM uses for what is not ours."""
+        """Return a budget without the blocks that the engine uses for what is not ours."""
         budget = self._kv.budget()
         max_slots = self._kv.config.max_seq_len // self._kv.config.block_size * self._kv.config.block_size
         missing = self.num_foreign_blocks * self._kv.config.block_size
@@ -125,47 +125,59 @@ class Mirror:
         return budget
 
     def num_restorable(self, row: Row) -> int:
-        return self._kv.num_restorable(row)
+        num_restorable = self._kv.num_restorable(row)
+        num_kept = self._by_request[self.table.request(row)].num_kept if num_restorable else None
+        return num_restorable if num_kept is None else min(num_restorable, num_kept)
 
     def usage(self) -> KVUsage:
         return self._kv.usage()
 
-    # Keeping up with TensorRT-LLM
+    # Keeping up with the engine
 
-    def twin(self, request: Request) -> Twin:
+    def twin(self, request: Request) -> Twin[H]:
         """Return the twin that a policy's `request` belongs to."""
         return self._by_request[request]
 
-    def twins(self) -> Iterable[Twin]:
+    def twins(self) -> Collection[Twin[H]]:
         """Return all twins, in order of arrival here."""
         return self._twins.values()
 
-    def catch_up(self, active: Sequence[LlmRequest], now_s: float, last_step: Iterable[Request]) -> Progress:
-        """Read where every active request stands; note who came, who went, and the tokens that came since."""
-        self._kv.begin_step()
-        self.passed_on = []
-        ours: dict[int, LlmRequest] = {}
-        for llm in active:
-            if llm.py_request_id not in self._twins:
-                ticket = self._tickets.find(llm.py_client_id)
-                if ticket is None:
-                    self.passed_on.append(llm)
-                    continue
-                self._arrive(llm, ticket, now_s)
-            ours[llm.py_request_id] = llm
-            if not is_schedulable(llm):
-                self.passed_on.append(llm)
-        for request_id in [request_id for request_id in self._twins if request_id not in ours]:
-            self._depart(self._twins.pop(request_id))
-        deadlines_s = self._follow(now_s)
-        self._count_foreign_blocks()
-        return Progress(deadlines_s, has_continued=any(request in self._by_request for request in last_step))
+    def started(self) -> list[Twin[H]]:
+        """Return the twins that hold a row, by row."""
+        return [self._by_request[request] for request in self.table.requests_in(self.table.rows())]
 
-    def adopt(self, scheduled: Sequence[tuple[LlmRequest, int]], now_s: float) -> list[Adopted]:
-        """Note how many tokens of each request TensorRT-LLM runs in this step; leave out requests that are not ours."""
-        ours = [(twin, num_tokens) for llm, num_tokens in scheduled if (twin := self._twins.get(llm.py_request_id))]
+    def keys(self) -> Collection[Key]:
+        """Return the engine's names of all requests here."""
+        return self._twins.keys()
+
+    def has_any(self, requests: Iterable[Request]) -> bool:
+        """Return whether one of `requests` is still here."""
+        return any(request in self._by_request for request in requests)
+
+    def follow(self, twins: Iterable[Twin[H]], now_s: float) -> list[float]:
+        """Begin a step: bring `twins` up to date; return the deadlines of the real-time tokens that came."""
+        self._kv.begin_step()
+        started, came = [], []
+        for twin in twins:
+            request = twin.request
+            num_known, num_computed = self._source.position(twin.handle)
+            if request.row is None and num_computed <= 0:
+                continue
+            if request.row is None:
+                self._enter(request)
+            started.append((twin, num_computed))
+            if num_known > len(request.token_ids):
+                came.append((request, num_known - len(request.token_ids)))
+        deadlines_s = self._emit(came, now_s)
+        for twin, num_computed in started:
+            self._set_computed(twin, num_computed)
+        self._count_foreign_blocks()
+        return deadlines_s
+
+    def adopt(self, scheduled: Iterable[Scheduled], now_s: float) -> list[Adopted]:
+        """Note how many tokens of each request the engine runs in this step; leave out requests that are not ours."""
         decodes: list[Request] = []
-        adopted = [self._adopt(twin, num_tokens, now_s, decodes) for twin, num_tokens in ours]
+        adopted = [self._adopt(twin, each, now_s, decodes) for each in scheduled if (twin := self._twins.get(each.key))]
         if decodes and not self._kv.grow_each_by_one([_row(request) for request in decodes]):
             for request in decodes:
                 self._grow(request, 1)
@@ -179,7 +191,8 @@ class Mirror:
         usage = self._kv.usage()
         assert held == usage.num_head_slots + usage.num_tail_slots
 
-    def _arrive(self, llm: LlmRequest, ticket: Ticket, now_s: float) -> None:
+    def arrive(self, key: Key, handle: H, ticket: Ticket, now_s: float) -> None:
+        """Take in a request that the engine has taken in."""
         asked = ticket.request
         request = Request(
             request_id=asked.request_id,
@@ -191,13 +204,14 @@ class Mirror:
             deadline_s=asked.deadline_s,
             arrival_index=asked.arrival_index,
         )
-        self._twins[llm.py_request_id] = self._by_request[request] = Twin(llm, ticket, request)
+        self._twins[key] = self._by_request[request] = Twin(handle, ticket, request)
         self.queues.push(request)
         asked.is_hopeless = is_hopeless(request, self._latency)
         self.traffic.note_arrival(request, self._latency, now_s, self.table.rt_step_s(self._latency))
 
-    def _depart(self, twin: Twin) -> None:
-        request = twin.request
+    def depart(self, key: Key) -> None:
+        """Let go of a request that the engine has let go of."""
+        request = self._twins.pop(key).request
         del self._by_request[request]
         was_waiting = request.state is RequestState.WAITING
         request.state = RequestState.FINISHED
@@ -209,80 +223,71 @@ class Mirror:
             self._kv.close(Row(request.row))
             request.row = None
 
-    def _follow(self, now_s: float) -> list[float]:
-        """Bring all twins up to date; return the deadlines of the real-time tokens that came."""
-        started, came = [], []
-        for twin in self._twins.values():
-            request, llm = twin.request, twin.llm
-            num_known = llm.get_num_tokens(0)
-            is_prefill = llm.is_context_init_state
-            num_computed = min(num_known - 1, llm.context_current_position) if is_prefill else num_known - 1
-            if request.row is None and num_computed <= 0:
-                continue
-            if request.row is None:
-                self._enter(request)
-            started.append((twin, num_computed))
-            came.append((request, num_known - len(request.token_ids)))
-        deadlines_s = self._emit(came, now_s)
-        for twin, num_computed in started:
-            self._set_computed(twin, num_computed if self._manager.is_resident(twin.llm) else 0)
-        return deadlines_s
-
     def _emit(self, came: list[tuple[Request, int]], now_s: float) -> list[float]:
         """Count the tokens that came since the last step. They came at once, as far as can be seen from here."""
         deadlines_s: list[float] = []
-        while came := [(request, num_tokens) for request, num_tokens in came if num_tokens > 0]:
+        while came:
             rows = np.array([_row(request) for request, _ in came], dtype=np.int64)
             deadlines_s += self.table.deadline_s[rows[self.table.is_rt[rows]]].tolist()
             self.table.emit(rows, now_s)
             for request, _ in came:
                 request.token_ids.append(_TOKEN)
                 request.first_token_s = now_s if request.first_token_s is None else request.first_token_s
-            came = [(request, num_tokens - 1) for request, num_tokens in came]
+            came = [(request, num_tokens - 1) for request, num_tokens in came if num_tokens > 1]
         return deadlines_s
 
-    def _adopt(self, twin: Twin, num_tokens: int, now_s: float, decodes: list[Request]) -> Adopted:
+    def _adopt(self, twin: Twin[H], scheduled: Scheduled, now_s: float, decodes: list[Request]) -> Adopted:
         """Note what runs of one request, but leave it to the caller to grow `decodes` by one, all of them at once."""
         request = twin.request
         if request.row is None:
             self._enter(request)
         if twin.ticket.first_scheduled_s is None:
             twin.ticket.first_scheduled_s = now_s
-        num_restored = self._kv.num_restorable(_row(request))
-        start = request.num_computed + num_restored
-        end = start + num_tokens
+        num_computed = request.num_computed
+        if (start := scheduled.start) is None:
+            start = num_computed + self.num_restorable(_row(request))
+        num_restored = max(0, start - num_computed)
+        end = start + scheduled.num_tokens
         num_missing = end - self._num_held(request)
         if num_missing == 1 and not num_restored:
             decodes.append(request)
         else:
             self._grow(request, num_missing)
-        self.total_restored += num_restored
         if request.state is RequestState.PREEMPTED:
+            self.total_restored += num_restored
             self.total_recomputed += max(0, min(end, twin.num_reached) - start)
         twin.num_reached = max(twin.num_reached, end)
-        return Adopted(request, num_tokens, start, num_restored)
+        return Adopted(request, scheduled.num_tokens, start, num_restored)
 
-    def _set_computed(self, twin: Twin, num_computed: int) -> None:
-        """Let the books say that the first `num_computed` positions have their KV on the GPU."""
+    def _set_computed(self, twin: Twin[H], num_computed: int) -> None:
+        """Let the books say that the first `num_computed` positions have their KV where a step reads it."""
         request = twin.request
         row = _row(request)
         if num_computed < request.num_computed:
-            self._kv.shrink(row, num_computed, checkpoint=self._manager.keeps_kv)
-            self.table.cut(row, num_computed)
-            if request.state is not RequestState.PREEMPTED:
-                kind = PreemptionKind.CHECKPOINT if self._kv.num_restorable(row) else PreemptionKind.RECOMPUTE
-                self.preemptions[request.priority_class, kind] += 1
-                twin.ticket.num_preemptions += 1
-            request.state = RequestState.PREEMPTED
+            self._lose(twin, row, num_computed)
+        if request.state is RequestState.PREEMPTED:
+            twin.num_kept = self._source.num_kept(twin.handle)
         num_held = self._num_held(request)
         if num_held > num_computed + 1:  # a position may be in flight
             self._kv.shrink(row, num_computed, checkpoint=False)
-        self._grow(request, num_computed - num_held)
+        elif num_held < num_computed:
+            self._grow(request, num_computed - num_held)
         request.num_computed = num_computed
         self.table.num_computed[row] = num_computed
         if request.state is RequestState.PREEMPTED and request.num_uncomputed == 1:
             request.state = RequestState.RUNNING
             self.table.is_preempted[row] = False
+
+    def _lose(self, twin: Twin[H], row: Row, num_computed: int) -> None:
+        """Note that the engine took KV from a request, which keeps `num_computed` positions."""
+        request = twin.request
+        self._kv.shrink(row, num_computed, checkpoint=self._source.keeps_kv)
+        self.table.cut(row, num_computed)
+        if request.state is not RequestState.PREEMPTED:
+            kind = PreemptionKind.CHECKPOINT if self._kv.num_restorable(row) else PreemptionKind.RECOMPUTE
+            self.preemptions[request.priority_class, kind] += 1
+            twin.ticket.num_preemptions += 1
+        request.state = RequestState.PREEMPTED
 
     def _enter(self, request: Request) -> None:
         """Give a request that starts to run its row."""
@@ -292,7 +297,7 @@ class Mirror:
         self.table.enter(request, request.row, request.max_total_tokens)
 
     def _grow(self, request: Request, num_slots: int) -> None:
-        """Count blocks in that TensorRT-LLM gave a request, as far as our count has them: where prefixes are shared it
+        """Count blocks in that the engine gave a request, as far as our count has them: where prefixes are shared it
         may give more than there are."""
         if num_slots <= 0:
             return
@@ -308,8 +313,8 @@ class Mirror:
         return self._kv.num_held(_row(request))
 
     def _count_foreign_blocks(self) -> None:
-        reserved = sum(self._manager.num_reserved_blocks(twin.llm) for twin in self._twins.values())
-        missing = self._kv.usage().num_free_blocks - self._manager.num_free_blocks() - reserved
+        reserved = sum(self._source.num_reserved_blocks(twin.handle) for twin in self.started())
+        missing = self._kv.usage().num_free_blocks - self._source.num_free_blocks() - reserved
         self.num_foreign_blocks = max(0, missing)
 
 

@@ -36,7 +36,12 @@ MAY_IMPORT = {
     # They drive the policy from inside another engine's loop.
     "backend.executors.foreign": FOREIGN,
     "backend.executors.trtllm": {*FOREIGN, "backend.executors.foreign"},
-    "backend.executors.vllm": {*FOREIGN, "backend.executors.foreign", "backend.text"},
+    "backend.executors.vllm": {
+        *FOREIGN,
+        "backend.executors.foreign",
+        "backend.executors.torch_engine.export",
+        "backend.text",
+    },
     "backend.config": {"backend.core", "backend.executors", "backend.policy.settings"},
     "backend.server": {
         "kv",

@@ -98,7 +98,7 @@ class Mirror(Generic[H]):
         self._source = source
         self._latency = latency
         self._twins: dict[Key, Twin[H]] = {}
-        self._kv = KVCacheManager(
+        self.kv = KVCacheManager(
             KVConfig(
                 num_blocks=size.num_blocks,
                 block_size=size.block_size,
@@ -117,20 +117,20 @@ class Mirror(Generic[H]):
 
     def budget(self) -> KVBudget:
         """Return a budget without the blocks that the engine uses for what is not ours."""
-        budget = self._kv.budget()
-        max_slots = self._kv.config.max_seq_len // self._kv.config.block_size * self._kv.config.block_size
-        missing = self.num_foreign_blocks * self._kv.config.block_size
+        budget = self.kv.budget()
+        max_slots = self.kv.config.max_seq_len // self.kv.config.block_size * self.kv.config.block_size
+        missing = self.num_foreign_blocks * self.kv.config.block_size
         while missing > 0 and budget.try_grow(None, Side.HEAD, min(missing, max_slots)):
             missing -= max_slots
         return budget
 
     def num_restorable(self, row: Row) -> int:
-        num_restorable = self._kv.num_restorable(row)
+        num_restorable = self.kv.num_restorable(row)
         num_kept = self._by_request[self.table.request(row)].num_kept if num_restorable else None
         return num_restorable if num_kept is None else min(num_restorable, num_kept)
 
     def usage(self) -> KVUsage:
-        return self._kv.usage()
+        return self.kv.usage()
 
     # Keeping up with the engine
 
@@ -156,7 +156,7 @@ class Mirror(Generic[H]):
 
     def follow(self, twins: Iterable[Twin[H]], now_s: float) -> list[float]:
         """Begin a step: bring `twins` up to date; return the deadlines of the real-time tokens that came."""
-        self._kv.begin_step()
+        self.kv.begin_step()
         started, came = [], []
         for twin in twins:
             request = twin.request
@@ -178,17 +178,17 @@ class Mirror(Generic[H]):
         """Note how many tokens of each request the engine runs in this step; leave out requests that are not ours."""
         decodes: list[Request] = []
         adopted = [self._adopt(twin, each, now_s, decodes) for each in scheduled if (twin := self._twins.get(each.key))]
-        if decodes and not self._kv.grow_each_by_one([_row(request) for request in decodes]):
+        if decodes and not self.kv.grow_each_by_one([_row(request) for request in decodes]):
             for request in decodes:
                 self._grow(request, 1)
         return adopted
 
     def check_invariants(self) -> None:
         """Assert what must hold between two steps; O(slots)."""
-        self._kv.check_invariants()
+        self.kv.check_invariants()
         assert len(self._by_request) == len(self._twins)
         held = sum(self._num_held(twin.request) for twin in self._twins.values() if twin.request.row is not None)
-        usage = self._kv.usage()
+        usage = self.kv.usage()
         assert held == usage.num_head_slots + usage.num_tail_slots
 
     def arrive(self, key: Key, handle: H, ticket: Ticket, now_s: float) -> None:
@@ -220,7 +220,7 @@ class Mirror(Generic[H]):
         if request.row is not None:
             self.traffic.note_end(request)
             self.table.leave(request.row)
-            self._kv.close(Row(request.row))
+            self.kv.close(Row(request.row))
             request.row = None
 
     def _emit(self, came: list[tuple[Request, int]], now_s: float) -> list[float]:
@@ -269,7 +269,7 @@ class Mirror(Generic[H]):
             twin.num_kept = self._source.num_kept(twin.handle)
         num_held = self._num_held(request)
         if num_held > num_computed + 1:  # a position may be in flight
-            self._kv.shrink(row, num_computed, checkpoint=False)
+            self.kv.shrink(row, num_computed, checkpoint=False)
         elif num_held < num_computed:
             self._grow(request, num_computed - num_held)
         request.num_computed = num_computed
@@ -281,10 +281,10 @@ class Mirror(Generic[H]):
     def _lose(self, twin: Twin[H], row: Row, num_computed: int) -> None:
         """Note that the engine took KV from a request, which keeps `num_computed` positions."""
         request = twin.request
-        self._kv.shrink(row, num_computed, checkpoint=self._source.keeps_kv)
+        self.kv.shrink(row, num_computed, checkpoint=self._source.keeps_kv)
         self.table.cut(row, num_computed)
         if request.state is not RequestState.PREEMPTED:
-            kind = PreemptionKind.CHECKPOINT if self._kv.num_restorable(row) else PreemptionKind.RECOMPUTE
+            kind = PreemptionKind.CHECKPOINT if self.kv.num_restorable(row) else PreemptionKind.RECOMPUTE
             self.preemptions[request.priority_class, kind] += 1
             twin.ticket.num_preemptions += 1
         request.state = RequestState.PREEMPTED
@@ -293,7 +293,7 @@ class Mirror(Generic[H]):
         """Give a request that starts to run its row."""
         request.state = RequestState.RUNNING
         self.queues.note_left(request)
-        request.row = self._kv.open(side_of(request))
+        request.row = self.kv.open(side_of(request))
         self.table.enter(request, request.row, request.max_total_tokens)
 
     def _grow(self, request: Request, num_slots: int) -> None:
@@ -302,19 +302,19 @@ class Mirror(Generic[H]):
         if num_slots <= 0:
             return
         row = _row(request)
-        num_restorable = min(num_slots, self._kv.num_restorable(row))
-        num_slots = min(num_slots, self._kv.budget().max_growth(row, side_of(request)))
+        num_restorable = min(num_slots, self.kv.num_restorable(row))
+        num_slots = min(num_slots, self.kv.budget().max_growth(row, side_of(request)))
         if num_restorable and num_restorable <= num_slots:
-            self._kv.restore(row, num_restorable)
+            self.kv.restore(row, num_restorable)
             num_slots -= num_restorable
-        self._kv.grow(row, num_slots)
+        self.kv.grow(row, num_slots)
 
     def _num_held(self, request: Request) -> int:
-        return self._kv.num_held(_row(request))
+        return self.kv.num_held(_row(request))
 
     def _count_foreign_blocks(self) -> None:
         reserved = sum(self._source.num_reserved_blocks(twin.handle) for twin in self.started())
-        missing = self._kv.usage().num_free_blocks - self._source.num_free_blocks() - reserved
+        missing = self.kv.usage().num_free_blocks - self._source.num_free_blocks() - reserved
         self.num_foreign_blocks = max(0, missing)
 
 

@@ -34,6 +34,7 @@ from bench.report.tables import (
     step_model_table,
     trace_table,
 )
+from bench.report.vllm import vllm_sections
 from bench.sim.step_models import DOCUMENT_PATH
 from bench.study import BURST_CV, GROUPED_QUERY, KV_BOUND, KV_BOUND_PAIRS, LOOSE, RT_CAPACITY
 
@@ -109,6 +110,7 @@ def render(results: Path) -> str:
     sections = [TITLE, INTRODUCTION]
     sections += measured_sections(results) + overhead_sections(results)
     sections += cancel_sections(results) + engine_sections(results) + peer_sections(results)
+    sections += vllm_sections(results)
     document = _study(results)
     if document is not None:
         sections += _study_sections(document)

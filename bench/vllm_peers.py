@@ -170,7 +170,7 @@ class World:
         loaded = load_engine(settings, SchedulerSettings(), set(), lambda _: None, self.clock, lambda *_: None)
         self.facts = loaded.facts
         self.runtime: Any = loaded.engine._runtime
-        self.llm = self.runtime._llm
+        self.llm = self.runtime.llm
         self.scheduler = self.llm.engine_core.engine_core.scheduler
         self.steering = self.scheduler.steering  # one for all runs: a server learns over its life
         self._num_sent = 0

@@ -19,9 +19,9 @@ class VllmRuntime:
     def __init__(
         self, llm: LlmEngine, make_params: Any, tickets: dict[str, Ticket], eos_token_ids: Collection[int]
     ) -> None:
-        self._llm = llm
+        self.llm = llm
         self._make_params = make_params
-        self._tickets = tickets
+        self.tickets = tickets
         self._eos_token_ids = eos_token_ids
         self._inside: dict[RequestId, str] = {}  # our id -> vLLM's
 
@@ -31,24 +31,24 @@ class VllmRuntime:
         params = self._make_params(sampling_arguments(request.sampling, self._eos_token_ids))
         prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
         priority = _PRIORITY_RT if request.is_rt else _PRIORITY_BE
-        inner_id = self._llm.add_request(request.request_id, prompt, params, priority=priority)
-        self._tickets[inner_id] = ticket
+        inner_id = self.llm.add_request(request.request_id, prompt, params, priority=priority)
+        self.tickets[inner_id] = ticket
         self._inside[request.request_id] = inner_id
 
     def abort(self, request_id: RequestId) -> None:
         """Take a request out of vLLM."""
-        self._llm.abort_request([request_id])
+        self.llm.abort_request([request_id])
         self.forget(request_id)
 
     def forget(self, request_id: RequestId) -> None:
         """Drop the ticket of a request that vLLM has let go of."""
-        del self._tickets[self._inside.pop(request_id)]
+        del self.tickets[self._inside.pop(request_id)]
 
     def step(self) -> list[RequestOutput]:
         """Take one step of vLLM."""
-        return list(self._llm.step())
+        return list(self.llm.step())
 
     def close(self) -> None:
         """Shut vLLM's workers down."""
-        core: Any = self._llm
+        core: Any = self.llm
         core.engine_core.shutdown()

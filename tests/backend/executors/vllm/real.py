@@ -109,9 +109,10 @@ class World:
             VllmSettings(model, engine_args), settings, {NEVER}, lambda output: self.client.emit(output), self.clock
         )
         self.engine = self.loaded.engine
-        self.llm = self.engine._runtime._llm  # type: ignore[attr-defined]  # of the real runtime
+        runtime: Any = self.engine._runtime
+        self.llm = runtime.llm
         self.scheduler = self.llm.engine_core.engine_core.scheduler
-        self.tickets = self.engine._runtime._tickets  # type: ignore[attr-defined]  # likewise
+        self.tickets = runtime.tickets
 
     def plain(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return the tokens by vLLM's own scheduler."""

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -169,7 +169,7 @@ class World:
         settings = VllmSettings(model, arguments)
         loaded = load_engine(settings, SchedulerSettings(), set(), lambda _: None, self.clock, lambda *_: None)
         self.facts = loaded.facts
-        self.runtime: Any = loaded.engine._runtime
+        self.runtime = cast(Any, loaded.engine._runtime)
         self.llm = self.runtime.llm
         self.scheduler = self.llm.engine_core.engine_core.scheduler
         self.steering = self.scheduler.steering  # one for all runs: a server learns over its life

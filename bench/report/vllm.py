@@ -25,8 +25,8 @@ def vllm_sections(results: Path) -> list[str]:
     slos, overhead = document["slos"], document["overhead"]
     facts = (
         f"SLO: {slos['ttft_s']:.2f} s to the first token, {1e3 * slos['tpot_s']:.0f} ms for each further one. Rates "
-        f"are those named, times {document['scale']:.2f}. With {overhead['num_running']} requests running, `schedule()` "
-        f"takes {overhead['all_us']:.0f} µs, of which {overhead['ours_us']:.0f} µs are ours (medians)."
+        f"are those named, times {document['scale']:.2f}. With {overhead['num_running']} requests running, "
+        f"`schedule()` takes {overhead['all_us']:.0f} µs, of which {overhead['ours_us']:.0f} µs are ours (medians)."
     )
     about = f"{document['engine']}. {describe(document['provenance'])}"
     return ["## vLLM under three schedulers", COMMAND, ABOUT, about, facts, _table(document["runs"])]

@@ -1,4 +1,4 @@
-"""The wire's contract on the real model, whichever engine runs it (`--executor`): ends, seeds, errors, log-probabilities."""
+"""The wire on the real model, whichever engine runs it (`--executor`): ends, seeds, errors, log-probabilities."""
 
 from __future__ import annotations
 

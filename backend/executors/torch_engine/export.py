@@ -31,7 +31,7 @@ def export_llama(files: ModelFiles, directory: Path) -> None:
 
     gguf = read_gguf(files.path)
     config = config_from_gguf(gguf)
-    if config is None:
+    if config is None or len(set(config.rope_factors)) > 1:
         raise ConfigError(f"model {str(files.path)!r} is no plain Llama: give a Hugging Face directory")
     source = GGUFSource(gguf, config.num_heads, config.num_kv_heads)
     tensors = {name: source.dense(name).float().contiguous() for name in _names(config)}
@@ -64,12 +64,18 @@ def _library_config(config: LlamaConfig, eos_token_ids: list[int]) -> dict[str, 
         "head_dim": config.head_size,
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": _rope(config),
         "tie_word_embeddings": config.is_tied,
         "eos_token_id": eos_token_ids,
         "torch_dtype": str(torch.float32).removeprefix("torch."),
     }
+
+
+def _rope(config: LlamaConfig) -> dict[str, object]:
+    """One factor for all rotary pairs is the library's linear scaling."""
+    if not config.rope_factors:
+        return {"rope_type": "default", "rope_theta": config.rope_theta}
+    return {"rope_type": "linear", "rope_theta": config.rope_theta, "factor": config.rope_factors[0]}
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

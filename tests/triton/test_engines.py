@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.triton.servers import Server, wait_until
@@ -49,7 +51,8 @@ def test_streamed_log_probs_are_those_of_the_whole_answer(smollm: Server) -> Non
 
 def test_a_stop_token_ends_the_answer_and_stays_in_it(smollm: Server) -> None:
     token_ids = smollm.generate(text_input="The sea is", max_tokens=8)["output_ids"]
-    answer = smollm.generate(text_input="The sea is", max_tokens=8, stop_token_ids=[token_ids[3]])
+    stop = json.dumps({"stop_token_ids": [token_ids[3]]})
+    answer = smollm.generate(text_input="The sea is", max_tokens=8, sampling_parameters=stop)
     first = token_ids.index(token_ids[3])
     assert (answer["finish_reason"], answer["output_ids"]) == ("stop", token_ids[: first + 1])
 

@@ -9,7 +9,7 @@ prefixes it cannot drop) is taken out of every budget.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -76,8 +76,7 @@ class Queues:
             self.be_deadlines.note_left(request)
 
 
-@dataclass(frozen=True, slots=True)
-class Adopted:
+class Adopted(NamedTuple):
     """A request of which the engine runs `num_tokens` in a step, after `start` computed ones, `num_restored` of them
     not computed by it."""
 
@@ -146,9 +145,10 @@ class Mirror(Generic[H]):
         """Return the twins that hold a row, by row."""
         return [self._by_request[request] for request in self.table.requests_in(self.table.rows())]
 
-    def keys(self) -> Collection[Key]:
-        """Return the engine's names of all requests here."""
-        return self._twins.keys()
+    @property
+    def by_key(self) -> Mapping[Key, Twin[H]]:
+        """All twins by the engine's name, in order of arrival here."""
+        return self._twins
 
     def has_any(self, requests: Iterable[Request]) -> bool:
         """Return whether one of `requests` is still here."""
@@ -157,19 +157,31 @@ class Mirror(Generic[H]):
     def follow(self, twins: Iterable[Twin[H]], now_s: float) -> list[float]:
         """Begin a step: bring `twins` up to date; return the deadlines of the real-time tokens that came."""
         self.kv.begin_step()
-        started, came = [], []
+        decodes: list[Request] = []
+        changed: list[tuple[Twin[H], int]] = []
+        came: list[tuple[Request, int]] = []
+        position, num_held = self._source.position, self.kv.num_held
         for twin in twins:
             request = twin.request
-            num_known, num_computed = self._source.position(twin.handle)
-            if request.row is None and num_computed <= 0:
-                continue
+            num_known, num_computed = position(twin.handle)
+            num_come = num_known - len(request.token_ids)
             if request.row is None:
+                if num_computed <= 0:
+                    continue
                 self._enter(request)
-            started.append((twin, num_computed))
-            if num_known > len(request.token_ids):
-                came.append((request, num_known - len(request.token_ids)))
-        deadlines_s = self._emit(came, now_s)
-        for twin, num_computed in started:
+            elif (
+                num_come == 1
+                and num_computed == num_known - 1 == request.num_computed + 1 == num_held(Row(request.row))
+                and request.state is RequestState.RUNNING
+            ):  # a decode, as nearly all are
+                decodes.append(request)
+                continue
+            changed.append((twin, num_computed))
+            if num_come > 0:
+                came.append((request, num_come))
+        deadlines_s = self._emit([(request, 1) for request in decodes] + came, now_s)
+        self._advance(decodes)
+        for twin, num_computed in changed:
             self._set_computed(twin, num_computed)
         self._count_foreign_blocks()
         return deadlines_s
@@ -177,7 +189,17 @@ class Mirror(Generic[H]):
     def adopt(self, scheduled: Iterable[Scheduled], now_s: float) -> list[Adopted]:
         """Note how many tokens of each request the engine runs in this step; leave out requests that are not ours."""
         decodes: list[Request] = []
-        adopted = [self._adopt(twin, each, now_s, decodes) for each in scheduled if (twin := self._twins.get(each.key))]
+        adopted: list[Adopted] = []
+        for each in scheduled:
+            if (twin := self._twins.get(each.key)) is None:
+                continue
+            request, start = twin.request, each.start
+            if each.num_tokens == 1 and start == request.num_computed and request.state is RequestState.RUNNING:
+                decodes.append(request)  # as nearly all are
+                twin.num_reached = max(twin.num_reached, start + 1)
+                adopted.append(Adopted(request, 1, start, 0))
+            else:
+                adopted.append(self._adopt(twin, each, now_s, decodes))
         if decodes and not self.kv.grow_each_by_one([_row(request) for request in decodes]):
             for request in decodes:
                 self._grow(request, 1)
@@ -259,6 +281,12 @@ class Mirror(Generic[H]):
         twin.num_reached = max(twin.num_reached, end)
         return Adopted(request, scheduled.num_tokens, start, num_restored)
 
+    def _advance(self, decodes: Sequence[Request]) -> None:
+        """Count one more computed position for each of `decodes`, whose books were right before."""
+        for request in decodes:
+            request.num_computed += 1
+        self.table.num_computed[[request.row for request in decodes]] += 1
+
     def _set_computed(self, twin: Twin[H], num_computed: int) -> None:
         """Let the books say that the first `num_computed` positions have their KV where a step reads it."""
         request = twin.request
@@ -313,8 +341,9 @@ class Mirror(Generic[H]):
         return self.kv.num_held(_row(request))
 
     def _count_foreign_blocks(self) -> None:
-        reserved = sum(self._source.num_reserved_blocks(twin.handle) for twin in self.started())
-        missing = self.kv.usage().num_free_blocks - self._source.num_free_blocks() - reserved
+        missing = self.kv.num_free_blocks - self._source.num_free_blocks()
+        if missing > 0:
+            missing -= sum(self._source.num_reserved_blocks(twin.handle) for twin in self.started())
         self.num_foreign_blocks = max(0, missing)
 
 

@@ -190,11 +190,19 @@ def _at_rest(stats: SchedulerStats, limits: StepLimits) -> SchedulerStats:
 
 
 def _features(adopted: Sequence[Adopted]) -> StepFeatures:
-    chunks = [(each.start, each.num_tokens) for each in adopted if each.num_tokens > 1]
+    new_tokens = context_tokens = copied_tokens = 0
+    prefill_pairs = 0.0
+    for _, num_tokens, start, num_restored in adopted:
+        new_tokens += num_tokens
+        copied_tokens += num_restored
+        if num_tokens == 1:
+            context_tokens += start
+        else:
+            prefill_pairs += num_tokens * (start + 0.5 * num_tokens)
     return StepFeatures(
-        new_tokens=sum(each.num_tokens for each in adopted),
-        context_tokens=sum(each.start for each in adopted if each.num_tokens == 1),
-        prefill_pairs=sum(num_tokens * (start + 0.5 * num_tokens) for start, num_tokens in chunks),
-        copied_tokens=sum(each.num_restored for each in adopted),
-        has_prefill=bool(chunks),
+        new_tokens=new_tokens,
+        context_tokens=context_tokens,
+        prefill_pairs=prefill_pairs,
+        copied_tokens=copied_tokens,
+        has_prefill=prefill_pairs > 0.0,
     )

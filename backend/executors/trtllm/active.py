@@ -47,7 +47,7 @@ class ActiveRequests:
         self.passed_on = []
         ours: set[int] = set()
         for llm in active:
-            if llm.py_request_id not in mirror.keys():  # noqa: SIM118  # a method of ours
+            if llm.py_request_id not in mirror.by_key:
                 ticket = self._tickets.find(llm.py_client_id)
                 if ticket is None:
                     self.passed_on.append(llm)
@@ -56,6 +56,6 @@ class ActiveRequests:
             ours.add(llm.py_request_id)
             if not is_schedulable(llm):
                 self.passed_on.append(llm)
-        for request_id in [request_id for request_id in mirror.keys() if request_id not in ours]:  # noqa: SIM118
+        for request_id in [request_id for request_id in mirror.by_key if request_id not in ours]:
             mirror.depart(request_id)
         return mirror.follow(mirror.twins(), now_s)

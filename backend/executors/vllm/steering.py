@@ -17,6 +17,7 @@ from typing import Any
 
 from backend.core.clock import Clock
 from backend.core.plan import StepPlan
+from backend.core.request import Request
 from backend.executors.foreign.mirror import Scheduled, Twin
 from backend.executors.foreign.pilot import EngineLimits, Pilot, by_loss, whole_victims
 from backend.executors.foreign.source import Ticket
@@ -117,7 +118,7 @@ class Steering:
         mirror, gone = self.pilot.mirror, self._gone
         self._gone = []
         for request_id in gone:
-            if request_id in mirror.keys():  # noqa: SIM118  # a method of ours
+            if request_id in mirror.by_key:
                 mirror.depart(request_id)
 
     # Arranging
@@ -125,29 +126,34 @@ class Steering:
     def _arrange(self, plan: StepPlan) -> None:
         """Bring vLLM's queues into the order of the plan, and preempt who gives way."""
         scheduler, mirror = self._scheduler, self.pilot.mirror
-        planned = {mirror.twin(request): num_tokens for request, num_tokens in plan.num_new_tokens.items()}
+        not_ours, idle = self._split_running()
+        caps: dict[str, int] = {}
+        running, newcomers = [], []
+        for request, num_tokens in plan.num_new_tokens.items():
+            if (twin := idle.pop(request, None)) is not None:
+                running.append(twin.handle)
+            else:
+                newcomers.append(twin := mirror.twin(request))
+            caps[twin.handle.request_id] = num_tokens
         waiting: RequestQueue = scheduler.waiting
-        newcomers = [twin for twin in planned if twin.handle in waiting]
-        running, idle = self._by_plan(planned)
-        gone = {twin.request for twin in self._victims(plan, by_loss(idle), newcomers) if self._preempt(twin)}
-        withheld = [twin.handle for twin in by_loss(idle) if twin.request not in gone]
-        not_ours = [request for request in scheduler.running if request.request_id not in mirror.keys()]  # noqa: SIM118
-        free = [request.request_id for request in (*not_ours, *scheduler.kv_holding_waiting)]
-        self._caps = {twin.handle.request_id: num for twin, num in planned.items()} | dict.fromkeys(free, _WHOLE)
+        newcomers = [twin for twin in newcomers if twin.handle in waiting]
+        held = by_loss(idle.values())
+        gone = {twin.request for twin in self._victims(plan, held, newcomers) if self._preempt(twin)}
+        withheld = [twin.handle for twin in held if twin.request not in gone]
+        caps.update((request.request_id, _WHOLE) for request in (*not_ours, *scheduler.kv_holding_waiting))
+        self._caps = caps
         scheduler.running = [*not_ours, *running, *reversed(withheld)]
         self._set_aside, scheduler.waiting = waiting, WaitingRequests(self._with_places(newcomers))
 
-    def _by_plan(self, planned: dict[_VllmTwin, int]) -> tuple[list[VllmRequest], list[_VllmTwin]]:
-        """Return who is running and planned, in the plan's order, and whoever else is running of ours."""
-        mirror = self.pilot.mirror
-        ours = {twin.handle.request_id: twin for twin in mirror.started()}
-        idle = {
-            request.request_id: ours[request.request_id]
-            for request in self._scheduler.running
-            if request.request_id in ours
-        }
-        running = [twin.handle for twin in planned if idle.pop(twin.handle.request_id, None) is not None]
-        return running, list(idle.values())
+    def _split_running(self) -> tuple[list[VllmRequest], dict[Request, _VllmTwin]]:
+        """Return who is running and not ours, and who is."""
+        by_key, not_ours, ours = self.pilot.mirror.by_key, [], {}
+        for request in self._scheduler.running:
+            if (twin := by_key.get(request.request_id)) is None:
+                not_ours.append(request)
+            else:
+                ours[twin.request] = twin
+        return not_ours, ours
 
     def _victims(self, plan: StepPlan, idle: Sequence[_VllmTwin], newcomers: Sequence[_VllmTwin]) -> list[_VllmTwin]:
         """Return who of the `idle` gives way: to what the plan takes, to real-time requests that find no place, or so

@@ -285,7 +285,7 @@ class Mirror(Generic[H]):
         """Count one more computed position for each of `decodes`, whose books were right before."""
         for request in decodes:
             request.num_computed += 1
-        self.table.num_computed[[request.row for request in decodes]] += 1
+        self.table.num_computed[np.array([request.row for request in decodes], np.int64)] += 1
 
     def _set_computed(self, twin: Twin[H], num_computed: int) -> None:
         """Let the books say that the first `num_computed` positions have their KV where a step reads it."""

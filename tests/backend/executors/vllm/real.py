@@ -1,4 +1,4 @@
-"""Runs a real vLLM in its own environment: `python -m tests.backend.executors.vllm.real MODEL` prints one JSON object.
+"""Runs a real vLLM in its own environment, and prints one JSON object; see `test_real.py`.
 
 Greedy tokens of the same prompts by vLLM's own scheduler, and by ours under every schedule of the torch engine's tests;
 what victims had to compute again; what is refused. One process, because loading takes a minute.
@@ -246,7 +246,3 @@ def main() -> None:
     found |= {**seeds(world), **fall_back(world, prompts)}
     world.engine._runtime.close()
     print("\n" + json.dumps(found), flush=True)
-
-
-if __name__ == "__main__":
-    main()

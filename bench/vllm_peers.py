@@ -225,6 +225,7 @@ class World:
         """Return the objectives: a multiple of what real-time gets alone."""
         queries = draw(LOADS["rt alone"], scale, duration_s, seed)
         score = self.run("fcfs", queries, Slos(1e9, 1e9), duration_s)
+        assert score["num_rt"] > score["num_rt_unfinished"], f"no real-time request ended within {duration_s} s"
         return Slos(SLO_RATIO * score["ttft_s"][SLO_PERCENTILE], SLO_RATIO * score["tpot_s"][SLO_PERCENTILE])
 
     def overhead(self) -> dict[str, Any]:

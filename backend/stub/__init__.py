@@ -1,0 +1,1 @@
+"""The three Triton models: validation, the link to the engine, responses, metrics."""

@@ -3,9 +3,9 @@
     in   {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": […], …}}
     out  {"id": "batch_req_17", "custom_id": "a", "response": {"status_code": 200, "body": {…}, …}, "error": null}
 
-The number in `id` is the line of the input (from 0), `line_crc32` a checksum of its text: by both a batch is resumed,
-and a result of another batch is told from one of this. Endpoints: /v1/chat/completions and
-/v1/completions. A field that would change the answer and that we cannot honour is refused, not ignored.
+The number in `id` is the line of the input (from 0), `line_crc32` a checksum of its text. Both serve to resume a batch,
+and to detect a result of another batch. Endpoints: /v1/chat/completions and /v1/completions. A field that would change
+the answer and that we cannot honour is refused, not ignored.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD"
 
 at=$(mktemp)
-"$python" -m backend.launcher.serve --http-port 0 --grpc-port 0 --metrics-port 0 --kv-tokens 1280 --set torch.host_kv_gib=0.05 --json > "$at" &
+"$python" -m backend.launcher.serve --http-port 0 --grpc-port 0 --metrics-port 0 --openai-port off --kv-tokens 1280 --set torch.host_kv_gib=0.05 --json > "$at" &
 server=$!
 trap 'kill $server; wait $server || true; rm -f "$at"' EXIT
 until [ -s "$at" ]; do kill -0 $server; sleep 0.2; done

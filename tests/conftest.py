@@ -86,7 +86,7 @@ def _asks_the_real_model(file: str) -> bool:
 def sim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose model is made up: it sleeps 8 ms a step and up, so that a busy machine slows it down little."""
     log = tmp_path_factory.mktemp("sim") / "log"
-    with serving(log, "--executor", "sim", "--set", FAST_METRICS) as server:
+    with serving(log, "--executor", "sim", "--openai-port", "0", "--set", FAST_METRICS) as server:
         yield server
 
 

@@ -1,1 +1,1 @@
-"""The three Triton models: validation, the link to the engine, responses, metrics."""
+"""The three Triton models: validation, responses, metrics."""

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
-from client.batch.format import RESULT_ID, checksum, custom_id_of
+from client.batch.lines import RESULT_ID, checksum, custom_id_of
 from client.errors import ClientError
 
 _PREFIX = f'{{"id":"{RESULT_ID}'.encode()

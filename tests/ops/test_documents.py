@@ -231,7 +231,7 @@ def words_of(text: str) -> set[str]:
 
 OURS = {
     option
-    for package in ("backend", "bench", "client")
+    for package in ("backend", "bench", "client", "front")
     for file in (ROOT / package).rglob("*.py")
     for option in re.findall(r'"(--[a-z][\w-]*)"', file.read_text())
 }

@@ -107,7 +107,9 @@ NOT_INSTALLED = {
 def third_party_modules() -> set[str]:
     """Return the top-level modules that our code imports and that are neither ours nor Python's."""
     files = [
-        file for package in ("kv", "backend", "client", "bench", "tests") for file in (ROOT / package).rglob("*.py")
+        file
+        for package in ("kv", "backend", "client", "front", "bench", "tests")
+        for file in (ROOT / package).rglob("*.py")
     ]
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     plain = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}

@@ -271,8 +271,8 @@ class World:
     def _play(
         self, queries: Sequence[Query], slos: Slos, is_over: Callable[[float, int], bool], duration_s: float
     ) -> list[RequestRecord]:
-        """Send each query when it is due, step until `is_over(now, open real-time requests)` or nothing is left or
-        the time for draining is over, then abort the rest; return a record of each."""
+        """Send each query when it is due, and step until `is_over(now, open real-time requests)`, the end of the work,
+        or the end of the time for draining. Abort the rest; return a record of each."""
         start_s, coming = self.clock.now_s(), deque(queries)
         records: list[RequestRecord] = []
         open_: dict[str, RequestRecord] = {}

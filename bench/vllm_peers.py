@@ -1,11 +1,12 @@
-"""vLLM under three schedulers: its own first come first served, its own priorities, and ours, in turns on one engine.
+"""vLLM under three schedulers, interleaved on one engine: its own `fcfs`, its own `priority`, and ours.
 
     .venv-vllm/bin/python -m bench.vllm_peers --out bench/results/vllm-peers.json     # a quiet machine, 25 minutes
     .venv-vllm/bin/python -m bench.vllm_peers --rounds 1 --duration-s 5 --loads backlog   # does it run?
 
-One process, one engine, one model, 96 KV blocks of 128 tokens, 512 tokens a step, prefix caching on; between runs the
-cache is emptied. Rates are those of a machine whose vLLM ends one best-effort request a second, times what this one
-ends, measured first. Objectives: twice the 90th percentiles of real-time alone under first come, first served.
+All runs share one process, engine and model, with 96 KV blocks of 128 tokens, 512 tokens a step and prefix caching. The
+cache is emptied between runs. The rates are for a machine that ends one best-effort request a second. The first run
+measures this machine, and the rates are multiplied by the result. The objectives are twice the 90th percentiles of
+real-time alone under `fcfs`.
 """
 
 from __future__ import annotations
@@ -229,7 +230,7 @@ class World:
         return Slos(SLO_RATIO * score["ttft_s"][SLO_PERCENTILE], SLO_RATIO * score["tpot_s"][SLO_PERCENTILE])
 
     def overhead(self) -> dict[str, Any]:
-        """Time `schedule()` with many requests decoding: all of it, and what of it is ours."""
+        """Time `schedule()` with many requests decoding: all of it, and our share."""
         self.use("bros")
         steering, times = self.steering, []
         arrange = steering.schedule
@@ -270,8 +271,8 @@ class World:
     def _play(
         self, queries: Sequence[Query], slos: Slos, is_over: Callable[[float, int], bool], duration_s: float
     ) -> list[RequestRecord]:
-        """Send each query when it is due, step until `is_over(now, open real-time requests)` or nothing is left or
-        the time for draining is over, then abort the rest; return what happened to each."""
+        """Send each query when it is due, and step until `is_over(now, open real-time requests)`, the end of the work,
+        or the end of the time for draining. Abort the rest; return a record of each."""
         start_s, coming = self.clock.now_s(), deque(queries)
         records: list[RequestRecord] = []
         open_: dict[str, RequestRecord] = {}

@@ -13,8 +13,9 @@ from bench.report.tables import markdown_table
 
 COMMAND = "`.venv-vllm/bin/python -m bench.vllm_peers --out bench/results/vllm-peers.json`"
 ABOUT = """\
-One vLLM, three schedulers in turns: its own `fcfs`, its own `priority`, and ours (`bros`) inside it. The SLO is twice
-the 90th percentiles of real-time alone under `fcfs`; a request that did not end counts as missed. Means over rounds."""
+One vLLM, three schedulers, interleaved: its own `fcfs`, its own `priority`, and ours (`bros`) inside it. The SLO is
+twice the 90th percentiles of real-time alone under `fcfs`. A request that did not end counts as missed. The table has
+means over rounds."""
 
 
 def vllm_sections(results: Path) -> list[str]:

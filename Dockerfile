@@ -30,7 +30,7 @@ COPY requirements/check_image.py requirements/
 RUN command -v tritonserver && python3 requirements/check_image.py tensorrt_llm && chown -R 1000 .numba
 
 USER 1000
-EXPOSE 8000 8001 8002
+EXPOSE 8000 8001 8002 8080
 HEALTHCHECK --interval=10s --timeout=35s --start-period=15m \
     CMD ["python3", "-m", "backend.launcher.probe", "http://127.0.0.1:8000"]
 CMD ["python3", "-m", "backend.launcher.serve", "--host", "0.0.0.0", "--executor", "trtllm", \
@@ -61,7 +61,7 @@ RUN python3 requirements/check_image.py pytriton torch \
     && chown -R 1000 .numba
 
 USER 1000
-EXPOSE 8000 8001 8002
+EXPOSE 8000 8001 8002 8080
 HEALTHCHECK --interval=10s --timeout=35s --start-period=2m \
     CMD ["python3", "-m", "backend.launcher.probe", "http://127.0.0.1:8000"]
 CMD ["python3", "-m", "backend.launcher.serve", "--host", "0.0.0.0"]

@@ -49,9 +49,9 @@ def test_a_stream_says_the_same_as_its_parts_and_ends_with_the_usage(client: ope
 
 
 def test_the_helper_for_streams_puts_the_answer_together(client: openai.OpenAI) -> None:
-    with client.chat.completions.stream(model="bros", messages=QUESTION, max_tokens=5) as stream:
-        with pytest.raises(openai.LengthFinishReasonError) as ended:  # its word for max_tokens reached
-            stream.get_final_completion()
+    asked = client.chat.completions.stream(model="bros", messages=QUESTION, max_tokens=5)
+    with asked as stream, pytest.raises(openai.LengthFinishReasonError) as ended:  # its word for max_tokens reached
+        stream.get_final_completion()
     assert ended.value.completion.choices[0].message.content
 
 

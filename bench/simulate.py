@@ -32,17 +32,17 @@ from backend.engine.engine import Engine, Submit
 from backend.engine.scheduler import Scheduler, make_scheduler
 from backend.policy.settings import POLICY_NAMES
 from bench.common.provenance import provenance
-from bench.common.score import RequestRecord, Slos, Window, score_be, score_rt
+from bench.common.score import RequestRecord, Slos, score_be, score_rt
 from bench.common.stats import percentiles, quantiles
 from bench.common.workload import Arrival
+from bench.sim.as_if_alone import StepNote, lost, step_note
 from bench.sim.gpu_executor import GpuExecutor
 from bench.sim.limit import Load, max_be_tokens, min_steps, min_ttft_misses
 from bench.sim.scenario import SCENARIOS, Scenario
 from bench.sim.step_models import Pair, load_pairs
 
-BLOCK_SIZE = 16
 MAX_SEQ_LEN = 16_384
-_LIMIT_SUPPLY = 1.3  # the bound may choose among so many times the requests that the run started
+_LIMIT_SUPPLY = 1.3  # the bound may choose among this multiple of the requests that the run started
 
 
 def simulate(scenario: Scenario) -> dict[str, Any]:
@@ -50,6 +50,19 @@ def simulate(scenario: Scenario) -> dict[str, Any]:
     run = Simulation(scenario)
     run.run()
     return run.result()
+
+
+def as_if_alone(scenario: Scenario) -> dict[str, Any]:
+    """Run `scenario` with and without its best-effort requests; return both results and what real time lost by them."""
+    beside, alone = Simulation(scenario), Simulation(scenario.without_be())
+    beside.notes = []
+    for run in (alone, beside):
+        run.run()
+    return {
+        "alone": alone.result(),
+        **beside.result(),
+        "lost": lost(alone.rt_records(), beside.rt_records(), beside.notes, scenario.slos, scenario.window),
+    }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,16 +82,17 @@ class Simulation:
         self.clock = VirtualClock()
         self.records: dict[str, RequestRecord] = {}
         self.step_s: list[float] = []
+        self.notes: list[StepNote] | None = None  # a list: note every step
         self.scheduling_s: list[float] = []
         self._emitting_s = 0.0
-        self._requests: dict[str, Request] = {}
+        self.requests: dict[str, Request] = {}
         self._note_token: dict[Request, Callable[[float], None]] = {}  # a call per token: nothing is looked up twice
         self._be_given: list[Arrival] = []
         machine = scenario.machine if replay is None else dataclasses.replace(scenario.machine, pair=replay.pair)
         self._machine = machine
         capacity = ExecutorCapacity(
-            block_size=BLOCK_SIZE,
-            num_blocks=machine.kv_tokens // BLOCK_SIZE,
+            block_size=scenario.block_size,
+            num_blocks=machine.kv_tokens // scenario.block_size,
             num_host_slots=machine.kv_tokens if scenario.host_kv_tokens is None else scenario.host_kv_tokens,
             max_seq_len=MAX_SEQ_LEN,
             max_tokens_per_step=scenario.max_tokens_per_step,
@@ -91,10 +105,11 @@ class Simulation:
         self._executor = executor
         self.rt = scenario.rt_arrivals() if replay is None else list(replay.rt)
         self._rt_due = deque(self.rt)
+        self._rt_slos = iter(scenario.rt_slos(len(self.rt)))
         self._num_rt_open = len(self.rt)
         self._be_supply = self._make_be_supply(replay)
-        self._be_due = deque(self._be_supply if scenario.be_rate > 0.0 else ())
-        self._horizon_s = 0.0  # end of the step that passed `duration_s`; what was reached by then:
+        self._be_due = deque(self._be_supply if scenario.is_be_timed else ())
+        self._horizon_s = 0.0  # end of the step that passed `duration_s`; the counts at that time:
         self._num_be_started = 0
         self._num_be_tokens = 0
         self._num_ahead_tokens = 0.0
@@ -107,7 +122,7 @@ class Simulation:
         while self.clock.now_s() < duration_s:
             self._advance(duration_s)
         self._horizon_s = self.clock.now_s()
-        best_effort = [request for request in self._requests.values() if not request.is_rt]
+        best_effort = [request for request in self.requests.values() if not request.is_rt]
         processed = [_num_processed(request) for request in best_effort]
         self._num_be_started = sum(num_tokens > 0 for num_tokens in processed)
         self._num_be_tokens = sum(processed)
@@ -124,9 +139,9 @@ class Simulation:
     def result(self) -> dict[str, Any]:
         """Score the run."""
         scenario = self.scenario
-        window = Window(scenario.warmup_s, scenario.duration_s)
+        window = scenario.window
         stats = self.scheduler.stats()
-        scored = [r for r in self._rt_records() if r.arrival_s in window]
+        scored = [r for r in self.rt_records() if r.arrival_s in window]
         ttft_s = [r.ttft_s for r in scored if r.ttft_s is not None]
         tpot_s = [r.tpot_s for r in scored if r.tpot_s is not None]
         return {
@@ -158,16 +173,16 @@ class Simulation:
         """Per second of the run: best-effort tokens; per real-time request: arrival and time to first token."""
         seconds = np.arange(0.0, self.scenario.duration_s + 1.0)
         be_times_s = [t for record in self.records.values() if not record.is_rt for t in record.token_times_s]
-        ttft = [(r.arrival_s, r.ttft_s) for r in self._rt_records()]
+        ttft = [(r.arrival_s, r.ttft_s) for r in self.rt_records()]
         return {
             "be_tokens": np.histogram(be_times_s, seconds)[0].tolist(),
             "rt": [[round(arrival_s, 3), None if t is None else round(t, 4)] for arrival_s, t in ttft],
         }
 
     def _limits(self) -> dict[str, Any]:
-        """The bounds of `bench.sim.limit` until the horizon, and what part of them was reached."""
+        """Return the bounds of `bench.sim.limit` until the horizon, and the share of them that the run reached."""
         scenario, horizon_s = self.scenario, self._horizon_s
-        misses = min_ttft_misses(self._machine, self.rt, scenario.ttft_slo_s)
+        misses = min_ttft_misses(self._machine, self.rt, scenario.loosest_slos.ttft_slo_s)
         limits: dict[str, Any] = {
             "min_ttft_misses": misses,
             "rt_attainment_limit": 1.0 - misses / len(self.rt) if self.rt else None,
@@ -181,8 +196,8 @@ class Simulation:
         more = max(0, num_be - len(self._be_given))
         load = Load(
             horizon_s=horizon_s,
-            served=[served for record in self._rt_records() if (served := _served(record, horizon_s))],
-            num_forced_steps=min_steps(self._kept_slos(), scenario.slos, horizon_s),
+            served=[served for record in self.rt_records() if (served := _served(record, horizon_s))],
+            num_forced_steps=min_steps(self._kept_slos(), scenario.loosest_slos, horizon_s),
             be=[*self._be_given[:num_be], *itertools.islice(self._be_supply, more)],
             max_outstanding=scenario.max_be_outstanding,
             max_ahead_tokens=self._num_ahead_tokens,
@@ -193,13 +208,13 @@ class Simulation:
             limits["be_percent_of_limit"] = 100.0 * self._num_be_tokens / limit
         return limits
 
-    def _rt_records(self) -> list[RequestRecord]:
+    def rt_records(self) -> list[RequestRecord]:
         return [record for record in self.records.values() if record.is_rt]
 
     def _kept_slos(self) -> list[Arrival]:
         """What those real-time requests that met both SLOs got within the horizon."""
         slos = self.scenario.slos
-        kept = [r for r in self._rt_records() if r.meets_ttft(slos) and r.meets_tpot(slos)]
+        kept = [r for r in self.rt_records() if r.meets_both(slos)]
         return [served for record in kept if (served := _served(record, self._horizon_s))]
 
     def _advance(self, until_s: float) -> None:
@@ -235,17 +250,20 @@ class Simulation:
 
     def _submit(self, arrival: Arrival, is_rt: bool) -> None:
         scenario = self.scenario
-        arrival_s = arrival.arrival_s if is_rt or scenario.be_rate > 0.0 else self.clock.now_s()
+        arrival_s = arrival.arrival_s if is_rt or scenario.is_be_timed else self.clock.now_s()
+        slos = next(self._rt_slos) if is_rt else None
         request = Request(
-            request_id=RequestId(f"{'rt' if is_rt else 'be'}-{len(self._requests)}"),
+            request_id=RequestId(f"{'rt' if is_rt else 'be'}-{len(self.requests)}"),
             priority_class=PriorityClass.REAL_TIME if is_rt else PriorityClass.BEST_EFFORT,
             prompt_token_ids=(1,) * arrival.num_prompt,
             sampling=SamplingParams(max_tokens=arrival.num_output, ignore_eos=True),
             arrival_s=arrival_s,
-            slo=Slo(scenario.ttft_slo_s, scenario.tpot_slo_s) if is_rt else None,
+            slo=Slo(slos.ttft_slo_s, slos.tpot_slo_s) if slos else None,
+            deadline_s=arrival_s + scenario.be_finish_by_s if scenario.be_finish_by_s and not is_rt else None,
         )
-        self._requests[request.request_id] = request
+        self.requests[request.request_id] = request
         record = RequestRecord(request.request_id, is_rt, arrival_s, arrival.num_prompt, arrival.num_output)
+        record.slos = slos if scenario.other_slo_share else None  # else a run may be scored by several SLOs
         self.records[request.request_id] = record
         self._note_token[request] = record.token_times_s.append
         self._engine.post(Submit(request))
@@ -269,8 +287,10 @@ class Simulation:
         if not request.is_rt and self.scenario.be_outstanding:
             self._submit_next_be()
 
-    def _record(self, _plan: StepPlan, _batch: StepBatch, result: StepResult, _output: StepOutput) -> None:
+    def _record(self, plan: StepPlan, _batch: StepBatch, result: StepResult, _output: StepOutput) -> None:
         self.step_s.append(result.duration_s)
+        if self.notes is not None:
+            self.notes.append(step_note(self.clock.now_s(), plan, result))
 
 
 def _served(record: RequestRecord, horizon_s: float) -> Arrival | None:
@@ -304,13 +324,19 @@ def main() -> int:
         if field.name != "settings":
             parser.add_argument(f"--{field.name.replace('_', '-')}", **_flag(field))
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="a field of SchedulerSettings")
+    parser.add_argument(
+        "--as-if-alone",
+        action="store_true",
+        help="also run without best-effort requests; name the requests that missed their objectives only beside them",
+    )
     parser.add_argument("--out", type=Path, help="write the result here; default: standard output")
     arguments = vars(parser.parse_args())
     try:
         scenario = _scenario(arguments)
     except (BrosError, KeyError, OSError, TypeError, ValueError) as error:
         parser.error(str(error))
-    result = json.dumps({**simulate(scenario), "provenance": provenance()}, indent=1)
+    run = as_if_alone if arguments["as_if_alone"] else simulate
+    result = json.dumps({**run(scenario), "provenance": provenance()}, indent=1)
     if arguments["out"] is None:
         print(result)
     else:
@@ -333,6 +359,7 @@ def _scenario(arguments: dict[str, Any]) -> Scenario:
     settings = {name: json.loads(value) for name, _, value in (text.partition("=") for text in arguments["set"])}
     scenario = dataclasses.replace(base, **given, settings={**base.settings, **settings})
     assert scenario.scheduler_settings.policy == scenario.policy
+    scenario.check()
     scenario.rt_arrivals()
     next(scenario.be_supply(), None)
     return scenario

@@ -7,11 +7,15 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+import front.batches.routes
+import front.page.routes
 from client.transports import AsyncTransport, connect_async
 from front import routes
+from front.batches.service import Batches, open_batches
 from front.engine import Engine
 from front.http import answer_errors
 from front.keys import open_keys
+from front.page.view import Watch
 from front.settings import Settings
 
 Connect = Callable[[str], AsyncTransport]
@@ -25,8 +29,10 @@ def make_app(settings: Settings, connect: Connect = connect_async) -> FastAPI:
         engine = Engine(connect(settings.triton_url), settings.default_class)
         app.state.engine = engine
         app.state.health = routes.Health(engine)
+        app.state.watch = Watch(engine.inspect)
         try:
-            yield
+            async with _batches(settings, engine) as app.state.batches:
+                yield
         finally:
             await engine.close()
 
@@ -35,5 +41,16 @@ def make_app(settings: Settings, connect: Connect = connect_async) -> FastAPI:
     app.state.keys = open_keys(settings.api_key_file, settings.default_class)
     answer_errors(app)
     app.include_router(routes.make_router(settings))
-    # MOUNT: the routers of front.batches.routes (with `Depends(routes.caller_of)`) and front.page.routes go here.
+    app.include_router(front.batches.routes.make_router())
+    app.include_router(front.page.routes.make_router())
     return app
+
+
+@asynccontextmanager
+async def _batches(settings: Settings, engine: Engine) -> AsyncIterator[Batches | None]:
+    """Open the files and batches, where there is a folder for them."""
+    if settings.data_dir is None:
+        yield None
+        return
+    async with open_batches(settings.data_dir, engine.answer) as batches:
+        yield batches

@@ -135,7 +135,7 @@ _NO_TOOLS = "tools are not served"
 _SHARED_REFUSED = {
     "logit_bias": Refused(({},), "the sampler takes no bias"),
 }
-REFUSED: Mapping[type[Body], Mapping[str, Refused]] = {
+REFUSED: Mapping[type[msgspec.Struct], Mapping[str, Refused]] = {
     ChatBody: {
         **_SHARED_REFUSED,
         "top_logprobs": Refused((0,), "the engine keeps the log-probability of the tokens drawn only"),
@@ -159,7 +159,7 @@ REFUSED: Mapping[type[Body], Mapping[str, Refused]] = {
     },
 }
 
-B = TypeVar("B", bound=Body)
+B = TypeVar("B", bound=msgspec.Struct)
 
 
 def parse(body_type: type[B], body: Mapping[str, object]) -> B:
@@ -167,7 +167,7 @@ def parse(body_type: type[B], body: Mapping[str, object]) -> B:
     if not isinstance(body, Mapping):
         raise ApiError("the body is not a JSON object")
     given = {name: value for name, value in body.items() if value is not None}
-    for name, refused in REFUSED[body_type].items():
+    for name, refused in REFUSED.get(body_type, {}).items():
         if name in given and given.pop(name) not in refused.harmless:
             raise ApiError(f"{name}: this value is not supported: {refused.why}", param=name, code="unsupported_value")
     if unknown := [name for name in given if name not in body_type.__struct_fields__]:

@@ -15,6 +15,7 @@ from uuid import uuid4
 from client import AsyncClient, Chunk, Generation, Options, wire
 from client.errors import ClientError, OverloadedError
 from client.generation import PriorityClass
+from client.snapshot import Snapshot
 from client.transports import AsyncTransport
 from front.asked import Asked, Endpoint, Json
 from front.chat import CHAT
@@ -26,6 +27,7 @@ from front.usage import Tally
 ENDPOINTS = {endpoint.path: endpoint for endpoint in (CHAT, COMPLETIONS)}
 _CANARY = Options(max_tokens=1, ignore_eos=True, timeout_s=5.0)
 _CANARY_TOKEN = 1
+_INSPECT_TIMEOUT_S = 5.0
 T = TypeVar("T")
 Part = tuple[int, Chunk]  # of an answer: the number of the choice, and its next piece
 
@@ -97,6 +99,13 @@ class Engine:
     def stream(self, job: Job) -> AsyncGenerator[Part, None]:
         """Return the parts of the answer as they come, the choices mixed. Closed, it cancels every choice."""
         return self._parts(job, 0) if job.asked.num_choices == 1 else self._merged(job)
+
+    async def inspect(self) -> Snapshot:
+        """Return the engine's state now."""
+        try:
+            return await self._clients[wire.MODEL].inspect(_INSPECT_TIMEOUT_S)
+        except ClientError as error:
+            raise from_client(error) from error
 
     async def is_well(self) -> bool:
         """Return whether a token comes back: server, stub, engine and model all work. A full queue is well, too."""

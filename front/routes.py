@@ -73,11 +73,11 @@ def make_router(settings: Settings) -> APIRouter:
             raise not_found("model", model, param="model", code="model_not_found")
         return json_response(_model(model))
 
-    @router.post(CHAT.path, tags=["generation"], openapi_extra=_takes(ChatBody))
+    @router.post(CHAT.path, tags=["generation"], openapi_extra=takes(ChatBody))
     async def chat(request: Request, caller: Caller = Depends(caller_of)) -> Response:  # noqa: B008 - FastAPI's way
         return await _answer(CHAT, request, caller, settings.max_body_bytes)
 
-    @router.post(COMPLETIONS.path, tags=["generation"], openapi_extra=_takes(CompletionBody))
+    @router.post(COMPLETIONS.path, tags=["generation"], openapi_extra=takes(CompletionBody))
     async def complete(request: Request, caller: Caller = Depends(caller_of)) -> Response:  # noqa: B008
         return await _answer(COMPLETIONS, request, caller, settings.max_body_bytes)
 
@@ -110,7 +110,7 @@ def _model(name: str) -> Json:
     return {"id": name, "object": "model", "created": _CREATED_S, "owned_by": "bros"}
 
 
-def _takes(body_type: type) -> dict[str, Any]:
+def takes(body_type: type) -> dict[str, Any]:
     """Return what the OpenAPI document says of a body."""
     (_, schemas) = msgspec.json.schema_components([body_type], ref_template="#/components/schemas/{name}")
     schema = _inlined(schemas[body_type.__name__], schemas)

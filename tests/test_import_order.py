@@ -43,7 +43,17 @@ MAY_IMPORT = {
         "backend.text",
         "backend.wire",
     },
-    "backend.stub": {"backend.config", "backend.core", "backend.wire"},
+    "backend.link": {"backend.config", "backend.core", "backend.wire"},
+    "backend.stub": {"backend.config", "backend.core", "backend.link", "backend.wire"},
+    "backend.dynamo": {
+        "backend.config",
+        "backend.core",
+        "backend.launcher.child",
+        "backend.launcher.launch",
+        "backend.link",
+        "backend.text",
+        "backend.wire",
+    },
     "backend.launcher": {
         "backend.config",
         "backend.core",

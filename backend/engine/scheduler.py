@@ -183,7 +183,7 @@ class Scheduler:
     def fail(self, batch: StepBatch, error: BrosError, now_s: float) -> StepOutput:
         """End the requests of a batch whose execution failed, and free their slots.
 
-        What the batch was to copy to the host is not there, so its owners compute it again.
+        The batch's copies to the host do not exist, so their owners compute those positions again.
         """
         step = self._take_step(batch)
         for request in step.checkpointed:

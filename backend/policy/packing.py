@@ -1,4 +1,4 @@
-"""Packing: a step being planned. Counts what is taken of tokens, sequences, time and KV slots; touches nothing real."""
+"""Packing: the plan of one step as it grows. It counts tokens, sequences, time and KV slots; it changes no state."""
 
 from __future__ import annotations
 

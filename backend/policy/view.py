@@ -1,4 +1,4 @@
-"""What a policy sees and what a policy is: `plan` reads a SchedulerView and returns a StepPlan."""
+"""The interface of a policy: `plan` reads a SchedulerView and returns a StepPlan."""
 
 from __future__ import annotations
 

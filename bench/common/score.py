@@ -1,7 +1,7 @@
 """Scores of a run, from the token times of its requests: the same for the simulator and for a live server. Pure.
 
 Real-time requests are scored by their arrival in the window [start_s, end_s); those that failed or did not finish count
-as misses. Best-effort throughput counts what was emitted within the window, whenever it arrived.
+as misses. Best-effort throughput counts tokens emitted within the window, of requests of any arrival.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bench.common.stats import percentiles, share
 
 @dataclass(frozen=True, slots=True)
 class Slos:
-    """Real-time objectives in seconds, the same for all requests of a run."""
+    """Objectives of a real-time request, in seconds."""
 
     ttft_slo_s: float
     tpot_slo_s: float
@@ -36,6 +36,7 @@ class RequestRecord:
     token_times_s: list[float] = field(default_factory=list)
     finished_s: float | None = None
     error: str | None = None
+    slos: Slos | None = None  # its own; None: those of the run
 
     @property
     def is_finished(self) -> bool:
@@ -62,10 +63,13 @@ class RequestRecord:
         return (self.token_times_s[-1] - self.arrival_s) / len(self.token_times_s)
 
     def meets_ttft(self, slos: Slos) -> bool:
-        return self.ttft_s is not None and self.ttft_s <= slos.ttft_slo_s
+        return self.ttft_s is not None and self.ttft_s <= (self.slos or slos).ttft_slo_s
 
     def meets_tpot(self, slos: Slos) -> bool:
-        return self.tpot_s is not None and self.tpot_s <= slos.tpot_slo_s
+        return self.tpot_s is not None and self.tpot_s <= (self.slos or slos).tpot_slo_s
+
+    def meets_both(self, slos: Slos) -> bool:
+        return self.meets_ttft(slos) and self.meets_tpot(slos)
 
 
 @dataclass(frozen=True, slots=True)

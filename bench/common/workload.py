@@ -81,7 +81,16 @@ class Lengths:
 
 PAPER_BE = Lengths.uniform((512, 1024), (32, 128))  # arXiv 2504.09590, evaluation
 CHAT_SMALL = Lengths.lognormal(prompt_mean=160, output_mean=64, sigma=0.6)  # the RT mix of the CPU measurements
-NAMED_LENGTHS = {"paper_be": PAPER_BE, "chat_small": CHAT_SMALL}
+HEAVY_TAIL = Lengths.lognormal(prompt_mean=600, output_mean=200, sigma=1.2, max_tokens=8192)
+LONG_BE = Lengths.uniform((7680, 8192), (32, 128))
+SHORT = Lengths.uniform((16, 64), (8, 32))  # a question and a word or two: the last block is most of a request
+NAMED_LENGTHS = {
+    "paper_be": PAPER_BE,
+    "short": SHORT,
+    "chat_small": CHAT_SMALL,
+    "heavy_tail": HEAVY_TAIL,
+    "long_be": LONG_BE,
+}
 
 
 def poisson_arrivals(rate_per_s: float, duration_s: float, rng: Generator) -> list[float]:
@@ -102,6 +111,14 @@ def gamma_arrivals(rate_per_s: float, duration_s: float, cv: float, rng: Generat
                 return times
             times.append(now_s)
     return times
+
+
+def on_off_arrivals(rate_per_s: float, duration_s: float, burst: float, rng: Generator) -> list[float]:
+    """Times of a Poisson process whose rate is `burst` times as high in the first 10 s of each minute."""
+    assert burst >= 1.0, f"burst {burst} must be >= 1"
+    times_s = poisson_arrivals(rate_per_s * burst, duration_s, rng)
+    kept = rng.random(len(times_s)) < 1.0 / burst
+    return [time_s for time_s, keep in zip(times_s, kept, strict=True) if keep or time_s % 60.0 < 10.0]
 
 
 def open_loop(times_s: Sequence[float], lengths: Lengths, rng: Generator) -> list[Arrival]:

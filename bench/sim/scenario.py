@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from backend.policy.settings import SchedulerSettings
-from bench.common.score import Slos
+from bench.common.score import Slos, Window
 from bench.common.workload import (
     NAMED_LENGTHS,
     Arrival,
     Lengths,
     closed_loop,
     gamma_arrivals,
+    on_off_arrivals,
     open_loop,
     parse_lengths,
     parse_trace,
@@ -38,16 +39,21 @@ class Scenario:
     pair                  model and GPUs (bench/sim/step_models.json)
     policy, settings      policy name; other fields of SchedulerSettings that differ from their defaults
     rt_rate, rt_cv        real-time arrivals per second, and the coefficient of variation of their gaps (1: Poisson)
+    rt_burst              factor of the rate in the first 10 s of each minute (then rt_cv is 1)
     rt_trace              instead: arrivals of this CSV file, sped up by `rt_trace_speed`
-    rt_lengths            prompt and output lengths where there is no trace
+    rt_lengths            prompt and output lengths without a trace
     be_outstanding        best-effort requests kept in the system: the next arrives when one completes
-    be_backlog            instead: so many at time 0; be_rate: so many per second, Poisson
-    be_lengths, be_trace  their lengths: a distribution, or a CSV file taken in order and from the start again
-    ttft_slo_s, tpot_slo_s   objectives of every real-time request
+    be_backlog            instead: their number at time 0; be_rate: instead, per second, Poisson
+    be_lengths, be_trace  their lengths: a distribution, or a CSV file taken in order and from the start again. Without
+                          `be_outstanding`, `be_backlog` and `be_rate` the file's requests arrive at its times
+    be_finish_by_s        deadline of each best-effort request, in seconds after its arrival
+    ttft_slo_s, tpot_slo_s   objectives of real-time requests, but for
+    other_slo_share       this part of them (0-1), which asks `other_ttft_slo_s` and `other_tpot_slo_s`
     kv_tokens, host_kv_tokens, max_seqs, max_tokens_per_step   limits; kv_tokens None: the pair's,
                           host_kv_tokens None: as many as kv_tokens
+    block_size            positions of KV in a block
     warmup_s, duration_s  real-time requests arrive in [0, duration_s) and are scored from warmup_s on
-    drain_s               how long after duration_s unfinished real-time requests may run on before they count as missed
+    drain_s               time after duration_s in which unfinished real-time requests may still finish
     """
 
     pair: str = "llama8b-a100"
@@ -55,6 +61,7 @@ class Scenario:
     settings: Mapping[str, Any] = field(default_factory=dict)
     rt_rate: float = 0.0
     rt_cv: float = 1.0
+    rt_burst: float = 1.0
     rt_trace: str | None = None
     rt_trace_speed: float = 1.0
     rt_lengths: str = "lengths_sharegpt.csv"
@@ -63,10 +70,15 @@ class Scenario:
     be_rate: float = 0.0
     be_lengths: str = "paper_be"
     be_trace: str | None = None
+    be_finish_by_s: float | None = None
     ttft_slo_s: float = 0.4
     tpot_slo_s: float = 0.2
+    other_slo_share: float = 0.0
+    other_ttft_slo_s: float = 0.4
+    other_tpot_slo_s: float = 0.2
     kv_tokens: int | None = None
     host_kv_tokens: int | None = None
+    block_size: int = 16
     max_seqs: int = 256
     max_tokens_per_step: int = 2048
     warmup_s: float = 100.0
@@ -74,9 +86,40 @@ class Scenario:
     drain_s: float = 300.0
     seed: int = 0
 
+    def check(self) -> None:
+        """Raise ValueError where nothing would be scored, or where a field contradicts another."""
+        if self.duration_s <= self.warmup_s:
+            raise ValueError(
+                f"duration_s {self.duration_s:g} must be above warmup_s {self.warmup_s:g}: nothing is scored"
+            )
+        sources = {name: getattr(self, name) for name in ("be_outstanding", "be_backlog", "be_rate")}
+        given = [f"{name} {value:g}" for name, value in sources.items() if value]
+        if len(given) > 1:
+            raise ValueError(f"best-effort requests come from one of be_outstanding, be_backlog, be_rate; got {given}")
+        if self.rt_burst > 1.0 and self.rt_cv != 1.0:
+            raise ValueError(f"rt_burst {self.rt_burst:g} needs rt_cv 1, not {self.rt_cv:g}")
+        if not 0.0 <= self.other_slo_share <= 1.0:
+            raise ValueError(f"other_slo_share {self.other_slo_share:g} must be from 0 to 1")
+
+    @property
+    def is_be_timed(self) -> bool:
+        """Whether best-effort requests come at times of their own, whatever has been served."""
+        return self.be_rate > 0.0 or (self.be_trace is not None and not self.be_outstanding and not self.be_backlog)
+
+    @property
+    def window(self) -> Window:
+        return Window(self.warmup_s, self.duration_s)
+
     @property
     def slos(self) -> Slos:
         return Slos(self.ttft_slo_s, self.tpot_slo_s)
+
+    @property
+    def loosest_slos(self) -> Slos:
+        """What every real-time request asks at least: bounds on all of them hold for these."""
+        if not self.other_slo_share:
+            return self.slos
+        return Slos(max(self.ttft_slo_s, self.other_ttft_slo_s), max(self.tpot_slo_s, self.other_tpot_slo_s))
 
     @property
     def machine(self) -> Machine:
@@ -99,17 +142,32 @@ class Scenario:
         if self.rt_trace is not None:
             trace = scale_rate(parse_trace(_read(self.rt_trace)), self.rt_trace_speed)
             return [arrival for arrival in trace if arrival.arrival_s < self.duration_s]
-        times_s = gamma_arrivals(self.rt_rate, self.duration_s, self.rt_cv, rng)
+        if self.rt_burst > 1.0:
+            times_s = on_off_arrivals(self.rt_rate, self.duration_s, self.rt_burst, rng)
+        else:
+            times_s = gamma_arrivals(self.rt_rate, self.duration_s, self.rt_cv, rng)
         return open_loop(times_s, _lengths(self.rt_lengths), rng)
 
+    def rt_slos(self, num_requests: int) -> list[Slos]:
+        """The objectives of the first `num_requests` real-time requests, in order of arrival."""
+        others = np.random.default_rng([self.seed, 3]).random(num_requests) < self.other_slo_share
+        other = Slos(self.other_ttft_slo_s, self.other_tpot_slo_s)
+        return [other if is_other else self.slos for is_other in others]
+
+    def without_be(self) -> Scenario:
+        """The same with real-time requests alone."""
+        return replace(self, be_outstanding=0, be_backlog=0, be_rate=0.0, be_trace=None)
+
     def be_supply(self) -> Iterator[Arrival]:
-        """Best-effort requests in order: endless in a closed loop, where they carry no arrival times."""
+        """Best-effort requests in order: endless in a closed loop, where they carry no arrival times of their own."""
         rng = np.random.default_rng([self.seed, 2])
         if self.be_rate > 0.0:
             times_s = gamma_arrivals(self.be_rate, self.duration_s, 1.0, rng)
             return iter(open_loop(times_s, _lengths(self.be_lengths), rng))
         if self.be_trace is not None:
             rows = parse_trace(_read(self.be_trace))
+            if self.is_be_timed:
+                return (row for row in rows if row.arrival_s < self.duration_s)
             supply: Iterator[Arrival] = (replace(row, arrival_s=0.0) for row in itertools.cycle(rows))
         else:
             lengths = _lengths(self.be_lengths)

@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.sim.scenario import SCENARIOS, Scenario
-from bench.simulate import simulate
+from bench.simulate import Simulation, as_if_alone, simulate
 
 SMALL = Scenario(rt_rate=2.0, be_outstanding=32, warmup_s=1.0, duration_s=8.0, rt_lengths="chat_small")
 MEASURED = {"scheduling_s", "scheduler_share"}  # real time, so never the same twice
@@ -57,11 +58,66 @@ def test_best_effort_arrivals_may_be_open_loop() -> None:
     assert 8 <= result["num_be_finished"] <= 32
 
 
+def test_a_best_effort_trace_without_a_loop_arrives_at_its_own_times(tmp_path: Path) -> None:
+    trace = tmp_path / "be.csv"
+    trace.write_text("timestamp_s,prompt_tokens,output_tokens\n1.5,100,4\n3.0,50,4\n99.0,50,4\n")
+    run = Simulation(replace(SMALL, be_outstanding=0, be_trace=str(trace)))
+    run.run()
+    arrivals = [(record.arrival_s, record.num_prompt) for record in run.records.values() if not record.is_rt]
+    assert arrivals == [(1.5, 100), (3.0, 50)]
+
+
+def test_best_effort_requests_get_the_deadline_of_the_scenario() -> None:
+    run = Simulation(replace(SMALL, be_outstanding=0, be_rate=2.0, be_finish_by_s=9.0, rt_rate=0.0))
+    run.run()
+    best_effort = list(run.requests.values())
+    assert best_effort
+    assert all(request.deadline_s == request.arrival_s + 9.0 for request in best_effort)
+
+
+def test_a_share_of_the_requests_is_judged_by_objectives_of_its_own() -> None:
+    mixed = replace(SMALL, other_slo_share=0.5, other_ttft_slo_s=1e-6, duration_s=30.0)
+    shares = simulate(mixed)["rt_attainment"]
+    assert 0.2 < shares["ttft"] < 0.8
+    assert simulate(replace(mixed, other_slo_share=1.0))["rt_attainment"]["ttft"] == 0.0
+
+
+def test_bursts_come_in_the_first_ten_seconds_of_a_minute() -> None:
+    times_s = np.array([a.arrival_s for a in replace(SMALL, rt_burst=10.0, duration_s=600.0).rt_arrivals()])
+    in_burst = np.count_nonzero(times_s % 60.0 < 10.0) / 100.0
+    assert in_burst == pytest.approx(10 * SMALL.rt_rate, rel=0.1)
+    assert np.count_nonzero(times_s % 60.0 >= 10.0) / 500.0 == pytest.approx(SMALL.rt_rate, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"duration_s": 60.0, "warmup_s": 100.0}, "duration_s 60 must be above warmup_s 100"),
+        ({"be_outstanding": 4, "be_rate": 2.0}, "be_outstanding 4"),
+        ({"rt_burst": 10.0, "rt_cv": 4.0}, "rt_burst 10 needs rt_cv 1"),
+        ({"other_slo_share": 2.0}, "other_slo_share 2"),
+    ],
+)
+def test_a_contradiction_is_refused_by_name(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        replace(SMALL, **change).check()
+
+
+def test_what_best_effort_work_cost_is_named_request_by_request() -> None:
+    crowd = replace(SMALL, policy="fcfs", be_outstanding=256, duration_s=20.0)
+    result = as_if_alone(crowd)
+    scored, shares = result["num_rt"], (result["alone"]["rt_attainment"]["both"], result["rt_attainment"]["both"])
+    assert result["alone"]["num_be_finished"] == 0
+    assert len(result["lost"]) == round(scored * (shares[0] - shares[1])) > 0
+    assert all(entry["step"]["num_be_tokens"] > 0 for entry in result["lost"])
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in SCENARIOS.glob("*.json")))
 def test_a_named_scenario_loads_and_survives_json(name: str) -> None:
     scenario = Scenario.named(name)
     assert Scenario.from_json(json.loads(json.dumps(scenario.to_json()))) == scenario
     assert scenario.rt_arrivals()
+    scenario.check()
 
 
 def test_unknown_fields_are_refused() -> None:

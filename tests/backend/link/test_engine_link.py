@@ -15,7 +15,7 @@ import pytest
 
 from backend.config import ConfigFile
 from backend.core.errors import EngineUnavailableError
-from backend.stub.engine_link import EngineLink
+from backend.link.engine_link import EngineLink
 from backend.wire.protocol import (
     Cancel,
     Chunk,
@@ -152,7 +152,7 @@ def test_another_users_engine_gets_no_requests(file: ConfigFile, monkeypatch: py
         tries.release()
         return 1, os.getuid() + 1
 
-    monkeypatch.setattr("backend.stub.engine_link.peer_of", stranger)
+    monkeypatch.setattr("backend.link.engine_link.peer_of", stranger)
     with running(file):
         link = EngineLink(file, "bros")
         assert tries.acquire(timeout=WAIT_S)

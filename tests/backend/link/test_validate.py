@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from backend.config import ServiceSettings
 from backend.core.errors import InvalidRequestError
 from backend.core.request import PriorityClass
-from backend.stub.validate import Defaults, validate, wants_snapshot
+from backend.link.validate import Defaults, validate, wants_snapshot
 from backend.text.messages import parse_messages
 from backend.wire import names as wire
 from backend.wire.protocol import Generation

@@ -1,7 +1,9 @@
 """Write docs/benchmarks.md, its pictures, and the tables beside the results; a result file holds every number.
 
-python -m bench.report                write docs/benchmarks.md, bench/results/measured.md and grid.md, docs/img
-python -m bench.report --check        fail if a document differs from the results
+The tables in docs/kv.md and docs/algorithm.md are written too.
+
+    python -m bench.report                write docs/benchmarks.md, bench/results/measured.md and grid.md, docs/img
+    python -m bench.report --check        fail if a document differs from the results
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import sys
 from pathlib import Path
 
 from bench.report import plots
+from bench.report.ablations import BEGIN, END, ablations_text
 from bench.report.cancel import cancel_sections
 from bench.report.engine import engine_sections
 from bench.report.grid import grid, load_runs, slos_of, study
@@ -58,6 +61,9 @@ def render(results: Path, docs: Path) -> dict[Path, str]:
         results / "grid.md": grid(results),
     }
     cache, sharing = docs / "kv.md", sharing_text(results)
+    rules, ablations = docs / "algorithm.md", ablations_text(results)
+    if ablations and rules.exists():
+        written[rules] = put_into(rules.read_text(), ablations, BEGIN, END)
     return written | ({cache: put_into(cache.read_text(), sharing)} if sharing and cache.exists() else {})
 
 

@@ -203,14 +203,11 @@ class BrosRequestScheduler:
         """Take in the step that ended last, unless an idle time may lie between."""
         if len(self._steps) == self._steps.maxlen and progress.has_continued:
             step, duration_s = self._steps[0], max(now_s - self._last_call_s, 1e-6)
-            in_time_s = step.start_s + step.predicted_s
-            num_late = sum(in_time_s <= deadline_s < now_s for deadline_s in progress.rt_deadlines_s)
             record = StepRecord(
                 duration_s=duration_s,
                 predicted_s=step.predicted_s,
                 num_rt_tokens=step.num_rt_tokens,
                 num_be_tokens=step.num_be_tokens,
-                num_late=num_late,
                 num_seqs=len(step.requests),
                 budget_s=step.budget_s,
             )

@@ -6,7 +6,7 @@
 #
 #   docker run --rm --gpus all --shm-size=2g --ulimit memlock=-1 -p 127.0.0.1:8000-8002:8000-8002 \
 #     -v /path/to/checkpoint:/model:ro bros-trtllm
-#   docker run --rm --shm-size=256m -p 127.0.0.1:8000-8002:8000-8002 bros-cpu
+#   docker run --rm --shm-size=256m -p 127.0.0.1:8000-8002:8000-8002 -p 127.0.0.1:8080:8080 bros-cpu
 #
 # In a container the server listens on all addresses: publish the ports on loopback, or put a gateway in front.
 
@@ -35,7 +35,7 @@ USER 1000
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=35s --start-period=15m \
     CMD ["python3", "-m", "backend.launcher.probe", "http://127.0.0.1:8000"]
-CMD ["python3", "-m", "backend.launcher.serve", "--host", "0.0.0.0", "--executor", "trtllm", \
+CMD ["python3", "-m", "backend.launcher.serve", "--host", "0.0.0.0", "--openai-port", "off", "--executor", "trtllm", \
      "--set", "trtllm.model=/model", "--start-timeout-s", "1800"]
 
 
@@ -82,6 +82,7 @@ RUN pip install --no-cache-dir --index-url ${TORCH_INDEX} torch==2.13.0 \
 COPY kv kv
 COPY backend backend
 COPY client client
+COPY front front
 COPY model_repository model_repository
 COPY requirements/check_image.py requirements/
 RUN python3 requirements/check_image.py pytriton torch \
@@ -89,7 +90,7 @@ RUN python3 requirements/check_image.py pytriton torch \
     && chown -R 1000 .numba
 
 USER 1000
-EXPOSE 8000 8001 8002
+EXPOSE 8000 8001 8002 8080
 HEALTHCHECK --interval=10s --timeout=35s --start-period=2m \
     CMD ["python3", "-m", "backend.launcher.probe", "http://127.0.0.1:8000"]
 CMD ["python3", "-m", "backend.launcher.serve", "--host", "0.0.0.0"]

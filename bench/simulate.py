@@ -36,6 +36,7 @@ from bench.common.score import RequestRecord, Slos, score_be, score_rt
 from bench.common.stats import percentiles, quantiles
 from bench.common.workload import Arrival
 from bench.sim.as_if_alone import StepNote, lost, step_note
+from bench.sim.disturbance import disturbance
 from bench.sim.gpu_executor import GpuExecutor
 from bench.sim.limit import Load, max_be_tokens, min_steps, min_ttft_misses
 from bench.sim.scenario import SCENARIOS, Scenario
@@ -100,7 +101,8 @@ class Simulation:
             host_copy_s_per_token=machine.pair.host_copy_s_per_token,
         )
         self.scheduler: Scheduler = make_scheduler(scenario.scheduler_settings, capacity)
-        executor = GpuExecutor(machine.pair, capacity, self.clock)
+        disturbed = disturbance(scenario.step_noise, scenario.slowdown, scenario.stall_s, scenario.seed)
+        executor = GpuExecutor(machine.pair, capacity, self.clock, disturbed)
         self._engine = Engine(self.scheduler, executor, self.clock, self._emit, self._record)
         self._executor = executor
         self.rt = scenario.rt_arrivals() if replay is None else list(replay.rt)

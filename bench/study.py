@@ -80,7 +80,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "sharing off": {"sharing": False},
     "checkpoints off": {"checkpoints": False},
     "chunking off": {"chunked_prefill": False},
-    "window off": {"adaptive_window": False},
     "sharing and checkpoints off": {"sharing": False, "checkpoints": False},
 }
 # Scenarios by name (bench/scenarios); no policy was tuned on them.

@@ -92,7 +92,6 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     policy: str
     requests_by_class: dict[str, ClassCounts]
-    window_tokens: int
     latency_error_ratio: float
     total_steps: int
     total_step_tokens: dict[str, int]

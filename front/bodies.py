@@ -181,7 +181,7 @@ def parse(body_type: type[B], body: Mapping[str, object]) -> B:
 def field_docs(body_type: type[Body]) -> dict[str, str]:
     """Return what we do with each field that we honour, by its name."""
     hints = get_type_hints(body_type, include_extras=True)
-    return {name: str(get_args(hints[name])[1].description) for name in body_type.__struct_fields__}
+    return {name: str(get_args(hints[name])[-1].description) for name in body_type.__struct_fields__}
 
 
 def _wrong(words: str) -> ApiError:

@@ -181,7 +181,6 @@ class FuzzRun:
             checkpoints=draw.random() < 0.8,
             prefix_caching=draw.random() < 0.8,
             chunked_prefill=draw.random() < 0.8,
-            adaptive_window=draw.random() < 0.8,
             be_min_share=draw.choice((0.0, 0.02, 0.3)),
             kv_headroom_ratio=draw.choice((0.0, 0.02)),
             paper_base_seqs=4,

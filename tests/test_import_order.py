@@ -17,6 +17,7 @@ OWN = set(PACKAGES) | {"tests"}
 STATE = {"kv", "backend.core", "backend.policy.settings", "backend.policy.state"}
 PACKING = {*STATE, "backend.policy.view", "backend.policy.packing"}
 POLICY = {*PACKING, "backend.policy"}
+FOREIGN = {"kv", "backend.core", "backend.engine", "backend.policy"}
 MAY_IMPORT = {
     "kv": set[str](),
     "backend.core": {"kv"},
@@ -32,8 +33,15 @@ MAY_IMPORT = {
     "backend.text": {"backend.core", "backend.wire"},
     "backend.executors.sim": {"backend.core"},
     "backend.executors.torch_engine": {"kv", "backend.core", "backend.text"},
-    # It drives the policy from inside TensorRT-LLM's own loop.
-    "backend.executors.trtllm": {"kv", "backend.core", "backend.engine", "backend.policy"},
+    # They drive the policy from inside another engine's loop.
+    "backend.executors.foreign": FOREIGN,
+    "backend.executors.trtllm": {*FOREIGN, "backend.executors.foreign"},
+    "backend.executors.vllm": {
+        *FOREIGN,
+        "backend.executors.foreign",
+        "backend.executors.torch_engine.export",
+        "backend.text",
+    },
     "backend.config": {"backend.core", "backend.executors", "backend.policy.settings"},
     "backend.server": {
         "kv",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backend.config import CONFIG_VARIABLE, REPOSITORY_ROOT, parse_config
+from backend.config import CONFIG_VARIABLE, REPOSITORY_ROOT, load_config, parse_config
 from backend.core.errors import ConfigError
 from backend.launcher import confine
 from backend.launcher.endpoints import Endpoints
@@ -63,7 +63,8 @@ class Launch:
 
     def engine(self) -> Command:
         """Return the command of the engine process."""
-        arguments = [sys.executable, "-m", "backend.server.engine_process"]
+        python = load_config(self.config_path).config.engine_python or sys.executable
+        arguments = [python, "-m", "backend.server.engine_process"]
         return Command("engine", arguments, self._environment(), self.log_directory / "engine.log")
 
     def server(self) -> Command:

@@ -37,7 +37,6 @@ class SchedulerSettings:
         checkpoints             preempted KV is kept in the host pool (else: recomputed)
         prefix_caching          prompts that begin alike share KV, and what is over stays until its slots are needed
         chunked_prefill         a prompt may be computed over several steps
-        adaptive_window         best-effort tokens per step follow the AIMD window
     Baselines only
         waiting_served_ratio    `tgi`: waiting / running requests that make it prefill
         paper_base_seqs         `bros_paper`: batch size that its controller falls back to
@@ -60,7 +59,6 @@ class SchedulerSettings:
     checkpoints: bool = True
     prefix_caching: bool = True
     chunked_prefill: bool = True
-    adaptive_window: bool = True
     waiting_served_ratio: float = 0.3
     paper_base_seqs: int = 128
 

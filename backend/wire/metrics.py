@@ -145,7 +145,6 @@ METRICS = (
     Metric("bros_step_tokens_total", Kind.COUNTER, "New tokens computed in steps.", _BY_CLASS),
     Metric("bros_step_duration_seconds", Kind.CUMULATIVE, "Time of a step.", {}, _TOKEN_SECONDS),
     Metric("bros_step_budget_seconds", Kind.GAUGE, "Time limit of the last step; +Inf without a limit."),
-    Metric("bros_be_window_tokens", Kind.GAUGE, "Best-effort tokens that a step may hold at present."),
     Metric(
         "bros_latency_model_error_ratio",
         Kind.GAUGE,

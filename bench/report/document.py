@@ -1,7 +1,9 @@
 """Write docs/benchmarks.md, its pictures, and the tables beside the results; a result file holds every number.
 
-python -m bench.report                write docs/benchmarks.md, bench/results/measured.md and grid.md, docs/img
-python -m bench.report --check        fail if a document differs from the results
+The tables in docs/kv.md and docs/algorithm.md are written too.
+
+    python -m bench.report                write docs/benchmarks.md, bench/results/measured.md and grid.md, docs/img
+    python -m bench.report --check        fail if a document differs from the results
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import sys
 from pathlib import Path
 
 from bench.report import plots
+from bench.report.ablations import BEGIN, END, ablations_text
 from bench.report.cancel import cancel_sections
 from bench.report.engine import engine_sections
 from bench.report.grid import grid, load_runs, slos_of, study
@@ -19,6 +22,7 @@ from bench.report.overhead import overhead_sections
 from bench.report.page import page
 from bench.report.peers import peer_sections
 from bench.report.sharing import put_into, sharing_text
+from bench.report.vllm import vllm_sections
 from bench.study import GROUPED_QUERY, KV_BOUND, LOOSE
 
 ROOT = Path(__file__).parents[2]
@@ -58,13 +62,16 @@ def render(results: Path, docs: Path) -> dict[Path, str]:
         results / "grid.md": grid(results),
     }
     cache, sharing = docs / "kv.md", sharing_text(results)
+    rules, ablations = docs / "algorithm.md", ablations_text(results)
+    if ablations and rules.exists():
+        written[rules] = put_into(rules.read_text(), ablations, BEGIN, END)
     return written | ({cache: put_into(cache.read_text(), sharing)} if sharing and cache.exists() else {})
 
 
 def measured(results: Path) -> str:
     """Return the text of measured.md."""
     sections = [MEASURED, *measured_sections(results), *overhead_sections(results), *cancel_sections(results)]
-    return "\n\n".join([*sections, *engine_sections(results), *peer_sections(results)]) + "\n"
+    return "\n\n".join([*sections, *engine_sections(results), *peer_sections(results), *vllm_sections(results)]) + "\n"
 
 
 def draw(results: Path, images: Path) -> None:

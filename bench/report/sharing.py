@@ -42,11 +42,11 @@ def sharing_text(results: Path) -> str | None:
     return "\n\n".join([introduction, markdown_table(header, rows), verdict, describe(study["provenance"])])
 
 
-def put_into(document: str, text: str) -> str:
+def put_into(document: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     """Return `document` with `text` between the two marks."""
-    before, _, rest = document.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+    before, _, rest = document.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 class _Ratio:

@@ -52,6 +52,9 @@ class Scenario:
     kv_tokens, host_kv_tokens, max_seqs, max_tokens_per_step   limits; kv_tokens None: the pair's,
                           host_kv_tokens None: as many as kv_tokens
     block_size            positions of KV in a block
+    step_noise            standard deviation of the lognormal factor by which steps differ from the pair's step model
+    stall_s               one step in 500 takes this many seconds longer
+    slowdown              factor on the time of steps in the second 10 s of each 20 s
     warmup_s, duration_s  real-time requests arrive in [0, duration_s) and are scored from warmup_s on
     drain_s               time after duration_s in which unfinished real-time requests may still finish
     """
@@ -81,6 +84,9 @@ class Scenario:
     block_size: int = 16
     max_seqs: int = 256
     max_tokens_per_step: int = 2048
+    step_noise: float = 0.0
+    slowdown: float = 1.0
+    stall_s: float = 0.0
     warmup_s: float = 100.0
     duration_s: float = 300.0
     drain_s: float = 300.0
@@ -98,6 +104,11 @@ class Scenario:
             raise ValueError(f"best-effort requests come from one of be_outstanding, be_backlog, be_rate; got {given}")
         if self.rt_burst > 1.0 and self.rt_cv != 1.0:
             raise ValueError(f"rt_burst {self.rt_burst:g} needs rt_cv 1, not {self.rt_cv:g}")
+        if self.slowdown < 1.0 or min(self.step_noise, self.stall_s) < 0.0:
+            raise ValueError(
+                f"slowdown {self.slowdown:g} is below 1, or step_noise {self.step_noise:g} or stall_s "
+                f"{self.stall_s:g} below 0"
+            )
         if not 0.0 <= self.other_slo_share <= 1.0:
             raise ValueError(f"other_slo_share {self.other_slo_share:g} must be from 0 to 1")
 

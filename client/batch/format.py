@@ -1,4 +1,4 @@
-"""What a line of a batch asks of the engine, and what the engine's answer is in OpenAI's words. No I/O.
+"""Translates a line of a batch into a request, and the answer into OpenAI's words. No I/O.
 
 Endpoints: /v1/chat/completions and /v1/completions. A field that would change the answer and that we cannot honour is
 refused, not ignored.

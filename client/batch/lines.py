@@ -3,8 +3,8 @@
     in   {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": […], …}}
     out  {"id": "batch_req_17", "custom_id": "a", "response": {"status_code": 200, "body": {…}, …}, "error": null}
 
-The number in `id` is the line of the input (from 0), `line_crc32` a checksum of its text: by both a batch is resumed,
-and a result of another batch is told from one of this.
+The number in `id` is the line of the input (from 0), `line_crc32` a checksum of its text. Both serve to resume a batch,
+and to detect a result of another batch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Written(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the input: which endpoint it asks, and what; of one that cannot be read there is a place alone."""
+    """One line of the input: which endpoint it asks, and what. A line that cannot be read has an index only."""
 
     index: int
     crc32: int

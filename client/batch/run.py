@@ -56,8 +56,8 @@ async def run_lines(
 ) -> None:
     """Send each line and append its result; raise what `send` raises, and cancel the rest.
 
-    A request holds one of `places` from before its line is read until its result is written: batches that share them
-    take turns, and none reads ahead.
+    A request takes one of `places` before its line is read, and holds it until its result is written. Batches that
+    share them take turns, and none reads ahead.
     """
     try:
         async with asyncio.TaskGroup() as group:

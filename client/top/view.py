@@ -79,9 +79,7 @@ def _engine(history: History, snapshot: Snapshot) -> RenderableType:
         "batch",
         Text.assemble(
             *(_batch(step) if step else []),
-            ("window ", "dim"),
-            f"{snapshot.window_tokens:,} BE tokens",
-            ("   computed ", "dim"),
+            ("computed ", "dim"),
             f"{_number(tokens['rt'])} + {_number(tokens['be'])} tokens/s",
         ),
     )

@@ -49,10 +49,11 @@ def test_a_stream_says_the_same_as_its_parts_and_ends_with_the_usage(client: ope
 
 
 def test_the_helper_for_streams_puts_the_answer_together(client: openai.OpenAI) -> None:
-    with client.chat.completions.stream(model="bros", messages=QUESTION, max_tokens=5) as stream:
-        with pytest.raises(openai.LengthFinishReasonError) as ended:  # its word for max_tokens reached
-            stream.get_final_completion()
-    assert ended.value.completion.choices[0].message.content
+    stream = client.chat.completions.stream(model="bros", messages=QUESTION, max_tokens=5)
+    ended = pytest.raises(openai.LengthFinishReasonError)  # its word for max_tokens reached
+    with stream as events, ended as caught:
+        events.get_final_completion()
+    assert caught.value.completion.choices[0].message.content
 
 
 def test_requests_of_one_event_loop_are_served_at_once(sim: Server) -> None:

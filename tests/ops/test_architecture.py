@@ -38,7 +38,8 @@ def test_the_document_draws_the_rooms_as_they_are() -> None:
 
 
 def test_no_room_imports_upwards() -> None:
-    TopologicalSorter({room: imported_rooms(room) for room in own_rooms()}).prepare()  # raises CycleError
+    rooms = set(own_rooms())
+    assert set(TopologicalSorter({room: imported_rooms(room) for room in rooms}).static_order()) >= rooms
 
 
 def test_a_name_that_covers_several_rooms_allows_each_of_them() -> None:

@@ -13,7 +13,7 @@ from tests.backend.factories import Harness, be, rt
 
 GOLDEN = {
     "mixed": "31713b13638278cd",
-    "memory": "a23c4c689786c773",
+    "memory": "f2fd3dff9eed6b0a",
     "baseline": "699cab6bcd3c5750",
 }
 KNOBS: dict[str, dict[str, object]] = {

@@ -119,7 +119,7 @@ def test_what_routers_read_has_no_labels_and_adds_both_classes_up() -> None:
     kv = KVUsage(30, 50, 20, *[0] * 5)
     nothing: dict[str, Any] = {"total_step_tokens": {}, "total_preemptions": {}}
     totals = dict.fromkeys(("total_copied_out_tokens", "total_copied_in_tokens", "total_recomputed_tokens"), 0)
-    stats = SchedulerStats(counts, kv, 0, (), 0.0, 0, **nothing, **totals)
+    stats = SchedulerStats(counts, kv, (), 0.0, 0, **nothing, **totals)
     recorder = Recorder()
     recorder.scheduler(stats)
     seen = drained(recorder)

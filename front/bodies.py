@@ -53,7 +53,7 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ] = None
     n: Annotated[
         Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None,
-        Meta(description="so many requests to the engine, with seeds one apart"),
+        Meta(description="one request to the engine for each choice; their seeds are one apart"),
     ] = None
     max_tokens: Annotated[_Tokens | None, Meta(description="output tokens at most")] = None
     min_tokens: Annotated[

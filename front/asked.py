@@ -20,6 +20,7 @@ _SAME_NAMES = (
     "presence_penalty",
     "frequency_penalty",
     "repetition_penalty",
+    "cache_salt",
 )
 _MILLISECONDS = ("ttft_slo_ms", "tpot_slo_ms", "itl_slo_ms", "deadline_ms")
 _USUAL_TEMPERATURE = 1.0  # OpenAI's; the engine's own is 0

@@ -88,7 +88,7 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     itl_slo_ms: Annotated[_Milliseconds | None, Meta(description="real-time: longest gap between two tokens")] = None
     deadline_ms: Annotated[_Milliseconds | None, Meta(description="best-effort: finish by, from arrival")] = None
     cache_salt: Annotated[
-        _Label | None, Meta(description="accepted: the engine shares no prompt's work with another request")
+        Annotated[str, Meta(max_length=128)] | None, Meta(description="only requests of the same salt share KV")
     ] = None
     user: Annotated[_Label | None, Meta(description=_NO_EFFECT)] = None
     safety_identifier: Annotated[_Label | None, Meta(description=_NO_EFFECT)] = None

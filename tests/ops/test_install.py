@@ -100,6 +100,7 @@ NOT_INSTALLED = {
     "triton",  # comes with CUDA builds of torch; tests of its kernel skip where it is not
     "tensorrt_llm",  # part of NVIDIA's image
     "vllm",  # in an environment of its own: make serve-vllm
+    "dynamo",  # in an environment of its own: make serve-many
     "aiconfigurator_core",  # only `python -m tools.fit_step_models` needs it, and says so
 }
 

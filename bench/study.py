@@ -97,9 +97,9 @@ TRAFFIC = (
     "few_slots",
 )
 SHARING_BLOCK_SIZES = (16, 32, 64, 128)
-# Pools in which slots run out before batch slots do: about 100 requests of each length.
+# Pools in which slots run out before batch slots do: 50 to 80 requests of each length.
 SHARING_LENGTHS: dict[str, dict[str, Any]] = {
-    "short": {"rt_lengths": "short", "be_lengths": "short", "rt_rate": 40.0, "kv_tokens": 8192},
+    "short": {"rt_lengths": "short", "be_lengths": "short", "rt_rate": 20.0, "kv_tokens": 4096},
     "long": {"rt_lengths": "lengths_sharegpt.csv", "be_lengths": "paper_be", "rt_rate": 3.5},
 }
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -154,7 +154,7 @@ def sharing_runs(seeds: Iterable[int] = SEEDS) -> Iterator[Run]:
         for pair in KV_BOUND_PAIRS:
             for label, lengths in SHARING_LENGTHS.items():
                 for block_size in SHARING_BLOCK_SIZES:
-                    base = replace(_BASE, pair=pair, seed=seed, block_size=block_size, warmup_s=10.0, duration_s=40.0)
+                    base = replace(_BASE, pair=pair, seed=seed, block_size=block_size, warmup_s=10.0, duration_s=30.0)
                     scenario = replace(base, **lengths)
                     for sharing in (True, False):
                         yield Run("sharing", replace(scenario, settings={"sharing": sharing}), label=label)

@@ -214,11 +214,12 @@ def test_what_dies_is_started_again(base: Path) -> None:
 
         stubs = stubs_of(launch.child("tritonserver").pid)
         os.kill(next(pid for pid, model in stubs.items() if model == "bros_rt"), signal.SIGKILL)
-        launch.wait_for("model 'bros_rt' is loaded again")
+        launch.wait_for("a stub of model 'bros_rt' died; ending tritonserver")
+        launch.wait_for("tritonserver is ready again")
         assert answers_canary(url)
 
         launch.child("tritonserver").kill()
-        launch.wait_for("tritonserver ended with code -9; starting it again")
+        launch.wait_for("tritonserver ended with code -9; starting it again in 1 s (2 of 4)")
         launch.wait_for("tritonserver is ready again")
         assert answers_canary(url)
 

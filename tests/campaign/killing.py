@@ -17,10 +17,10 @@ from tests.campaign.course import Course, Run
 from tests.campaign.house import left_behind
 from tests.campaign.load import Load
 
-STRIKES_PER_LIFE = {"engine": 3, "stub": 5, "triton": 2, "launcher": 1}  # a launcher gives up after 5 in a minute
+STRIKES_PER_LIFE = {"engine": 3, "stub": 3, "triton": 2, "launcher": 1}  # a launcher gives up after 5 in a minute
 LOST = {  # ends of requests that a killed process may cost
     "engine": ("engine_down",),
-    "stub": ("engine_down", "broken", "refused by triton", "hung"),  # hung: Triton 2.51 never ends them
+    "stub": ("engine_down", "broken", "refused by triton"),  # Triton is started again
     "triton": ("engine_down", "broken", "refused by triton"),
     "launcher": ("engine_down", "broken", "refused by triton"),
 }

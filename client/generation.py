@@ -74,7 +74,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """What the server measured about one request. Seconds; None where there was no such moment (one token: no TPOT)."""
+    """What the server measured about one request. Seconds; None where there was no such moment (one token: no TPOT).
+
+    has_hopeless_slo: its SLO was below what the server could do with nothing else to do.
+    """
 
     ttft_s: float | None
     tpot_s: float | None
@@ -82,6 +85,7 @@ class Metrics:
     num_preemptions: int
     num_input_tokens: int
     num_output_tokens: int
+    has_hopeless_slo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,4 +183,5 @@ def _decode_metrics(outputs: Outputs) -> Metrics:
         num_preemptions=count("num_preemptions"),
         num_input_tokens=count("num_input_tokens"),
         num_output_tokens=count("num_output_tokens"),
+        has_hopeless_slo=bool(outputs["hopeless_slo"][0]) if "hopeless_slo" in outputs else False,
     )

@@ -76,6 +76,7 @@ OUTPUTS: dict[str, TensorSpec] = {
     "num_preemptions": TensorSpec("INT32"),
     "num_input_tokens": TensorSpec("INT32"),
     "num_output_tokens": TensorSpec("INT32"),
+    "hopeless_slo": TensorSpec("BOOL"),
 }
 
 ERROR_CODES = ("INVALID_REQUEST", "TOO_LARGE", "OVERLOADED", "CANCELLED", "ENGINE_DOWN", "EXECUTOR_FAILED", "INTERNAL")

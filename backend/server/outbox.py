@@ -69,6 +69,7 @@ class Stream:
             num_preemptions=request.num_preemptions,
             num_input_tokens=request.num_prompt,
             num_output_tokens=self.num_tokens,
+            has_hopeless_slo=request.is_hopeless,
         )
 
 

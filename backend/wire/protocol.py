@@ -129,6 +129,7 @@ class Timings(msgspec.Struct, frozen=True, array_like=True):
     num_preemptions: int
     num_input_tokens: int
     num_output_tokens: int
+    has_hopeless_slo: bool = False
 
 
 class End(msgspec.Struct, frozen=True, array_like=True):

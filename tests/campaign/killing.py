@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.campaign.course import Course, Run
+from tests.campaign.course import RECOVERY_S, Course, Run
 from tests.campaign.house import left_behind
 from tests.campaign.load import Load
 
@@ -75,10 +75,23 @@ async def stop_and_continue(course: Course, role: str) -> None:
 
 async def kill(course: Course, role: str) -> None:
     """Kill a process of `role`, and wait until everything is served again."""
+    servers = course.house.processes("triton")
     if (process := _choose(course, role)) is not None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+        if role == "stub":  # another stub of its model may go on answering for a moment
+            await _see_end(course, servers)
         await course.settle(f"after a {role} was killed")
+
+
+async def _see_end(course: Course, servers: list[psutil.Process]) -> None:
+    """Wait until the server of a killed stub has been ended; a fault where the launcher does not notice."""
+    give_up_s = time.monotonic() + RECOVERY_S
+    while any(server in course.house.processes("triton") for server in servers):
+        if time.monotonic() > give_up_s:
+            course.fault("a dead stub is not noticed", course.house.words()[-300:])
+            return
+        await asyncio.sleep(0.05)
 
 
 async def _kill_launcher(course: Course) -> None:

@@ -197,6 +197,19 @@ def test_a_request_that_cannot_be_queued_ends_alone(broken: str, monkeypatch: py
         assert harness.tokens[request.request_id] == expected_tokens(harness, request)
 
 
+def test_best_effort_begins_in_order_of_arrival_so_that_a_short_request_is_passed_by_none() -> None:
+    harness = Harness(num_blocks=20, max_seq_len=160)
+    before, short, after = [
+        [be(20, n, request_id=f"{n}.{i}") for i in range(m)] for n, m in ((120, 6), (2, 1), (119, 6))
+    ]
+    for request in before + short + after:
+        harness.submit(request)
+    harness.run()
+    began_s = [request.first_scheduled_s or 0.0 for request in before + short + after]
+    assert began_s == sorted(began_s)
+    assert began_s[0] < began_s[6] < began_s[-1]
+
+
 def test_the_inbox_is_bounded_in_bytes() -> None:
     harness = Harness(max_waiting_bytes=100_000)
     harness.submit(be(1000))

@@ -105,7 +105,8 @@ class Supervisor:
             code = await self._one_life(child)
             failures = 1 if loop.time() - started_s > STABLE_S else failures + 1
             ending = f"{child.command.name} ended with code {code}"
-            if not self._is_ready.is_set() or failures == MAX_FAILURES:
+            is_crash = child is self._server and code < 0  # of its own making: 2.51 may lose a race while it starts
+            if failures == MAX_FAILURES or not (self._is_ready.is_set() or is_crash):
                 await asyncio.sleep(LAST_WORD_S)  # the engine says why it fails before it ends, and Triton ends with it
                 raise ServeError(f"{ending}; it last wrote:\n{child.log_tail()}")
             pause_s = FIRST_PAUSE_S * 2 ** (failures - 1)

@@ -51,7 +51,9 @@ The server inside `nvidia-pytriton` is Triton 2.51 (24.10). What follows is in i
 |---|---|---|
 | JSON nested some 200,000 deep over HTTP | the server ends | started again; a gateway refuses such bodies |
 | a form-encoded body of several MB | its default stack overflows | `bros-serve` gives it 256 MiB of stack |
+| a start on a machine with no core to spare | it may abort (`lock_exception`) | it is started again |
 | stream errors with the header `triton_grpc_error` | it ends, once in some thousands | it runs without that header |
+| a stub that stands still for a second under load | it dies of SIGSEGV, or the server aborts | as for the next |
 | a stub that dies | its streams never end; the server may abort 10 s later | it is started again at once |
 | a value of the wrong JSON type, JSON that cannot be read | HTTP status 500, not 400 | nothing: an error comes |
 | a gRPC message that cannot be read | its stream ends without a word | nothing |

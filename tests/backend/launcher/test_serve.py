@@ -204,6 +204,14 @@ def test_kill_9_in_any_phase_leaves_nothing(base: Path, reach: Callable[[Serve],
     assert_nothing_is_left(run_directory)
 
 
+def test_a_triton_that_dies_while_it_starts_is_started_again(base: Path) -> None:
+    with serve(base) as launch:
+        launch.wait_for("Triton: starting")
+        launch.child("tritonserver").kill()
+        launch.wait_for("tritonserver ended with code -9; starting it again")
+        assert answers_canary(launch.wait_until_ready())
+
+
 def test_what_dies_is_started_again(base: Path) -> None:
     with serve(base) as launch:
         url = launch.wait_until_ready()

@@ -298,6 +298,25 @@ def test_a_port_in_use_is_one_clear_line() -> None:
     )
 
 
+def test_a_disk_that_takes_no_more_is_one_clear_line(base: Path) -> None:
+    limited = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", sys.executable, "-B", "-m", "backend.launcher.serve"]
+    environment = {**os.environ, "TMPDIR": str(base)}
+    result = subprocess.run(
+        [*limited, "--executor", "sim"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"bros-serve: [Errno 27] File too large; temporary files go to TMPDIR, {str(base)!r}"
+    )
+    assert not list(base.glob("bros-*/run/*/"))
+
+
+def test_processes_of_a_launch_write_no_bytecode_which_a_full_disk_would_cut_short(tmp_path: Path) -> None:
+    launch = Launch(tmp_path, tmp_path, TritonInstall(tmp_path), Endpoints("127.0.0.1", 1, 2, 3), 1.0, 1.0)
+    for command in (launch.engine(), launch.server()):
+        assert command.environment["PYTHONDONTWRITEBYTECODE"] == "1"
+
+
 def test_an_engine_that_cannot_start_is_a_failure_with_its_last_words(base: Path) -> None:
     with serve(base, "--set", "sim.num_blocks=0") as launch:
         _, words = launch.process.communicate(timeout=TIMEOUT_S)

@@ -49,7 +49,7 @@ The server inside `nvidia-pytriton` is Triton 2.51 (24.10). What follows is in i
 
 | cause | what happens | what is done about it |
 |---|---|---|
-| JSON nested far deeper than 200,000 over HTTP | its stack overflows | 256 MiB of stack; started again |
+| JSON nested 1,000,000 deep over HTTP | its stack overflows | a stack of 256 MiB bears 200,000; started again |
 | a form-encoded body of several MB | its default stack overflows | `bros-serve` gives it 256 MiB of stack |
 | a start on a machine with no core to spare | it may abort (`lock_exception`) | it is started again |
 | stream errors with the header `triton_grpc_error` | it ends, once in some thousands | it runs without that header |

@@ -76,7 +76,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """What the server measured about one request. Seconds; None where there was no such moment (one token: no TPOT)."""
+    """What the server measured about one request. Seconds; None where there was no such moment (one token: no TPOT).
+
+    has_hopeless_slo: its SLO was below what the server could do with nothing else to do.
+    """
 
     ttft_s: float | None
     tpot_s: float | None
@@ -85,6 +88,7 @@ class Metrics:
     num_input_tokens: int
     num_output_tokens: int
     num_cached_tokens: int = 0
+    has_hopeless_slo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,4 +187,5 @@ def _decode_metrics(outputs: Outputs) -> Metrics:
         num_input_tokens=count("num_input_tokens"),
         num_output_tokens=count("num_output_tokens"),
         num_cached_tokens=count("num_cached_tokens") if "num_cached_tokens" in outputs else 0,
+        has_hopeless_slo=bool(outputs["hopeless_slo"][0]) if "hopeless_slo" in outputs else False,
     )

@@ -78,6 +78,7 @@ OUTPUTS: dict[str, TensorSpec] = {
     "num_input_tokens": TensorSpec("INT32"),
     "num_output_tokens": TensorSpec("INT32"),
     "num_cached_tokens": TensorSpec("INT32"),
+    "hopeless_slo": TensorSpec("BOOL"),
 }
 
 ERROR_CODES = ("INVALID_REQUEST", "TOO_LARGE", "OVERLOADED", "CANCELLED", "ENGINE_DOWN", "EXECUTOR_FAILED", "INTERNAL")

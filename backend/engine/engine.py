@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backend.core.clock import Clock
-from backend.core.errors import BrosError, ExecutorError, OverloadedError, shorten
+from backend.core.errors import ExecutorError, OverloadedError, shorten, to_bros_error
 from backend.core.executor import Executor
 from backend.core.plan import FailedRequest, StepBatch, StepOutput, StepPlan, StepResult
 from backend.core.request import Request, RequestId
@@ -161,8 +161,9 @@ class Engine:
     def _submit(self, request: Request) -> None:
         try:
             self.scheduler.add(request, self.clock.now_s())
-        except BrosError as error:
-            self._emit(StepOutput(failed=(FailedRequest(request, error),)))
+        except Exception as error:
+            failure = to_bros_error(error, f"request {request.request_id!r} was not taken in")
+            self._emit(StepOutput(failed=(FailedRequest(request, failure),)))
 
     def _wait_for_work(self) -> None:
         """Sleep until a command arrives, or until the scheduler expects to have work of its own."""

@@ -121,22 +121,38 @@ class Scheduler:
     # Requests come and go
 
     def add(self, request: Request, now_s: float) -> None:
-        """Queue `request`, or raise InvalidRequestError, RequestTooLargeError or OverloadedError."""
+        """Queue `request`, or raise InvalidRequestError, RequestTooLargeError or OverloadedError.
+
+        Whatever else is raised, by a policy say, leaves nothing of the request behind.
+        """
         if request.request_id in self._requests:
             raise InvalidRequestError(f"request {request.request_id!r}: a request of this id is being served")
         if self.view.settings.prefix_caching:
             request.prefix = Prefix(request.prompt_token_ids, request.cache_salt)
             self._look_up(request)
         check_admissible(self.view, self.policy, request, now_s)
+        stop_ids = self._stop_ids(request)
         request.arrival_index = self._num_arrived
         self._num_arrived += 1
-        self._requests[request.request_id] = request
-        self._stops[request] = self._stop_ids(request)
-        self._num_stops.update(self._stops[request])
         request.is_hopeless = is_hopeless(request, self.view.latency)
         self.view.traffic.note_arrival(request, self.view.latency, now_s, self.view.table.rt_step_s(self.view.latency))
-        for queue in self._queues(request):
-            queue.push(request)
+        self._enqueue(request)
+        self._requests[request.request_id] = request
+        self._stops[request] = stop_ids
+        self._num_stops.update(stop_ids)
+
+    def _enqueue(self, request: Request) -> None:
+        """Push `request` to its queues: to all, or where one of them raises to none."""
+        pushed: list[WaitingQueue] = []
+        try:
+            for queue in self._queues(request):
+                queue.push(request)
+                pushed.append(queue)
+        except Exception:
+            request.state = RequestState.FINISHED  # so that its entries are dead
+            for queue in pushed:
+                queue.note_left(request)
+            raise
 
     def cancel(self, request_id: RequestId, now_s: float) -> StepOutput:
         """End a request in any state and free all it holds at once; an unknown or finished one is ignored."""

@@ -77,18 +77,26 @@ class Child:
 
 
 def stubs_of(server_pid: int) -> dict[int, str]:
-    """Return the Python stubs of a server, `{pid: model name}`, read from /proc."""
-    children = " ".join(map(_text, Path(f"/proc/{server_pid}/task").glob("*/children"))).split()
+    """Return the Python stubs of a server, `{pid: model name}`, read from /proc.
+
+    Not from its lists of children, one for each thread: a thread that ends hands its own on between two reads.
+    """
     found = {}
-    for pid in map(int, children):
-        arguments = _text(Path(f"/proc/{pid}/cmdline")).split("\0")
-        if STUB in arguments[0]:
-            found[pid] = Path(arguments[1]).parent.parent.name  # …/<model>/<version>/model.py
+    for directory in Path("/proc").glob("[0-9]*"):
+        arguments = _text(directory / "cmdline").split("\0")
+        if STUB in arguments[0] and _parent_of(directory) == server_pid:
+            found[int(directory.name)] = Path(arguments[1]).parent.parent.name  # …/<model>/<version>/model.py
     return found
 
 
+def _parent_of(directory: Path) -> int | None:
+    """Return the process id after the command's name, which is in brackets and may hold any of them, and the state."""
+    fields = _text(directory / "stat").rpartition(")")[2].split()
+    return int(fields[1]) if len(fields) > 1 else None
+
+
 def _text(path: Path) -> str:
-    """Return a file of /proc; nothing when its thread or process has ended meanwhile."""
+    """Return a file of /proc; nothing when its process has ended meanwhile."""
     try:
         return path.read_text(errors="replace")
     except OSError:

@@ -22,7 +22,6 @@ from backend.launcher.triton_install import TritonInstall
 # endpoints on its command line only, which every user of the machine may read: so no request can hold this one, since
 # neither HTTP/1 nor gRPC takes a header with a line break in its name.
 CLOSED_APIS = "model-repository,shared-memory,trace,logging:closed on this server\n=closed\n"
-POLL_PERIOD_S = 1  # between two looks of Triton at the files of its models
 EXTRA_EXIT_S = 5.0  # what the engine may take to end the requests that outlast a drain, and then Triton to pass that on
 
 
@@ -87,8 +86,7 @@ class Launch:
         at = self.endpoints
         flags = [
             f"--model-repository={self.models}",
-            "--model-control-mode=poll",  # loads a model again when its files look changed; no request can load one
-            f"--repository-poll-secs={POLL_PERIOD_S}",
+            "--model-control-mode=none",  # no request can load a model
             "--disable-auto-complete-config",
             f"--http-address={at.http_host}",
             f"--http-port={at.http_port}",
@@ -116,13 +114,15 @@ class Launch:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]),
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY_ROOT), *filter(None, [inherited.get("PYTHONPATH")])]),
             "PYTHONUNBUFFERED": "1",
+            # On a full disk CPython 3.11 leaves files cut short, which end every later start with an EOFError.
+            "PYTHONDONTWRITEBYTECODE": "1",
         }
 
 
 def write_files(launch: Launch, engine_config: Mapping[str, Any], model_repository: Path) -> None:
     """Write what both processes read: `engine.json` with this launch's socket, and a copy of the model repository.
 
-    The copy is ours to touch: a model is loaded again only when its files look changed. Raises ConfigError.
+    Raises ConfigError.
     """
     given = {"allow_inspect": launch.endpoints.is_loopback, **engine_config.get("service", {})}
     # Open requests finish while Triton drains; the engine is stopped after that, to end those that have not.
@@ -134,6 +134,4 @@ def write_files(launch: Launch, engine_config: Mapping[str, Any], model_reposito
     if not any(model_repository.glob("*/config.pbtxt")):
         raise ConfigError(f"--model-repository: {str(model_repository)!r} holds no model (no */config.pbtxt)")
     shutil.copytree(model_repository, launch.models, ignore=shutil.ignore_patterns("__pycache__"))
-    for directory in {source.parent for source in launch.models.rglob("*.py")}:
-        (directory / "__pycache__").touch()  # a file in its place: bytecode written there would be a change, too
     launch.log_directory.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ServeError as error:
         console.print(f"bros-serve: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
+    except OSError as error:  # a full disk, for instance; what was begun is swept already
+        place = f"temporary files go to TMPDIR, {os.environ.get('TMPDIR', '/tmp')!r}"
+        console.print(f"bros-serve: {error}; {place}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         console.print("stopped without draining")
         sys.exit(1)

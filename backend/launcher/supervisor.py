@@ -3,8 +3,7 @@
     start ──► engine loads ‖ server starts ──► canary ──► ready ──► … stop ──► server drains ──► engine ends
 
 What ends unasked is started again after a pause that doubles; a process that keeps failing ends the launch. A server
-never restarts a dead stub itself (2.51), so its models are watched stub by stub and loaded again. A server that gives
-no answer is ended, and so started again: a deadlock of its own (seen once with 2.51) would last for good.
+that has lost a stub, or gives no answer, is ended, and so started again: neither mends itself (2.51).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from backend.launcher.child import Child, first_exit, stubs_of
 from backend.launcher.engine_states import engine_states
 from backend.launcher.launch import EXTRA_EXIT_S, Launch
 from backend.launcher.probe import answers_canary, front_answers, is_ready
-from backend.launcher.watchdog import answers, silent_model
+from backend.launcher.watchdog import first_silence, watched_models
 from backend.wire.protocol import Stage
 
 MAX_FAILURES = 5  # in a row, each within STABLE_S of its start
@@ -27,7 +26,6 @@ STABLE_S = 60.0
 FIRST_PAUSE_S = 0.5
 PROBE_PERIOD_S = 0.1
 LAST_WORD_S = 0.5
-RELOAD_TIMEOUT_S = 30.0  # Triton looks at the files once a second, and a stub starts in one or two
 
 
 class ServeError(Exception):
@@ -79,7 +77,6 @@ class Supervisor:
             self._keep(self._server),
             *map(self._keep, self._fronts),
             self._become_ready(),
-            self._keep_stubs(),
         )
         tasks = [asyncio.create_task(duty) for duty in duties]
         stopping = asyncio.create_task(self._stopping.wait())
@@ -115,7 +112,8 @@ class Supervisor:
             code = await self._one_life(child)
             failures = 1 if loop.time() - started_s > STABLE_S else failures + 1
             ending = f"{child.command.name} ended with code {code}"
-            if not self._is_ready.is_set() or failures == MAX_FAILURES:
+            is_crash = child is self._server and code < 0  # of its own making: 2.51 may lose a race while it starts
+            if failures == MAX_FAILURES or not (self._is_ready.is_set() or is_crash):
                 await asyncio.sleep(LAST_WORD_S)  # the engine says why it fails before it ends, and Triton ends with it
                 raise ServeError(f"{ending}; it last wrote:\n{child.log_tail()}")
             pause_s = FIRST_PAUSE_S * 2 ** (failures - 1)
@@ -135,8 +133,8 @@ class Supervisor:
         if self._is_ready.is_set():
             await self._recover(child)
         await self._is_ready.wait()
-        if child is self._server and self._launch.canary_timeout_s:
-            await self._end_when_silent()
+        if child is self._server:
+            await self._end_when_broken()
 
     async def _recover(self, child: Child) -> None:
         """Tell when `child`, started again, is of use; end it when it takes too long."""
@@ -149,12 +147,35 @@ class Supervisor:
         else:
             self._report.news(f"{child.command.name} is ready again")
 
-    async def _end_when_silent(self) -> None:
-        model = await silent_model(self._launch)
-        self._report.news(
-            f"model {model!r} gave no answer for {self._launch.canary_timeout_s:g} s; ending tritonserver"
-        )
+    async def _end_when_broken(self) -> None:
+        """End a server that can no longer serve; `_keep` starts it again."""
+        signs = [self._dead_stub()] + [self._silence()] * bool(self._launch.canary_timeout_s)
+        tasks = [asyncio.create_task(sign) for sign in signs]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            words = done.pop().result()
+        finally:
+            await _cancel(*tasks)
+        self._report.news(f"{words}; ending tritonserver")
         await self._server.kill()
+
+    async def _dead_stub(self) -> str:
+        """Wait until a stub has died; say whose.
+
+        Triton 2.51 does not start it again: its open streams never end, and where it died with a lock of its shared
+        memory, the server aborts ten seconds later.
+        """
+        stubs = stubs_of(self._server.pid)
+        missing = sorted(watched_models(self._launch).keys() - set(stubs.values()))
+        model = missing[0] if missing else stubs[await first_exit(set(stubs))]
+        return f"a stub of model {model!r} died"
+
+    async def _silence(self) -> str:
+        silence = await first_silence(self._launch)
+        return (
+            f"model {silence.model!r}, asked over {silence.road}, gave no answer for "
+            f"{self._launch.canary_timeout_s:g} s"
+        )
 
     async def _become_ready(self) -> None:
         """Follow the engine's loading and the server's start until a real request comes back."""
@@ -199,45 +220,8 @@ class Supervisor:
             self._report.progress(f"{self._loading} · {what}")
             await asyncio.sleep(PROBE_PERIOD_S)
 
-    async def _keep_stubs(self) -> None:
-        """Load a model again when one of its stubs has died while the server lives."""
-        await self._is_ready.wait()
-        replaced: set[int] = set()
-        while True:
-            server_pid = self._server.pid
-            stubs = {pid: model for pid, model in stubs_of(server_pid).items() if pid not in replaced}
-            if not stubs:  # the server is between two lives
-                await asyncio.sleep(PROBE_PERIOD_S)
-                continue
-            model = stubs[await first_exit(set(stubs))]
-            replaced |= {pid for pid in stubs if stubs[pid] == model}
-            if self._server.is_running:
-                await self._reload(model, server_pid)
 
-    async def _reload(self, model: str, server_pid: int) -> None:
-        """Touch the files of `model`, until Triton has loaded it with new stubs."""
-        self._report.news(f"a stub of model {model!r} died; loading the model again")
-        old = {pid for pid, its_model in stubs_of(server_pid).items() if its_model == model}
-        for _ in range(MAX_FAILURES):
-            for source in (self._launch.models / model).glob("*/model.py"):
-                source.touch()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RELOAD_TIMEOUT_S):
-                    await self._until_loaded(model, server_pid, old)
-                    return
-        raise ServeError(f"model {model!r} does not load again; Triton last wrote:\n{self._server.log_tail()}")
-
-    async def _until_loaded(self, model: str, server_pid: int, old: set[int]) -> None:
-        """Wait for an answer of `model` when it has other stubs than `old`; not for a server that ends meanwhile."""
-        while self._server.is_running and self._server.pid == server_pid:  # its next life loads every model
-            new = {pid for pid, its_model in stubs_of(server_pid).items() if its_model == model} - old
-            if new and await answers(self._launch.endpoints, model, RELOAD_TIMEOUT_S):
-                self._report.news(f"model {model!r} is loaded again")
-                return
-            await asyncio.sleep(PROBE_PERIOD_S)
-
-
-async def _cancel(*tasks: asyncio.Task[None] | asyncio.Task[bool]) -> None:
+async def _cancel(*tasks: asyncio.Task[None] | asyncio.Task[bool] | asyncio.Task[str]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,92 +1,102 @@
-"""Looks for models of a server that give no sign of life, through the road that requests take.
+"""Looks for models of a server that give no sign of life, on the roads that requests take.
 
-A canary is a request that the stub answers itself, without the engine: HTTP server, Triton's queue, stub, and the one
-thread of Triton that takes a stub's responses. A server under more load than it can bear answers late; it is alive as
-long as it executes requests. A model whose stub holds requests back (`max_inflight`) is not asked.
+A canary is a request that the stub answers itself, without the engine: HTTP or gRPC, Triton's queue, stub, and the one
+thread of Triton that takes a stub's responses. A model is asked twice before it counts as silent. A server under more
+load than it can bear answers late; it is alive as long as it executes requests. A model whose stub holds requests back
+(`max_inflight`) is not judged while it may be doing so.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import re
-from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
+from backend.launcher.canary import ROADS, Road, connection
 from backend.launcher.endpoints import Endpoints
 from backend.launcher.launch import Launch
 from backend.wire import names as wire
 
 PERIOD_S = 5.0  # from the end of one look to the next
 METRICS_TIMEOUT_S = 2.0
-_UNBOUNDED = re.compile(rf'"{wire.MODEL_MAX_INFLIGHT}"\s+value\s*{{\s*string_value:\s*"0"')
+NUM_QUESTIONS = 2  # in a row, which share the time that a model has to answer
+_MAX_INFLIGHT = re.compile(rf'"{wire.MODEL_MAX_INFLIGHT}"\s+value\s*{{\s*string_value:\s*"(\d+)"')
 
 
-async def silent_model(launch: Launch) -> str:
-    """Return a model of `launch` that gave no sign of life for `canary_timeout_s`, as soon as there is one."""
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A model that gave no sign of life, and the road on which it was asked."""
+
+    model: str
+    road: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What Triton's metrics say: how many requests a model has taken in, and how many best-effort ones are open."""
+
+    num_executed: int
+    num_be: int
+
+
+async def first_silence(launch: Launch) -> Silence:
+    """Return the first model of `launch` that gives no sign of life for `canary_timeout_s`."""
     models = watched_models(launch)
     while True:
         await asyncio.sleep(min(PERIOD_S, launch.canary_timeout_s))
-        are_silent = await asyncio.gather(*(_is_silent(launch, model) for model in models))
-        for model, is_silent in zip(models, are_silent, strict=True):
-            if is_silent:
-                return model
+        looks = (_silence(launch, model, max_inflight) for model, max_inflight in models.items())
+        for silence in await asyncio.gather(*looks):
+            if silence is not None:
+                return silence
 
 
-def watched_models(launch: Launch) -> list[str]:
-    """Return the models whose stub takes every request at once."""
-    configs = sorted(launch.models.glob("*/config.pbtxt"))
-    return [path.parent.name for path in configs if _UNBOUNDED.search(path.read_text(errors="replace"))]
+def watched_models(launch: Launch) -> dict[str, int]:
+    """Return the models, each with the number of requests from which on its stub takes no more; 0: no such number."""
+    texts = {path.parent.name: path.read_text(errors="replace") for path in launch.models.glob("*/config.pbtxt")}
+    found = {model: _MAX_INFLIGHT.search(text) for model, text in sorted(texts.items())}
+    return {model: int(match[1]) for model, match in found.items() if match is not None}
 
 
-async def answers(at: Endpoints, model: str, timeout_s: float) -> bool:
-    """Return whether the stub of `model` answers a canary in time."""
-    try:
-        return (await _send_canary(at, model, timeout_s)).startswith(b"HTTP/1.1 200")
-    except OSError:  # a TimeoutError is one
-        return False
-
-
-async def _is_silent(launch: Launch, model: str) -> bool:
-    """Tell whether `model` neither answers nor executes anything. A server that is not there is not silent."""
+async def _silence(launch: Launch, model: str, max_inflight: int) -> Silence | None:
+    """Tell on which road `model` neither answers nor executes anything. One that answers on the other is not late."""
     at = launch.endpoints
-    num_before = await _num_executed(at, model)
-    try:
-        await _send_canary(at, model, launch.canary_timeout_s)
-    except TimeoutError:
-        num_after = await _num_executed(at, model)
-        return num_before is None or num_after is None or num_after <= num_before
-    except OSError:
-        return False
+    before = await _counts(at, model)
+    are_heard = await asyncio.gather(*(_is_heard(launch, model, road) for road in ROADS.values()))
+    if all(are_heard):
+        return None
+    after = await _counts(at, model)
+    known = [counts for counts in (before, after) if counts is not None]
+    if max_inflight and any(counts.num_be >= max_inflight for counts in known):
+        return None
+    executes = len(known) == 2 and known[1].num_executed > known[0].num_executed
+    return None if executes and not any(are_heard) else Silence(model, list(ROADS)[are_heard.index(False)])
+
+
+async def _is_heard(launch: Launch, model: str, road: Road) -> bool:
+    """Ask until there is an answer. A server that is not there is not silent."""
+    for _ in range(NUM_QUESTIONS):
+        try:
+            async with asyncio.timeout(launch.canary_timeout_s / NUM_QUESTIONS):
+                await road(launch.endpoints, model)
+        except TimeoutError:
+            continue
+        except OSError:
+            return True
+        return True
     return False
 
 
-async def _send_canary(at: Endpoints, model: str, timeout_s: float) -> bytes:
-    """Return the answer's first line. Raises OSError: TimeoutError when there is none."""
-    body = json.dumps({wire.INSPECT: wire.INSPECT_STUB})
-    request = f"POST /v2/models/{model}/generate HTTP/1.1\r\nHost: bros\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-    async with asyncio.timeout(timeout_s), _connection(at.host, at.http_port, request) as answer:
-        return await answer.readline()
-
-
-async def _num_executed(at: Endpoints, model: str) -> int | None:
-    """Return how many requests `model` has taken in, by Triton's own count; None when Triton does not tell."""
-    request = "GET /metrics HTTP/1.1\r\nHost: bros\r\nConnection: close\r\n\r\n"
+async def _counts(at: Endpoints, model: str) -> _Counts | None:
+    """Return Triton's counts; None when Triton does not tell."""
+    request = b"GET /metrics HTTP/1.1\r\nHost: bros\r\nConnection: close\r\n\r\n"
     try:
-        async with asyncio.timeout(METRICS_TIMEOUT_S), _connection(at.host, at.metrics_port, request) as answer:
+        async with asyncio.timeout(METRICS_TIMEOUT_S), connection(at.host, at.metrics_port, request) as answer:
             text = (await answer.read()).decode(errors="replace")
     except OSError:
         return None
-    counts = re.findall(rf'^nv_inference_exec_count{{[^}}]*model="{re.escape(model)}".*}} (\d+)', text, re.MULTILINE)
-    return sum(map(int, counts)) if counts else None
+    executed = _values(text, rf'nv_inference_exec_count{{[^}}]*model="{re.escape(model)}"')
+    return _Counts(sum(executed), sum(_values(text, 'bros_requests{[^}]*class="be"'))) if executed else None
 
 
-@contextlib.asynccontextmanager
-async def _connection(host: str, port: int, request: str) -> AsyncIterator[asyncio.StreamReader]:
-    """Send `request` on a connection of its own; give what comes back."""
-    reader, writer = await asyncio.open_connection(host, port)
-    try:
-        writer.write(request.encode())
-        yield reader
-    finally:
-        writer.close()
+def _values(text: str, series: str) -> list[int]:
+    return [round(float(value)) for value in re.findall(rf"^{series}[^}}]*}} (\S+)$", text, re.MULTILINE)]

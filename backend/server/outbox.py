@@ -70,6 +70,7 @@ class Stream:
             num_input_tokens=request.num_prompt,
             num_output_tokens=self.num_tokens,
             num_cached_tokens=request.num_cached,
+            has_hopeless_slo=request.is_hopeless,
         )
 
 

@@ -277,7 +277,8 @@ def _metric_tensors(timings: Timings, generation: Generation) -> list[Any]:
         "num_output_tokens": (every or generation.wants_num_output_tokens, timings.num_output_tokens),
         "num_cached_tokens": (every, timings.num_cached_tokens),
     }
-    return tensors + [_tensor(name, [count], np.int32) for name, (is_wanted, count) in counts.items() if is_wanted]
+    tensors += [_tensor(name, [count], np.int32) for name, (is_wanted, count) in counts.items() if is_wanted]
+    return tensors + ([_tensor("hopeless_slo", [timings.has_hopeless_slo], np.bool_)] if every else [])
 
 
 def _tensor(name: str, values: Any, dtype: type[Any]) -> Any:

@@ -69,6 +69,7 @@ OUTPUTS = (
     Field("num_input_tokens", "INT32", 1, "Tokens of the prompt (return_metrics)."),
     Field("num_output_tokens", "INT32", 1, "Tokens of the output (return_metrics)."),
     Field("num_cached_tokens", "INT32", 1, "Tokens of the prompt whose KV was there already (return_metrics)."),
+    Field("hopeless_slo", "BOOL", 1, "true: no schedule could keep the SLO, even with nothing else (return_metrics)."),
 )
 
 PRIORITY = "priority"  # parameter of the generate endpoints: 1 = rt, 2 = be

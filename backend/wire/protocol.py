@@ -131,6 +131,7 @@ class Timings(msgspec.Struct, frozen=True, array_like=True):
     num_input_tokens: int
     num_output_tokens: int
     num_cached_tokens: int = 0
+    has_hopeless_slo: bool = False
 
 
 class End(msgspec.Struct, frozen=True, array_like=True):

@@ -62,4 +62,6 @@ def describe(last: Chunk) -> str:
         facts.append(f"TPOT {last.metrics.tpot_s:.3f} s")
     if last.metrics.num_preemptions:
         facts.append(f"preempted {last.metrics.num_preemptions} times")
+    if last.metrics.has_hopeless_slo:
+        facts.append("SLO below what the server can do alone")
     return f"[{', '.join(facts)}]"

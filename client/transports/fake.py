@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -20,7 +20,7 @@ import msgspec
 
 from client import wire
 from client.errors import CancelledError, UnavailableError, parse_error
-from client.generation import Call, Outputs
+from client.generation import Call, Outputs, Scalar
 from client.snapshot import ClassCounts, KVPoolView, PreemptionView, RequestView, Snapshot, StepView
 
 FAKE_SNAPSHOT = Snapshot(
@@ -168,7 +168,7 @@ def _answer(call: Call, words: list[str], max_tokens: int, token_s: float) -> It
     for piece in pieces:
         if piece.stop > max_served:
             raise CancelledError(f"CANCELLED: request {call.request_id!r}: no full answer within {call.timeout_s} s")
-        response: dict[str, list[str] | list[int] | list[float]] = {
+        response: dict[str, Sequence[Scalar]] = {
             "text_output": ["".join(f"{tokens[k]} " for k in piece)],
             "output_ids": [words.index(tokens[k]) for k in piece],
         }
@@ -180,7 +180,7 @@ def _answer(call: Call, words: list[str], max_tokens: int, token_s: float) -> It
         yield response
 
 
-def _metrics(num_prompt: int, num_output: int, token_s: float) -> dict[str, list[int] | list[float]]:
+def _metrics(num_prompt: int, num_output: int, token_s: float) -> Outputs:
     return {
         "ttft_ms": [token_s * 1e3],
         **({"tpot_ms": [token_s * 1e3]} if num_output > 1 else {}),
@@ -189,6 +189,7 @@ def _metrics(num_prompt: int, num_output: int, token_s: float) -> dict[str, list
         "num_input_tokens": [num_prompt],
         "num_output_tokens": [num_output],
         "num_cached_tokens": [0],
+        "hopeless_slo": [False],
     }
 
 

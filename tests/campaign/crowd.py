@@ -17,7 +17,7 @@ from tests.campaign.roads import End
 _NUM_AT_ONCE = 60
 _FLUSH_S = 1.0  # in which metrics have come
 _CANARY_EVERY = 500  # visitors
-_LONG = 2_000  # tokens that no visitor stays for
+_LONG = 400  # tokens that no visitor stays for
 _PATIENCE_S = 90.0  # of best-effort requests beside as many real-time ones
 _BURST = 1_000  # requests at once: ten times what has a place (`OVERLOAD_OPTIONS`)
 _SLOW_S = 10.0

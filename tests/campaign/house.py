@@ -170,6 +170,11 @@ class House:
         except (OSError, TimeoutError, http.client.HTTPException, ValueError, KeyError):
             return None
 
+    async def num_be_waiting(self) -> int:
+        """Return how many best-effort requests wait for their turn; 0 where nobody answers."""
+        state = await self.inspect()
+        return 0 if state is None else int(state["requests_by_class"]["be"]["num_waiting"])
+
     async def is_idle(self) -> bool:
         """Return whether no request and no slot is held."""
         return await self.what_is_held() == ""

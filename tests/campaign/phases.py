@@ -29,7 +29,7 @@ class Phase:
 
 
 async def _limits(course: Course) -> None:
-    course.facts["num_errors"] = 50 if course.num < len(ATTACKS) else 20_000
+    course.facts["num_errors"] = 50 if course.num < len(ATTACKS) else 100_000
     await triton_limits(course)
 
 

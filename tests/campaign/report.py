@@ -49,10 +49,12 @@ The server inside `nvidia-pytriton` is Triton 2.51 (24.10). What follows is in i
 
 | cause | what happens | what is done about it |
 |---|---|---|
-| JSON nested some 200,000 deep over HTTP | the server ends | started again; a gateway refuses such bodies |
+| JSON nested 1,000,000 deep over HTTP | its stack overflows | a stack of 256 MiB bears 200,000; started again |
 | a form-encoded body of several MB | its default stack overflows | `bros-serve` gives it 256 MiB of stack |
-| errors on gRPC streams with the header `triton_grpc_error` | it ends, once in some thousands | do not send it |
-| a stub that dies | its open streams never end, health stays 200 | its model is loaded again; set client timeouts |
+| a start on a machine with no core to spare | it may abort (`lock_exception`) | it is started again |
+| stream errors with the header `triton_grpc_error` | it ends, once in some thousands | it runs without that header |
+| a stub that stands still for a second under load | it dies of SIGSEGV, or the server aborts | as for the next |
+| a stub that dies | its streams never end; the server may abort 10 s later | it is started again at once |
 | a value of the wrong JSON type, JSON that cannot be read | HTTP status 500, not 400 | nothing: an error comes |
 | a gRPC message that cannot be read | its stream ends without a word | nothing |
 | a metric of an invalid name, `is_cancelled()` after the end | the server ends | no client can reach either |

@@ -121,20 +121,20 @@ async def ask_http(port: int, data: bytes, timeout_s: float, leave_after: int | 
 
     `leave_after` so many events the client resets the connection; 0: once it has sent.
     """
-    reply = Reply()
+    reply, received = Reply(), bytearray()
     writer = None
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(data)
             await writer.drain()
-            received = await _receive(reader, leave_after)
+            await _receive(reader, received, leave_after)
             if leave_after is not None and received.count(b"data:") >= leave_after:
                 reply.end = End.LEFT
             else:
                 _note_answer(reply, received)
     except TimeoutError:
-        reply.end = End.HUNG
+        reply.end, reply.words = End.HUNG, f"{len(received)} bytes came: {bytes(received[-200:])!r}"
     except (OSError, http.client.HTTPException) as error:
         reply.end, reply.words = End.BROKEN, f"{type(error).__name__}: {error}"
     finally:
@@ -143,32 +143,31 @@ async def ask_http(port: int, data: bytes, timeout_s: float, leave_after: int | 
     return reply
 
 
-async def _receive(reader: asyncio.StreamReader, leave_after: int | None) -> bytes:
-    received = bytearray()
+async def _receive(reader: asyncio.StreamReader, received: bytearray, leave_after: int | None) -> None:
+    """Append what comes to `received`, until the server closes the connection or so many events are there."""
     while leave_after is None or received.count(b"data:") < leave_after:
         piece = await reader.read(_READ_BYTES)
         if not piece:
             break
         received += piece
-    return bytes(received)
 
 
 class _Received:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | bytearray) -> None:
         self._data = data
 
     def makefile(self, *_: object) -> io.BytesIO:
         return io.BytesIO(self._data)
 
 
-def parse_answer(received: bytes) -> tuple[int, str]:
+def parse_answer(received: bytes | bytearray) -> tuple[int, str]:
     """Return status and body of all that came on a connection. Raises http.client.HTTPException."""
     response = http.client.HTTPResponse(_Received(received))  # type: ignore[arg-type]  # all it needs is makefile
     response.begin()
     return response.status, response.read().decode(errors="replace")
 
 
-def _note_answer(reply: Reply, received: bytes) -> None:
+def _note_answer(reply: Reply, received: bytearray) -> None:
     status, body = parse_answer(received)
     reply.status = status
     if body.startswith("data:"):

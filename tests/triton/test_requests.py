@@ -48,8 +48,17 @@ def test_an_answer_ends_once_and_says_how(sim: Server) -> None:
     assert answer.output("num_input_tokens") == 1
     assert answer.output("num_output_tokens") == 3
     assert answer.output("num_preemptions") == 0
+    assert not answer.output("hopeless_slo")
     assert 0.0 < answer.output("queue_ms") <= answer.output("ttft_ms") < 60_000.0
     assert 1.0 < answer.output("tpot_ms") < 60_000.0
+
+
+@pytest.mark.parametrize(("ttft_slo_ms", "is_hopeless"), [(0.001, True), (60_000.0, False)])
+def test_an_slo_that_nobody_could_keep_is_told(sim: Server, ttft_slo_ms: float, is_hopeless: bool) -> None:
+    request = {"text_input": "x", "max_tokens": 2, "return_metrics": True, "ttft_slo_ms": ttft_slo_ms}
+    with Stream(sim.grpc_url) as stream:
+        assert bool(stream.ask({**request, "priority_class": "rt"}).output("hopeless_slo")) is is_hopeless
+    assert sim.generate("bros_rt", **request)["hopeless_slo"] is is_hopeless
 
 
 def test_every_prompt_form_is_answered(sim: Server) -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Protocol, cast
 
 from backend.core.clock import Clock
-from backend.core.errors import BrosError, ExecutorError, OverloadedError
+from backend.core.errors import BrosError, ExecutorError, OverloadedError, to_bros_error
 from backend.core.request import FinishReason, Request, RequestId
 from backend.engine.engine import MAX_INBOX, Cancel, Command, Emit, Inspect, Submit, look_at
 from backend.engine.scheduler import Scheduler
@@ -150,8 +150,8 @@ class TrtllmEngine:
         self._num_submitted += 1
         try:
             self._gate.add(request)
-        except BrosError as error:
-            self._fail(request, error)
+        except Exception as error:
+            self._fail(request, to_bros_error(error, f"request {request.request_id!r} was not taken in"))
 
     def _cancel(self, request_id: RequestId) -> None:
         if (request := self._gate.withdraw(request_id)) is not None:

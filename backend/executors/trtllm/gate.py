@@ -81,8 +81,8 @@ class Gate:
             raise OverloadedError(
                 f"{request.priority_class.value} queue: {words} are waiting", retry_after_s(len(queue), per_s)
             )
-        self._requests[request.request_id] = request
         queue.push(request)
+        self._requests[request.request_id] = request
 
     def admit(self, now_s: float) -> list[Request]:
         """Return who enters TensorRT-LLM now, in this order: real-time by deadline, overdue ones last, then BE."""

@@ -11,6 +11,7 @@ from backend.core.request import FinishReason, Request, SamplingParams
 from backend.engine.engine import Cancel, Inspect, Submit
 from backend.executors.sim import token_at
 from backend.policy.settings import POLICY_NAMES
+from backend.policy.view import Traffic
 from tests.backend.factories import EOS, Harness, be, rt
 
 
@@ -170,6 +171,43 @@ def test_what_looks_at_the_scheduler_or_records_a_step_may_fail_without_an_end_t
     harness.submit(request)
     harness.run()
     assert harness.tokens[request.request_id] == expected_tokens(harness, request)
+
+
+@pytest.mark.parametrize("broken", ["policy", "statistics", "deadlines"])
+def test_a_request_that_cannot_be_queued_ends_alone(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness()
+    before, lost, after = be(10, 4), be(10, 4, deadline_s=9.0), be(10, 4, deadline_s=9.0)
+    harness.submit(before)
+    harness.step()
+    view = harness.scheduler.view
+    place, name = {
+        "policy": (view.be_waiting, "_order"),
+        "statistics": (Traffic, "note_arrival"),
+        "deadlines": (view.be_deadlines, "_order"),
+    }[broken]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, lambda *_: {}["nothing"])
+        harness.submit(lost)
+        harness.step()
+    assert harness.ends == {lost.request_id: 1}
+    assert (len(view.be_waiting), len(view.be_deadlines)) == (0, 0)
+    harness.submit(after)
+    harness.run()
+    for request in (before, after):
+        assert harness.tokens[request.request_id] == expected_tokens(harness, request)
+
+
+def test_best_effort_begins_in_order_of_arrival_so_that_a_short_request_is_passed_by_none() -> None:
+    harness = Harness(num_blocks=20, max_seq_len=160)
+    before, short, after = [
+        [be(20, n, request_id=f"{n}.{i}") for i in range(m)] for n, m in ((120, 6), (2, 1), (119, 6))
+    ]
+    for request in before + short + after:
+        harness.submit(request)
+    harness.run()
+    began_s = [request.first_scheduled_s or 0.0 for request in before + short + after]
+    assert began_s == sorted(began_s)
+    assert began_s[0] < began_s[6] < began_s[-1]
 
 
 def test_the_inbox_is_bounded_in_bytes() -> None:

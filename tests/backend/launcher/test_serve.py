@@ -205,6 +205,14 @@ def test_kill_9_in_any_phase_leaves_nothing(base: Path, reach: Callable[[Serve],
     assert_nothing_is_left(run_directory)
 
 
+def test_a_triton_that_dies_while_it_starts_is_started_again(base: Path) -> None:
+    with serve(base) as launch:
+        launch.wait_for("Triton: starting")
+        launch.child("tritonserver").kill()
+        launch.wait_for("tritonserver ended with code -9; starting it again")
+        assert answers_canary(launch.wait_until_ready())
+
+
 def test_what_dies_is_started_again(base: Path) -> None:
     with serve(base) as launch:
         url = launch.wait_until_ready()
@@ -215,11 +223,12 @@ def test_what_dies_is_started_again(base: Path) -> None:
 
         stubs = stubs_of(launch.child("tritonserver").pid)
         os.kill(next(pid for pid, model in stubs.items() if model == "bros_rt"), signal.SIGKILL)
-        launch.wait_for("model 'bros_rt' is loaded again")
+        launch.wait_for("a stub of model 'bros_rt' died; ending tritonserver")
+        launch.wait_for("tritonserver is ready again")
         assert answers_canary(url)
 
         launch.child("tritonserver").kill()
-        launch.wait_for("tritonserver ended with code -9; starting it again")
+        launch.wait_for("tritonserver ended with code -9; starting it again in 1 s (2 of 4)")
         launch.wait_for("tritonserver is ready again")
         assert answers_canary(url)
 
@@ -288,6 +297,25 @@ def test_a_port_in_use_is_one_clear_line() -> None:
         result.stderr
         == f"bros-serve: http port {port} on 127.0.0.1: Address already in use; choose another with --http-port\n"
     )
+
+
+def test_a_disk_that_takes_no_more_is_one_clear_line(base: Path) -> None:
+    limited = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", sys.executable, "-B", "-m", "backend.launcher.serve"]
+    environment = {**os.environ, "TMPDIR": str(base)}
+    result = subprocess.run(
+        [*limited, "--executor", "sim"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"bros-serve: [Errno 27] File too large; temporary files go to TMPDIR, {str(base)!r}"
+    )
+    assert not list(base.glob("bros-*/run/*/"))
+
+
+def test_processes_of_a_launch_write_no_bytecode_which_a_full_disk_would_cut_short(tmp_path: Path) -> None:
+    launch = Launch(tmp_path, tmp_path, TritonInstall(tmp_path), Endpoints("127.0.0.1", 1, 2, 3), 1.0, 1.0)
+    for command in (launch.engine(), launch.server()):
+        assert command.environment["PYTHONDONTWRITEBYTECODE"] == "1"
 
 
 def test_an_engine_that_cannot_start_is_a_failure_with_its_last_words(base: Path) -> None:

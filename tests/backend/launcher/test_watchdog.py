@@ -4,92 +4,129 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from backend.config import REPOSITORY_ROOT
 from backend.launcher import watchdog
+from backend.launcher.canary import _frame
 from backend.launcher.endpoints import Endpoints
 from backend.launcher.launch import Launch
 from backend.launcher.triton_install import TritonInstall
+from backend.launcher.watchdog import Silence
+from backend.wire.names import MODELS
 
+MAX_INFLIGHT = 128
 CONFIG = 'parameters {{ key: "max_inflight" value {{ string_value: "{}" }} }}'
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 REFUSED = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
 
 
-def make_launch(tmp_path: Path, http_port: int, metrics_port: int) -> Launch:
-    for model, bound in (("bros", 0), ("bros_be", 128)):
+def make_launch(tmp_path: Path, http_port: int = 1, grpc_port: int = 1, metrics_port: int = 1) -> Launch:
+    for model, bound in (("bros", 0), ("bros_be", MAX_INFLIGHT)):
         (tmp_path / "models" / model).mkdir(parents=True)
         (tmp_path / "models" / model / "config.pbtxt").write_text(CONFIG.format(bound))
-    at = Endpoints("127.0.0.1", http_port, 1, metrics_port)
-    return Launch(tmp_path, tmp_path, TritonInstall(tmp_path), at, 1.0, 1.0, canary_timeout_s=0.05)
+    at = Endpoints("127.0.0.1", http_port, grpc_port, metrics_port)
+    return Launch(tmp_path, tmp_path, TritonInstall(tmp_path), at, 1.0, 1.0, canary_timeout_s=0.1)
+
+
+GRPC_ANSWER = _frame(4, 0, 0, b"") + _frame(1, 4, 1, b"") + _frame(0, 0, 1, b"alive")
 
 
 class FakeTriton:
-    """Answers each canary with `answer`, None not at all; has executed `step` requests more at each look."""
+    """Answers canaries with `answers`, one after the other and the last again and again, None not at all; over gRPC if
+    `has_grpc`. Has executed `step` requests more at each look, and holds `num_be`."""
 
-    def __init__(self, answer: bytes | None, step: int) -> None:
-        self.answer = answer
+    def __init__(self, *answers: bytes | None, step: int = 0, num_be: int = 0, has_grpc: bool = True) -> None:
+        self.answers = list(answers)
         self.step = step
+        self.num_be = num_be
+        self.has_grpc = has_grpc
         self.num_executed = 0
         self.canaries: list[bytes] = []
 
     async def http(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.canaries.append(await reader.readline())
-        if self.answer is None:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer is None:
             await reader.read()
         else:
-            writer.write(self.answer)
+            writer.write(answer)
+        writer.close()
+
+    async def grpc(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.canaries.append(await reader.readuntil(b"inspect"))
+        if self.has_grpc:
+            writer.write(GRPC_ANSWER)
+        else:
+            await reader.read()
         writer.close()
 
     async def metrics(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         self.num_executed += self.step
-        writer.write(f'{OK.decode()}nv_inference_exec_count{{model="bros",version="1"}} {self.num_executed}\n'.encode())
+        counts = "".join(
+            f'nv_inference_exec_count{{model="{name}",version="1"}} {self.num_executed}\n' for name in MODELS
+        )
+        writer.write(f'{OK.decode()}{counts}bros_requests{{class="be",state="running"}} {self.num_be}\n'.encode())
         writer.close()
 
 
 def with_fake(fake: FakeTriton, tmp_path: Path, look: Callable[[Launch], Awaitable[object]]) -> object:
     async def run() -> object:
-        async with (
-            await asyncio.start_server(fake.http, "127.0.0.1", 0) as http,
-            await asyncio.start_server(fake.metrics, "127.0.0.1", 0) as metrics,
-        ):
-            ports = [server.sockets[0].getsockname()[1] for server in (http, metrics)]
+        async with AsyncExitStack() as stack:
+            ports = []
+            for serve in (fake.http, fake.grpc, fake.metrics):
+                server = await stack.enter_async_context(await asyncio.start_server(serve, "127.0.0.1", 0))
+                ports.append(server.sockets[0].getsockname()[1])
             return await look(make_launch(tmp_path, *ports))
 
     return asyncio.run(run())
 
 
+def look_at(model: str) -> Callable[[Launch], Awaitable[object]]:
+    return lambda launch: watchdog._silence(launch, model, watchdog.watched_models(launch)[model])
+
+
 @pytest.mark.parametrize(
-    ("answer", "step", "is_silent"),
-    [(OK, 0, False), (REFUSED, 0, False), (None, 1, False), (None, 0, True)],
-    ids=["answers", "refuses", "late but executing", "hangs"],
-)
-def test_silent_is_what_neither_answers_nor_executes(
-    answer: bytes | None, step: int, is_silent: bool, tmp_path: Path
-) -> None:
-    fake = FakeTriton(answer, step)
-    assert with_fake(fake, tmp_path, lambda launch: watchdog._is_silent(launch, "bros")) is is_silent
-    assert fake.canaries == [b"POST /v2/models/bros/generate HTTP/1.1\r\n"]
+    ("fake", "road"),
+    [
+        (FakeTriton(OK), None),
+        (FakeTriton(REFUSED), None),
+        (FakeTriton(None, OK), None),
+        (FakeTriton(None, has_grpc=False, step=1), None),
+        (FakeTriton(None, has_grpc=False), "HTTP"),
+        (FakeTriton(None), "HTTP"),
+        (FakeTriton(OK, has_grpc=False), "gRPC"),
+        (FakeTriton(OK, has_grpc=False, step=1), "gRPC"),
+    ],
+    ids=["answers", "refuses", "answers when asked again", "late but executing", "hangs", "HTTP hangs", "gRPC hangs",
+         "gRPC hangs while others are served"],
+)  # fmt: skip
+def test_silent_is_what_neither_answers_nor_executes(fake: FakeTriton, road: str | None, tmp_path: Path) -> None:
+    assert with_fake(fake, tmp_path, look_at("bros")) == (road and Silence("bros", road))
+    assert fake.canaries[0] == b"POST /v2/models/bros/generate HTTP/1.1\r\n"
+
+
+@pytest.mark.parametrize(("num_be", "silence"), [(MAX_INFLIGHT - 1, Silence("bros_be", "HTTP")), (MAX_INFLIGHT, None)])
+def test_a_model_that_holds_requests_back_is_not_silent(num_be: int, silence: Silence | None, tmp_path: Path) -> None:
+    fake = FakeTriton(None, has_grpc=False, num_be=num_be)
+    assert with_fake(fake, tmp_path, look_at("bros_be")) == silence
 
 
 def test_a_silent_model_is_named(tmp_path: Path) -> None:
-    assert with_fake(FakeTriton(None, 0), tmp_path, watchdog.silent_model) == "bros"
+    assert with_fake(FakeTriton(None, has_grpc=False), tmp_path, watchdog.first_silence) == Silence("bros", "HTTP")
 
 
 def test_a_server_that_is_gone_is_not_silent(tmp_path: Path) -> None:
-    assert asyncio.run(watchdog._is_silent(make_launch(tmp_path, 1, 1), "bros")) is False
+    assert asyncio.run(watchdog._silence(make_launch(tmp_path), "bros", 0)) is None
 
 
-def test_a_model_that_holds_requests_back_is_not_asked(tmp_path: Path) -> None:
-    assert watchdog.watched_models(make_launch(tmp_path, 1, 1)) == ["bros"]
-
-
-def test_only_an_answer_of_the_stub_is_an_answer(tmp_path: Path) -> None:
-    def look(launch: Launch) -> Awaitable[bool]:
-        return watchdog.answers(launch.endpoints, "bros", 1.0)
-
-    assert with_fake(FakeTriton(OK, 0), tmp_path / "ok", look) is True
-    assert with_fake(FakeTriton(REFUSED, 0), tmp_path / "refused", look) is False
+def test_every_model_of_ours_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "models").symlink_to(REPOSITORY_ROOT / "model_repository")
+    at = Endpoints("127.0.0.1", 1, 1, 1)
+    assert set(watchdog.watched_models(Launch(tmp_path, tmp_path, TritonInstall(tmp_path), at, 1.0, 1.0))) == set(
+        MODELS
+    )

@@ -72,9 +72,19 @@ def table(document: Mapping[str, Any]) -> str:
 def render(document: Mapping[str, Any]) -> str:
     """Return the text of docs/reliability.md."""
     source = describe(document["provenance"])
-    parts = [INTRODUCTION, f"{source} Seed {document['seed']}.", table(document), _cases(document)]
+    parts = [INTRODUCTION, f"{source} Seed {document['seed']}.{_other_commits(document)}"]
+    parts += [table(document), _cases(document)]
     parts += [_gauges(document), LIMITS.strip(), _outcomes(document)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _other_commits(document: Mapping[str, Any]) -> str:
+    """Name the phases that ran at another commit than the last one."""
+    commits = {
+        name: result["provenance"]["commit"] for name, result in document["phases"].items() if "provenance" in result
+    }
+    others = [f"*{name}* at {it[:8]}" for name, it in commits.items() if it != document["provenance"]["commit"]]
+    return f" Not all phases are of this run: {', '.join(others)}." if others else ""
 
 
 def _row(name: str, result: Mapping[str, Any]) -> str:

@@ -35,8 +35,9 @@ class SchedulerSettings:
     Ablations, each on by default
         sharing                 real-time and best-effort requests share a block from both ends
         checkpoints             preempted KV is kept in the host pool (else: recomputed)
-        prefix_caching          prompts that begin alike share KV, and what is over stays until its slots are needed
         chunked_prefill         a prompt may be computed over several steps
+    Off by default
+        prefix_caching          prompts that begin alike share KV, and what is over stays until its slots are needed
     Baselines only
         waiting_served_ratio    `tgi`: waiting / running requests that make it prefill
         paper_base_seqs         `bros_paper`: batch size that its controller falls back to
@@ -57,7 +58,7 @@ class SchedulerSettings:
     latency_forgetting: float = 0.995
     sharing: bool = True
     checkpoints: bool = True
-    prefix_caching: bool = True
+    prefix_caching: bool = False
     chunked_prefill: bool = True
     waiting_served_ratio: float = 0.3
     paper_base_seqs: int = 128

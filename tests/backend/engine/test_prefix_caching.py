@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from backend.core.request import FinishReason, PrefixSource, PriorityClass, RequestId
 from tests.backend.factories import BE, RT, Harness, be, make_request, rt
 
+make_harness = partial(Harness, prefix_caching=True)
 PROMPT = list(range(100, 164))  # four blocks
 
 
@@ -20,11 +23,11 @@ def served(harness: Harness, *prompts: list[int], salts: tuple[str, ...] = (), c
 
 
 def test_a_prompt_that_came_before_is_computed_from_its_last_whole_block_on() -> None:
-    assert served(Harness(verify=True), PROMPT, [*PROMPT, 7, 8], PROMPT) == [0, 64, 63]
+    assert served(make_harness(verify=True), PROMPT, [*PROMPT, 7, 8], PROMPT) == [0, 64, 63]
 
 
 def test_an_answer_is_part_of_what_the_next_turn_finds() -> None:
-    harness = Harness(verify=True)
+    harness = make_harness(verify=True)
     first = make_request(BE, prompt=PROMPT, max_tokens=33)
     harness.submit(first)
     harness.run()
@@ -32,11 +35,11 @@ def test_an_answer_is_part_of_what_the_next_turn_finds() -> None:
 
 
 def test_nothing_crosses_salts() -> None:
-    assert served(Harness(verify=True), PROMPT, PROMPT, PROMPT, salts=("a", "b", "a")) == [0, 0, 63]
+    assert served(make_harness(verify=True), PROMPT, PROMPT, PROMPT, salts=("a", "b", "a")) == [0, 0, 63]
 
 
 def test_real_time_finds_what_best_effort_computed() -> None:
-    harness = Harness(verify=True)
+    harness = make_harness(verify=True)
     served(harness, PROMPT, cls=BE)
     assert served(harness, PROMPT, cls=RT) == [63]
 
@@ -49,7 +52,7 @@ def test_off_nothing_is_found_and_nothing_is_kept() -> None:
 
 
 def test_a_request_that_runs_lends_its_prompt() -> None:
-    harness = Harness(verify=True)
+    harness = make_harness(verify=True)
     first, second = be(prompt=PROMPT, max_tokens=50), rt(prompt=[*PROMPT, 7])
     harness.submit(first)
     harness.step(3)
@@ -59,7 +62,7 @@ def test_a_request_that_runs_lends_its_prompt() -> None:
 
 
 def test_a_cancelled_request_leaves_what_it_computed() -> None:
-    harness = Harness(verify=True)
+    harness = make_harness(verify=True)
     first = be(prompt=PROMPT, max_tokens=50)
     harness.submit(first)
     harness.step(3)
@@ -69,13 +72,13 @@ def test_a_cancelled_request_leaves_what_it_computed() -> None:
 
 
 def test_a_failed_step_leaves_nothing_to_be_found() -> None:
-    harness = Harness(verify=True)
+    harness = make_harness(verify=True)
     harness.fail_at = 1
     assert served(harness, PROMPT, PROMPT) == [0, 0]
 
 
 def test_tokens_of_prompts_are_counted_by_class_and_source() -> None:
-    harness = Harness()
+    harness = make_harness()
     served(harness, PROMPT, PROMPT, cls=RT)
     assert harness.scheduler.stats().total_prefix_tokens == {
         (RT, PrefixSource.HIT): 63,
@@ -84,7 +87,7 @@ def test_tokens_of_prompts_are_counted_by_class_and_source() -> None:
 
 
 def test_a_request_that_fills_the_pool_begins_without_a_prefix_that_is_in_its_way() -> None:
-    harness = Harness(verify=True, num_blocks=4, max_seq_len=200, num_host_slots=0)
+    harness = make_harness(verify=True, num_blocks=4, max_seq_len=200, num_host_slots=0)
     first = rt(prompt=PROMPT[:20], max_tokens=1)
     harness.submit(first)
     harness.run()
@@ -95,7 +98,7 @@ def test_a_request_that_fills_the_pool_begins_without_a_prefix_that_is_in_its_wa
 
 
 def test_real_time_takes_a_prefix_that_only_best_effort_holds() -> None:
-    harness = Harness(verify=True, num_blocks=12, max_seq_len=200, num_host_slots=0)
+    harness = make_harness(verify=True, num_blocks=12, max_seq_len=200, num_host_slots=0)
     served(harness, PROMPT)
     borrowers = [be(prompt=[*PROMPT, index], max_tokens=100) for index in (1, 2)]
     harness.submit(*borrowers)
@@ -109,7 +112,7 @@ def test_real_time_takes_a_prefix_that_only_best_effort_holds() -> None:
 
 
 def test_real_time_s_cached_turns_outlive_a_flood_of_best_effort() -> None:
-    harness = Harness(verify=True, num_blocks=40, max_seq_len=400)
+    harness = make_harness(verify=True, num_blocks=40, max_seq_len=400)
     served(harness, PROMPT, cls=RT)
     served(harness, *([index, *PROMPT[1:]] for index in range(20)), cls=BE)
     assert harness.scheduler.stats().total_evicted_slots > 0

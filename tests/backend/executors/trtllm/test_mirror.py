@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from backend.core.request import Request, RequestState
 from backend.executors.foreign.mirror import Mirror, Queues, Scheduled
 from backend.executors.foreign.source import Ticket
@@ -81,10 +83,14 @@ def test_tokens_set_the_next_deadlines() -> None:
     world.look()
     world.compute(llm, 32)
     llm.state = State.GENERATION_IN_PROGRESS
+    table = world.mirror.table
     llm.num_tokens += 1
-    assert world.look(now_s=0.4) == [1.0]
+    world.look(now_s=0.4)
+    (row,) = table.rows()
+    assert table.deadline_s[row] == pytest.approx(0.5)
     llm.num_tokens += 1
-    assert world.look(now_s=0.45) == [0.5]
+    world.look(now_s=0.45)
+    assert table.deadline_s[row] == pytest.approx(0.6)
 
 
 def test_a_step_that_was_scheduled_and_then_dropped_gives_its_blocks_back() -> None:

@@ -7,9 +7,10 @@ import pytest
 from tests.ops.documents import PROSE, ROOT
 from tests.ops.english import banned_phrases, long_sentences, prose_of, sentences
 
+GENERATED = "reliability.md"  # the campaign writes it
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 UNRELEASED = CHANGELOG.partition("## Unreleased")[2].partition("\n## ")[0]
-TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PROSE}
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PROSE if path.name != GENERATED}
 TEXTS["CHANGELOG.md"] = UNRELEASED
 
 # Rooms whose docstrings and comments are plain, too.

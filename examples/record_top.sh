@@ -1,22 +1,25 @@
 #!/bin/sh
 # Serve with a small KV cache, run bursts of real-time over a best-effort backlog, and record what `bros top` shows.
-#   sh examples/record_top.sh bros-top.svg
+#   sh examples/record_top.sh bros-top.svg                    # SmolLM2-135M
+#   sh examples/record_top.sh bros-top.svg --executor sim     # what follows the file goes to bros-serve
 set -eu
 svg=${1:-bros-top.svg}
+[ $# -eq 0 ] || shift
+case $svg in /*) ;; *) svg=$PWD/$svg ;; esac
 python=${PYTHON:-python}
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD"
 
 at=$(mktemp)
-"$python" -m backend.launcher.serve --http-port 0 --grpc-port 0 --metrics-port 0 --kv-tokens 1280 --set torch.host_kv_gib=0.05 --json > "$at" &
+"$python" -m backend.launcher.serve --http-port 0 --grpc-port 0 --metrics-port 0 --kv-tokens 1280 --set torch.host_kv_gib=0.05 --json "$@" > "$at" &
 server=$!
 trap 'kill $server; wait $server || true; rm -f "$at"' EXIT
 until [ -s "$at" ]; do kill -0 $server; sleep 0.2; done
 url() { "$python" -c "import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])" "$at" "$1"; }
 
-"$python" examples/burst.py "$(url grpc_url)" 25 &
+"$python" examples/burst.py "$(url grpc_url)" 32 &
 burst=$!
-sleep 12
+sleep 5
 "$python" -m client.cli top --url "$(url grpc_url)" --metrics-url "$(url metrics_url)" \
   --interval-s 0.7 --for-s 9 --svg "$svg"
 wait $burst

@@ -17,12 +17,8 @@ from dataclasses import dataclass
 from rich.style import Style
 from rich.text import Text
 
+from client.colors import ALARM_COLOR, BE_COLOR, FREE_COLOR, RT_COLOR
 from client.snapshot import KVPoolView
-
-RT_COLOR = "#4ea8de"
-BE_COLOR = "#f4a261"
-TAKEN_COLOR = "#ff4d6d"  # real-time slots that were best-effort a moment ago
-FREE_COLOR = "#444a5e"
 
 _CELL_LEVELS = 8
 _ROWS = 2  # of a band
@@ -80,7 +76,7 @@ def _draw_row(columns: list[Column], row: int) -> Text:
         floor = (_ROWS - 1 - row) * _CELL_LEVELS  # level at which this cell begins
         rt = min(max(column.rt - floor, 0), _CELL_LEVELS)
         be = min(max(column.be - (_LEVELS - floor - _CELL_LEVELS), 0), _CELL_LEVELS)
-        text.append(*_cell(rt, be, TAKEN_COLOR if column.is_taken else RT_COLOR))
+        text.append(*_cell(rt, be, ALARM_COLOR if column.is_taken else RT_COLOR))
     return text
 
 

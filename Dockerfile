@@ -1,15 +1,17 @@
-# Two images of the same code.
+# Three images of the same code.
 #
+#   docker build --target vllm   -t bros-vllm .        vLLM on NVIDIA GPUs, under NVIDIA's own Triton
 #   docker build --target trtllm -t bros-trtllm .      TensorRT-LLM on NVIDIA GPUs, under NVIDIA's own Triton
 #   docker build --target cpu    -t bros-cpu .         the built-in engine on CPU, under the Triton of nvidia-pytriton
 #
 #   docker run --rm --gpus all --shm-size=2g --ulimit memlock=-1 -p 127.0.0.1:8000-8002:8000-8002 \
 #     -v /path/to/checkpoint:/model:ro bros-trtllm
-#   docker run --rm --shm-size=256m -p 127.0.0.1:8000-8002:8000-8002 bros-cpu
+#   docker run --rm --shm-size=256m -p 127.0.0.1:8000-8002:8000-8002 -p 127.0.0.1:8080:8080 bros-cpu
 #
 # In a container the server listens on all addresses: publish the ports on loopback, or put a gateway in front.
 
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3
+ARG VLLM_IMAGE=nvcr.io/nvidia/tritonserver:26.07-vllm-python-py3
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 
@@ -33,8 +35,34 @@ USER 1000
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=35s --start-period=15m \
     CMD ["python3", "-m", "backend.launcher.probe", "http://127.0.0.1:8000"]
-CMD ["python3", "-m", "backend.launcher.serve", "--host", "0.0.0.0", "--executor", "trtllm", \
+CMD ["python3", "-m", "backend.launcher.serve", "--host", "0.0.0.0", "--openai-port", "off", "--executor", "trtllm", \
      "--set", "trtllm.model=/model", "--start-timeout-s", "1800"]
+
+
+FROM ${VLLM_IMAGE} AS vllm
+
+ENV PYTHONPATH=/opt/bros PYTHONDONTWRITEBYTECODE=1 NUMBA_CACHE_DIR=/opt/bros/.numba
+WORKDIR /opt/bros
+
+# The image's vLLM may be another than the adapter knows: the known one gets an environment of its own.
+COPY requirements/lock.txt requirements/trtllm-image.txt requirements/
+RUN pip install --no-cache-dir --no-deps --constraint requirements/lock.txt --requirement requirements/trtllm-image.txt \
+    && python3 -m venv /opt/vllm \
+    && /opt/vllm/bin/pip install --no-cache-dir vllm==0.32.0 gguf==0.19.0 \
+    && /opt/vllm/bin/pip install --no-cache-dir --no-deps --constraint requirements/lock.txt numba llvmlite
+
+COPY kv kv
+COPY backend backend
+COPY model_repository model_repository
+COPY requirements/check_image.py requirements/
+RUN command -v tritonserver && /opt/vllm/bin/python requirements/check_image.py vllm && chown -R 1000 .numba
+
+USER 1000
+EXPOSE 8000 8001 8002
+HEALTHCHECK --interval=10s --timeout=35s --start-period=15m \
+    CMD ["python3", "-m", "backend.launcher.probe", "http://127.0.0.1:8000"]
+CMD ["python3", "-m", "backend.launcher.serve", "--host", "0.0.0.0", "--executor", "vllm", \
+     "--set", "vllm.python=/opt/vllm/bin/python", "--set", "vllm.model=/model", "--start-timeout-s", "1800"]
 
 
 FROM ${PYTHON_IMAGE} AS cpu
@@ -54,6 +82,7 @@ RUN pip install --no-cache-dir --index-url ${TORCH_INDEX} torch==2.13.0 \
 COPY kv kv
 COPY backend backend
 COPY client client
+COPY front front
 COPY model_repository model_repository
 COPY requirements/check_image.py requirements/
 RUN python3 requirements/check_image.py pytriton torch \
@@ -61,7 +90,7 @@ RUN python3 requirements/check_image.py pytriton torch \
     && chown -R 1000 .numba
 
 USER 1000
-EXPOSE 8000 8001 8002
+EXPOSE 8000 8001 8002 8080
 HEALTHCHECK --interval=10s --timeout=35s --start-period=2m \
     CMD ["python3", "-m", "backend.launcher.probe", "http://127.0.0.1:8000"]
 CMD ["python3", "-m", "backend.launcher.serve", "--host", "0.0.0.0"]

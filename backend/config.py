@@ -26,6 +26,7 @@ from backend.core.request import PriorityClass, Slo
 from backend.executors.sim import SimSettings
 from backend.executors.torch_engine.settings import TorchSettings
 from backend.executors.trtllm.settings import TrtllmSettings
+from backend.executors.vllm.settings import VllmSettings
 from backend.policy.settings import SchedulerSettings
 
 CONFIG_VARIABLE = "BROS_ENGINE_CONFIG"
@@ -36,9 +37,10 @@ _MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its terminating zero
 
 
 class ExecutorKind(StrEnum):
-    """What runs the model: the built-in torch engine, TensorRT-LLM, or a simulation that makes tokens up."""
+    """What runs the model: the built-in torch engine, vLLM, TensorRT-LLM, or a simulation that makes tokens up."""
 
     TORCH = "torch"
+    VLLM = "vllm"
     TRTLLM = "trtllm"
     SIM = "sim"
 
@@ -132,18 +134,24 @@ class ServiceSettings:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """All of `engine.json`. Only the section of the chosen `executor` is used of `torch`, `trtllm` and `sim`."""
+    """All of `engine.json`. Only the section of the chosen `executor` is used of `torch`, `vllm`, `trtllm`, `sim`."""
 
     executor: ExecutorKind = ExecutorKind.TORCH
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     service: ServiceSettings = field(default_factory=ServiceSettings)
     torch: TorchSettings = field(default_factory=TorchSettings)
+    vllm: VllmSettings = field(default_factory=VllmSettings)
     trtllm: TrtllmSettings | None = None
     sim: SimSettings = field(default_factory=SimSettings)
 
     def __post_init__(self) -> None:
         if self.executor is ExecutorKind.TRTLLM and self.trtllm is None:
             raise ConfigError("trtllm: this section is needed when executor is 'trtllm'")
+
+    @property
+    def engine_python(self) -> str | None:
+        """The interpreter that the engine needs of its own; None: the one that starts it."""
+        return self.vllm.python if self.executor is ExecutorKind.VLLM else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +193,7 @@ def engine_command(file: ConfigFile, ready_fd: int) -> tuple[list[str], dict[str
     The interpreter that runs inside a stub is no program, so its installation's `python3` is taken.
     """
     own = Path(sys.prefix) / "bin" / "python3"
-    python = file.config.service.python or (str(own) if own.exists() else sys.executable)
+    python = file.config.engine_python or file.config.service.python or (str(own) if own.exists() else sys.executable)
     arguments = ["--config", str(file.path), "--exit-when-unused", "--ready-fd", str(ready_fd)]
     paths = [str(REPOSITORY_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return [python, "-m", "backend.server.engine_process", *arguments], {

@@ -1,1 +1,1 @@
-"""Workloads, the simulator, the load generator and the reports made from their results."""
+"""Benchmarks: one module per command, the simulator, the load generator, the report."""

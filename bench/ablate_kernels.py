@@ -1,10 +1,13 @@
-"""What each hand-written kernel of the torch engine brings: steps with it and without it, in turns, medians.
+"""Measures the gain of each hand-written kernel of the torch engine: interleaved steps with and without it, medians.
 
     python -m bench.ablate_kernels --out bench/results/kernels-avx512-bf16.json
-    python -m bench.ablate_kernels --isa avx2 --out bench/results/kernels-avx2.json      # held down to AVX2
+    python -m bench.ablate_kernels --isa avx2 --out bench/results/kernels-avx2.json      # AVX2 only
 
-A variant is the same model over the same weights and pool with one part replaced by torch's. Its figure is the time of
-the variant's step over that of the whole engine, both from the same round; 1.25 or more earns a kernel its place.
+A variant is the same model over the same weights and pool, with one part replaced by torch's.
+
+    factor = time of the variant's step / time of the whole engine's step in the same round
+
+A kernel stays if its factor is 1.25 or more.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ def main() -> int:
 
 
 def measure(isa: str, rounds: int) -> dict[str, Any]:
-    """Time every case with every variant in turns, after one round to warm up."""
+    """Time every case with every variant, interleaved, after one round to warm up."""
     from bench.steps.peer_engines import BrosEngine
 
     engine = BrosEngine(len(os.sched_getaffinity(0)))

@@ -1,14 +1,14 @@
-"""How soon the slots of a client that leaves are free: a real server, and clients that leave it in every way there is.
+"""Time until the KV slots of a client that leaves are free: a real server, and clients that leave in every way.
 
     python -m bench.cancel [--cancels N] [--json] [--out bench/results/cancel.json]
 
-One visitor after another opens a real-time stream, reads for a while and leaves: alone on the server, beside a load of
-16 streams of either class, and beside that load while other work wants every core, as an engine does that computes.
-The server writes down its steps (`service.step_file`) on the clock that the visitors read too: slots are free when the
-last step with the visitor in it ends, and the engine was told during that step. Whether at its start or at its end is
-not seen: being noticed is told to within one step. The simulated executor takes the same time for every step; visitors
-stand out in its file by their prompt, longer than all others ever get. Every request that was left must have been
-counted as cancelled.
+One visitor after another opens a real-time stream, reads for a while and leaves. There are three situations: alone on
+the server, beside 16 streams of either class, and beside these while other work wants every core.
+
+The server records its steps (`service.step_file`) on the visitors' clock. Slots are free at the end of the last step
+with the visitor. The engine was told during that step, so the time of notice is known to within one step. The simulated
+executor takes the same time for every step. The file shows visitors by their prompt, which is longer than all others.
+Every request that was left must have been counted as cancelled.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ _COUNTED_S = 10.0  # until metrics have come, which are flushed once a second
 
 _PROCESSES = multiprocessing.get_context("forkserver")  # each starts in no time
 
-Leave = Callable[[float], float]  # open a stream, leave it so many seconds after its first token; return when
+Leave = Callable[
+    [float], float
+]  # open a stream, leave it this number of seconds after its first token; return the time
 
 
 @dataclass(frozen=True, slots=True)

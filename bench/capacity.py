@@ -1,7 +1,7 @@
-"""What the served model can do on this machine, and the load of `bench.demo` that suits it.
+"""Measures the speed of the served model on this machine, and scales the load of `bench.demo` to it.
 
-`measure` takes some seconds on a server of its own. `suited` is the arithmetic: the same picture on every machine, with
-real-time requests that take a sixth of its time, and a backlog that it cannot finish within the run.
+`measure` takes some seconds on a server of its own. `suited` is the arithmetic, which gives the same picture on every
+machine. Real-time requests take a sixth of the machine's time. The backlog is too long to finish within the run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DOCUMENT_PROMPT, DOCUMENT_OUTPUT = 768, 80  # and of the mean document (`workloa
 NUM_DECODES = 16  # in the batch that is measured: a batch in which decodes are cheap, and objectives still met
 
 _REAL_TIME_SHARE = 1 / 6  # of the machine's time
-_BACKLOG_RUNS = 2.0  # the backlog takes the machine so many runs: chat requests behind it get nothing in the first
+_BACKLOG_RUNS = 2.0  # the backlog takes this number of runs: chat requests behind it get nothing in the first
 _MAX_RATE, _MAX_BACKLOG = 20.0, 4000  # what one load generator sends in time
 _FULL_PROMPTS_TOKENS_PER_S = 1000.0  # a slower machine gets shorter prompts, down to the fraction below
 _MIN_PROMPT_SCALE = 1 / 8
@@ -95,7 +95,7 @@ def measure_at(url: str) -> Capacity:
 def capacity_of(
     prefills: Sequence[RequestRecord], alone: Sequence[RequestRecord], batch: Sequence[RequestRecord]
 ) -> Capacity:
-    """Return what was measured: the best of the tries alone, the median of the batch."""
+    """Return the capacity: the best of the tries alone, the median of the batch."""
     prefill_s = min(record.token_times_s[0] - record.arrival_s for record in prefills)
     return Capacity(prefills[0].num_prompt / prefill_s, min(map(_gap_s, alone)), median(map(_gap_s, batch)))
 

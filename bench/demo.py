@@ -1,10 +1,10 @@
-"""One picture of what the scheduler is for: the same load on the real server under `fcfs` and under `bros`.
+"""One picture of the scheduler's purpose: the same load on the real server under `fcfs` and under `bros`.
 
     python -m bench.demo --out docs/img/demo.svg
 
-A backlog of best-effort requests arrives at once while real-time requests keep coming; both policies get the same
-seeded arrivals, each on a server of its own. What the machine can do is measured first; it decides how much arrives and
-which objectives the requests have. The numbers behind the picture go to `--results`.
+A backlog of best-effort requests arrives at once while real-time requests keep coming. Both policies get the same
+seeded arrivals, each on a server of its own. The machine's speed is measured first; it determines the number of
+arrivals and the objectives. The numbers behind the picture go to `--results`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def describe(capacity: Capacity, setup: Setup) -> str:
-    """Say what was measured, and the load that follows from it."""
+    """Return the measured speed and the resulting load in words."""
     return (
         f"this machine reads {capacity.prefill_tokens_per_s:,.0f} prompt tokens/s and decodes in "
         f"{capacity.decode_s * 1e3:.1f} ms alone, {capacity.batch_decode_s * 1e3:.1f} ms in a batch of {NUM_DECODES}; "

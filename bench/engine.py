@@ -1,13 +1,17 @@
-"""Time the torch engine's steps, with the floors they stand on, measured in the same run.
+"""Time the torch engine's steps, and their floors in the same run.
 
     python -m bench.engine --out bench/results/engine-bf16.json
     python -m bench.engine --weights dense --out bench/results/engine-dense.json
     python -m bench.engine --dtype float32 --out bench/results/engine-float32.json
 
-Cases: decode at several batches with 256-token contexts, prefill in chunks, a mixed step. Per case, interleaved: the
-whole step (median); the step timed from inside (`step_profile`), whose parts and rest sum up to that step; and the
-floor of its matrix products: they alone, with the same weights in the same order, so they are as cold as in the step.
-The byte floor of attention is the K and V it reads over the machine's read bandwidth. Some cases then run through the
+Cases: decode at several batches with 256-token contexts, prefill in chunks, a mixed step. Three measurements per case
+are interleaved:
+
+- the whole step (median);
+- the step timed from inside (`step_profile`), whose parts and rest sum up to that step;
+- the floor of its matrix products: the products alone, with the same weights in the same order, as cold as in the step.
+
+The byte floor of attention is bytes of K and V / the machine's read bandwidth. Some cases then run through the
 library's layers, with dense weights.
 """
 
@@ -51,7 +55,7 @@ PREFILL_CHUNK = 512
 PREFILLS = (128, 512, 2048)
 _NUM_KV_TOKENS = 32_768
 _ROWS = 64
-_CASE_S, _MIN_REPEATS = 2.0, 5  # repeats of a case stop after so long, but not before so many
+_CASE_S, _MIN_REPEATS = 2.0, 5  # repeats of a case stop after this time, but not before this number
 
 
 @dataclass(frozen=True, slots=True)

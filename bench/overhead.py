@@ -1,15 +1,15 @@
-"""What going through Triton costs: the same engine in this process, and behind a real server over one gRPC stream.
+"""Measures the cost of Triton: the same engine in this process, and behind a real server over one gRPC stream.
 
     python -m bench.overhead [--executor torch|sim] [--threads N] [--set KEY=VALUE] [--json] [--out FILE] [--more]
 
 Two numbers: time to first token of one request alone, and output tokens per second of 32 streams at once, of either
 class. The class goes through Triton twice: as an input of the model `bros`, and as the name of `bros_rt` or `bros_be`.
-A round measures the engine in this process before and after both; what Triton costs is compared within the round, since
-a machine's speed may wander by more between two of them, and the engine against itself tells the noise.
+A round measures the engine in this process before and after both. Triton's cost is compared within the round, because a
+machine's speed may drift by more between two rounds. The engine against itself shows the noise.
 
-Engine, server and this client share the machine's cores, and whoever takes a core from an engine that computes on all
-of them slows it down, the client too, which elsewhere is another machine: it spares the cores (see `_lean_client`), as
-server and stubs do that `bros-serve` starts. The processor time per token is told by process, and for the engine alone
+Engine, server and this client share the machine's cores. Any of them that takes a core from the engine slows it down.
+The client, which is another machine in production, therefore avoids that (see `_lean_client`). So do the server and
+stubs that `bros-serve` starts. The processor time per token is told by process, and for the engine alone
 in this process. `--threads` below the number of cores leaves the server some; the simulated executor only sleeps: it
 tells waiting from computing. Over gRPC the client asks for output_ids, which is what the engine in this process hands
 over.
@@ -152,7 +152,7 @@ def _rounds_so_far(path: Path | None, setup: dict[str, Any], source: dict[str, A
 def cpu_s_by_process() -> dict[str, float]:
     """Return the processor time, in seconds, of this client and of the processes of the server it started.
 
-    While the engine in this process runs, what is called the client here is that engine.
+    While the engine in this process runs, "client" is that engine.
     """
     client = psutil.Process()
     seconds = {"client": sum(client.cpu_times()[:2]), "server": 0.0, "stubs": 0.0, "engine": 0.0}
@@ -275,8 +275,8 @@ def through_triton(arguments: Sequence[str]) -> Iterator[dict[str, Send]]:
 def _lean_client(url: str) -> grpc_client.InferenceServerClient:
     """Return a client that leaves the cores to the engine, being elsewhere another machine.
 
-    Its threads (those it starts from here on: the engine's are there already) do not push others off a core when they
-    wake up, and gRPC reads where it waits instead of in an event engine's threads: a quarter less processor time.
+    Its new threads do not push others off a core when they wake up; the engine's threads exist already. gRPC reads in
+    the waiting thread instead of an event engine's threads, which saves a quarter of the processor time.
     """
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

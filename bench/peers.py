@@ -1,13 +1,14 @@
-"""Time our torch engine beside llama.cpp: same model file, same threads, in turns, medians.
+"""Time our torch engine beside llama.cpp: same model file, same threads, interleaved, medians.
 
     python -m bench.peers --out bench/results/llama-cpp-avx512-bf16.json
-    python -m bench.peers --isa avx2 --out bench/results/llama-cpp-avx2.json      # both held down to AVX2
+    python -m bench.peers --isa avx2 --out bench/results/llama-cpp-avx2.json      # both with AVX2 only
 
 llama.cpp comes from the npm package `@node-llama-cpp/linux-x64`, whose builds cover every instruction set; npm installs
 it into `.cache/peers` the first time (30 MB). Each engine is a process of its own that waits while the other computes.
-A decode is the median of seven in a row. A row's floor is what memory or arithmetic alone would take: the file's
-weights and the K and V over the measured read bandwidth for decodes, the products at the speed of one large product for
-prefills.
+A decode is the median of seven in a row.
+
+    floor of a decode  = bytes of the file's weights, K and V / measured read bandwidth
+    floor of a prefill = the products at the speed of one large product
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def main() -> int:
 
 
 def measure(isa: str, rounds: int, threads: int) -> dict[str, Any]:
-    """Let both engines compute every case in turns, `rounds` times after one to warm up."""
+    """Let both engines compute every case, interleaved, in `rounds` rounds after one to warm up."""
     install()
     names = ("bros", "llama.cpp")
     workers = {name: _Worker(name, isa, threads) for name in names}

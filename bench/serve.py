@@ -7,7 +7,7 @@
 
 Several policies run interleaved on the same seeds, each on a server of its own. Real-time requests are scored by
 arrival in [warmup, duration); unfinished ones are misses. Next to `--out` the raw events of every request are kept as
-JSON lines. Anything else that runs on the machine spoils the figures: `foreign_cores` says what was seen before a run.
+JSON lines. Other processes on the machine distort the figures; `foreign_cores` is their load just before a run.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SETTLE_S = 1.0  # between a server's start and its load, in which the rest of t
 class Setup:
     """One measured mix: rates are requests per second, Poisson; a backlog arrives at time 0.
 
-    prompt_scale: prompts are so much longer than the usual ones.
+    prompt_scale: factor of prompt lengths relative to the usual ones.
     """
 
     name: str
@@ -237,8 +237,8 @@ _SETUP_FLAGS = {
     "kv_tokens": "KV pool of the server, in tokens",
     "max_tokens_per_step": "new tokens of a step",
     "warmup_s": "RT arrivals before this are not scored",
-    "duration_s": "requests arrive for so long",
-    "drain_s": "RT answers are awaited for so long after",
+    "duration_s": "requests arrive for this time",
+    "drain_s": "time limit for RT answers after that",
 }
 
 

@@ -36,14 +36,14 @@ from bench.common.score import RequestRecord, Slos, score_be, score_rt
 from bench.common.stats import percentiles, quantiles
 from bench.common.workload import Arrival
 from bench.sim.as_if_alone import StepNote, lost, step_note
+from bench.sim.disturbance import disturbance
 from bench.sim.gpu_executor import GpuExecutor
 from bench.sim.limit import Load, max_be_tokens, min_steps, min_ttft_misses
 from bench.sim.scenario import SCENARIOS, Scenario
 from bench.sim.step_models import Pair, load_pairs
 
-BLOCK_SIZE = 16
 MAX_SEQ_LEN = 16_384
-_LIMIT_SUPPLY = 1.3  # the bound may choose among so many times the requests that the run started
+_LIMIT_SUPPLY = 1.3  # the bound may choose among this multiple of the requests that the run started
 
 
 def simulate(scenario: Scenario) -> dict[str, Any]:
@@ -92,8 +92,8 @@ class Simulation:
         machine = scenario.machine if replay is None else dataclasses.replace(scenario.machine, pair=replay.pair)
         self._machine = machine
         capacity = ExecutorCapacity(
-            block_size=BLOCK_SIZE,
-            num_blocks=machine.kv_tokens // BLOCK_SIZE,
+            block_size=scenario.block_size,
+            num_blocks=machine.kv_tokens // scenario.block_size,
             num_host_slots=machine.kv_tokens if scenario.host_kv_tokens is None else scenario.host_kv_tokens,
             max_seq_len=MAX_SEQ_LEN,
             max_tokens_per_step=scenario.max_tokens_per_step,
@@ -101,7 +101,8 @@ class Simulation:
             host_copy_s_per_token=machine.pair.host_copy_s_per_token,
         )
         self.scheduler: Scheduler = make_scheduler(scenario.scheduler_settings, capacity)
-        executor = GpuExecutor(machine.pair, capacity, self.clock)
+        disturbed = disturbance(scenario.step_noise, scenario.slowdown, scenario.stall_s, scenario.seed)
+        executor = GpuExecutor(machine.pair, capacity, self.clock, disturbed)
         self._engine = Engine(self.scheduler, executor, self.clock, self._emit, self._record)
         self._executor = executor
         self.rt = scenario.rt_arrivals() if replay is None else list(replay.rt)
@@ -110,7 +111,7 @@ class Simulation:
         self._num_rt_open = len(self.rt)
         self._be_supply = self._make_be_supply(replay)
         self._be_due = deque(self._be_supply if scenario.is_be_timed else ())
-        self._horizon_s = 0.0  # end of the step that passed `duration_s`; what was reached by then:
+        self._horizon_s = 0.0  # end of the step that passed `duration_s`; the counts at that time:
         self._num_be_started = 0
         self._num_be_tokens = 0
         self._num_ahead_tokens = 0.0
@@ -181,7 +182,7 @@ class Simulation:
         }
 
     def _limits(self) -> dict[str, Any]:
-        """The bounds of `bench.sim.limit` until the horizon, and what part of them was reached."""
+        """Return the bounds of `bench.sim.limit` until the horizon, and the share of them that the run reached."""
         scenario, horizon_s = self.scenario, self._horizon_s
         misses = min_ttft_misses(self._machine, self.rt, scenario.loosest_slos.ttft_slo_s)
         limits: dict[str, Any] = {
@@ -328,7 +329,7 @@ def main() -> int:
     parser.add_argument(
         "--as-if-alone",
         action="store_true",
-        help="run also without best-effort requests; name what missed its objectives only because of them",
+        help="also run without best-effort requests; name the requests that missed their objectives only beside them",
     )
     parser.add_argument("--out", type=Path, help="write the result here; default: standard output")
     arguments = vars(parser.parse_args())

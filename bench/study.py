@@ -3,10 +3,10 @@
     python -m bench.study                 the telling part (`make study`, about 20 minutes on two cores)
     python -m bench.study --full          the whole grid (`make study-full`, some hours)
 
-Each finished run is kept in a journal beside the result file, so an interrupted study goes on where it stopped. What
-a journal or result file of that folder has of the same simulation code is not run again: the grid takes over its
-telling part, a commit that touches none of `SIMULATION_CODE` costs nothing, and one of a policy's own modules costs the
-runs of that policy. `python -m bench.report` makes the document.
+A journal beside the result file keeps each finished run, so an interrupted study resumes. A run of the same simulation
+code is not repeated if a journal or result file of that folder has it. The grid thus takes over its telling part. A
+commit that touches none of `SIMULATION_CODE` repeats nothing; one that touches a policy's own modules repeats that
+policy's runs. `python -m bench.report` makes the documents.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cache
@@ -75,12 +75,11 @@ RT_CAPACITY = {
 }
 BURST_CV = 5.0
 KV_BOUND, GROUPED_QUERY = "opt13b-a100-tp2", "llama8b-a100"
-KV_BOUND_PAIRS = (KV_BOUND, "opt30b-a100-tp4")  # multi-head attention: slots run out before places do
+KV_BOUND_PAIRS = (KV_BOUND, "opt30b-a100-tp4")  # multi-head attention: KV slots run out before batch slots do
 ABLATIONS: dict[str, dict[str, Any]] = {
     "sharing off": {"sharing": False},
     "checkpoints off": {"checkpoints": False},
     "chunking off": {"chunked_prefill": False},
-    "window off": {"adaptive_window": False},
     "sharing and checkpoints off": {"sharing": False, "checkpoints": False},
 }
 # Scenarios by name (bench/scenarios); no policy was tuned on them.
@@ -97,9 +96,15 @@ TRAFFIC = (
     "be_deadlines",
     "few_slots",
 )
+SHARING_BLOCK_SIZES = (16, 32, 64, 128)
+# Pools in which slots run out before batch slots do: about 100 requests of each length.
+SHARING_LENGTHS: dict[str, dict[str, Any]] = {
+    "short": {"rt_lengths": "short", "be_lengths": "short", "rt_rate": 40.0, "kv_tokens": 8192},
+    "long": {"rt_lengths": "lengths_sharegpt.csv", "be_lengths": "paper_be", "rt_rate": 3.5},
+}
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# A run begins empty, and its first part is not scored: until as many real-time requests are there as will be, which on
-# the slowest pair takes 70 s, throughput is of a machine that fills, and depends on what is begun early.
+# A run begins empty, and its first part is not scored. The number of real-time requests takes 70 s to settle on the
+# slowest pair. Until then throughput depends on the requests begun early, while the machine fills.
 _BASE = Scenario(be_outstanding=256, warmup_s=80.0, duration_s=160.0)
 
 
@@ -141,6 +146,18 @@ def traffic_runs(seeds: Iterable[int] = SEEDS) -> Iterator[Run]:
             yield Run("traffic", scenario.without_be(), label=name)
             for policy in ("bros", "priority_tuned"):
                 yield Run("traffic", replace(scenario, policy=policy), label=name)
+
+
+def sharing_runs(seeds: Iterable[int] = SEEDS) -> Iterator[Run]:
+    """Blocks that a real-time and a best-effort request share, against blocks of one owner, in the same pool."""
+    for seed in seeds:
+        for pair in KV_BOUND_PAIRS:
+            for label, lengths in SHARING_LENGTHS.items():
+                for block_size in SHARING_BLOCK_SIZES:
+                    base = replace(_BASE, pair=pair, seed=seed, block_size=block_size, warmup_s=10.0, duration_s=40.0)
+                    scenario = replace(base, **lengths)
+                    for sharing in (True, False):
+                        yield Run("sharing", replace(scenario, settings={"sharing": sharing}), label=label)
 
 
 def _grid_runs(seeds: Sequence[int]) -> Iterator[Run]:
@@ -231,8 +248,11 @@ def _entry(run: Run, simulation: Simulation, source: Mapping[str, str]) -> dict[
 
 
 def simulations(runs: Iterable[Run]) -> list[list[Run]]:
-    """Put runs together that are one simulation, in the order of execution: seed by seed, so that a study that ends
-    early has whole ones; what takes minutes, the published algorithm near overload, comes last in each."""
+    """Group the runs that are one simulation, in the order of execution.
+
+    The order is seed by seed, so that a study that ends early has whole seeds. Runs of minutes, the published algorithm
+    near overload, come last in each seed.
+    """
     found: dict[str, list[Run]] = {}
     for run in runs:
         scenario = run.scenario
@@ -290,8 +310,10 @@ def _key(group: str, label: str, scenario: Mapping[str, Any]) -> str:
 
 
 def run_study(runs: list[Run], out: Path, num_workers: int, limit_s: float | None = None) -> int:
-    """Execute what journals and result files lack of this code, for `limit_s` at most, and write what is there to
-    `out`. Return how many runs are missing."""
+    """Execute the runs that journals and result files of this code lack, for at most `limit_s`; write all to `out`.
+
+    Return the number of missing runs.
+    """
     facts = provenance()
     journal = Journal(out)
     missing = [run for run in runs if journal.get(run) is None]
@@ -305,7 +327,7 @@ def run_study(runs: list[Run], out: Path, num_workers: int, limit_s: float | Non
                     journal.add(entry)
                     progress.advance(task)
         except TimeoutError:
-            pass  # what is running ends in vain
+            pass  # unfinished simulations are lost
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     entries = [entry for entry in map(journal.get, runs) if entry is not None]
@@ -320,10 +342,25 @@ def _source(run: Run, facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _start_worker() -> None:
-    """Let a worker end with its study, even where that is killed, and collect garbage between two simulations only: in
-    one there is little, and looking for it takes a tenth of the time."""
+    """Let a worker end with its study, even a killed one, and collect garbage between two simulations only.
+
+    Within a simulation there is little garbage, and the search for it takes a tenth of the time.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     gc.disable()
+
+
+_PARTS: Mapping[str | None, Callable[[Sequence[int]], Iterable[Run]]] = {
+    None: telling_runs,
+    "full": full_runs,
+    "traffic": traffic_runs,
+    "sharing": sharing_runs,
+}
+_WORDS = {
+    "full": "the whole grid",
+    "traffic": "traffic that nobody tuned for",
+    "sharing": "blocks of two owners against blocks of one, by block size",
+}
 
 
 def main() -> int:
@@ -331,11 +368,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--full", action="store_true", help="the whole grid instead of its telling part")
-    group.add_argument(
-        "--traffic", action="store_true", help="traffic that nobody tuned for, instead of the telling part"
-    )
+    parts = parser.add_mutually_exclusive_group()
+    for name, words in _WORDS.items():
+        parts.add_argument(f"--{name}", action="store_const", const=name, dest="part", help=f"{words}, instead")
     parser.add_argument(
         "--seeds",
         type=int,
@@ -343,16 +378,12 @@ def main() -> int:
         help="seeds of each run; with --full, of those beyond the telling part (default: 5)",
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="default: study.json, with --full study-full.json, with --traffic study-traffic.json, in bench/results",
-    )
+    parser.add_argument("--out", type=Path, help="default: bench/results/study.json, or study-PART.json")
     parser.add_argument("--minutes", type=float, help="write what is there after so long (default: when all is done)")
     arguments = parser.parse_args()
     seeds = range(arguments.seeds)
-    part = "-full" if arguments.full else "-traffic" if arguments.traffic else ""
-    runs = list({"": telling_runs, "-full": full_runs, "-traffic": traffic_runs}[part](seeds))
+    part = f"-{arguments.part}" if arguments.part else ""
+    runs = list(_PARTS[arguments.part](seeds))
     out = arguments.out or RESULTS / f"study{part}.json"
     limit_s = None if arguments.minutes is None else 60.0 * arguments.minutes
     num_missing = run_study(runs, out, arguments.jobs, limit_s)

@@ -1,12 +1,12 @@
-"""What `bros top` costs the engine that it watches: short windows with and without it, on a real server under load.
+"""Measures what share of the engine's time `bros top` costs: short windows with and without it, on a loaded server.
 
     python -m bench.watch --executor sim [--out bench/results/watch.json]
 
 One server, a constant number of decoding requests, and one `bros top` as a user starts it, stopped (SIGSTOP) in every
-second window. It looks ten times as often as usual, because a look costs less than the noise of a busy machine; what is
-told is one look's processor time, and its share of the time between two looks at the usual interval. The time is the
-engine process's own, from the kernel's nanosecond counts, per step: other work on the machine and slower steps do not
-enter. The simulated executor has 25,000 blocks to show, as many as a large GPU.
+second window. It looks ten times as often as usual, because a look costs less than the noise of a busy machine. The
+result is one look's processor time, and its share of the time between two looks at the usual interval. The time is the
+engine process's own, from the kernel's nanosecond counts, per step. Other work on the machine and slower steps do not
+count. The simulated executor has 25,000 blocks to show, as many as a large GPU.
 """
 
 from __future__ import annotations

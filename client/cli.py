@@ -13,7 +13,7 @@ from client.transports import UrlError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; Ctrl-C cancels what is open and is a failure."""
+    """Run one command and return its exit code. Ctrl-C cancels open requests and counts as a failure."""
     args = make_parser().parse_args(arguments)
     try:
         return int(args.run(args))

@@ -84,7 +84,7 @@ class Client:
 
 
 class Stream:
-    """The chunks of one answer. Leaving its `with` block, `close`, or dropping it cancels what is not finished."""
+    """The chunks of one answer. Leaving its `with` block, `close`, or dropping it cancels an unfinished answer."""
 
     def __init__(self, request_id: str, chunks: Generator[Chunk, None, None]) -> None:
         self.request_id = request_id
@@ -177,7 +177,7 @@ class AsyncClient:
 
 
 class AsyncStream:
-    """The chunks of one answer. Leaving its `async with` block, or `close`, cancels what is not finished."""
+    """The chunks of one answer. Leaving its `async with` block, or `close`, cancels an unfinished answer."""
 
     def __init__(self, request_id: str, chunks: AsyncGenerator[Chunk, None]) -> None:
         self.request_id = request_id

@@ -33,10 +33,10 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 
 class Options(TypedDict, total=False):
-    """How a prompt is to be served; what is left out is the server's default.
+    """Options of a request; the server has a default for each omitted one.
 
     Times are seconds. The SLOs are for class `rt`; `deadline_s` (finish by, counted from arrival) is for `be`.
-    `timeout_s` is this client's patience for the whole answer: then the request is cancelled.
+    `timeout_s` is the time limit for the whole answer; after it the request is cancelled.
     """
 
     priority_class: PriorityClass
@@ -63,7 +63,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request in wire terms: values of `wire.INPUTS`, and request parameters. `timeout_s` None waits for ever."""
+    """One request in wire terms: values of `wire.INPUTS`, and request parameters. `timeout_s` None: no limit."""
 
     model: str
     request_id: str

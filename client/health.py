@@ -14,12 +14,12 @@ from client.transports import scheme_of
 _TIMEOUT_S = 5.0
 _PORTS_TO_METRICS = {"grpc": 1, "grpcs": 1, "http": 2, "https": 2}  # as bros-serve's ports lie, unless told otherwise
 
-Ask: TypeAlias = Callable[[str | None], bool]  # is this model ready? None: the server. What does not answer is not
+Ask: TypeAlias = Callable[[str | None], bool]  # is this model ready? None: the server. No answer: not ready
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """What the server says of itself and of each model."""
+    """Readiness of the server and of each model, as the server reports it."""
 
     is_live: bool
     is_ready: bool

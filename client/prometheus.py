@@ -37,7 +37,7 @@ class Samples:
 
 
 def parse_samples(text: str) -> Samples:
-    """Return the samples in a scrape's text; comments and what is not a sample are skipped."""
+    """Return the samples in a scrape's text; comments and other lines are skipped."""
     series: dict[str, list[tuple[Labels, float]]] = defaultdict(list)
     for line in text.splitlines():
         if sample := _SAMPLE.match(line):

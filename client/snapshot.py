@@ -31,8 +31,11 @@ class StepView(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KVPoolView(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The KV pool. Byte i of `head_fill` and `tail_fill` (base64 in JSON) is the number of slots that real-time holds
-    from the left of block i, and best-effort from its right."""
+    """The KV pool.
+
+    Byte i of `head_fill` (base64 in JSON): slots that real-time holds from the left of block i. Byte i of `tail_fill`:
+    slots that best-effort holds from its right.
+    """
 
     block_size: int
     head_fill: bytes
@@ -88,7 +91,6 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     policy: str
     requests_by_class: dict[str, ClassCounts]
-    window_tokens: int
     latency_error_ratio: float
     total_steps: int
     total_step_tokens: dict[str, int]

@@ -1,10 +1,10 @@
 """Names on the wire: models, input and output tensors, request parameters, and the ports of a server.
 
-The same names stand in `backend/wire/names.py` and `model_repository/*/config.pbtxt`, which ship separately; a contract
-test compares them. Milliseconds and whole words here; everywhere else in this package times are seconds.
+`backend/wire/names.py` and `model_repository/*/config.pbtxt` have the same names and ship separately; a contract test
+compares them. Times are milliseconds here, and seconds everywhere else in this package.
 
-Introspection: a request to model `bros` with the parameter `inspect` = `engine` and no prompt gets one response whose
-`text_output` is a JSON object, `client.snapshot.Snapshot` on this side. It is refused where the server's configuration
+Introspection: a request to model `bros` with the parameter `inspect` = `engine` and no prompt gets one response. Its
+`text_output` is a JSON object, `client.snapshot.Snapshot` on this side. The server refuses it if its configuration
 has it off, which is the default beyond loopback.
 """
 
@@ -63,7 +63,7 @@ INPUTS: dict[str, TensorSpec] = {
     "return_log_probs": TensorSpec("BOOL"),
     "return_metrics": TensorSpec("BOOL"),
 }
-"""What this client sends; the backend takes more names, for the sake of other clients."""
+"""The parameters that this client sends; the backend accepts more names, for other clients."""
 
 OUTPUTS: dict[str, TensorSpec] = {
     "text_output": TensorSpec("BYTES", -1),

@@ -1,7 +1,9 @@
 #!/bin/sh
 # Serve with a small KV cache, run bursts of real-time over a best-effort backlog, and record what `bros top` shows.
 #   sh examples/record_top.sh bros-top.svg                    # SmolLM2-135M
-#   sh examples/record_top.sh bros-top.svg --executor sim     # what follows the file goes to bros-serve
+# What follows the file goes to bros-serve. docs/img/bros-top.svg is of the simulated executor, with steps of 30 ms:
+#   sh examples/record_top.sh docs/img/bros-top.svg --executor sim --set sim.num_blocks=128 \
+#     --set sim.num_host_slots=2330 --set sim.coefficients='[0.03,0.0002,2e-8,2e-9,5e-6]'
 set -eu
 svg=${1:-bros-top.svg}
 [ $# -eq 0 ] || shift
@@ -11,7 +13,7 @@ cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD"
 
 at=$(mktemp)
-"$python" -m backend.launcher.serve --http-port 0 --grpc-port 0 --metrics-port 0 --kv-tokens 1280 --set torch.host_kv_gib=0.05 --json "$@" > "$at" &
+"$python" -m backend.launcher.serve --http-port 0 --grpc-port 0 --metrics-port 0 --openai-port off --kv-tokens 1280 --set torch.host_kv_gib=0.05 --json "$@" > "$at" &
 server=$!
 trap 'kill $server; wait $server || true; rm -f "$at"' EXIT
 until [ -s "$at" ]; do kill -0 $server; sleep 0.2; done

@@ -164,6 +164,11 @@ class KVCacheManager:
         """Return a fresh budget in the manager's present state; it is good until the manager's next change."""
         return KVBudget(self._pool, self._num_changes)
 
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that nobody holds: of `usage`, what costs nothing to know."""
+        return self._pool.num_free_blocks
+
     def usage(self) -> KVUsage:
         """Count slots and blocks by state."""
         pool, config = self._pool, self.config

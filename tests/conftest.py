@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,11 +14,19 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.backend.executors.vllm.places import vllm_python
 from tests.triton.servers import Server, serving
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST_METRICS = "service.metrics_flush_s=0.05"
 SMOLLM = "smollm"  # the fixture that is dear: two gigabytes and some seconds
+
+VLLM_ARGS = {"dtype": "float32", "max_num_batched_tokens": 512, "block_size": 32, "num_gpu_blocks_override": 769}
+# What `bros-serve` is told, beside the engine: two threads would spin for each other on a busy machine.
+OPTIONS = {
+    "torch": ("--threads", "1", "--kv-tokens", "24576"),
+    "vllm": ("--set", f"vllm.engine_args={json.dumps(VLLM_ARGS)}", "--start-timeout-s", "900"),
+}
 
 # A shell's background jobs ignore SIGINT, and so would all that the tests start and then interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,6 +38,11 @@ settings.load_profile("same")
 def is_worker(config: pytest.Config) -> bool:
     """Return whether this is one of several processes that run the tests at once (`make test WORKERS=2`)."""
     return hasattr(config, "workerinput")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `make test-vllm` put vLLM under the tests of the real model."""
+    parser.addoption("--executor", choices=list(OPTIONS), default="torch", help="what runs SmolLM2 (default: torch)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,13 +86,16 @@ def _asks_the_real_model(file: str) -> bool:
 def sim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose model is made up: it sleeps 8 ms a step and up, so that a busy machine slows it down little."""
     log = tmp_path_factory.mktemp("sim") / "log"
-    with serving(log, "--executor", "sim", "--set", FAST_METRICS) as server:
+    with serving(log, "--executor", "sim", "--openai-port", "0", "--set", FAST_METRICS) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def smollm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with SmolLM2-135M on the torch engine; two threads would spin for each other on a busy machine."""
-    log = tmp_path_factory.mktemp("torch") / "log"
-    with serving(log, "--threads", "1", "--kv-tokens", "24576", "--set", FAST_METRICS) as server:
+def smollm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with SmolLM2-135M on the torch engine, or on the one that `--executor` names."""
+    executor = request.config.getoption("--executor")
+    options = ["--executor", executor, *OPTIONS[executor], "--set", FAST_METRICS]
+    if executor == "vllm":
+        options += ["--set", f"vllm.python={vllm_python()}"]
+    with serving(tmp_path_factory.mktemp(executor) / "log", *options) as server:
         yield server

@@ -179,7 +179,6 @@ class FuzzRun:
             sharing=draw.random() < 0.8,
             checkpoints=draw.random() < 0.8,
             chunked_prefill=draw.random() < 0.8,
-            adaptive_window=draw.random() < 0.8,
             be_min_share=draw.choice((0.0, 0.02, 0.3)),
             kv_headroom_ratio=draw.choice((0.0, 0.02)),
             paper_base_seqs=4,

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("kv", "backend", "client", "bench", "tools")
+PACKAGES = ("kv", "backend", "client", "front", "bench", "tools")
 OWN = set(PACKAGES) | {"tests"}
 
 # Room -> rooms below that it may import; a module may also import its own room. The longest matching name wins.
 STATE = {"kv", "backend.core", "backend.policy.settings", "backend.policy.state"}
 PACKING = {*STATE, "backend.policy.view", "backend.policy.packing"}
 POLICY = {*PACKING, "backend.policy"}
+FOREIGN = {"kv", "backend.core", "backend.engine", "backend.policy"}
 MAY_IMPORT = {
     "kv": set[str](),
     "backend.core": {"kv"},
@@ -32,8 +33,15 @@ MAY_IMPORT = {
     "backend.text": {"backend.core", "backend.wire"},
     "backend.executors.sim": {"backend.core"},
     "backend.executors.torch_engine": {"kv", "backend.core", "backend.text"},
-    # It drives the policy from inside TensorRT-LLM's own loop.
-    "backend.executors.trtllm": {"kv", "backend.core", "backend.engine", "backend.policy"},
+    # They drive the policy from inside another engine's loop.
+    "backend.executors.foreign": FOREIGN,
+    "backend.executors.trtllm": {*FOREIGN, "backend.executors.foreign"},
+    "backend.executors.vllm": {
+        *FOREIGN,
+        "backend.executors.foreign",
+        "backend.executors.torch_engine.export",
+        "backend.text",
+    },
     "backend.config": {"backend.core", "backend.executors", "backend.policy.settings"},
     "backend.server": {
         "kv",
@@ -43,7 +51,17 @@ MAY_IMPORT = {
         "backend.text",
         "backend.wire",
     },
-    "backend.stub": {"backend.config", "backend.core", "backend.wire"},
+    "backend.link": {"backend.config", "backend.core", "backend.wire"},
+    "backend.stub": {"backend.config", "backend.core", "backend.link", "backend.wire"},
+    "backend.dynamo": {
+        "backend.config",
+        "backend.core",
+        "backend.launcher.child",
+        "backend.launcher.launch",
+        "backend.link",
+        "backend.text",
+        "backend.wire",
+    },
     "backend.launcher": {
         "backend.config",
         "backend.core",
@@ -54,6 +72,7 @@ MAY_IMPORT = {
     },
     "backend": set[str](),
     "client": set[str](),
+    "front": {"client"},
     "bench.common": set[str](),
     "bench.sim": {"kv", "backend", "bench.common"},
     "bench.live": {"backend", "client", "bench.common", "bench.sim"},

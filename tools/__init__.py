@@ -1,0 +1,1 @@
+"""Fits latency models and step models to published or recorded step times."""

@@ -1,0 +1,1 @@
+"""Values and protocols that every room shares: request, plan, clock, errors, executor."""

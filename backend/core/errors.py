@@ -79,16 +79,16 @@ class ExecutorError(BrosError):
 
 
 class ConfigError(BrosError):
-    """The engine's configuration is wrong; the message names the field, its value and what is allowed."""
+    """The engine's configuration is wrong; the message names the field, its value and the limit."""
 
     code = "CONFIG"
     triton_status = "INVALID_ARG"
 
 
 def to_bros_error(error: Exception, what: str) -> BrosError:
-    """Return `error` as the client of one request meets it; `what` says, for the log, what failed.
+    """Return `error` in the form that the client of one request gets; `what` names the failure in the log.
 
-    An error that was not raised on purpose is a fault of this server: its traceback goes to the log.
+    Any other type of error is a fault of this server: its traceback goes to the log.
     """
     if isinstance(error, BrosError):
         return error

@@ -37,7 +37,7 @@ class PreemptionKind(enum.Enum):
 class Reclaim:
     """Take KV slots from the end of `request`, which keeps its first `num_kept` positions.
 
-    `checkpoint`: copy what is lost to the host pool first (as far as it has room); otherwise it is recomputed.
+    `checkpoint`: first copy the lost positions to the host pool, as far as it has room. Otherwise they are recomputed.
     """
 
     request: Request

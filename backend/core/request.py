@@ -1,8 +1,8 @@
-"""A request: what the client asked for (frozen) and how far the engine has come with it (owned by the scheduler).
+"""A request: the client's wishes (frozen), and the engine's progress with it (owned by the scheduler).
 
-"Computed tokens catch up with known tokens" is the whole life of a request: known tokens are the prompt plus what was
-sampled so far; computed tokens have their K and V in the cache. A step that computes the last known token samples the
-next one. Prefill, chunked prefill, decode and resumption after a preemption are this one rule.
+Known tokens are the prompt and the tokens sampled so far. Computed tokens have their K and V in the cache. One rule
+covers the life of a request: computed tokens catch up with known tokens. A step that computes the last known token
+samples the next one. Prefill, chunked prefill, decode and resumption after a preemption all follow this rule.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class SamplingParams:
 
 
 _REQUEST_BYTES = 4_000  # measured on CPython 3.11: a request with its stream, apart from what follows
-_TOKEN_BYTES = 52  # of a prompt token: an int, its places in two sequences, and the text it came from
+_TOKEN_BYTES = 52  # of a prompt token: an int, its entries in two sequences, and its text
 _STOP_ID_BYTES = 150  # of a stop token id, in the sets it is in
 
 

@@ -1,0 +1,1 @@
+"""One step: the loop, the scheduler, admission, and feedback to the policy."""

@@ -1,4 +1,4 @@
-"""Admission: what is refused at once, and why."""
+"""Admission: the reasons to refuse a request at once."""
 
 from __future__ import annotations
 

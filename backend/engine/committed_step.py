@@ -31,7 +31,7 @@ class CommittedStep:
 class Sampled:
     """The sequences of a step that sampled a token, in the batch's order, and the requests that did not.
 
-    distinct_ids: what is in `token_ids`, and None where a request did not sample.
+    distinct_ids: the values in `token_ids`, and None for a request that did not sample.
     """
 
     requests: list[Request]

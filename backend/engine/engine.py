@@ -70,7 +70,7 @@ class Engine:
 
     @property
     def honours_plans(self) -> bool:
-        """Always: each step is the policy's. Engines with a loop of their own may only let it admit requests."""
+        """Always true: the policy plans each step. An engine with a loop of its own may let it admit requests only."""
         return True
 
     @property
@@ -83,8 +83,8 @@ class Engine:
         plan = self.scheduler.plan(self.clock.now_s())  # a decision: nothing has moved
         if plan.is_empty:
             return False
-        batch = self.scheduler.commit(plan)  # the only place blocks and queues move
-        result = self._execute(batch)  # the only place time passes
+        batch = self.scheduler.commit(plan)  # blocks and queues change in this call only
+        result = self._execute(batch)  # time passes in this call only
         if result is not None:
             output = self.scheduler.complete(batch, result, self.clock.now_s())
             self._emit(output)
@@ -129,7 +129,7 @@ class Engine:
             self._wake.notify()
 
     def _execute(self, batch: StepBatch) -> StepResult | None:
-        """Whatever an executor raises ends the requests of this step, and nothing else."""
+        """Run the executor. An error that it raises ends the requests of this step, and no others."""
         try:
             return self.executor.execute(batch)
         except Exception as error:
@@ -140,7 +140,7 @@ class Engine:
             return None
 
     def _note(self, plan: StepPlan, batch: StepBatch, result: StepResult, output: StepOutput) -> None:
-        """What is measured is no reason to end what is served; a full disk, for instance."""
+        """Record a step. An error in the recording, such as a full disk, ends no request."""
         try:
             self._record(plan, batch, result, output)
         except Exception as error:
@@ -173,7 +173,7 @@ class Engine:
 
 
 def look_at(scheduler: Scheduler, look: Callable[[Scheduler], None]) -> None:
-    """Call `look`. Looking changes nothing, so that an error of it concerns the one who looks."""
+    """Call `look`, which changes nothing. An error in it is logged and ends no request."""
     try:
         look(scheduler)
     except Exception as error:

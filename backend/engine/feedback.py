@@ -64,7 +64,6 @@ class Feedback:
                 PriorityClass.BEST_EFFORT: self._counts(view.be_waiting, is_rt=False),
             },
             kv=view.kv.usage(),
-            window_tokens=self._policy.window_tokens,
             latency_coefficients=view.latency.coefficients,
             latency_error_ratio=view.latency.error_ratio,
             total_steps=totals["steps"],

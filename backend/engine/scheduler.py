@@ -169,7 +169,7 @@ class Scheduler:
         step = self._take_step(batch)
         table, requests = self.view.table, step.requests
         assert len(result.token_ids) == len(requests), f"{len(result.token_ids)} results for {len(requests)} requests"
-        self._learn(step, result, now_s)
+        self._learn(step, result)
         self._totals["recomputed"] += table.compute(step.slots.rows, step.slots.counts)
         for request in step.slots.newcomers:
             request.first_scheduled_s = now_s - result.duration_s
@@ -183,7 +183,7 @@ class Scheduler:
     def fail(self, batch: StepBatch, error: BrosError, now_s: float) -> StepOutput:
         """End the requests of a batch whose execution failed, and free their slots.
 
-        What the batch was to copy to the host is not there, so its owners compute it again.
+        The batch's copies to the host do not exist, so their owners compute those positions again.
         """
         step = self._take_step(batch)
         for request in step.checkpointed:
@@ -324,19 +324,15 @@ class Scheduler:
         new_tokens, context, pairs = table_loops.features(self.view.table.counts, rows, counts)
         return StepFeatures(new_tokens, context, pairs, num_copied, has_prefill=new_tokens > len(rows))
 
-    def _learn(self, step: CommittedStep, result: StepResult, now_s: float) -> None:
+    def _learn(self, step: CommittedStep, result: StepResult) -> None:
         table, rows, totals = self.view.table, step.slots.rows, self._totals
         num_tokens, predicted_s = step.features.new_tokens, step.plan.predicted_s
-        predicted_end_s = now_s - result.duration_s + predicted_s
-        num_rt_tokens, num_late = table_loops.rt_share(
-            table.times, table.flags, rows, step.slots.counts, predicted_end_s, now_s
-        )
+        num_rt_tokens = table_loops.num_rt_tokens(table.flags, rows, step.slots.counts)
         record = StepRecord(
             duration_s=result.duration_s,
             predicted_s=predicted_s,
             num_rt_tokens=num_rt_tokens,
             num_be_tokens=num_tokens - num_rt_tokens,
-            num_late=num_late,
             num_seqs=len(rows),
             budget_s=step.plan.budget_s,
         )

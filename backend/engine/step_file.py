@@ -16,10 +16,11 @@ logger = logging.getLogger(__name__)
 
 
 class StepFile:
-    """Writes one JSON line per step: `end_s` (monotonic clock), `duration_s` of the executor, `starts` and `counts`
-    (tokens computed before, and now, by sequence), `num_copied` (KV slots to and from the host).
+    """Writes one JSON line per step.
 
-    A file that can be written no longer (a full disk) ends there: no request may suffer for it."""
+    `end_s`: monotonic clock. `duration_s`: of the executor. `starts`, `counts`: tokens computed before and in this
+    step, by sequence. `num_copied`: KV slots to and from the host. If the file cannot be written any more (a full
+    disk), writing stops and requests go on."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -46,7 +47,7 @@ class StepFile:
             self._give_up(error)
 
     def close(self) -> None:
-        """Write out what is buffered."""
+        """Write the buffered lines and close the file."""
         try:
             if self._file is not None:
                 self._file.close()
@@ -56,6 +57,6 @@ class StepFile:
     def _give_up(self, error: OSError) -> None:
         assert self._file is not None, "a file that was given up is not written to"
         logger.warning("service.step_file: %s: %s; no further step is written", self._file.name, error.strerror)
-        with contextlib.suppress(OSError):  # what is buffered cannot be written either
+        with contextlib.suppress(OSError):  # buffered lines cannot be written either
             self._file.close()
         self._file = None

@@ -30,8 +30,8 @@ class SimSettings:
     coefficients: c0..c4 of the step time (seconds per unit; `backend.policy.state.latency_model`). noise_ratio:
     relative standard deviation of a step's time. fault_rate: part of the steps that raise ExecutorError. stall_rate,
     stall_s: part of the steps that take `stall_s` longer. A token is a function of (seed, request id, position), never
-    `eos_token_id` but where the request's output is to end. verify: check that every attended slot holds what was
-    written for it.
+    `eos_token_id` but where the request's output is to end. verify: check that every attended slot holds the
+    value written for it.
     """
 
     num_blocks: int = 1024
@@ -128,10 +128,10 @@ class SimExecutor:
 
 
 class SimFeatures(NamedTuple):
-    """What a step's time is made of; the first four are those of backend.policy.state.latency_model.
+    """The quantities that determine a step's time; the first four are those of backend.policy.state.latency_model.
 
-    new_tokens; context_tokens: context of sequences with one new token; prefill_pairs: Σ n·(start + n/2) over longer
-    chunks of n tokens; copied_tokens: to the host or back; num_decodes: sequences with one new token; num_prefills.
+    context_tokens: context of sequences with one new token. prefill_pairs: Σ n·(start + n/2) over longer chunks of n
+    tokens. copied_tokens: to the host or back. num_decodes: sequences with one new token.
     """
 
     new_tokens: int

@@ -1,0 +1,1 @@
+"""bros-serve: starts, watches, drains and cleans up Triton and the engine."""

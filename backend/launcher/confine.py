@@ -36,8 +36,8 @@ def main() -> None:
 def keep_shared_memory_private() -> None:
     """Let `fchmod(…, 0644)` do nothing, here and in all descendants.
 
-    Stubs get prompts and give answers in shared memory. Boost, with which Triton makes it, undoes the umask with such a
-    call for every region, so that every user of the machine might read them.
+    Stubs exchange prompts and answers through shared memory. Triton creates it with Boost, which undoes the umask by
+    such a call for every region. Every user of the machine could then read them.
     """
     machine = platform.machine()
     code = _filter(*_FCHMOD[machine]) if machine in _FCHMOD else []
@@ -76,10 +76,10 @@ def _raise_stack_limit() -> None:
 
 
 def _run_as_batch() -> None:
-    """A batch thread that wakes up waits for a free core, or its turn.
+    """Run this process's threads as batch threads: one that wakes up waits for a free core.
 
-    A response wakes several threads on its way, each of which could push a thread of the engine off its core, while the
-    others wait for that one.
+    A response wakes several threads on its way. Each could push a thread of the engine off its core, and the engine's
+    other threads would wait for that one.
     """
     try:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -19,6 +19,7 @@ class Endpoints:
     http_port: int
     grpc_port: int
     metrics_port: int
+    openai_port: int | None = None  # None: no front door
 
     @property
     def is_ipv6(self) -> bool:
@@ -47,13 +48,20 @@ class Endpoints:
         return f"http://{self.url_host}:{self.metrics_port}/metrics"
 
     @property
+    def openai_url(self) -> str | None:
+        return None if self.openai_port is None else f"http://{self.url_host}:{self.openai_port}"
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
         return ipaddress.ip_address(self.host).is_loopback
 
 
 def choose_endpoints(host: str, ports: Mapping[str, int]) -> Endpoints:
-    """Check that the ports `http`, `grpc`, `metrics` are free on `host`; 0 takes any free one. Raises ConfigError."""
+    """Check that the ports `http`, `grpc`, `metrics`, and `openai` where it is named, are free on `host`.
+
+    0 takes any free one. Raises ConfigError.
+    """
     named = [port for port in ports.values() if port]
     if len(set(named)) < len(named):
         raise ConfigError(f"the ports {', '.join(map(str, named))} are not all different")
@@ -62,7 +70,7 @@ def choose_endpoints(host: str, ports: Mapping[str, int]) -> Endpoints:
     address = _resolve(host)
     with ExitStack() as bound:
         sockets = {name: bound.enter_context(_bind(address, name, port)) for name, port in ports.items()}
-        return Endpoints(address, *(sockets[name].getsockname()[1] for name in ("http", "grpc", "metrics")))
+        return Endpoints(address, **{f"{name}_port": bound.getsockname()[1] for name, bound in sockets.items()})
 
 
 def _resolve(host: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backend.config import CONFIG_VARIABLE, REPOSITORY_ROOT, parse_config
+from backend.config import CONFIG_VARIABLE, REPOSITORY_ROOT, load_config, parse_config
 from backend.core.errors import ConfigError
 from backend.launcher import confine
 from backend.launcher.endpoints import Endpoints
@@ -47,6 +47,7 @@ class Launch:
     drain_timeout_s: float
     start_timeout_s: float
     canary_timeout_s: float = 10.0  # 0: never end a server that gives no answer
+    front_options: Sequence[str] = ()  # of `bros-openai`, beyond where it listens and what it asks
 
     @property
     def socket_path(self) -> Path:
@@ -62,7 +63,8 @@ class Launch:
 
     def engine(self) -> Command:
         """Return the command of the engine process."""
-        arguments = [sys.executable, "-m", "backend.server.engine_process"]
+        python = load_config(self.config_path).config.engine_python or sys.executable
+        arguments = [python, "-m", "backend.server.engine_process"]
         return Command("engine", arguments, self._environment(), self.log_directory / "engine.log")
 
     def server(self) -> Command:
@@ -70,6 +72,16 @@ class Launch:
         arguments = [sys.executable, "-I", "-S", confine.__file__, str(self.triton.binary), *self._flags()]
         environment = self._environment() | dict(self.triton.environment) | {"OPENBLAS_NUM_THREADS": "1"}
         return Command("tritonserver", arguments, environment, self.log_directory / "triton.log")
+
+    def front(self) -> Command | None:
+        """Return the command of the front door; None where there is to be none."""
+        at = self.endpoints
+        if at.openai_port is None:
+            return None
+        where = ["--triton", f"grpc://{at.grpc_url}", "--host", at.host, "--port", str(at.openai_port)]
+        arguments = [sys.executable, "-m", "front.main", *where, *self.front_options]
+        arguments += ["--drain-timeout-s", str(self.drain_timeout_s + EXTRA_EXIT_S)]
+        return Command("bros-openai", arguments, self._environment(), self.log_directory / "openai.log")
 
     def _flags(self) -> list[str]:
         at = self.endpoints

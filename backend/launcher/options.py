@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         words = f"{name} port, 0 for any free one (default: %(default)s)"
         server.add_argument(f"--{name}-port", type=int, default=port, metavar="PORT", help=words)
+    _add_front_options(server)
     server.add_argument(
         "--tritonserver", metavar="FILE", help="server to run (default: on PATH, else the embedded one)"
     )
@@ -116,6 +118,48 @@ def make_parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any other key, e.g. scheduler.be_min_share=0.1"
     )
     return parser
+
+
+def _add_front_options(server: argparse._ArgumentGroup) -> None:
+    server.add_argument(
+        "--openai-port",
+        type=_port_or_off,
+        default=8080,
+        metavar="PORT",
+        help="port of OpenAI's API, 0 for any free one, or off (default: %(default)s)",
+    )
+    server.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="JSON, OpenAI API key -> allowed tiers (default: no keys)"
+    )
+    server.add_argument(
+        "--openai-data-dir",
+        type=Path,
+        metavar="DIR",
+        help="files and batches of OpenAI's API (default: ~/.local/state/bros/openai-PORT; port 0: gone at stop)",
+    )
+
+
+def _port_or_off(word: str) -> int | None:
+    return None if word == "off" else int(word)
+
+
+def front_options(options: argparse.Namespace, default_class: PriorityClass, run_directory: Path) -> list[str]:
+    """Return the options of `bros-openai` that follow from those of `bros-serve`. Raises ConfigError."""
+    data_dir = options.openai_data_dir or _usual_data_dir(options, run_directory)
+    words = ["--default-class", default_class.value, "--data-dir", str(data_dir.absolute())]
+    if options.api_key_file is None:
+        return words
+    if not options.api_key_file.is_file():
+        raise ConfigError(f"--api-key-file: {str(options.api_key_file)!r} is no file")
+    return [*words, "--api-key-file", str(options.api_key_file.absolute())]
+
+
+def _usual_data_dir(options: argparse.Namespace, run_directory: Path) -> Path:
+    """Return where files and batches lie unless told otherwise: by port, since one process at a time owns the place."""
+    if not options.openai_port:
+        return run_directory / "openai"
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "bros" / f"openai-{options.openai_port}"
 
 
 def engine_config(options: argparse.Namespace) -> dict[str, Any]:

@@ -26,6 +26,11 @@ def answers_canary(http_url: str) -> bool:
     return _status(http_url, "POST", f"/v2/models/{CANARY_MODEL}/generate", CANARY) == http.HTTPStatus.OK
 
 
+def front_answers(openai_url: str) -> bool:
+    """Return whether a generated token comes back through the front door."""
+    return _status(openai_url, "GET", "/health") == http.HTTPStatus.OK
+
+
 def _status(http_url: str, method: str, path: str, body: object | None = None) -> int | None:
     """Return the HTTP status of a request, None when nobody answers."""
     connection = http.client.HTTPConnection(urlsplit(http_url).netloc, timeout=TIMEOUT_S)

@@ -80,7 +80,7 @@ def _is_alive(path: Path) -> bool:
 
 
 def _base_directory() -> Path:
-    """Return this user's directory of launches. Raises ConfigError when there is no place for one."""
+    """Return this user's directory of launches. Raises ConfigError if none can be made."""
     parent = _temporary_directory() / f"bros-{os.getuid()}"
     base = parent / "run"
     base.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from backend.config import ExecutorKind, parse_config
 from backend.core.errors import ConfigError
 from backend.launcher.endpoints import Endpoints, choose_endpoints
 from backend.launcher.launch import Launch, write_files
-from backend.launcher.options import engine_config, make_parser
+from backend.launcher.options import engine_config, front_options, make_parser
 from backend.launcher.run_directory import run_directory
 from backend.launcher.supervisor import ServeError, Supervisor
 from backend.launcher.triton_install import find_triton
@@ -62,6 +62,8 @@ def serve(options: argparse.Namespace, console: Console) -> None:
     values = engine_config(options)
     check_model(values)
     ports = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
+    if options.openai_port is not None:
+        ports["openai"] = options.openai_port
     endpoints = choose_endpoints(options.host, ports)
     with run_directory() as directory:
         launch = Launch(
@@ -72,6 +74,7 @@ def serve(options: argparse.Namespace, console: Console) -> None:
             drain_timeout_s=options.drain_timeout_s,
             start_timeout_s=options.start_timeout_s,
             canary_timeout_s=options.canary_timeout_s,
+            front_options=front_options(options, parse_config(values).service.default_class, directory),
         )
         write_files(launch, values, options.model_repository)
         with ConsoleReport(console, launch, prints_json=options.json) as report:
@@ -136,14 +139,20 @@ class ConsoleReport:
             print(json.dumps(describe(at, seconds)), flush=True)
         self.news(
             f"ready in {seconds:.1f} s: models bros, bros_rt, bros_be · gRPC {at.grpc_url} · HTTP {at.http_url} · "
-            f"metrics {at.metrics_url}\n\n" + "\n".join(next_commands(at)) + "\n\nCtrl-C drains and stops."
+            f"metrics {at.metrics_url} · OpenAI {_openai_words(at)}\n\n"
+            + "\n".join(next_commands(at))
+            + "\n\nCtrl-C drains and stops."
         )
 
 
 def describe(at: Endpoints, seconds: float) -> dict[str, object]:
     """Return what a program that starts `bros-serve --json` wants to know."""
     urls = {"http_url": at.http_url, "grpc_url": at.grpc_url, "metrics_url": at.metrics_url}
-    return {**urls, "ready_s": round(seconds, 3), "pid": os.getpid()}
+    return {**urls, "openai_url": at.openai_url, "ready_s": round(seconds, 3), "pid": os.getpid()}
+
+
+def _openai_words(at: Endpoints) -> str:
+    return "off" if at.openai_url is None else f"{at.openai_url}/v1"
 
 
 def next_commands(at: Endpoints) -> list[str]:

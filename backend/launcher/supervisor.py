@@ -1,4 +1,4 @@
-"""Keeps engine and server alive from start to drain, in one event loop.
+"""Keeps engine, server and front door alive from start to drain, in one event loop.
 
     start ──► engine loads ‖ server starts ──► canary ──► ready ──► … stop ──► server drains ──► engine ends
 
@@ -18,7 +18,7 @@ from typing import Protocol
 from backend.launcher.child import Child, first_exit, stubs_of
 from backend.launcher.engine_states import engine_states
 from backend.launcher.launch import EXTRA_EXIT_S, Launch
-from backend.launcher.probe import answers_canary, is_ready
+from backend.launcher.probe import answers_canary, front_answers, is_ready
 from backend.launcher.watchdog import answers, silent_model
 from backend.wire.protocol import Stage
 
@@ -58,6 +58,8 @@ class Supervisor:
         self._report = report
         self._engine = Child(launch.engine())
         self._server = Child(launch.server())
+        front = launch.front()
+        self._fronts = [] if front is None else [Child(front)]  # the front door, where there is one
         self._is_loaded = asyncio.Event()
         self._is_ready = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -75,6 +77,7 @@ class Supervisor:
             self._follow_loading(),
             self._keep(self._engine),
             self._keep(self._server),
+            *map(self._keep, self._fronts),
             self._become_ready(),
             self._keep_stubs(),
         )
@@ -83,10 +86,10 @@ class Supervisor:
         try:
             await _first_failure(tasks, stopping)
             await _cancel(*tasks, stopping)
-            await self._drain()
+            await asyncio.gather(self._drain(), *map(self._close, self._fronts))
         finally:
             await _cancel(*tasks, stopping)
-            await asyncio.gather(self._server.kill(), self._engine.kill())
+            await asyncio.gather(*(child.kill() for child in (self._server, self._engine, *self._fronts)))
 
     async def _drain(self) -> None:
         """Let open requests finish; after the drain timeout have the engine end them, and Triton pass that on."""
@@ -98,6 +101,10 @@ class Supervisor:
         await self._engine.stop(EXTRA_EXIT_S)
         if not await self._server.ended_within(EXTRA_EXIT_S):
             self._report.news(f"Triton has not ended {EXTRA_EXIT_S:g} s after its last request; ending it")
+
+    async def _close(self, front: Child) -> None:
+        """Let the front door take no more; it ends when its requests have, which Triton and the engine see to."""
+        await front.stop(self._launch.drain_timeout_s + 2 * EXTRA_EXIT_S)
 
     async def _keep(self, child: Child) -> None:
         """Start `child`, and again whenever it ends."""
@@ -135,7 +142,7 @@ class Supervisor:
         """Tell when `child`, started again, is of use; end it when it takes too long."""
         try:
             async with asyncio.timeout(self._launch.start_timeout_s):
-                await self._until(answers_canary, f"{child.command.name}: starting again")
+                await self._until(self._sign_of(child), f"{child.command.name}: starting again")
         except TimeoutError:
             self._report.news(f"{child.command.name} is not ready after {self._launch.start_timeout_s:g} s; ending it")
             await child.kill()
@@ -157,10 +164,19 @@ class Supervisor:
                 await self._until(is_ready, "Triton: starting")
                 await self._is_loaded.wait()
                 await self._until(answers_canary, "first request")
+                for front in self._fronts:
+                    await self._until(self._sign_of(front), "bros-openai: starting")
         except TimeoutError:
             raise ServeError(f"not ready after {self._launch.start_timeout_s:g} s: {self._loading}") from None
         self._is_ready.set()
         self._report.ready(asyncio.get_running_loop().time() - started_s)
+
+    def _sign_of(self, child: Child) -> Callable[[str], bool]:
+        """Return how `child` shows that it is of use: a canary comes back, through the front door if it is that."""
+        openai_url = self._launch.endpoints.openai_url
+        if child not in self._fronts or openai_url is None:
+            return answers_canary
+        return lambda _: front_answers(openai_url)
 
     async def _follow_loading(self) -> None:
         async for state in engine_states(self._launch.socket_path):

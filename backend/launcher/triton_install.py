@@ -1,8 +1,8 @@
 """Finds a Triton server: the one named, else on PATH, else inside the package `nvidia-pytriton`.
 
-The package carries the server, the Python backend and a stub per Python version. The stub embeds Python: it needs this
-interpreter's shared library, takes its packages from the first `python3` on PATH, and dies at the first string tensor
-under NumPy 2 (server 2.51).
+The package contains the server, the Python backend and a stub per Python version. The stub embeds Python. It needs
+this interpreter's shared library, and takes its packages from the first `python3` on PATH. Under NumPy 2 it dies at
+the first string tensor (server 2.51).
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def _check_stub(stub: Path, environment: Mapping[str, str]) -> None:
 def _server(root: Path, run_directory: Path) -> Path:
     """Return the server without its error mode: a copy that looks for that header by a name that HTTP/2 forbids.
 
-    With `triton_grpc_error: true` an error ends a gRPC stream; 2.51 may then use the stream's state after it was freed,
-    and so any client could end the server. Later releases have mended that. Where no copy can be run, the original is.
+    With `triton_grpc_error: true` an error ends a gRPC stream. Server 2.51 may then use the stream's state after it was
+    freed, so any client could end the server. Later releases have the fix. If no copy can run, the original runs.
     """
     original = root / "bin" / "tritonserver"
     content = original.read_bytes()

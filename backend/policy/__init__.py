@@ -1,1 +1,1 @@
-"""Scheduling policies: pure decisions about one step. The published algorithm lives here; so do the baselines."""
+"""Scheduling policies, pure decisions about one step: the registry, and a room for each part."""

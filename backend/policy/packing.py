@@ -1,9 +1,8 @@
-"""Packing: a step being planned. Counts what is taken of tokens, sequences, time and KV slots; touches nothing real."""
+"""Packing: the plan of one step as it grows. It counts tokens, sequences, time and KV slots; it changes no state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,6 @@ from backend.policy.view import SchedulerView
 from kv.types import Row, Side
 
 _MIN_CHUNK = 16  # tokens; a smaller chunk is not worth a place in the step, unless it ends the prompt
-
-
-_MAX_COMPARED = 8  # victims looked at before one is chosen
 
 
 def side_of(request: Request) -> Side:
@@ -151,21 +147,17 @@ class Packing:
         return self.kv.max_growth(None if request.row is None else Row(request.row), side_of(request), enough)
 
     def make_room(self, request: Request, num_slots: int, victims: Iterable[int]) -> bool:
-        """Take slots from the ends of `victims` (rows) until `request` can grow by `num_slots`.
+        """Take slots from the ends of `victims` (rows) in order until `request` can grow by `num_slots`.
 
-        Of the first _MAX_COMPARED the one whose loss is cheapest to repair per slot gained comes first; of equals, the
-        first. A victim keeps what was not needed. False if all of them do not suffice; what was taken stays taken.
+        A victim keeps what was not needed. False if all of them do not suffice; what was taken stays taken.
         """
-        candidates = iter(victims)
-        compared = list(islice(candidates, _MAX_COMPARED))
-        while compared and (missing := num_slots - self.room_for(request)) > 0:
-            costs_s = [self._cost_per_slot_s(victim, missing) for victim in compared]
-            victim = compared[costs_s.index(min(costs_s))]
-            num_kept, _ = self._least_cut(victim, missing)
-            self.cut(victim, num_kept)
-            if not num_kept:
-                compared.remove(victim)
-                compared += islice(candidates, 1)
+        for victim in victims:
+            num_kept = 1
+            while num_kept and (missing := num_slots - self.room_for(request)) > 0:
+                num_kept = self._least_cut(victim, missing)
+                self.cut(victim, num_kept)
+            if num_kept:
+                break
         return self.room_for(request, num_slots) >= num_slots
 
     def make_room_whole(self, request: Request, num_slots: int, victims: Iterable[int]) -> bool:
@@ -204,6 +196,10 @@ class Packing:
     def is_in_step(self, row: int) -> bool:
         """Return whether the request in `row` was taken."""
         return self._view.table.request(row) in self.num_new_tokens
+
+    def victims(self, rows: Iterable[int]) -> Iterator[int]:
+        """Yield those of `rows` that can lose slots to this step, each judged when its turn comes."""
+        return (row for row in rows if self.num_held(row) and not self.is_in_step(row))
 
     def plan(self, budget_s: float) -> StepPlan:
         """Return the plan of what was taken; if that is nothing, of what can be forced."""
@@ -255,17 +251,12 @@ class Packing:
             (taken if self.kv.try_grow(Row(row), side_of(self._view.table.request(row)), 1) else refused).append(row)
         return np.array(taken, np.int64), refused
 
-    def _least_cut(self, victim: int, missing: int) -> tuple[int, int]:
-        """Return what `victim` keeps and how many slots are gained by the least cut that gains `missing`, or by all."""
+    def _least_cut(self, victim: int, missing: int) -> int:
+        """Return what `victim` keeps after the least cut that gains `missing` slots, or after all."""
         if victim not in self._boundaries:
             self._boundaries[victim] = self.kv.tail_boundaries(Row(victim))
         boundaries = self._boundaries[victim]
-        return next((cut for cut in boundaries if cut[1] >= missing), boundaries[-1] if boundaries else (0, 0))
-
-    def _cost_per_slot_s(self, victim: int, missing: int) -> float:
-        num_kept, num_gained = self._least_cut(victim, missing)
-        repair_s, _ = self._repair(self.num_held(victim) - num_kept, num_kept)
-        return repair_s / min(num_gained, missing) if num_gained else float("inf")
+        return next((kept for kept, gained in boundaries if gained >= missing), 0)
 
     def _repair(self, num_lost: int, num_kept: int) -> tuple[float, bool]:
         """Return the time that losing positions costs at best, and whether that is by a copy there and back."""

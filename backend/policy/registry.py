@@ -30,17 +30,17 @@ class Registered:
 
 
 def _plain(plan: PlanFunction) -> Registered:
-    return Registered(lambda _settings, limits: PlainPolicy(plan, limits), has_plain_kv=True)
+    return Registered(lambda _settings, _limits: PlainPolicy(plan), has_plain_kv=True)
 
 
-def _make_tgi(settings: SchedulerSettings, limits: StepLimits) -> Policy:
+def _make_tgi(settings: SchedulerSettings, _limits: StepLimits) -> Policy:
     tgi = Tgi(settings)
-    return PlainPolicy(tgi.plan, limits, tgi.observe)
+    return PlainPolicy(tgi.plan, tgi.observe)
 
 
-def _make_round_robin(_settings: SchedulerSettings, limits: StepLimits) -> Policy:
+def _make_round_robin(_settings: SchedulerSettings, _limits: StepLimits) -> Policy:
     round_robin = RoundRobin()
-    return PlainPolicy(round_robin.plan, limits, round_robin.observe)
+    return PlainPolicy(round_robin.plan, round_robin.observe)
 
 
 POLICIES: dict[str, Registered] = {

@@ -36,7 +36,6 @@ class SchedulerSettings:
         sharing                 real-time and best-effort requests share a block from both ends
         checkpoints             preempted KV is kept in the host pool (else: recomputed)
         chunked_prefill         a prompt may be computed over several steps
-        adaptive_window         best-effort tokens per step follow the AIMD window
     Baselines only
         waiting_served_ratio    `tgi`: waiting / running requests that make it prefill
         paper_base_seqs         `bros_paper`: batch size that its controller falls back to
@@ -58,7 +57,6 @@ class SchedulerSettings:
     sharing: bool = True
     checkpoints: bool = True
     chunked_prefill: bool = True
-    adaptive_window: bool = True
     waiting_served_ratio: float = 0.3
     paper_base_seqs: int = 128
 

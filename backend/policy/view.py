@@ -1,4 +1,4 @@
-"""What a policy sees and what a policy is: `plan` reads a SchedulerView and returns a StepPlan."""
+"""The interface of a policy: `plan` reads a SchedulerView and returns a StepPlan."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple, Protocol
 from backend.core.plan import StepPlan
 from backend.core.request import Request
 from backend.policy.settings import SchedulerSettings
-from backend.policy.state.arrival_rate import Demand, Drain
+from backend.policy.state.arrival_rate import ArrivalRate, Drain
 from backend.policy.state.latency_model import LatencyModel
 from backend.policy.state.objectives import Objectives
 from backend.policy.state.request_table import RequestTable
-from backend.policy.state.waiting_queue import WaitingQueue
+from backend.policy.state.waiting_queue import Key, WaitingQueue
 from kv.budget import KVBudget
 from kv.types import KVUsage, Row
 
@@ -43,10 +43,11 @@ _RT_SLOTS_DECAY_S = 20.0
 class Traffic:
     """What was learned from the requests so far. Written by the scheduler.
 
-    rt_slots: the most KV slots that real-time requests held together of late. step_s: moving average of the step time.
-    rt_output_ratio, be_output_ratio: moving averages of tokens produced / max_tokens of finished requests; best-effort
-    starts with caution, real-time with what preemption can mend. rt_demand: what arrives per second. rt_objectives: the
-    SLOs it asks for. rt_drain, be_drain: what begins per second.
+    rt_slots: the most KV slots that real-time requests held together in the last seconds; it decays by 1/20 a second.
+    step_s: moving average of the step time. rt_output_ratio, be_output_ratio: moving averages of tokens produced /
+    max_tokens of finished requests; best-effort starts with caution, real-time with what preemption can mend.
+    rt_arrivals: what arrives per second. rt_objectives: the SLOs it asks for. rt_drain, be_drain: what begins per
+    second.
     """
 
     rt_output_ratio: float = 0.25
@@ -55,7 +56,7 @@ class Traffic:
     rt_slots: float = 0.0
     num_rt_ended: int = 0
     num_be_ended: int = 0
-    rt_demand: Demand = field(default_factory=Demand)
+    rt_arrivals: ArrivalRate = field(default_factory=ArrivalRate)
     rt_objectives: Objectives = field(default_factory=Objectives)
     rt_drain: Drain = field(default_factory=Drain)
     be_drain: Drain = field(default_factory=Drain)
@@ -64,7 +65,7 @@ class Traffic:
         """Learn from a request that comes; a step of all real-time decodes takes `rt_step_s`."""
         if request.is_rt:
             self.rt_objectives.note(request, latency, now_s, rt_step_s)
-            self.rt_demand.note(request)
+            self.rt_arrivals.note(request)
 
     def note_start(self, request: Request, now_s: float) -> None:
         """Learn from a request that stops waiting because it begins."""
@@ -107,17 +108,12 @@ class SchedulerView:
 
 
 class StepRecord(NamedTuple):
-    """One executed step, as a policy's controller sees it.
-
-    num_late: real-time tokens that met their deadline by the prediction and missed it by the measurement. budget_s:
-    what the policy packed under.
-    """
+    """One executed step, as a policy's controller sees it. budget_s: what the policy packed under."""
 
     duration_s: float
     predicted_s: float
     num_rt_tokens: int
     num_be_tokens: int
-    num_late: int
     num_seqs: int = 0
     budget_s: float = float("inf")
 
@@ -125,12 +121,7 @@ class StepRecord(NamedTuple):
 class Policy(Protocol):
     """Decides each step. `plan` changes nothing, not even the policy; `observe` may adapt its controller."""
 
-    @property
-    def window_tokens(self) -> int:
-        """Best-effort tokens that the next step may hold."""
-        ...
-
-    def order(self, request: Request) -> float:
+    def order(self, request: Request) -> Key:
         """Return the sort key of a waiting request; the arrival index breaks ties."""
         ...
 

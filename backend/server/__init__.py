@@ -1,0 +1,1 @@
+"""The engine process: socket server, intake, outbox, assembly, metrics, snapshots."""

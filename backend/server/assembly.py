@@ -50,6 +50,8 @@ def make_tokenizer(config: EngineConfig) -> PromptTokenizer:
             return SimTokenizer(config.sim.vocab_size, config.sim.eos_token_id)
         case ExecutorKind.TORCH:
             return load_tokenizer(config.torch.model_path)
+        case ExecutorKind.VLLM:
+            return load_tokenizer(config.vllm.model)
         case ExecutorKind.TRTLLM:
             assert config.trtllm is not None, "a trtllm configuration without its section"
             return load_tokenizer(config.trtllm.model)
@@ -85,6 +87,12 @@ def load_runtime(
         assert config.trtllm is not None, "a trtllm configuration without its section"
         trtllm = load_engine(config.trtllm, config.scheduler, emit, clock, report)
         return Runtime(trtllm, trtllm.max_seq_len, tokenizer.vocab_size)
+    if config.executor is ExecutorKind.VLLM:
+        from backend.executors.vllm.loading import load_engine as load_vllm
+
+        vllm = load_vllm(config.vllm, config.scheduler, tokenizer.eos_token_ids, emit, clock, report)
+        check_vocabulary(tokenizer, vllm.vocab_size)
+        return Runtime(vllm.engine, vllm.engine.max_seq_len, vllm.vocab_size, facts=[vllm.facts])
     executor = _make_executor(config, clock, report)
     capacity = executor.capacity()
     vocab_size = tokenizer.vocab_size if capacity.vocab_size is None else capacity.vocab_size

@@ -1,8 +1,8 @@
-"""One stub's socket as the engine writes to it: without ever waiting.
+"""One stub's socket as the engine writes to it: a write never waits.
 
-What the socket does not take at once is kept, up to a limit, and sent by a thread of the connection's own. A stub that
-does not read, or is gone, is disconnected; the reader's end of the socket then sees the close and cleans up. One that
-reads is not, however much a step may end at once: 256 answers of 8,192 tokens are 18 MB.
+Bytes that the socket does not take at once are kept, up to a limit, and sent by the connection's own thread. A stub
+that does not read, or is gone, is disconnected. The socket's reader then sees the close and cleans up. A stub that
+reads stays connected, even if many answers end at once: 256 answers of 8,192 tokens are 18 MB.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Connection:
             self._writer.start()
 
     def _write(self) -> None:
-        """Send what is unsent, blocking; ends when the connection does."""
+        """Send the unsent bytes, blocking; ends when the connection does."""
         while True:
             with self._has_unsent:
                 self._has_unsent.wait_for(lambda: self._is_closed or self._unsent)

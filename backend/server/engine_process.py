@@ -1,7 +1,7 @@
 """The engine process: `python -m backend.server.engine_process --config engine.json`.
 
-It takes the socket first and imports the engine then. Of the processes that several stubs start at once one gets the
-socket; the others end before they have loaded more than the configuration, and stubs may connect while the one loads.
+It takes the socket first, then imports the engine. If several stubs start engines at once, one process gets the socket.
+The others end after loading the configuration only. Stubs may connect while the engine loads.
 
 SIGTERM or SIGINT drains: open requests get `service.drain_timeout_s` to finish. Exit codes: 0 stopped as asked, or
 another engine serves this socket already; 1 the engine failed; 2 wrong configuration.

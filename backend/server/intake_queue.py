@@ -1,10 +1,10 @@
-"""Requests between a stub's socket and the engine: each is checked and tokenised here, behind no one of a lower class.
+"""Requests between a stub's socket and the engine: each is checked and tokenised here, never behind a lower class.
 
     reader thread ──submit──► lane rt ──thread──┐
                           └─► lane be ──thread──┴─ Intake.request ──► outbox.open, engine.post
 
-A class has a lane and a thread of its own: requests of a class reach the engine in their order, and a real-time one
-never waits for a best-effort text. Whatever one request raises is that request's answer, and nobody else's.
+Each class has its own lane and thread. Requests of a class reach the engine in their order, and a real-time one never
+waits for a best-effort text. An error that a request raises answers that request only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from backend.wire.protocol import Chunk, Chunks, End, Submit, error_end
 logger = logging.getLogger(__name__)
 
 _SHORT_BYTES = 6000  # of an entry whose prompt is tokenised sooner than another thread would wake up
-_TOKEN_ID_BYTES = 36  # an int and its place in a tuple
+_TOKEN_ID_BYTES = 36  # an int and its entry in a tuple
 _ENTRY_BYTES = 2000  # what a request takes besides its prompt
 _JOIN_TIMEOUT_S = 2.0  # at the end; a text that takes longer to tokenise is not waited for
 

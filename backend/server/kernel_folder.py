@@ -33,7 +33,7 @@ def provide_kernel_folder() -> None:
 
 
 def _usual_folders() -> Sequence[Path]:
-    """Return where numba looks for a place: beside the source, then in the home."""
+    """Return the folders that numba tries: beside the source, then in the home."""
     home = Path(os.path.expanduser("~"))  # stays "~" for a user without a home
     return [REPOSITORY_ROOT / "kv" / "__pycache__", *([home / ".cache" / "numba"] if home.is_absolute() else [])]
 

@@ -93,7 +93,7 @@ class Listener:
         return lock
 
     def _bind(self) -> tuple[socket.socket, _FileId]:
-        """Return a socket that listens at the path, and its file. With the lock taken, what is there is dead."""
+        """Return a socket that listens at the path, and its file. With the lock taken, an existing socket is dead."""
         self._path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

@@ -73,15 +73,18 @@ class Recorder:
             self._set("bros_requests", labels | {"state": "waiting"}, requests.num_waiting)
             self._set("bros_requests", labels | {"state": "running"}, requests.num_running)
             self._set("bros_requests", labels | {"state": "preempted"}, requests.num_preempted)
+        everyone = stats.requests.values()
+        self._set("bros_waiting_requests", {}, sum(count.num_waiting + count.num_preempted for count in everyone))
+        self._set("bros_running_requests", {}, sum(count.num_running for count in everyone))
         kv = stats.kv
         slots = {"free": kv.num_free_slots, "rt": kv.num_head_slots, "be": kv.num_tail_slots}
         blocks = {"free": kv.num_free_blocks, "rt": kv.num_head_blocks, "be": kv.num_tail_blocks}
+        self._set("bros_kv_used_ratio", {}, 1.0 - kv.num_free_slots / max(1, sum(slots.values())))
         for state, num_slots in slots.items():
             self._set("bros_kv_slots", {"state": state}, num_slots)
         for state, num_blocks in (blocks | {"shared": kv.num_shared_blocks}).items():
             self._set("bros_kv_blocks", {"state": state}, num_blocks)
         self._set("bros_kv_host_slots_used", {}, kv.num_host_slots_used)
-        self._set("bros_be_window_tokens", {}, stats.window_tokens)
         self._set("bros_latency_model_error_ratio", {}, stats.latency_error_ratio)
         for (priority_class, kind), total in stats.total_preemptions.items():
             self._count_up_to("bros_preemptions_total", {"class": priority_class.value, "kind": kind.value}, total)

@@ -1,7 +1,7 @@
 """Ends a stub whose server is gone and which cannot end by itself.
 
-A stub that was inside a call to its server when the server died waits for an answer for ever, with Python's lock held
-(seen with server 2.51, `kill -9` during a metric update): nothing in it can help. So the engine watches both.
+A server may die while its stub is inside a call to it. The stub then waits without end, with Python's lock held, so
+nothing in it can run (seen with server 2.51, `kill -9` during a metric update). The engine therefore watches both.
 """
 
 from __future__ import annotations

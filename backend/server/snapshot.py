@@ -91,7 +91,6 @@ class Snapshot(msgspec.Struct, frozen=True):
     version: int
     policy: str
     requests_by_class: dict[str, ClassCounts]
-    window_tokens: int
     latency_error_ratio: float
     total_steps: int
     total_step_tokens: dict[str, int]
@@ -168,7 +167,6 @@ def snapshot(scheduler: Scheduler, steps: StepLog, now_s: float) -> Snapshot:
             priority_class.value: ClassCounts(counts.num_waiting, counts.num_running, counts.num_preempted)
             for priority_class, counts in stats.requests.items()
         },
-        window_tokens=stats.window_tokens,
         latency_error_ratio=stats.latency_error_ratio,
         total_steps=stats.total_steps,
         total_step_tokens=_by_name(stats.total_step_tokens),

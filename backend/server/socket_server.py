@@ -1,4 +1,4 @@
-"""The socket server around an engine: what the engine process is, once it has its socket.
+"""The socket server around an engine: the engine process, once it has its socket.
 
     stub ══ socket ══► reader threads ──► intake threads ──► engine thread ──► outbox thread ══ socket ══► stub
                        one a stub         check, tokenise    Engine.run        text, stop words
@@ -216,7 +216,7 @@ class EngineServer:
         os.kill(os.getpid(), signal.SIGTERM)  # also ends the loading, which only a signal can
 
     def _flush_metrics(self, runtime: Runtime) -> None:
-        """Send what was measured to one stub that wants it; ends with the engine."""
+        """Send the measurements to one stub that wants them; ends with the engine."""
         while not self._stop.wait(self._config.service.metrics_flush_s):
             with self._lock:
                 connection = next((c for c in self._connections if c.wants_metrics), None)

@@ -59,7 +59,7 @@ def speed_line(speed: Speed, objectives: Slo) -> str:
 
 
 def memory_line(capacity: ExecutorCapacity) -> str:
-    """Say what the planned memory is for."""
+    """Return the planned memory by use, in words."""
     num_tokens = capacity.num_blocks * capacity.block_size
     return (
         f"memory: weights {_megabytes(capacity.weight_bytes)}, KV pool {_megabytes(capacity.kv_bytes)} "

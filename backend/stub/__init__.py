@@ -1,0 +1,1 @@
+"""The three Triton models: validation, responses, metrics."""

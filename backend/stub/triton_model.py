@@ -26,9 +26,9 @@ import triton_python_backend_utils as pb_utils
 
 from backend.config import load_config
 from backend.core.errors import BrosError, InvalidRequestError, RequestCancelledError, to_bros_error
-from backend.stub.engine_link import EngineLink, Ticket
+from backend.link.engine_link import EngineLink, Ticket
+from backend.link.validate import MAX_SAMPLING_BYTES, Defaults, validate, wants_snapshot
 from backend.stub.triton_metrics import TritonMetrics
-from backend.stub.validate import MAX_SAMPLING_BYTES, Defaults, validate, wants_snapshot
 from backend.wire import names as wire
 from backend.wire.protocol import Chunk, End, EngineState, Generation, Metrics, Sample, Timings, error_end
 

@@ -1,7 +1,7 @@
-"""Chat templates: Jinja in a sandbox, with what models' templates expect.
+"""Chat templates: Jinja in a sandbox, with the functions that models' templates expect.
 
-The environment is that of transformers' `chat_template_utils.py`, which a test compares it with; importing it would
-cost seconds and need torch's library where another engine serves.
+The environment equals that of transformers' `chat_template_utils.py`; a test compares them. Importing that module
+takes seconds, and needs a library that other engines do without.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Chat messages: from the JSON a client sent to what a chat template may see. Parsed here and nowhere else."""
+"""Chat messages: from a client's JSON to the values that a chat template may see. No other module parses them."""
 
 from __future__ import annotations
 
 from backend.core.errors import InvalidRequestError
 from backend.wire.coerce import parse_json
 
-MAX_DEPTH = 32  # of nested lists and objects: templates and filters recurse over what is in a message
+MAX_DEPTH = 32  # of nested lists and objects: templates and filters recurse over a message's values
 
 
 def parse_messages(text: str) -> list[dict[str, object]]:
@@ -21,7 +21,7 @@ def parse_messages(text: str) -> list[dict[str, object]]:
 
 
 def _check_values(messages: list[object]) -> None:
-    """Refuse what is nested too deeply and strings that are no text, wherever they stand. Does not recurse."""
+    """Refuse values that are nested too deeply, and strings that are no text, at any depth. Does not recurse."""
     found: list[tuple[object, int]] = [(messages, 1)]
     while found:
         value, depth = found.pop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-_FIRST_BYTE_ID = 3  # ids below are special: 0 pad, 1 bos, 2 eos
+FIRST_BYTE_ID = 3  # ids below are special: 0 pad, 1 bos, 2 eos
 
 
 class SimTokenizer:
@@ -19,7 +19,7 @@ class SimTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return one id for each byte of the text."""
-        return [byte + _FIRST_BYTE_ID for byte in text.encode()]
+        return [byte + FIRST_BYTE_ID for byte in text.encode()]
 
     def render_chat(self, messages: Sequence[Mapping[str, object]]) -> str:
         """Return the messages, one a line."""
@@ -35,7 +35,7 @@ class SimTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes a token stands for; none for special tokens."""
-        if token_id < _FIRST_BYTE_ID or token_id in self.eos_token_ids:
+        if token_id < FIRST_BYTE_ID or token_id in self.eos_token_ids:
             return b""
-        byte = token_id - _FIRST_BYTE_ID
+        byte = token_id - FIRST_BYTE_ID
         return bytes([byte]) if byte < 256 else f" t{token_id}".encode()

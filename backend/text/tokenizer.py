@@ -145,7 +145,7 @@ class StopStrings:
         return text[:num_sent]
 
     def flush(self) -> str:
-        """Return what was held back, at the end of the text."""
+        """Return the text held back; called at the end of the text."""
         held, self._held = self._held, ""
         return held
 
@@ -187,14 +187,14 @@ def _byte_decoder(backend: tokenizers.Tokenizer) -> tuple[Callable[[str], bytes]
     raise ConfigError(f"the model's tokenizer decodes by {sorted(map(str, kinds))}; supported: ByteLevel, ByteFallback")
 
 
-def _byte_level_alphabet() -> dict[str, int]:
+def byte_level_alphabet() -> dict[str, int]:
     """GPT-2's printable character for each byte (github.com/openai/gpt-2, src/encoder.py)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-_ALPHABET = _byte_level_alphabet()
+_ALPHABET = byte_level_alphabet()
 
 
 def _byte_level_bytes(token: str) -> bytes:

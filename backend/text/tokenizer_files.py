@@ -87,7 +87,7 @@ def _switch_off_training(backend: tokenizers.Tokenizer) -> None:
 def _special_tokens(directory: Path, config: Mapping[str, object]) -> dict[str, str]:
     """Return the text of each named special token.
 
-    `special_tokens_map.json` is the older place: it counts first where the configuration lists no added tokens.
+    `special_tokens_map.json` is the older file. It counts first if the configuration lists no added tokens.
     """
     older = _read_json(directory / _OLDER)
     first, second = (config, older) if "added_tokens_decoder" in config else (older, config)

@@ -1,0 +1,1 @@
+"""Messages between stub and engine, and the names of fields and metrics on the wire."""

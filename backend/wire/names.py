@@ -1,7 +1,7 @@
 """Every name on the wire, in one table: inputs, outputs, request parameters, model configuration keys.
 
-The three `config.pbtxt` files and the `client` package write the same names down again, because Triton and a client
-installation cannot import this module; a contract test compares all of them with these tables.
+The three `config.pbtxt` files and the `client` package repeat these names, because Triton and a client installation
+cannot import this module. A contract test compares them with these tables.
 """
 
 from __future__ import annotations

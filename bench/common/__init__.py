@@ -1,0 +1,1 @@
+"""Workloads, scores, statistics, provenance: shared by simulated and measured benchmarks."""

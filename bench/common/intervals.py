@@ -1,7 +1,7 @@
 """Confidence intervals over runs and over requests.
 
-Runs (seeds) get Student's t, a share of requests gets Wilson's score: both stay honest for the few seeds and the shares
-near 1 that occur here.
+Runs (seeds) get Student's t, a share of requests gets Wilson's score. Both are valid for few seeds and for shares
+near 1, which occur here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scores of a run, from the token times of its requests: the same for the simulator and for a live server. Pure.
 
 Real-time requests are scored by their arrival in the window [start_s, end_s); those that failed or did not finish count
-as misses. Best-effort throughput counts what was emitted within the window, whenever it arrived.
+as misses. Best-effort throughput counts tokens emitted within the window, of requests of any arrival.
 """
 
 from __future__ import annotations

@@ -83,7 +83,14 @@ PAPER_BE = Lengths.uniform((512, 1024), (32, 128))  # arXiv 2504.09590, evaluati
 CHAT_SMALL = Lengths.lognormal(prompt_mean=160, output_mean=64, sigma=0.6)  # the RT mix of the CPU measurements
 HEAVY_TAIL = Lengths.lognormal(prompt_mean=600, output_mean=200, sigma=1.2, max_tokens=8192)
 LONG_BE = Lengths.uniform((7680, 8192), (32, 128))
-NAMED_LENGTHS = {"paper_be": PAPER_BE, "chat_small": CHAT_SMALL, "heavy_tail": HEAVY_TAIL, "long_be": LONG_BE}
+SHORT = Lengths.uniform((16, 64), (8, 32))  # a question and a word or two: the last block is most of a request
+NAMED_LENGTHS = {
+    "paper_be": PAPER_BE,
+    "short": SHORT,
+    "chat_small": CHAT_SMALL,
+    "heavy_tail": HEAVY_TAIL,
+    "long_be": LONG_BE,
+}
 
 
 def poisson_arrivals(rate_per_s: float, duration_s: float, rng: Generator) -> list[float]:

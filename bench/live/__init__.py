@@ -1,0 +1,1 @@
+"""Benchmarks of a real server: start it, send it load."""

@@ -152,7 +152,7 @@ class OpenAITarget:
 async def drive(target: Target, mix: Mix) -> list[RequestRecord]:
     """Send the load and return what every request got; times count from the start of the run.
 
-    Ends when the real-time requests are answered or the drain is over; what is still open then is cancelled and stays
+    Ends when the real-time requests are answered or the drain is over. Requests still open then are cancelled and stay
     unfinished. Raises LoadError when requests left late because this process was too slow.
     """
     records, tasks, rt_tasks = [], [], []

@@ -33,6 +33,7 @@ class ServerError(Exception):
 def running_server(arguments: Sequence[str]) -> Iterator[ServerAddress]:
     """Run `bros-serve` on free loopback ports with further `arguments` until the block ends. Raises ServerError."""
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    ports += [] if "--openai-port" in arguments else ["--openai-port", "off"]
     command = [sys.executable, "-m", "backend.launcher.serve", "--json", "--die-with-parent", *ports, *arguments]
     with tempfile.TemporaryFile("w+") as words:
         process = subprocess.Popen(

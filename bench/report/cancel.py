@@ -14,17 +14,17 @@ from bench.report.tables import markdown_table, verdict
 
 NOTICED_BAR_MS = 100.0  # and then one step until the slots are free
 INTRODUCTION = """\
-`python -m bench.cancel`: from a client's leaving to the end of the last step that it had a part in, when its slots are
-free; {num_cancels} clients each, alone on the server, beside {num_streams} real-time and {num_streams} best-effort
-streams, and beside these while other work wants every core. Median / 90th percentile / longest, in ms, of which up to
-{step_ms:g} ms pass between being noticed and being free: the step under way. A stub asks Triton every
-{cancel_poll_ms:g} ms which clients have gone (`service.cancel_poll_s`), the only way to learn it there. Simulated
-executor; clients, server, stubs and engine share the machine's cores."""
+`python -m bench.cancel` measures the time from a client's leaving to its KV slots being free. The slots are free at
+the end of the last step with that request. {num_cancels} clients leave in each of three situations: alone, beside
+{num_streams} real-time and {num_streams} best-effort streams, and beside these while other work wants every core.
+Cells show median / 90th percentile / longest, in ms. Up to {step_ms:g} ms of that is the step under way. A stub
+asks Triton every {cancel_poll_ms:g} ms which clients have gone (`service.cancel_poll_s`); Triton offers no other
+way. The executor is simulated. Clients, server, stubs and engine share the machine's cores."""
 
 MISSED = """\
-What a missed bar is made of: a question goes from the stub to the server and back. Under `bros-serve` both are batch
-threads, which spare an engine that computes on all cores; where more work is ready than there are cores, each of these
-ways waits for its turn, and the questions of a stub follow one another."""
+Why a bar is missed: each poll goes from the stub to the server and back. Under `bros-serve` both run as batch
+threads, so that they do not take a core from the engine. With more runnable threads than cores, each direction
+waits for a core, and a stub polls its requests one after another."""
 
 
 def summary(delays_ms: Sequence[float]) -> dict[str, Any]:
@@ -52,6 +52,12 @@ def cancel_sections(results: Path) -> list[str]:
         bars,
     ]
     return [*sections, MISSED] if verdict(is_met=False) in bars else sections
+
+
+def cancel_bars(results: Path) -> list[str]:
+    """Return the bar of each load, the result, and the verdict."""
+    result = load_json(results / "cancel.json")
+    return [] if result is None else _bars(result)
 
 
 _LOADS = {"alone": "alone", "beside": "beside streams", "busy": "beside streams, cores busy"}

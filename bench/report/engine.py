@@ -17,11 +17,15 @@ PREFILL_BARS = {512: 1350, 2048: 1050}  # tokens/s, at least
 MAX_MEMORY_GB = 1.5  # at the peak, beside the KV pool
 STEP_PARTS = ("products", "attention", "other_kernels", "sampling")  # what `step_profile` tells apart
 INTRODUCTION = """\
-One step of SmolLM2-135M, contexts of 256 tokens; milliseconds. *step* is the median of whole steps. The columns from
-*products* to *rest* are one step timed from inside (the median one; the clock itself costs it some tenths of a
-millisecond), and sum up to it: matrix products with the head; attention; norm, rotation and activation; sampling;
-*rest* is Python, packing and small copies. *products floor* is the same products run alone, cold; *attention floor* its
-bytes over the read bandwidth. *library* is the step through the library's layers."""
+One step of SmolLM2-135M, contexts of 256 tokens, in milliseconds.
+
+- *step*: the median of whole steps.
+- *products* to *rest*: the median step timed from inside; the parts sum up to it. The timer itself adds some tenths
+  of a millisecond. *products* includes the head. *other kernels* are norm, rotation and activation. *rest* is Python,
+  packing and small copies.
+- *products floor*: the same products alone, with cold caches.
+- *attention floor*: bytes of the attention / read bandwidth.
+- *library*: the step through the library's layers."""
 
 
 def engine_sections(results: Path) -> list[str]:
@@ -74,7 +78,7 @@ def _memory_gb(document: Mapping[str, Any]) -> float:
 
 
 def bars(document: Mapping[str, Any]) -> list[str]:
-    """Return what was asked of the engine in bf16, point by point, with what was measured."""
+    """Return each bar of the engine in bf16, with the measured value and the verdict."""
     cases = {case["name"]: case for case in document["cases"]}
     at_16, mixed = cases["decode 16"], cases["16 decodes + chunk 128"]
     speeds = {p["length"]: p["tokens_per_s"] for p in document["prefills"]}

@@ -1,9 +1,9 @@
-"""Tables of what was measured on the real server, the other engines beside it, and the simulator's error."""
+"""Tables of the measurements on the real server, of other engines on the same loads, and of the simulator's error."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,27 @@ from bench.report.tables import markdown_table, mean_of, p50, p99, verdict
 
 Run = Mapping[str, Any]
 _MIXES = ("backlog", "mix_0.8_0.4", "mix_1.2_0.55", "rt_alone", "be_alone")
-_ASKED = "1 s, 100 ms"
+ASKED = "1 s, 100 ms"
 BE_BAR = 0.8  # of what BE does alone, less the real-time work
 RT_BAR = 0.99
 SIMULATOR_BARS = {"TPOT": 0.1, "TTFT": 0.2}
 MEASURED = """\
-SmolLM2-135M on the torch engine behind Triton; server, engine and load generator share the machine. KV pool of
-{kv_tokens:,} tokens, {max_tokens_per_step} tokens a step. RT: Poisson, lognormal prompts (mean 160) and outputs (mean
-64). BE: prompts U(512,1024), outputs U(32,128), as a backlog of {backlog} at time 0 or Poisson. RT asked for TTFT 1 s
-and TPOT 100 ms; {scored_s:g} s are scored by arrival, unfinished requests are misses. The policies ran interleaved,
-each on a server of its own, on the same seeds ({seeds})."""
+- Model: SmolLM2-135M on the torch engine behind Triton. Server, engine and load generator share the machine.
+- Limits: a KV pool of {kv_tokens:,} tokens, {max_tokens_per_step} tokens a step.
+- RT: Poisson arrivals, lognormal prompts (mean 160) and outputs (mean 64), TTFT ≤ 1 s, TPOT ≤ 100 ms.
+- BE: prompts U(512,1024), outputs U(32,128), as a backlog of {backlog} at time 0 or Poisson.
+- Scoring: {scored_s:g} s by arrival; an unfinished request is a miss.
+- Runs: the policies ran interleaved on the same seeds ({seeds}), each on a server of its own."""
 SIMULATOR_ERROR = """\
-The same arrivals and lengths on the real server and in the simulator, all seeds ({seeds}) together. Every run is
-simulated with what the other runs of this table say, before and after it, and never with its own: a table of step times
-over tokens, fitted to their steps, and their mean *delivery*, the time to the first token that a client sees beyond
-what the engine measured. Beside an error stands its 95 % interval over requests (bootstrap, both sides of a request
-drawn together): of a few dozen requests, one that met a prompt more moves p90."""
+The real server and the simulator get the same arrivals and lengths; all seeds ({seeds}) are pooled. The simulator
+uses a table of step times over tokens and a mean *delivery* time. Delivery is the client's time to the first token
+beyond the engine's. Both are fitted to the other runs of this table, never to the simulated run itself. In
+brackets: the 95 % interval over requests (bootstrap; both sides of a request are drawn together). With a few dozen
+requests, one long prompt moves p90."""
 STEP_ERRORS = """\
-How well the other runs foretell the steps of a run: mean error of a step without its sign, and error of the sum of all
-steps. *One knee* is the roofline of the study, fitted to the same steps; *foreign cores* is what else ran on the
-machine just before."""
+This table shows how well the other runs predict the steps of a run: the mean absolute error of a step, and the error of
+the sum of all steps. *One knee* is the roofline of the study, fitted to the same steps. *foreign cores* is the load of
+other processes just before the run."""
 
 
 def measured_sections(results: Path) -> list[str]:
@@ -43,6 +44,30 @@ def measured_sections(results: Path) -> list[str]:
     if (error := load_json(results / "simulator_error.json")) is not None:
         sections += _error_sections(error)
     return sections
+
+
+def measured_bars(results: Path) -> list[str]:
+    """Return the bars of the real server, the results, and the verdicts."""
+    measured = load_json(results / "measured.json")
+    return [] if measured is None else _bars(measured["runs"])
+
+
+def by_policy(results: Path, cell: Callable[[Sequence[Run]], str]) -> str | None:
+    """Return a table of mixes by policies with `cell` of the runs of each; None without results."""
+    if (measured := load_json(results / "measured.json")) is None:
+        return None
+    runs = measured["runs"]
+    policies = sorted({run["policy"] for run in runs})
+    groups = {mix: [_group(runs, mix, policy) for policy in policies] for mix in _MIXES}
+    rows = [[mix, *(cell(group) if group else "–" for group in row)] for mix, row in groups.items()]
+    rows = [row for row in rows if set(row[1:]) != {"–"}]
+    return markdown_table(["load", *(f"`{policy}`" for policy in policies)], rows)
+
+
+def asked_attainment(group: Sequence[Run]) -> str:
+    """Return the share of real-time requests that kept both objectives, with the counts."""
+    hits, trials = _hits(group, ASKED)
+    return f"{100 * hits / trials:.0f} % ({hits} of {trials})" if trials else "–"
 
 
 def load_json(path: Path) -> dict[str, Any] | None:
@@ -98,9 +123,9 @@ def _bars(runs: Sequence[Run]) -> list[str]:
     for mix in ("backlog", "mix_0.8_0.4", "mix_1.2_0.55"):
         group = _group(runs, mix, "bros")
         if group:
-            hits, trials = _hits(group, _ASKED)
+            hits, trials = _hits(group, ASKED)
             word = verdict(hits >= RT_BAR * trials)
-            lines.append(f"- {mix}: `bros` meets ({_ASKED}) for {hits} of {trials} (bar {RT_BAR:.0%}: {word})")
+            lines.append(f"- {mix}: `bros` meets ({ASKED}) for {hits} of {trials} (bar {RT_BAR:.0%}: {word})")
     backlog, alone = _group(runs, "backlog", "bros"), _group(runs, "be_alone", "bros")
     rt_alone = _group(runs, "rt_alone", "bros")
     if backlog and alone and rt_alone:

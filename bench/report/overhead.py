@@ -14,12 +14,11 @@ from bench.report.measured import load_json
 from bench.report.tables import markdown_table, verdict
 
 MISSED = """\
-What a missed bar is made of: an engine that leaves a core to the others, or only sleeps, loses little, so it is
-processor time and not waiting. A real-time token is a response of its own, and crosses five threads of stub and server
-before it is written to a socket and read from it; of the stub's part nearly all is Triton's hand-over, and a good deal
-asking it which clients have gone. Each time one of them takes a core, the engine's other threads wait for the one that
-was on it, so that more is lost than they use. What the client takes here would be another machine's elsewhere. Fewer
-responses cost less, and an operator may say how many (`service.rt_coalesce_s`), or leave a core free (`--threads`)."""
+Why a bar is missed: an engine that leaves a core free, or only sleeps, loses little. The loss is therefore
+processor time, not waiting. An RT token is a response of its own. It passes five threads of stub and server between
+engine and socket. Most of the stub's time is Triton's hand-over, and the poll for clients that left. Each time one
+of these threads takes a core, the engine's other threads wait. The client's share would be on another machine in
+production. Two settings reduce the cost: fewer responses (`service.rt_coalesce_s`) and a free core (`--threads`)."""
 
 Round = Mapping[str, Any]
 Spread = Mapping[str, float]
@@ -36,10 +35,10 @@ RUNS = {
     "overhead-sim": "simulated executor, which only sleeps",
 }
 INTRODUCTION = """\
-`python -m bench.overhead`: the same engine in the client's process and behind the server, over one gRPC
-stream. Each round measures the engine in process before and after the ways through Triton, whose costs are against the
-mean of both; *in process again* is the engine after against before: the noise. Medians over rounds, quartiles in
-brackets. Client, server, stubs and engine share the machine's cores."""
+`python -m bench.overhead` runs the same engine in the client's process and behind the server, over one gRPC stream.
+Each round measures the engine in process before and after the request paths through Triton. Their cost is relative
+to the mean of both. *in process again* is the second in-process run relative to the first: the noise. Values are
+medians over rounds, with quartiles in brackets. Client, server, stubs and engine share the machine's cores."""
 
 
 def compare(rounds: Sequence[Round]) -> dict[str, Any]:
@@ -112,6 +111,22 @@ def overhead_sections(results: Path) -> list[str]:
     if any(_MISS in section for section in sections):
         sections.append(MISSED)
     return sections if len(sections) > 2 else []
+
+
+def overhead_rows(results: Path) -> list[list[str]]:
+    """Return a row per way to run the engine: added TTFT, and throughput through Triton by class."""
+    rows = []
+    for name, what in RUNS.items():
+        if (result := load_json(results / f"{name}.json")) is not None:
+            ratios = [_percent(result[each]["throughput_ratio"][THROUGH_TRITON]) for each in CLASSES]
+            rows.append([what, _ms(result["added_ttft_ms"][THROUGH_TRITON]), *ratios])
+    return rows
+
+
+def overhead_bars(results: Path) -> list[str]:
+    """Return the bar of each way to run the engine, the result, and the verdict."""
+    documents = ((what, load_json(results / f"{name}.json")) for name, what in RUNS.items())
+    return [f"- {what}: {bar[2:]}" for what, result in documents if result is not None for bar in _bars(result)]
 
 
 _MISS = verdict(is_met=False)

@@ -10,22 +10,32 @@ from bench.common.provenance import describe
 from bench.report.measured import load_json
 from bench.report.tables import markdown_table
 
-PROCESSORS = {"avx512-bf16": ("AVX-512 BF16", ""), "avx2": ("the same machine held down to AVX2", " --isa avx2")}
+PROCESSORS = {"avx512-bf16": ("AVX-512 BF16", ""), "avx2": ("AVX2 only", " --isa avx2")}
 PEERS = """\
-One step of SmolLM2-135M by the same GGUF file on the same threads, in turns, contexts of 256 tokens; milliseconds,
-medians. *ratio* is the median of ours over theirs in the same round: below 1 ours is faster. *floor* is what memory
-(decodes: the file's weights, K and V over the measured read bandwidth) or arithmetic (prefills: the layers' products at
-the speed of one large square product) would take alone.
+One step of SmolLM2-135M from the same GGUF file on the same threads, contexts of 256 tokens. Times are medians in
+milliseconds; the engines run interleaved.
 
-What is in the way of the floor: at one row the codes are unpacked faster than they are read only with AVX-512's table
-look-up; from some four rows on a step computes, and every row's share of the unpacking shrinks; the layers' threads
-meet 270 times a step. In prefills it is attention, which grows with the context, and norms and rotations beside the
-products. llama.cpp multiplies Q4_1 by its dot products of 8-bit integers at every number of rows; it has no matrix
-kernel for that format."""
+- *ratio*: the median of our time / llama.cpp's time in the same round; below 1 ours is faster.
+- *floor* of a decode: bytes of weights, K and V / measured read bandwidth.
+- *floor* of a prefill: the layers' products at the speed of one large square product.
+
+Why steps are above the floor:
+
+- At one row, only AVX-512's table look-up unpacks codes faster than memory delivers them.
+- From about four rows on, a step is bound by computation. The layers' threads synchronise 270 times a step.
+- In prefills the excess is attention, which grows with the context, and norms and rotations.
+
+llama.cpp multiplies Q4_1 by 8-bit integer dot products at every number of rows. It has no matrix kernel for that
+format."""
 KERNELS = """\
-A step of the whole engine in milliseconds, and how many times as long it takes with one part replaced: the layers
-without the program that runs them in one call; dense products only; torch for norm, rotation and activation;
-that and torch's attention; our kernels on one thread, not the team; long chunks gathered for torch's attention."""
+A step of the whole engine in milliseconds, and the factor by which it takes longer with one part replaced:
+
+- *no program*: each kernel of a layer is called from Python.
+- *dense products*: no 4-bit or 8-bit weights.
+- *torch layer ops*: torch computes norm, rotation and activation.
+- *torch attention*: the same, and torch's attention.
+- *one thread*: our kernels run on one thread.
+- *no tiles*: long chunks are copied together for torch's attention."""
 
 
 def peer_sections(results: Path) -> list[str]:

@@ -20,8 +20,10 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def on_all_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Leave out, of each pair, SLOs and load, the policies that ran on fewer seeds than others did, so that means
-    compare; return the rest, and the names of what was left out or has not run at all."""
+    """Return the runs that compare, and the names of the others.
+
+    In each cell of pair, SLOs and load, a policy compares if it ran on as many seeds as any other.
+    """
     groups: dict[tuple[str, ...], dict[str, list[Run]]] = {}
     policies: dict[str, dict[str, None]] = {}  # of each kind of run, in order
     for run in runs:
@@ -59,16 +61,31 @@ def ratio_table(runs: Sequence[Run]) -> str:
     return markdown_table(header, rows)
 
 
+BARS_HEADER = ("pair", "SLOs", "load", "RT met both %", "% of limit", "best equal baseline", "best of all")
+
+
 def bars_table(runs: Sequence[Run], kv_bound_pairs: Sequence[str]) -> str:
-    """What was to be reached at each load of each pair and SLO, what was, and whether that is enough."""
-    header = ("pair", "SLOs", "load", "RT met both %", "% of limit", "best equal baseline", "best of all")
+    """Return the bar of each pair, SLO and load, the result, and the verdict."""
+    return markdown_table(BARS_HEADER, bars_rows(runs, kv_bound_pairs))
+
+
+def bars_rows(runs: Sequence[Run], kv_bound_pairs: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the rows of `bars_table`."""
     rows = []
-    for pair, slos, load in sorted({_cell(run) for run in runs}):
-        groups = {policy: group for (_, policy), group in _by_load([r for r in runs if _cell(r) == (pair, slos, load)])}
+    for (pair, slos, load), groups in cells(runs).items():
         if "bros" in groups and len(groups) > 1:
-            cells = _bar_cells(load, groups.pop("bros"), groups, pair in kv_bound_pairs)
-            rows.append((pair, slos, f"{load:g}", *cells))
-    return markdown_table(header, rows)
+            baselines = {policy: group for policy, group in groups.items() if policy != "bros"}
+            verdicts = _bar_cells(load, groups["bros"], baselines, pair in kv_bound_pairs)
+            rows.append((pair, slos, f"{load:g}", *verdicts))
+    return rows
+
+
+def cells(runs: Sequence[Run]) -> dict[tuple[str, str, float], dict[str, list[Run]]]:
+    """Group runs by pair, SLOs and load, then by policy."""
+    found: dict[tuple[str, str, float], dict[str, list[Run]]] = {}
+    for key in sorted({_cell(run) for run in runs}):
+        found[key] = {policy: group for (_, policy), group in _by_load([run for run in runs if _cell(run) == key])}
+    return found
 
 
 def ablation_table(runs: Sequence[Run], complete: Sequence[Run]) -> str:
@@ -193,35 +210,35 @@ def _bar_cells(
     met, is_kept = attainment_of(bros), attainment_of(bros) >= FULL_ATTAINMENT
     is_better = all(met > attainment_of(baselines[policy]) for policy in ("fcfs", "priority") if policy in baselines)
     of_limit = sum(run["be_percent_of_limit"] or 0.0 for run in bros) / len(bros)
-    best, best_any = _best_equal(bros, baselines), _best_any(baselines)
-    over_any = _mean_be(bros) / _mean_be(baselines[best_any])
+    best, best_any = best_equal(bros, baselines), _best_any(baselines)
+    over_any = mean_be(bros) / mean_be(baselines[best_any])
     cells = [f"{100 * met:.2f}: {verdict(is_better if load >= 1.0 else is_kept)}", f"{of_limit:.1f}", "–"]
     cells.append(f"{best_any} × {over_any:.3f}")
     if is_kept:
         cells[3] += f": {verdict(over_any >= LOSS_BAR)}"
     if is_kept and not is_kv_bound:
         cells[1] += f": {verdict(of_limit >= LIMIT_BAR)}"
-    if best and (best_be := _mean_be(baselines[best])):
-        over_best = _mean_be(bros) / best_be
+    if best and (best_be := mean_be(baselines[best])):
+        over_best = mean_be(bros) / best_be
         cells[2] = f"{best} × {over_best:.3f}"
         if is_kept and is_kv_bound:
             cells[2] += f": {verdict(over_best >= RATIO_BAR)}"
     return tuple(cells)
 
 
-def _best_equal(bros: Sequence[Run], baselines: Mapping[str, Sequence[Run]]) -> str | None:
+def best_equal(bros: Sequence[Run], baselines: Mapping[str, Sequence[Run]]) -> str | None:
     """The baseline of most best-effort throughput among those that keep real-time as well as `bros` or fully."""
     floor = min(attainment_of(bros), FULL_ATTAINMENT)
     equal = [policy for policy, group in baselines.items() if attainment_of(group) >= floor]
-    return max(equal, key=lambda policy: _mean_be(baselines[policy]), default=None)
+    return max(equal, key=lambda policy: mean_be(baselines[policy]), default=None)
 
 
 def _best_any(baselines: Mapping[str, Sequence[Run]]) -> str:
-    return max(baselines, key=lambda policy: _mean_be(baselines[policy]))
+    return max(baselines, key=lambda policy: mean_be(baselines[policy]))
 
 
 def _ratio_row(load: float, bros: Sequence[Run], baselines: Mapping[str, Sequence[Run]]) -> tuple[str, ...]:
-    best, best_any = _best_equal(bros, baselines), _best_any(baselines)
+    best, best_any = best_equal(bros, baselines), _best_any(baselines)
     return (
         f"{load:g}",
         attainment(bros),
@@ -247,7 +264,8 @@ def _ratio(candidate: Sequence[Run], baseline: Sequence[Run]) -> str:
     return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def _mean_be(group: Sequence[Run]) -> float:
+def mean_be(group: Sequence[Run]) -> float:
+    """Return mean best-effort throughput over runs, in tokens per second."""
     return sum(map(be_rate, group)) / len(group)
 
 

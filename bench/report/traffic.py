@@ -1,4 +1,4 @@
-"""Traffic that nobody tuned for: real time alone and beside best-effort work, as a table."""
+"""Traffic on which no policy was tuned: real-time alone and beside best-effort work, as a table."""
 
 from __future__ import annotations
 
@@ -24,14 +24,19 @@ def traffic_sections(results: Path) -> list[str]:
     study = load_json(results / "study-traffic.json")
     if study is None:
         return []
-    runs = study["runs"]
-    names = list(dict.fromkeys(run["label"] for run in runs))
+    num_seeds = len({run["scenario"]["seed"] for run in study["runs"]})
     return [
-        "### Traffic that nobody tuned for",
-        INTRODUCTION.format(num_seeds=len({run["scenario"]["seed"] for run in runs})),
+        "### Traffic without tuning",
+        INTRODUCTION.format(num_seeds=num_seeds),
         describe(study["provenance"]),
-        markdown_table(_HEADER, [_row(name, [run for run in runs if run["label"] == name]) for name in names]),
+        traffic_table(study["runs"]),
     ]
+
+
+def traffic_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return a row per scenario: attainment alone and beside best-effort work, and best-effort throughput."""
+    names = list(dict.fromkeys(run["label"] for run in runs))
+    return markdown_table(_HEADER, [_row(name, [run for run in runs if run["label"] == name]) for name in names])
 
 
 def _row(name: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,0 +1,1 @@
+"""The simulator: scenarios, step models, and the upper bound on best-effort throughput."""

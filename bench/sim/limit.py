@@ -1,4 +1,4 @@
-"""What no scheduler can exceed: an upper bound on best-effort tokens, a lower bound on missed first tokens.
+"""Bounds that no scheduler can exceed: most best-effort tokens, fewest missed first tokens.
 
 The upper bound is a linear program over a run of `horizon_s` seconds that begins empty and in which real-time tokens
 `served` are computed. It maximises best-effort tokens processed: prompt tokens computed once, plus output tokens. Any
@@ -7,7 +7,7 @@ schedule maps to a feasible point, because each constraint adds up something tha
     GPU time   a step of N new tokens takes at least α + β·N for every line (α, β) below the model's curve (its lower
                convex hull), plus its attention terms; steps do not overlap, so their sum is at most the horizon
     KV         the contexts that a step reads are resident together: Σ contexts <= steps · kv_tokens
-    seats      decodes and prefills of a step share max_seqs_per_step places; BE decodes have max_outstanding
+    seats      decodes and prefills of a step share max_seqs_per_step batch slots; BE decodes have max_outstanding
     tokens     new tokens <= steps · max_tokens_per_step
     SLOs       disjoint windows in which a request needs a step (for its whole life: one per token) force steps
     order      request i of a closed loop starts only after i − max_outstanding others have completed
@@ -15,9 +15,9 @@ schedule maps to a feasible point, because each constraint adds up something tha
     end        prompts computed ahead of their outputs at the end are no more than the run itself left: nothing is
                gained by leaving work half done
 
-It is an upper bound and not a target: best-effort work is fluid and knows the future, real-time work is done whenever
-it is cheapest, KV held by requests that sit a step out is free, and so are copies, recomputation and scheduling. The
-steps that SLOs force are those of requests that met them; a run is held against the real-time work it did itself.
+It is an upper bound and not a target. Best-effort work is fluid and knows the future. Real-time work is done when it is
+cheapest. KV of requests outside the step is free, and so are copies, recomputation and scheduling. SLOs force only the
+steps of requests that met them. A run is compared with a bound for its own real-time work.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _NUM_LINES = 24  # lines of the hull given to the program; fewer would only loos
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a run was allowed to use."""
+    """The limits of a run."""
 
     pair: Pair
     kv_tokens: int
@@ -57,8 +57,8 @@ class Load:
     served           real-time requests that put out a token, with `num_output` as far as they came within the horizon
     num_forced_steps `min_steps` of those that met their SLOs
     be               best-effort requests in the order in which they may start; their arrival times are ignored
-    max_outstanding  of which so many may be unfinished at once
-    max_ahead_tokens prompt tokens computed, times the part of their request's output that is still to come, at the end
+    max_outstanding  limit of unfinished ones at any time
+    max_ahead_tokens at the end: prompt tokens computed, times the unfinished part of their request's output
     """
 
     horizon_s: float
@@ -119,11 +119,11 @@ def min_steps(rt: Sequence[Arrival], slos: Slos, horizon_s: float) -> int:
 
 
 def min_ttft_misses(machine: Machine, rt: Sequence[Arrival], ttft_slo_s: float) -> int:
-    """Return how many real-time requests must miss their TTFT, whatever the schedule.
+    """Return how many real-time requests must miss their TTFT under any schedule.
 
-    Every prompt needs at least `β·p + pair·p²/2` of GPU time after its arrival. With one common TTFT SLO deadlines are
-    in arrival order, so earliest deadline first, dropping at each miss the request whose absence helps most, misses
-    fewest (Kise, Ibaraki and Mine, Operations Research 26(1), 1978).
+    Every prompt needs at least `β·p + pair·p²/2` of GPU time after its arrival. With one common TTFT SLO, deadlines are
+    in arrival order. Earliest deadline first then misses fewest, if each miss drops the request whose absence helps
+    most (Kise, Ibaraki and Mine, Operations Research 26(1), 1978).
     """
     beta = max(beta for alpha, beta in lines_below(machine.pair, machine.max_tokens_per_step) if alpha >= 0.0)
     pair_ms = machine.pair.coefficients.prefill_ms_per_pair
@@ -211,8 +211,8 @@ def _decode_context(num_prompt: int, num_decodes: int) -> float:
 class _Program:
     """The linear program. Columns: steps, then for request i the parts prefilled s_i and decoded e_i, and Σ_{j<=i} e_j.
 
-    `tokens`, `decodes`, … hold a request's whole demand in the columns (s, e). Contexts and pairs of a half done
-    request are less than its share of the whole (they grow with the square): at most `max_outstanding` half done
+    `tokens`, `decodes`, … hold a request's whole demand in the columns (s, e). Contexts and pairs grow with the
+    square, so a half done request has less of them than its share of the whole. At most `max_outstanding` half done
     requests owe `context_rounding` and `pairs_rounding` altogether.
     """
 

@@ -39,20 +39,24 @@ class Scenario:
     pair                  model and GPUs (bench/sim/step_models.json)
     policy, settings      policy name; other fields of SchedulerSettings that differ from their defaults
     rt_rate, rt_cv        real-time arrivals per second, and the coefficient of variation of their gaps (1: Poisson)
-    rt_burst              the rate is so many times as high in the first 10 s of each minute (then rt_cv is 1)
+    rt_burst              factor of the rate in the first 10 s of each minute (then rt_cv is 1)
     rt_trace              instead: arrivals of this CSV file, sped up by `rt_trace_speed`
-    rt_lengths            prompt and output lengths where there is no trace
+    rt_lengths            prompt and output lengths without a trace
     be_outstanding        best-effort requests kept in the system: the next arrives when one completes
-    be_backlog            instead: so many at time 0; be_rate: so many per second, Poisson
+    be_backlog            instead: their number at time 0; be_rate: instead, per second, Poisson
     be_lengths, be_trace  their lengths: a distribution, or a CSV file taken in order and from the start again. Without
                           `be_outstanding`, `be_backlog` and `be_rate` the file's requests arrive at its times
-    be_finish_by_s        each best-effort request is to finish so many seconds after it arrives
+    be_finish_by_s        deadline of each best-effort request, in seconds after its arrival
     ttft_slo_s, tpot_slo_s   objectives of real-time requests, but for
     other_slo_share       this part of them (0-1), which asks `other_ttft_slo_s` and `other_tpot_slo_s`
     kv_tokens, host_kv_tokens, max_seqs, max_tokens_per_step   limits; kv_tokens None: the pair's,
                           host_kv_tokens None: as many as kv_tokens
+    block_size            positions of KV in a block
+    step_noise            standard deviation of the lognormal factor by which steps differ from the pair's step model
+    stall_s               one step in 500 takes this many seconds longer
+    slowdown              factor on the time of steps in the second 10 s of each 20 s
     warmup_s, duration_s  real-time requests arrive in [0, duration_s) and are scored from warmup_s on
-    drain_s               how long after duration_s unfinished real-time requests may run on before they count as missed
+    drain_s               time after duration_s in which unfinished real-time requests may still finish
     """
 
     pair: str = "llama8b-a100"
@@ -77,8 +81,12 @@ class Scenario:
     other_tpot_slo_s: float = 0.2
     kv_tokens: int | None = None
     host_kv_tokens: int | None = None
+    block_size: int = 16
     max_seqs: int = 256
     max_tokens_per_step: int = 2048
+    step_noise: float = 0.0
+    slowdown: float = 1.0
+    stall_s: float = 0.0
     warmup_s: float = 100.0
     duration_s: float = 300.0
     drain_s: float = 300.0
@@ -96,6 +104,11 @@ class Scenario:
             raise ValueError(f"best-effort requests come from one of be_outstanding, be_backlog, be_rate; got {given}")
         if self.rt_burst > 1.0 and self.rt_cv != 1.0:
             raise ValueError(f"rt_burst {self.rt_burst:g} needs rt_cv 1, not {self.rt_cv:g}")
+        if self.slowdown < 1.0 or min(self.step_noise, self.stall_s) < 0.0:
+            raise ValueError(
+                f"slowdown {self.slowdown:g} is below 1, or step_noise {self.step_noise:g} or stall_s "
+                f"{self.stall_s:g} below 0"
+            )
         if not 0.0 <= self.other_slo_share <= 1.0:
             raise ValueError(f"other_slo_share {self.other_slo_share:g} must be from 0 to 1")
 

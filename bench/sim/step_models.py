@@ -1,14 +1,14 @@
 """Step times of TensorRT-LLM on real GPUs, as a function of what a step computes.
 
-The coefficients, their source, licence and held-out errors stand in step_models.json; `python -m
-tools.fit_step_models` fits them anew from the public package they come from. The form is a roofline: reading the
-weights costs a floor, and tokens beyond the knee cost arithmetic.
+step_models.json contains the coefficients, their source, licence and held-out errors. `python -m tools.fit_step_models`
+fits them again from the same public package. The form is a roofline: reading the weights costs a floor, and tokens
+beyond the knee cost arithmetic.
 
     t = base + below·min(N, k) + above·softplus(N − k; width = smooth·k) + context·Cd + pair·Ap + seq·D + (any prefill)
 
-with N new tokens, k the knee, Cd the sum of contexts and D the number of decoding sequences, and Ap = Σ p·(q + p/2)
-over chunks of p prefill tokens after q cached ones. Copies to and from the host are added, not hidden behind compute:
-the cautious assumption.
+N: new tokens; k: the knee; Cd, D: sum of contexts and number of decoding sequences. Ap = Σ p·(q + p/2) over chunks of p
+prefill tokens after q cached ones. Copies to and from the host are added, not hidden behind compute: the cautious
+assumption.
 """
 
 from __future__ import annotations

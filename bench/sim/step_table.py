@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 
 from bench.sim.step_models import Pair, StepWork
 
-KNOTS = (1, 2, 4, 5, 7, 8, 16, 32, 64, 128, 256)  # the last slope goes on for ever
+KNOTS = (1, 2, 4, 5, 7, 8, 16, 32, 64, 128, 256)  # the last slope continues without end
 _ROUNDS = 5  # by then the weights have settled
 
 
@@ -55,8 +55,8 @@ class TabledPair(Pair):
 def fit_table(works: Sequence[StepWork], times_ms: NDArray[np.float64]) -> StepTable:
     """Fit by non-negative least squares of errors relative to the fitted times.
 
-    Relative to the recorded times, as the roofline's are, errors below count less than errors above, and where steps of
-    one kind differ the fit lies below their mean: a sum of many steps, which is what a request waits for, comes out
+    Errors relative to the recorded times, as in the roofline's fit, count less below than above. Where steps of one
+    kind differ, such a fit lies below their mean. A request waits for a sum of many steps, which would come out too
     short.
     """
     features = _features(works)

@@ -1,0 +1,1 @@
+"""Step times of the torch engine and of other engines."""

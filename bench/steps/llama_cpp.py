@@ -1,9 +1,9 @@
 """llama.cpp through its C interface: load a GGUF file, and time decodes and prefills as the engine's bench does.
 
 The libraries are those of the npm package `@node-llama-cpp/linux-x64`, which holds a build for each instruction set.
-Its parameter structs change between versions. They are passed as blocks larger than any of them: the x86-64 calling
-convention passes large structs in memory, so the library finds the fields it knows in front. Only the first four fields
-are set here, and read back through functions.
+Its parameter structs change between versions, so they are passed as blocks larger than any version. The x86-64 calling
+convention passes large structs in memory, so the library finds its fields in front. Only the first four fields are set
+here, and read back through functions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Where a step's time goes, measured inside the step: the clock is read around every call that computes.
+"""The parts of a step's time, measured inside the step: the clock is read around every call that computes.
 
-A program of kernels is one call; the ticks it notes after each kernel share its time out.
+A program of kernels is one call; the ticks after each kernel divide its time among them.
 
-What no part claims is Python and bookkeeping: packing, arguments, dispatch, and the small copies between the parts.
+The rest is Python and bookkeeping: packing, arguments, dispatch, and the small copies between the parts.
 """
 
 from __future__ import annotations

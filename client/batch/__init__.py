@@ -1,4 +1,6 @@
 """Batch files: OpenAI's format in and out, best-effort class, resumable, in constant memory.
 
-in.jsonl ──► format.parse ──► AsyncClient ──► format.answer ──► results.Results ──► out.jsonl, out.errors.jsonl
+in.jsonl ──► lines.parse_line ──► run.run_lines ──► results.Results ──► out.jsonl, out.errors.jsonl
+                                       ▲
+                                       └── who answers: for `bros batch` the engine (`format`), else who calls
 """

@@ -1,28 +1,18 @@
-"""OpenAI's batch file format: lines of requests in, lines of results out. No I/O.
+"""Translates a line of a batch into a request, and the answer into OpenAI's words. No I/O.
 
-    in   {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": […], …}}
-    out  {"id": "batch_req_17", "custom_id": "a", "response": {"status_code": 200, "body": {…}, …}, "error": null}
-
-The number in `id` is the line of the input (from 0), `line_crc32` a checksum of its text: by both a batch is resumed,
-and a result of another batch is told from one of this. Endpoints: /v1/chat/completions and
-/v1/completions. A field that would change the answer and that we cannot honour is refused, not ignored.
+Endpoints: /v1/chat/completions and /v1/completions. A field that would change the answer and that we cannot honour is
+refused, not ignored.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import msgspec
-
+from client.batch.lines import CHAT, Line, LineError, Reply, lost, parse_line, refused, responded
 from client.errors import ClientError, InvalidRequestError
 from client.generation import Generation, Message, Options, Prompt
-
-RESULT_ID = "batch_req_"  # a result's id without its number
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
 
 _OPTIONS = {  # field of a body -> option
     "max_tokens": "max_tokens",
@@ -51,72 +41,35 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {  # fields that are fine as long as t
     "response_format": ({"type": "text"},),
     "suffix": ("",),
 }
-_HTTP_STATUS = 400
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # how reading a line of JSON fails
-
-
-class _Named(msgspec.Struct):
-    custom_id: str
-
-
-class _Line(msgspec.Struct):
-    custom_id: str
-    url: str
-    body: dict[str, Any]
-    method: str = "POST"
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
     """One line of the input, ready to be sent."""
 
-    index: int
-    crc32: int
-    custom_id: str
-    url: str
+    line: Line
     model: str
     prompt: Prompt
     options: Options
 
 
-class LineError(InvalidRequestError):
-    """A line of the input cannot be sent as it is written; `custom_id` is None where it has none."""
-
-    def __init__(self, message: str, custom_id: str | None = None) -> None:
-        super().__init__(message)
-        self.custom_id = custom_id
-
-
 def parse(index: int, text: bytes) -> BatchRequest:
     """Return the request in line `index` of the input. Raises LineError."""
-    try:
-        line = msgspec.json.decode(text, type=_Line)
-    except UNREADABLE as error:
-        raise LineError(f"line {index}: {error}", custom_id_of(text)) from error
+    return request_of(parse_line(index, text))
+
+
+def request_of(line: Line) -> BatchRequest:
+    """Return the request that a line asks for. Raises LineError."""
     try:
         prompt = _prompt(line.url, line.body)
-        model = str(line.body.get("model", "bros"))
-        return BatchRequest(index, checksum(text), line.custom_id, line.url, model, prompt, _options(line.body))
+        return BatchRequest(line, str(line.body.get("model", "bros")), prompt, _options(line.body))
     except InvalidRequestError as error:
-        raise LineError(f"line {index}: {error}", line.custom_id) from error
+        raise LineError(f"line {line.index}: {error}", line.custom_id) from error
 
 
-def custom_id_of(text: bytes) -> str | None:
-    """Return the `custom_id` of a line that may hold nothing else that can be used; None where it has none."""
-    try:
-        return msgspec.json.decode(text, type=_Named).custom_id
-    except UNREADABLE:
-        return None
-
-
-def checksum(text: bytes) -> int:
-    """Return the checksum of a line, or of a custom_id; never 0, which stands for a line without a result."""
-    return zlib.crc32(text.strip()) | 1
-
-
-def answer(request: BatchRequest, generation: Generation, created_s: int) -> bytes:
-    """Return the output line for an answer; `created_s` is a Unix time in seconds."""
-    is_chat = request.url == CHAT
+def answer(request: BatchRequest, generation: Generation, created_s: int) -> Reply:
+    """Return the reply that an answer is; `created_s` is a Unix time in seconds."""
+    is_chat = request.line.url == CHAT
     body: dict[str, object] = {
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{generation.request_id}",
         "object": "chat.completion" if is_chat else "text_completion",
@@ -131,30 +84,12 @@ def answer(request: BatchRequest, generation: Generation, created_s: int) -> byt
             "completion_tokens": num_output,
             "total_tokens": num_input + num_output,
         }
-    response = {"status_code": 200, "request_id": generation.request_id, "body": body}
-    return _result(request.index, request.crc32, request.custom_id, response=response)
+    return responded(body, generation.request_id, num_output=len(generation.token_ids))
 
 
-def refusal(index: int, crc32: int, custom_id: str | None, error: ClientError) -> bytes:
-    """Return the errors line for a request that was refused (`response` with status 400) or lost (`error`)."""
-    if isinstance(error, InvalidRequestError):
-        body = {"error": {"message": str(error), "type": "invalid_request_error", "param": None, "code": None}}
-        refused = {"status_code": _HTTP_STATUS, "request_id": None, "body": body}
-        return _result(index, crc32, custom_id, response=refused)
-    return _result(index, crc32, custom_id, error={"code": type(error).__name__, "message": str(error)})
-
-
-def _result(
-    index: int, crc32: int, custom_id: str | None, response: object | None = None, error: object | None = None
-) -> bytes:
-    record = {
-        "id": f"{RESULT_ID}{index}",
-        "custom_id": custom_id,
-        "response": response,
-        "error": error,
-        "line_crc32": crc32,
-    }
-    return msgspec.json.encode(record) + b"\n"
+def refusal(error: ClientError) -> Reply:
+    """Return the reply to a request that was refused (`response` with status 400) or lost (`error`)."""
+    return refused(str(error)) if isinstance(error, InvalidRequestError) else lost(type(error).__name__, str(error))
 
 
 def _choice(is_chat: bool, generation: Generation) -> dict[str, object]:
@@ -167,14 +102,12 @@ def _choice(is_chat: bool, generation: Generation) -> dict[str, object]:
 def _prompt(url: str, body: Mapping[str, Any]) -> Prompt:
     if url == CHAT:
         return [_message(message) for message in _required(body, "messages", list)]
-    if url == COMPLETIONS:
-        prompt = _required(body, "prompt", (str, list))
-        if isinstance(prompt, str) or all(isinstance(token_id, int) for token_id in prompt):
-            return cast(Prompt, prompt)
-        if len(prompt) == 1 and isinstance(prompt[0], str):
-            return prompt[0]
-        raise InvalidRequestError("prompt: one string or one list of token ids per line")
-    raise InvalidRequestError(f"url: {url!r} is neither {CHAT} nor {COMPLETIONS}")
+    prompt = _required(body, "prompt", (str, list))
+    if isinstance(prompt, str) or all(isinstance(token_id, int) for token_id in prompt):
+        return cast(Prompt, prompt)
+    if len(prompt) == 1 and isinstance(prompt[0], str):
+        return prompt[0]
+    raise InvalidRequestError("prompt: one string or one list of token ids per line")
 
 
 def _message(message: object) -> Message:

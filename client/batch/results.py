@@ -1,4 +1,4 @@
-"""The output files of a batch, which are also its memory: what stands there is done and is not sent again."""
+"""The output files of a batch, which are also its memory: a request with a result in them is not sent again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
-from client.batch.format import RESULT_ID, checksum, custom_id_of
+from client.batch.lines import RESULT_ID, checksum, custom_id_of
 from client.errors import ClientError
 
 _PREFIX = f'{{"id":"{RESULT_ID}'.encode()
@@ -136,8 +136,10 @@ def _name_checksum(custom_id: str | None) -> int:
 
 
 def _is_torn(line: bytes) -> bool:
-    """Return whether a last line is what a process or a machine left that stopped while it wrote: part of a result,
-    or zeros where a file grew before its data came."""
+    """Return whether the last line is incomplete because a process or a machine stopped while it wrote.
+
+    Such a line is a part of a result, or zeros where a file grew before its data was written.
+    """
     is_ours = line[: len(_PREFIX)] == _PREFIX[: len(line)]
     return not line.endswith(b"\n") and (is_ours or not line.strip(b"\0"))
 

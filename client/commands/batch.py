@@ -22,7 +22,7 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "batch",
         help="run a file of requests as best-effort",
-        description="Run a file of requests as best-effort. Interrupted and started again, it goes on where it was.",
+        description="Run a file of requests as best-effort. Start an interrupted batch again to continue it.",
     )
     parser.add_argument("input", type=Path, help="requests, a JSON object per line (OpenAI's batch format)")
     parser.add_argument(
@@ -35,8 +35,8 @@ def add_parser(commands: Subparsers) -> None:
         help="requests that failed; delete it to try them again (default: OUT.errors.jsonl beside OUT.jsonl)",
     )
     add_count(parser, "--concurrency", "requests open at once", 32)
-    add_count(parser, "--max-tokens", "output tokens of lines that do not say", 256)
-    add_seconds(parser, "--finish-by-s", "ask the scheduler to be done so long from now", "none")
+    add_count(parser, "--max-tokens", "output tokens of lines that name no number", 256)
+    add_seconds(parser, "--finish-by-s", "deadline of every request, counted from now", "none")
     add_url(parser)
     parser.set_defaults(run=run)
 

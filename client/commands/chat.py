@@ -42,13 +42,13 @@ def run(args: argparse.Namespace) -> int:
                 messages = list(system)
             elif line:
                 asked = [*messages, Message(role="user", content=line)]
-                if answer := _answer(client, asked, options_from(args)):  # what got no answer is not remembered
+                if answer := _answer(client, asked, options_from(args)):  # a message without an answer is forgotten
                     messages = [*asked, Message(role="assistant", content=answer)]
     return 0
 
 
 def _read_line() -> str | None:
-    """Return a line without its ends; None at the end of input. Ctrl-C drops what was typed."""
+    """Return a line without its ends; None at the end of input. Ctrl-C drops the typed text."""
     while True:
         try:
             return input("> " if sys.stdin.isatty() else "").strip()

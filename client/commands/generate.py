@@ -27,7 +27,7 @@ def add_parser(commands: Subparsers) -> None:
     )
     add_slos(parser)
     add_seconds(parser, "--deadline-s", "be: finish by, from now", "none")
-    add_seconds(parser, "--timeout-s", "cancel after so long", "never")
+    add_seconds(parser, "--timeout-s", "cancel after this time", "never")
     add_sampling(parser, max_tokens=128)
     parser.add_argument("--json", action="store_true", help="a JSON object per chunk, the last with metrics (seconds)")
     add_url(parser)

@@ -23,7 +23,7 @@ def add_parser(commands: Subparsers) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "status",
-        help="is it serving, and what",
+        help="show whether the server is ready, and its models",
         description="Ask the server and its engine how they are; 0 when ready.",
     )
     add_url(parser)
@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def ask_engine(client: Client) -> tuple[Snapshot | None, str | None]:
-    """Return the engine's state, None where it may not be asked for, and what is wrong, None if nothing is.
+    """Return the engine's state, None if the server does not allow the question; and the problem, or None.
 
-    Triton's own health stays good with a dead engine, so an engine that may not be asked has to produce a token.
+    Triton's own health stays good with a dead engine. An engine that may not be asked therefore has to produce a token.
     """
     try:
         return client.inspect(timeout_s=_TIMEOUT_S), None

@@ -37,7 +37,7 @@ def add_parser(commands: Subparsers) -> None:
     )
     add_seconds(parser, "--interval-s", "between two looks", INTERVAL_S)
     add_seconds(parser, "--window-s", "that rates and quantiles cover", 10.0)
-    add_seconds(parser, "--for-s", "end after so long", "never")
+    add_seconds(parser, "--for-s", "end after this time", "never")
     parser.add_argument("--json", action="store_true", help="a JSON object per look, of the engine's state")
     parser.add_argument(
         "--svg",
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def look(client: Client, http: httpx2.Client, url: str | None) -> Frame:
-    """Ask engine and metrics endpoint once; what fails is told in the frame."""
+    """Ask engine and metrics endpoint once; the frame names what failed."""
     snapshot = samples = None
     problems = []
     try:

@@ -63,7 +63,7 @@ def _columns(pool: KVPoolView, before: KVPoolView | None, max_columns: int) -> I
 
 
 def _column(rt: int, be: int, num_slots: int, is_taken: bool) -> Column:
-    """Return the levels for counts of slots; what is there is drawn at least one level high."""
+    """Return the levels for counts of slots. A count above zero is at least one level high."""
     rt_level = -(-_LEVELS * rt // num_slots)
     be_level = min(-(-_LEVELS * be // num_slots), _LEVELS - rt_level)
     return Column(rt_level, be_level, is_taken)

@@ -23,7 +23,7 @@ _FRAME = 4  # cells of a panel's border and padding
 
 
 def render(history: History, width: int, height: int) -> RenderableType:
-    """Return the whole picture for a terminal of this size; what does not fit is left out from the bottom."""
+    """Return the whole picture for a terminal of this size. Lines that do not fit are cut off at the bottom."""
     frame = history.latest
     if frame.snapshot is None:
         return Panel(Text(frame.problem or "no answer"), title="bros top", border_style="red")
@@ -71,9 +71,7 @@ def _engine(history: History, snapshot: Snapshot) -> RenderableType:
         "batch",
         Text.assemble(
             *(_batch(step) if step else []),
-            ("window ", "dim"),
-            f"{snapshot.window_tokens:,} BE tokens",
-            ("   computed ", "dim"),
+            ("computed ", "dim"),
             f"{_number(tokens['rt'])} + {_number(tokens['be'])} tokens/s",
         ),
     )
@@ -121,7 +119,7 @@ def _kv(snapshot: Snapshot, before: Snapshot | None, width: int, max_bands: int)
 
 def _host(kv: KVPoolView, snapshot: Snapshot) -> Text:
     if not kv.num_host_slots:
-        return Text("no host pool: what is preempted is computed again", style="dim")
+        return Text("no host pool: preempted KV is computed again", style="dim")
     return Text.assemble(
         ("host pool ", "dim"),
         bar(kv.num_host_slots_used / kv.num_host_slots, 20, BE_COLOR),

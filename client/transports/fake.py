@@ -27,7 +27,6 @@ FAKE_SNAPSHOT = Snapshot(
     version=1,
     policy="fake",
     requests_by_class={"rt": ClassCounts(0, 1, 0), "be": ClassCounts(3, 0, 1)},
-    window_tokens=256,
     latency_error_ratio=0.04,
     total_steps=7,
     total_step_tokens={"rt": 40, "be": 90},

@@ -1,10 +1,9 @@
 """gRPC: one `ModelStreamInfer` call per request, all on one HTTP/2 connection.
 
-A call per request, rather than many requests on one call, so that a request can be cancelled alone: on Triton's
-stream the unit of cancellation is the call. A call that sends one message may be made as one with a single request: on
-the wire it is the same, and gRPC needs no threads for it but the caller's (32 streams at once: a third less of the
-client's processor time per response). Errors have no status code, but ours in front of their message: with the header
-that asks for one, server 2.51 may end with SIGSEGV.
+Each request has a call of its own, so that it can be cancelled alone: Triton cancels calls, not requests. A call with
+one message is made as a unary-stream call. On the wire it is the same, and gRPC needs no thread besides the caller's.
+With 32 streams that saves a third of the client's processor time per response. Errors have no status code; our code is
+in front of their message. With the header that asks for status codes, server 2.51 may end with SIGSEGV.
 """
 
 from __future__ import annotations

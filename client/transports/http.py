@@ -74,8 +74,8 @@ class AsyncHttpTransport:
 def encode_body(call: Call) -> dict[str, Any]:
     """Return the JSON body for a call: inputs and parameters are keys side by side.
 
-    Always streamed, and with the timeout: Triton 2.51 notices that an HTTP client has gone only when it writes to it;
-    a request that answers in one piece would run to its end.
+    The body always asks for a stream, and carries the timeout. Triton 2.51 notices that an HTTP client has gone only
+    when it writes to it. A request with an answer in one piece would run to its end.
     """
     body: dict[str, Any] = {"id": call.request_id, **call.inputs, **call.parameters}
     if "stream" in body:

@@ -79,12 +79,11 @@ PANELS = (
         | {"budget of the last": f"min(bros_step_budget_seconds{{{INSTANCE}}} < Inf)"},
     ),
     Panel(
-        "Tokens per step, and the BE window",
+        "Tokens per step",
         "short",
         {
             "{{class}}": f"sum by (class) (rate(bros_step_tokens_total{{{INSTANCE}}}{RATE}))"
             f" / ignoring (class) group_left () sum(rate(bros_steps_total{{{INSTANCE}}}{RATE}))",
-            "window": f"avg(bros_be_window_tokens{{{INSTANCE}}})",
         },
     ),
     Panel(

@@ -14,10 +14,10 @@ import msgspec
 
 from backend.config import ConfigFile, EngineConfig, ExecutorKind, ServiceSettings
 from backend.executors.sim import SimSettings
+from backend.link.engine_link import EngineLink
 from backend.policy.settings import SchedulerSettings
 from backend.server.engine_process import engine_socket
 from backend.server.socket_server import EngineServer
-from backend.stub.engine_link import EngineLink
 from backend.wire.protocol import Chunk, End, Generation, Sampling
 
 FAST = SimSettings(coefficients=(1e-4, 0.0, 0.0, 0.0, 0.0))  # 0.1 ms a step

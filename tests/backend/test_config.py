@@ -52,7 +52,7 @@ def test_each_section_gets_its_own_values() -> None:
         ({"engine": 1}, "engine: unknown key; allowed: executor, scheduler, service"),
         ({"service": {"port": 1}}, "service.port: unknown key; allowed: socket_path"),
         ({"trtllm": {"modle": "x"}}, "trtllm.modle: unknown key; allowed: model, mode"),
-        ({"executor": "vllm"}, "'vllm' - at `$.executor`"),
+        ({"executor": "other"}, "'other' - at `$.executor`"),
         ({"executor": "trtllm"}, "trtllm: this section is needed"),
         ({"service": {"default_class": "gold"}}, "'gold' - at `$.service.default_class`"),
         ({"service": {"ttft_slo_s": "1"}}, "Expected `float`, got `str` - at `$.service.ttft_slo_s`"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,8 @@ from backend.policy.settings import POLICY_NAMES
 from bench.common.provenance import provenance
 from bench.report import document as report
 from bench.report.document import ROOT
+from bench.report.grid import grid
+from bench.report.page import page
 from bench.report.tables import bars_table, on_all_seeds
 from bench.sim.scenario import Scenario
 from bench.study import (
@@ -179,7 +182,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_report_shows_every_policy_and_load(results: Path) -> None:
-    text = report.render(results)
+    text = grid(results)
     for load in ("0.5", "1.5"):
         for policy in ("bros", "fcfs"):
             assert f"| {load} | {policy} |" in text
@@ -207,14 +210,14 @@ def test_each_cell_is_held_to_its_bars() -> None:
     assert f"{head} 0.5 | 100.00: met | 90.0 | priority × 1.333: met | fcfs × 0.750: **missed** |" in kv_bound
 
 
-def test_the_report_is_a_function_of_the_results(results: Path) -> None:
-    assert report.render(results) == report.render(results)
+def test_the_report_is_a_function_of_the_results(results: Path, tmp_path: Path) -> None:
+    assert report.render(results, tmp_path) == report.render(results, tmp_path)
 
 
 def test_every_picture_that_the_report_shows_is_drawn(results: Path, tmp_path: Path) -> None:
-    text = report.render(results)
+    text = "\n".join(report.render(results, tmp_path).values())
     report.draw(results, tmp_path / "img")
-    shown = {part.split(")")[0] for part in text.split("](img/")[1:]}
+    shown = set(re.findall(r"\]\((?:\S+/)?img/(\S+)\)", text))
     assert shown == {path.name for path in (tmp_path / "img").iterdir()}
     assert shown
 
@@ -235,8 +238,20 @@ def test_a_policy_that_lacks_seeds_is_named_instead_of_compared() -> None:
     assert on_all_seeds(complete) == (complete, [])
 
 
-def test_the_committed_document_is_what_the_committed_results_say() -> None:
-    document = ROOT / "docs" / "benchmarks.md"
-    if not document.exists():
-        pytest.skip("no document has been generated yet")
-    assert document.read_text() == report.render(report.RESULTS)
+def test_the_page_answers_from_the_study(results: Path) -> None:
+    text = page(results)
+    assert re.search(rf"^\| {TINY.pair} \| [\d.]+ / [\d.]+ \| [\d.]+ / [\d.]+ \|$", text, re.MULTILINE)
+    assert re.search(r"^\| .+ \| \d of 2 cells \|", text, re.MULTILINE)
+
+
+def test_the_page_says_nothing_without_results(tmp_path: Path) -> None:
+    assert "|" not in page(tmp_path)
+
+
+def test_the_page_fits_a_few_screens() -> None:
+    assert len(page(report.RESULTS).splitlines()) < 160
+
+
+def test_the_committed_documents_are_what_the_committed_results_say() -> None:
+    documents = report.render(report.RESULTS, ROOT / "docs")
+    assert [path.name for path, text in documents.items() if path.read_text() != text] == []

@@ -63,6 +63,7 @@ class House:
         """Start a server on free ports; return how long it took. Raises HouseError."""
         started_s = time.monotonic()
         ports = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]
+        ports += ["--openai-port", "off"]
         command = [
             sys.executable,
             "-m",

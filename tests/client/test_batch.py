@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from client import AsyncClient, AsyncFakeTransport, FakeServer, Retry
-from client.batch.format import CHAT, COMPLETIONS, LineError, checksum, parse
+from client.batch.format import parse
+from client.batch.lines import CHAT, COMPLETIONS, LineError, checksum
 from client.batch.results import BatchFileError, Results, find_repeated, open_results
 from client.batch.run import BatchSettings, run_batch
 from client.cli import main
@@ -119,6 +120,7 @@ def test_everything_is_sent_as_best_effort_with_a_deadline(tmp_path: Path) -> No
         "{}",
         '{"custom_id": 7, "url": "/v1/completions", "body": {"prompt": "x"}}',
         json.dumps({"custom_id": "x", "url": "/v1/embeddings", "body": {"input": "x"}}),
+        json.dumps({"custom_id": "x", "url": COMPLETIONS, "body": {"prompt": "x"}, "method": "GET"}),
         json.dumps({"custom_id": "x", "url": COMPLETIONS, "body": {}}),
         json.dumps({"custom_id": "x", "url": COMPLETIONS, "body": {"prompt": ["a", "b"]}}),
         chat_line("x", messages=[]),

@@ -160,9 +160,9 @@ def test_a_recording_waits_until_the_history_covers_its_window() -> None:
     assert covered == [False, False, True, True]
 
 
-def test_the_view_shows_step_budget_window_and_pool(history: History) -> None:
+def test_the_view_shows_step_budget_and_pool(history: History) -> None:
     text = shown(history)
-    for words in ("21 ms of 50 ms budget", "window 256 BE tokens", "1 of 8 blocks shared", "12 of 64", "policy fake"):
+    for words in ("21 ms of 50 ms budget", "1 of 8 blocks shared", "12 of 64", "policy fake"):
         assert words in text
 
 

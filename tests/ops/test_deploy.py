@@ -108,7 +108,7 @@ def test_the_manifests_start_the_server_with_valid_options_and_configuration() -
 def test_the_images_start_the_server_with_valid_options() -> None:
     dockerfile = (DEPLOY.parent / "Dockerfile").read_text().replace("\\\n", "")
     commands = [json.loads(each) for each in re.findall(r"^CMD (\[.*\])$", dockerfile, re.MULTILINE)]
-    assert len(commands) == 2
+    assert len(commands) == 3
     for command in commands:
         assert command[:3] == ["python3", "-m", "backend.launcher.serve"]
         make_parser().parse_args(command[3:])

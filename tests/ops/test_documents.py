@@ -30,7 +30,7 @@ from tests.triton.servers import Server
 README = ROOT / "README.md"
 LOAD_TOOLS = ROOT / "deploy" / "load_tools"
 MAKEFILE = (ROOT / "Makefile").read_text()
-DEFAULT_PORTS = {"http": "8000", "grpc": "8001", "metrics": "8002"}
+DEFAULT_PORTS = {"http": "8000", "grpc": "8001", "metrics": "8002", "openai": "8080"}
 
 
 def label(value: object) -> str:
@@ -69,7 +69,7 @@ def environment(sim: Server, tmp_path: Path) -> dict[str, str]:
 def with_ports(code: str, sim: Server) -> str:
     """Return `code` with the test server's addresses in place of the usual ones."""
     for kind, port in DEFAULT_PORTS.items():
-        address = getattr(sim, f"{kind}_url").removeprefix("http://").removesuffix("/metrics")
+        address = getattr(sim, f"{kind}_url").removeprefix("http://").removesuffix("/metrics").removesuffix("/v1")
         code = code.replace(f"127.0.0.1:{port}", address)
     return code
 
@@ -231,7 +231,7 @@ def words_of(text: str) -> set[str]:
 
 OURS = {
     option
-    for package in ("backend", "bench", "client")
+    for package in ("backend", "bench", "client", "front")
     for file in (ROOT / package).rglob("*.py")
     for option in re.findall(r'"(--[a-z][\w-]*)"', file.read_text())
 }

@@ -99,6 +99,7 @@ NOT_INSTALLED = {
     "triton_python_backend_utils",  # part of Triton's backend
     "triton",  # comes with CUDA builds of torch; tests of its kernel skip where it is not
     "tensorrt_llm",  # part of NVIDIA's image
+    "vllm",  # in an environment of its own: make serve-vllm
     "aiconfigurator_core",  # only `python -m tools.fit_step_models` needs it, and says so
 }
 
@@ -106,7 +107,9 @@ NOT_INSTALLED = {
 def third_party_modules() -> set[str]:
     """Return the top-level modules that our code imports and that are neither ours nor Python's."""
     files = [
-        file for package in ("kv", "backend", "client", "bench", "tests") for file in (ROOT / package).rglob("*.py")
+        file
+        for package in ("kv", "backend", "client", "front", "bench", "tests")
+        for file in (ROOT / package).rglob("*.py")
     ]
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     plain = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}

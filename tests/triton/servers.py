@@ -32,6 +32,7 @@ class Server:
     http_url: str
     metrics_url: str
     pid: int
+    openai_url: str = ""  # of the front door, where one was asked for; ends in /v1
 
     def post(self, model: str, body: dict[str, Any], endpoint: str = "generate") -> tuple[int, str]:
         """Post to a generate endpoint; return the HTTP status and the whole body."""
@@ -84,6 +85,7 @@ def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = PATIENCE
 def serving(log: Path, *options: str) -> Iterator[Server]:
     """Serve by `bros-serve` with `options`, on free ports."""
     ports = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]
+    ports += [] if "--openai-port" in options else ["--openai-port", "off"]
     command = [sys.executable, "-m", "backend.launcher.serve", "--json", "--die-with-parent", *ports, *options]
     with log.open("w") as words, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words) as process:
         assert process.stdout is not None
@@ -91,7 +93,8 @@ def serving(log: Path, *options: str) -> Iterator[Server]:
         assert line, f"the server did not start:\n{log.read_text()}"
         at = json.loads(line)
         try:
-            yield Server(at["grpc_url"], at["http_url"], at["metrics_url"], process.pid)
+            openai_url = f"{at['openai_url']}/v1" if at["openai_url"] else ""
+            yield Server(at["grpc_url"], at["http_url"], at["metrics_url"], process.pid, openai_url)
         finally:
             process.terminate()
             process.stdout.read()

@@ -77,6 +77,7 @@ def test_what_is_wrong_with_one_request_ends_no_other(sim: Server) -> None:
     wait_until(lambda: sim.num_requests() == 0, "cancellation")
 
 
+@pytest.mark.vllm
 def test_long_best_effort_prompts_do_not_hold_a_real_time_request(smollm: Server) -> None:
     long_text = "lorem ipsum dolor " * 36_000  # half a second to tokenise, and then too large
     with Stream(smollm.grpc_url) as stream:

@@ -18,6 +18,7 @@ NUM_BE, BE_PROMPT_TOKENS, BE_MAX_TOKENS = 20, 250, 8
 NUM_OVERTAKING = 4  # first come, first served: all 20
 
 
+@pytest.mark.vllm
 def test_a_real_time_request_starts_before_20_long_best_effort_ones_that_came_first(smollm: Server) -> None:
     chance = random.Random(5)
     prompts = [[chance.randrange(1000, 20_000) for _ in range(BE_PROMPT_TOKENS)] for _ in range(NUM_BE)]

@@ -17,6 +17,7 @@ from tests.triton.streams import Stream
 pytestmark = pytest.mark.triton
 
 
+@pytest.mark.vllm
 def test_streamed_whole_grpc_and_http_answers_are_the_same(smollm: Server) -> None:
     request = {"text_input": "The sea is", "max_tokens": 20, "ignore_eos": True}
     with Stream(smollm.grpc_url) as stream:
@@ -64,6 +65,7 @@ def test_the_prompt_is_repeated_on_request_only(sim: Server) -> None:
     assert not sim.generate(text_input="say it")["text_output"].startswith("say it")
 
 
+@pytest.mark.vllm
 def test_a_stop_word_ends_the_text_before_it(smollm: Server) -> None:
     words = smollm.generate(max_tokens=30)["text_output"].split()
     answer = smollm.generate(max_tokens=30, stop_words=[f"{words[4]} {words[5]}"])
@@ -71,6 +73,7 @@ def test_a_stop_word_ends_the_text_before_it(smollm: Server) -> None:
     assert answer["text_output"].split() == words[:4]
 
 
+@pytest.mark.vllm
 def test_log_probs_come_when_asked(smollm: Server) -> None:
     answer = smollm.generate(return_log_probs=True)
     assert len(answer["log_probs"]) == len(answer["output_ids"]) == 4

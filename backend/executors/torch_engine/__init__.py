@@ -23,10 +23,10 @@ def load(settings: TorchSettings, report: Callable[[str, float], None]) -> Execu
 
 
 def say_how_threads_wait() -> None:
-    """Let torch's OpenMP threads spin for some microseconds only before they sleep; to be called before torch loads.
+    """Let torch's OpenMP threads spin for some microseconds before they sleep. Call it before torch loads.
 
-    libgomp reads the number of turns when it is loaded; the operator's own wins. Its default (about a millisecond)
-    wastes whole slices of time wherever another process wants a core that a thread of the team was to run on: beside
-    two busy processes on two cores, steps took 1.1 s instead of 15 ms.
+    libgomp reads the number of spins when it is loaded; the operator's own setting wins. Its default is about a
+    millisecond. With it, a team waits for a whole time slice if another process holds the core of one of its threads.
+    Beside two busy processes on two cores, steps took 1.1 s instead of 15 ms.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_TURNS)

@@ -52,10 +52,10 @@ class SegmentAttention(Protocol):
 
 
 class TorchAttention:
-    """Gathers each sequence's K and V by slot and calls torch's attention: right everywhere, fast for long chunks."""
+    """Copies each sequence's K and V together and calls torch's attention: correct everywhere, fast for long chunks."""
 
     def __init__(self, pool: KVPool, dtype: torch.dtype | None = None) -> None:
-        """`dtype`: what is computed in, by default the pool's; emulated bf16 is slow and rounds more often."""
+        """`dtype`: of the computation, by default the pool's. Emulated bf16 is slow and rounds more often."""
         self._pool = pool
         self._dtype = dtype or pool.shape.dtype
         self._segments: Sequence[Segment] = ()
@@ -93,7 +93,7 @@ def attend_segment(
 ) -> torch.Tensor:
     """Return [n, H, D] for the queries [n, H, D] of one sequence over its own K and V [context, G, D].
 
-    Without a mask, the i-th of several queries sees the first i keys: torch then skips what is hidden.
+    Without a mask, the i-th of several queries sees the first i keys; torch then skips the hidden ones.
     """
     is_causal = mask is None and len(queries) > 1
     q, k, v = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))

@@ -39,9 +39,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """One way to run what lies between two products.
+    """One way to run the work between two products.
 
-    why_not: says what is missing, None where it runs. layer_ops: of a Llama-family model over that attention.
+    why_not: names the missing part, None if it runs. layer_ops: of a Llama-family model over that attention.
     small_steps: all layers of a small step at once, None where that is not possible. is_for_cpu: a CPU without it is
     slower than it could be.
     """
@@ -124,7 +124,7 @@ def _paged_why_not(place: Place) -> str | None:
     if (capability := torch.cuda.get_device_capability(device)) < _MIN_PAGED_CAPABILITY:
         return f"compute capability {_MIN_PAGED_CAPABILITY}, not {capability}"
     try:
-        import triton.language  # noqa: F401 # what the kernel is written in; CUDA builds of torch bring it
+        import triton.language  # noqa: F401 # the language of the kernel; CUDA builds of torch bring it
     except ImportError as error:
         return f"the Triton language: {error}"
     return None

@@ -1,8 +1,8 @@
 """The compiled kernel that attends from a chunk of a sequence's tokens at once: bf16 in and out, float32 between.
 
 A tile of tokens reads each key and value once for all its rows (R query heads of each token). A word of 32 bits holds
-two bf16, and a product adds both to a float32 sum: keys are turned into columns of pairs of dimensions, so that scores
-need no sums over lanes, and values are interleaved in pairs of keys. The softmax is computed online (Milakov and
+two bf16, and a product adds both to a float32 sum. Keys are turned into columns of pairs of dimensions, so that scores
+need no sums over lanes. Values are interleaved in pairs of keys. The softmax is computed online (Milakov and
 Gimelshein 2018; Dao et al. 2022): per row the highest score, the sum and the weighted values so far.
 Names as in `kernels.py`.
 """
@@ -108,7 +108,7 @@ def _raise_highest(state: Any, scores: Any, count: Any) -> None:
 
 @njit(forceinline=True)
 def _weigh(state: Any, scores: Any, count: Any, factor: Any, totals: Any, width: Any, is_native: Any) -> None:
-    """Turn `count` scores into weights 2^(factor * (score - highest)), bf16, in place, and rescale what was summed up.
+    """Turn `count` scores into weights 2^(factor * (score - highest)), bf16, in place, and rescale the earlier sums.
 
     totals: the row's weighted values, float32 [width].
     """

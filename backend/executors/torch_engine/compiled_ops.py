@@ -22,8 +22,8 @@ from backend.executors.torch_engine.team import MAX_THREADS, run_on_team
 
 _UNLIMITED_WINDOW = 1 << 40
 _MIN_TOKENS_PER_THREAD = 4  # below that, waking the team costs more than an element-wise kernel
-# A bf16 chunk of this many tokens or more shares its passes over keys and values; in float32 the kernel for single
-# tokens does all, so that a token's result never depends on its chunk.
+# A bf16 chunk of this many tokens or more shares its passes over keys and values. In float32 the kernel for single
+# tokens computes every chunk, so that a token's result never depends on its chunk.
 MIN_CHUNK_TOKENS = 8
 
 

@@ -74,7 +74,7 @@ class TorchExecutor:
         return token_ids, log_probs if any(s.sampling.wants_log_probs for s in batch.sequences) else None
 
     def _check_fits(self, inputs: StepInputs) -> None:
-        """The compiled kernels write where they are told; what they are told must lie inside their buffers."""
+        """Assert that every index lies inside the buffers: compiled kernels write without a check."""
         capacity = self._capacity
         smallest, largest = int(inputs.token_ids.min()), int(inputs.token_ids.max())
         assert 0 <= smallest <= largest < self.model.vocab_size, f"token ids {smallest} to {largest}"

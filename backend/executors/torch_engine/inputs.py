@@ -30,8 +30,8 @@ class Segment:
 class StepInputs:
     """N new tokens of S sequences. All arrays are contiguous.
 
-    token_ids, positions, slots: int64 [N]; rows: int32 [N], the slot table's row of each token; sampled: indices of the
-    sequences that reach their last known token, and `sampled_tokens` int64 [len(sampled)] their last tokens in the row.
+    token_ids, positions, slots: int64 [N]. rows: int32 [N], the slot table's row of each token. sampled: indices of the
+    sequences that reach their last known token. sampled_tokens: int64 [len(sampled)], their last tokens in the row.
     """
 
     token_ids: NDArray[np.int64]

@@ -395,7 +395,7 @@ def add_code_products(
 
 
 def _nibbles(builder: Any, words: Any, count: int) -> list[Any]:
-    """Return the eight codes of each word; see `compiled_product.four_bit_tiles` for their places."""
+    """Return the eight codes of each word; `compiled_product.four_bit_tiles` gives their order."""
     loaded = _load_vector(builder, words, count, _I32)
     mask = ir.Constant(loaded.type, [15] * count)
     shifts = (16 * pair + 4 * s for s in range(4) for pair in range(2))

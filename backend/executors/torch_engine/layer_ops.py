@@ -46,7 +46,7 @@ class LlamaConfig:
 
 
 class LayerOps(Protocol):
-    """The work between matrix products, for N tokens. What a method returns is valid until its next call."""
+    """The work between matrix products, for N tokens. A method's result is valid until its next call."""
 
     config: LlamaConfig
 

@@ -1,7 +1,7 @@
 """Any decoder-only model that `transformers` can drive through its attention interface.
 
-The library runs the layers over one packed row of tokens; its attention calls come to us, which store K and V in the
-pool and attend over slots. No cache of the library is used, and no mask is built.
+The library runs the layers over one packed row of tokens. Its attention calls come to this module, which stores K and
+V in the pool and attends over slots. No cache of the library is used, and no mask is built.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention as the library calls it: query [1, H, N, D], key and value [1, G, N, D]; returns [1, N, H, D].
 
-    What is left out here, a mask or another argument, shows in the probe where it matters.
+    A mask or another argument that this function ignores shows in the probe if it matters.
     """
     step: _Step = module.bros_step
     layer_index = module.layer_idx

@@ -49,7 +49,7 @@ class SmallStepLayers(Protocol):
 
 
 class LlamaModel:
-    """Runs steps through the layers; the residual stream is float32 whatever the weights' dtype."""
+    """Runs steps through the layers; the residual stream is float32 with weights of any dtype."""
 
     def __init__(self, weights: LlamaWeights, ops: LayerOps, program: SmallStepLayers | None = None) -> None:
         self.weights = weights

@@ -1,7 +1,7 @@
 """Recognises the models our own Llama layers run, from the library's configuration or a GGUF header.
 
-A GGUF file is read strictly: each key of its architecture and each tensor is one that we use, one whose value asks for
-nothing, or the file is refused.
+A GGUF file is read strictly. A key of its architecture, or a tensor, refuses the file unless we use it or its value has
+no effect.
 """
 
 from __future__ import annotations

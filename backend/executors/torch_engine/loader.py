@@ -64,7 +64,7 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class _Setup:
-    """What is asked for, and the processor it is to run on."""
+    """The settings, and the processor that runs the model."""
 
     settings: TorchSettings
     processor: Processor

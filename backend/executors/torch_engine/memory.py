@@ -55,10 +55,10 @@ def available_bytes(device: torch.device) -> int:
 
 
 def default_kv_bytes(free_bytes: int, context_bytes: int, device: torch.device) -> int:
-    """Return the size of the KV pool where none is asked for.
+    """Return the default size of the KV pool.
 
-    A device's memory is there to be used. On a CPU: half a GiB, or one whole context (`context_bytes`) where that is
-    more, and at most a quarter of what is free.
+    On a device: a fixed share of the free memory. On a CPU: half a GiB, or one whole context (`context_bytes`) if that
+    is more, and at most a quarter of the free memory.
     """
     if device.type != "cpu":
         return int(max(0, free_bytes) * _KV_SHARE_OF_FREE_DEVICE_MEMORY)

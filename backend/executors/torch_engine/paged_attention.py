@@ -24,8 +24,8 @@ from backend.executors.torch_engine.attention import AttentionShape
 from backend.executors.torch_engine.inputs import StepInputs
 from backend.executors.torch_engine.kv_pool import KVPool
 
-# Rows of a tile and keys of a block: tensor cores multiply 16 rows at least, and a block of more keys would not fit the
-# 99 KiB of shared memory that the smaller devices have at D = 256. Not tuned: never run on a GPU.
+# Rows of a tile and keys of a block. Tensor cores multiply 16 rows at least. At D = 256 a block of more keys would
+# exceed the 99 KiB of shared memory of the smaller devices. Not tuned: never run on a GPU.
 _FEW_ROWS, _MANY_ROWS, _KEYS = 16, 64, 32
 
 
@@ -66,8 +66,8 @@ def paged_attention(
     top = tl.full([ROWS], -1e30, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, LANES], tl.float32)
-    # Blocks begin at multiples of KEYS whatever the tile, and a block that a row does not see leaves the row as it is:
-    # so a row's result does not depend on its tile.
+    # Blocks begin at multiples of KEYS for every tile, and a block outside a row's view does not change the row.
+    # A row's result therefore does not depend on its tile.
     first_key = 0
     if WINDOW is not None:
         first_key = tl.maximum(start - WINDOW + 1, 0) // KEYS * KEYS
@@ -120,7 +120,7 @@ class PagedAttention:
         return out
 
     def constants(self, shape: AttentionShape) -> dict[str, int | float | None]:
-        """Return what the kernel is compiled for in this step."""
+        """Return the constants that the kernel is compiled for in this step."""
         kv = self._pool.shape
         return {
             "NUM_KV_HEADS": kv.num_kv_heads,

@@ -1,7 +1,7 @@
-"""What the processor can do, found out once: the only place that asks torch and oneDNN for instruction sets.
+"""The processor's instruction sets, detected once. No other module asks torch or oneDNN for them.
 
-A `Processor` is a plain value, so a test can forge one and a held-down machine tells the truth: what torch or oneDNN
-may not use (`ATEN_CPU_CAPABILITY`, `ONEDNN_MAX_CPU_ISA`) our own kernels do not use either.
+A `Processor` is a plain value, so a test can make one. Our own kernels use no instruction set that torch or oneDNN are
+forbidden to use (`ATEN_CPU_CAPABILITY`, `ONEDNN_MAX_CPU_ISA`).
 """
 
 from __future__ import annotations

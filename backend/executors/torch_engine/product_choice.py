@@ -1,9 +1,9 @@
-"""Which format multiplies how many rows: measured once on this machine with the model's own shapes, then kept.
+"""The format for each number of rows: measured once on this machine with the model's own shapes, then kept.
 
     choice = (("4-bit", 16), ("bf16", None))        4-bit codes for up to 16 rows, bf16 for more
 
 Each format of a matrix is timed for each of `ROWS`, with the caches emptied before, as a step finds its weights in
-memory. What is fastest at a number of rows serves from the number before it on.
+memory. The fastest format at a number of rows also serves the numbers down to the next smaller one in `ROWS`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Times = Mapping[str, Mapping[int, float]]  # seconds by format and number of row
 class ProductChoices:
     """Chooses once for each kind of matrix, and makes its products.
 
-    `folder` keeps what was measured; None measures nothing. `pinned_rows` is the number of rows up to which coded
+    `folder` keeps the measurements; None measures nothing. `pinned_rows` is the number of rows up to which coded
     formats serve, measured where None.
     """
 
@@ -114,7 +114,7 @@ def time_products(
     dtype: torch.dtype,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
-    """Return the least of some times of each product for each number of rows it takes, in turns."""
+    """Return the least time of each product for each number of rows it takes; the products run interleaved."""
     flush = torch.ones(_FLUSH_BYTES // 4)
     times: dict[str, dict[int, float]] = {each.name: {} for each in formats}
     for rows in ROWS:
@@ -144,7 +144,7 @@ class KeptChoices:
         self._path, self._machine = path, machine
 
     def get(self, key: str) -> Choice | None:
-        """Return what was kept; None where nothing was."""
+        """Return the kept choice, or None."""
         kept = self._read().get(self._machine, {}).get(key)
         return None if kept is None else tuple(kept)
 

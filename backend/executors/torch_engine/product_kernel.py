@@ -1,13 +1,13 @@
 """The compiled kernels that multiply a few rows by a 4-bit or 8-bit matrix: bf16 in, float32 between.
 
-The matrix lies in tiles of 16 rows (its outputs) by 32 columns (a group, which share a scale), tile after tile in the
-order they are read. A tile's word holds neighbouring columns of one output. There are two kernels over the same tiles:
+The matrix is stored in tiles of 16 rows (its outputs) by 32 columns (a group with one scale), in reading order. A
+tile's word holds neighbouring columns of one output. There are two kernels over the same tiles:
 
 - by pairs: AVX-512 BF16's instruction adds both products of a pair of columns to a lane. Codes are small whole numbers,
   exact in bf16, and a group's sum is scaled once.
 - widened: codes become float32 and are scaled before they are multiplied. It runs on every processor.
 
-What a row yields does not depend on the other rows.
+A row's result does not depend on the other rows.
 """
 
 # the kernel's body is numba's language, not Python's.
@@ -152,7 +152,7 @@ def _rows_times_tiles(num_rows: int, bits: int, is_out_bf16: bool) -> Any:
 
 @functools.cache
 def _compile_widened(bits: int, is_out_bf16: bool, rows_at_once: int) -> Kernel:
-    """`rows_at_once`: so many rows' sums stay in registers."""
+    """`rows_at_once`: number of rows whose sums stay in registers."""
     many, four, two, one = (_widened_rows_times_tiles(n, bits, is_out_bf16) for n in (rows_at_once, 4, 2, 1))
     tile_bytes = TILE_BYTES[bits]
     out_bytes = OUTPUTS * (2 if is_out_bf16 else 4)

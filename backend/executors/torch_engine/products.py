@@ -30,7 +30,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What products are made for: `dtype` is that of the activations."""
+    """The machine and dtype that products are made for; `dtype` is that of the activations."""
 
     processor: Processor
     device: torch.device

@@ -1,8 +1,8 @@
 """Forward passes that share no code with ours, for the probe: the library's own, and a Llama in plain torch.
 
-The plain one is for GGUF files, whose headers the library cannot vouch for: importing it would cost more than loading
-the default model. Both compute a Llama's first layers only, which differ from the others in their weights alone, and
-some rows of its vocabulary, which would take most memory.
+The plain one is for GGUF files: to import the library costs more than to load the default model. Both compute a
+Llama's first layers only, because the others differ in their weights alone. Both compute some rows of its vocabulary
+only, because all rows would take most of the memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Decides at load whether a model is served exactly, by a probe of what will serve it; refuses it by name if not.
 
-In float32 what differs is an error, and the limit is tight. bf16 rounds, so the library's layers are widened to float32
-for the probe (exactly, and back), and what serves in bf16 must come close to the same logits.
+In float32 any difference is an error, and the limit is tight. bf16 rounds, so the probe widens the library's layers to
+float32 (exactly, and back). The bf16 layers must then come close to the same logits.
 """
 
 from __future__ import annotations

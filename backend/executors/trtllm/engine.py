@@ -13,19 +13,21 @@ import asyncio
 import logging
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, cast
 
 from backend.core.clock import Clock
 from backend.core.errors import BrosError, ExecutorError, OverloadedError
-from backend.core.plan import EmittedToken, FailedRequest, StepOutput
-from backend.core.request import FinishReason, Request, RequestId, RequestState
+from backend.core.request import FinishReason, Request, RequestId
 from backend.engine.engine import MAX_INBOX, Cancel, Command, Emit, Inspect, Submit, look_at
 from backend.engine.scheduler import Scheduler
+from backend.executors.foreign.answers import Answers
+from backend.executors.foreign.source import Ticket
 from backend.executors.trtllm.gate import Gate
 from backend.executors.trtllm.runtime import Runtime
 from backend.executors.trtllm.sampling import FINISH_REASONS
 from backend.executors.trtllm.surface import CompletionOutput, RequestOutput
-from backend.executors.trtllm.tickets import Ticket
 from backend.policy.state.stats import SchedulerStats
 
 logger = logging.getLogger(__name__)
@@ -56,9 +58,7 @@ class TrtllmEngine:
         self._emit = emit
         self._inside: dict[RequestId, tuple[Request, RequestOutput]] = {}  # until TensorRT-LLM lets go of them
         self._followers: set[asyncio.Task[None]] = set()
-        self._tokens: list[EmittedToken] = []  # not emitted yet, as the next two
-        self._finished: list[Request] = []
-        self._failed: list[FailedRequest] = []
+        self._answers = Answers()  # not emitted yet
         self._num_submitted = 0
         self._inbox: deque[Command] = deque()
         self._lock = threading.Lock()  # guards the inbox and the three below
@@ -212,46 +212,31 @@ class TrtllmEngine:
             self._wake.set()
 
     def _note_tokens(self, request: Request, answer: CompletionOutput, num_seen: int) -> None:
-        if request.finish_reason is not None:
-            return  # cancelled: the client has had its end
         now_s = self.clock.now_s()
-        for position in range(num_seen, len(answer.token_ids)):
-            token_id = answer.token_ids[position]
-            request.token_ids.append(token_id)
-            request.num_computed = len(request.token_ids) - 1
-            request.first_token_s = now_s if request.first_token_s is None else request.first_token_s
-            self._tokens.append((request, token_id, _log_prob(answer, position, token_id)))
-        self._flush_soon()
+        with self._flushing():
+            for position in range(num_seen, len(answer.token_ids)):
+                token_id = answer.token_ids[position]
+                self._answers.note_token(request, token_id, _log_prob(answer, position, token_id), now_s)
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
-        if request.finish_reason is not None:
-            return  # it has had its end
-        if reason is FinishReason.ERROR:
-            self._fail(request, ExecutorError(f"TensorRT-LLM ended {request.request_id!r} without a reason"))
-            return
-        request.state = RequestState.FINISHED
-        request.finish_reason = reason
-        self._finished.append(request)
-        self._flush_soon()
+        with self._flushing():
+            self._answers.finish(request, reason)
 
     def _fail(self, request: Request, error: BrosError) -> None:
-        if request.finish_reason is not None:
-            return  # it has had its end
-        request.state = RequestState.FINISHED
-        request.finish_reason = FinishReason.ERROR
-        self._failed.append(FailedRequest(request, error))
-        self._flush_soon()
+        with self._flushing():
+            self._answers.fail(request, error)
 
-    def _flush_soon(self) -> None:
+    @contextmanager
+    def _flushing(self) -> Iterator[None]:
         """Emit at the end of this turn of the loop, so that the tokens of one step travel together."""
-        if len(self._tokens) + len(self._finished) + len(self._failed) == 1:
+        was_empty = not len(self._answers)
+        yield
+        if was_empty and len(self._answers):
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
-        if self._tokens or self._finished or self._failed:
-            output = StepOutput(tuple(self._tokens), tuple(self._finished), tuple(self._failed))
-            self._tokens, self._finished, self._failed = [], [], []
-            self._emit(output)
+        if len(self._answers):
+            self._emit(self._answers.take())
 
     async def _end_all(self, error: BrosError) -> None:
         """Fail every request, and wait until nothing follows an answer any more."""

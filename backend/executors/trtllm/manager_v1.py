@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from backend.executors.trtllm.decision import Decision, PoolSize, Share
+from backend.executors.foreign.source import PoolSize
+from backend.executors.trtllm.decision import Decision, Share
 from backend.executors.trtllm.surface import LlmRequest, SchedulerOutput
 
 

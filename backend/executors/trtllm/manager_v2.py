@@ -10,7 +10,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from backend.executors.trtllm.decision import Decision, PoolSize, is_started
+from backend.executors.foreign.source import PoolSize
+from backend.executors.trtllm.decision import Decision, is_started
 from backend.executors.trtllm.surface import LlmRequest, SchedulerOutput
 
 logger = logging.getLogger(__name__)

@@ -43,7 +43,6 @@ class GateAccounts:
                 num_shared_blocks=0,
                 num_host_slots_used=0,
             ),
-            window_tokens=0,
             latency_coefficients=(),
             latency_error_ratio=0.0,
             total_steps=0,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from backend.executors.foreign.source import Ticket
 from backend.executors.trtllm.sampling import sampling_arguments
 from backend.executors.trtllm.surface import Llm, RequestOutput
-from backend.executors.trtllm.tickets import Ticket, Tickets
+from backend.executors.trtllm.tickets import Tickets
 
 _PRIORITY_RT, _PRIORITY_BE = 1.0, 0.0  # TensorRT-LLM's range is 0 to 1; it orders its waiting queue only
 _STATS_TIMEOUT_S = 1.0

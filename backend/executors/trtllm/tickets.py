@@ -10,22 +10,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from backend.core.request import Request
+from backend.executors.foreign.source import Ticket
 from backend.executors.trtllm.surface import RequestOutput
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """What our scheduler needs to know of a request, and what it counts for it.
-
-    `request` belongs to the engine's thread: of it, only what the client asked for may be read by the scheduler.
-    """
-
-    request: Request
-    num_preemptions: int = 0
-    first_scheduled_s: float | None = None
 
 
 class Tickets:

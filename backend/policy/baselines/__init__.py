@@ -1,0 +1,1 @@
+"""The policies that BROS is compared with."""

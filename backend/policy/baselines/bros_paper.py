@@ -41,11 +41,6 @@ class BrosPaper:
         self._base_seqs = min(settings.paper_base_seqs, limits.max_seqs)
         self._max_seqs = limits.max_seqs
         self.num_seqs = self._base_seqs
-        self._max_tokens = limits.max_tokens
-
-    @property
-    def window_tokens(self) -> int:
-        return self._max_tokens
 
     def order(self, request: Request) -> float:
         return first_deadline_s(request) if request.is_rt else 0.0

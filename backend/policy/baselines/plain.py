@@ -7,23 +7,18 @@ from collections.abc import Callable
 from backend.core.plan import StepPlan
 from backend.core.request import Request
 from backend.policy.state.latency_model import LatencyModel
-from backend.policy.view import SchedulerView, StepLimits, StepRecord
+from backend.policy.view import SchedulerView, StepRecord
 
 PlanFunction = Callable[[SchedulerView, float], StepPlan]
 Observe = Callable[[StepRecord], None]
 
 
 class PlainPolicy:
-    """No window, no late requests; `observe` is called after each step, if given."""
+    """No late requests; `observe` is called after each step, if given."""
 
-    def __init__(self, plan: PlanFunction, limits: StepLimits, observe: Observe | None = None) -> None:
+    def __init__(self, plan: PlanFunction, observe: Observe | None = None) -> None:
         self._plan = plan
         self._observe = observe
-        self._max_tokens = limits.max_tokens
-
-    @property
-    def window_tokens(self) -> int:
-        return self._max_tokens
 
     def order(self, request: Request) -> float:
         return request.arrival_index

@@ -9,14 +9,13 @@ import numpy as np
 
 from backend.core.request import Request
 from backend.policy.bros.finish_by import Job, urgent
-from backend.policy.bros.kv_forecast import Future
-from backend.policy.bros.prefill_pacing import Allowance
+from backend.policy.bros.kv_forecast import KVForecast
 from backend.policy.packing import Packing
 from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
-_MAX_LOOKED_AT = 64  # waiting requests with a finish-by deadline, by deadline
-_MIN_SHARE = 0.25  # of a step that real-time leaves; a single step may leave none
+_MAX_LOOKED_AT = 64  # waiting requests with a finish-by deadline that a step looks at, by deadline
+_MIN_SHARE = 0.25  # part of a step that best-effort is expected to get, whatever real-time leaves of this one
 
 
 class BestEffortFill:
@@ -27,8 +26,7 @@ class BestEffortFill:
         self._packing = packing
         self._end_s = self._prefill_end_s = end_s
         self._now_s = now_s
-        self._window_left = 0
-        self._future = Future(view, is_rt=False)
+        self._forecast = KVForecast(view, is_rt=False)
         self._decodes = packing.groups.be_decodes
         self._prefills = packing.groups.be_prefills
         self._urgent: list[Request] = []
@@ -38,23 +36,23 @@ class BestEffortFill:
         self._reserve = num_rt * view.limits.block_size
 
     def pack_urgent(self) -> None:
-        """Take the requests whose finish-by deadline is near, whatever the window says, over the slots of others."""
+        """Take the requests whose finish-by deadline is near, over the slots of others."""
         self._urgent = self._find_urgent()
-        self._window_left = self._packing.tokens_left
         for request in self._urgent:
             if not (self._admit_urgent(request) if request.row is None else self._continue(request)):
                 self._is_short = True
 
-    def pack(self, window_tokens: int, prefills: Allowance, credit_s: float) -> None:
-        """Fill the step: decodes, those nearest their end first; prefills and preempted requests, the oldest first;
-        then new ones, in order of arrival; decodes in the places that these left. `credit_s` may be taken beyond the
-        ends."""
-        self._window_left = window_tokens
+    def pack(self, prefill_end_s: float, credit_s: float) -> None:
+        """Fill the step: decodes, those nearest their end first, but for one batch slot; then what has begun, the
+        oldest first. New ones follow in order of arrival, and decodes take the batch slots that these left.
+
+        Prefills are to end in `prefill_end_s`. `credit_s` may be taken beyond the ends.
+        """
         with_credit_s = self._packing.predicted_s + credit_s
         self._end_s = max(self._end_s, with_credit_s)
-        self._prefill_end_s = max(min(self._end_s, prefills.end_s), with_credit_s)
+        self._prefill_end_s = max(min(self._end_s, prefill_end_s), with_credit_s)
         has_prefills = len(self._prefills) > 0 or len(self._view.be_waiting) > 0
-        left = self._pack_decodes(self._by_end(self._decodes), prefills.num_places if has_prefills else 0)
+        left = self._pack_decodes(self._by_end(self._decodes), int(has_prefills))
         if self._continue_started() and not self._is_short:
             self._admit_waiting()
         self._pack_decodes(left)
@@ -90,24 +88,24 @@ class BestEffortFill:
         False for lack of slots only.
         """
         packing = self._packing
-        if self._future.has_room_for(request) and self._admit(request):
+        if self._forecast.has_room_for(request) and self._admit(request):
             return True
         num_slots = len(request.token_ids) + self._reserve
-        if packing.room_for(request) < num_slots and not packing.make_room_whole(request, num_slots, self._patient()):
+        if packing.room_for(request) < num_slots and not packing.make_room_whole(
+            request, num_slots, self._without_need()
+        ):
             return False
         num_tokens = self._chunk(request, packing.room_for(request))
         if num_tokens > 0 and packing.add(request, num_tokens):
-            self._future.take(request)
-            self._window_left -= num_tokens
+            self._forecast.take(request)
         return True
 
-    def _patient(self) -> Iterator[int]:
-        """Yield best-effort rows that are not urgent, the youngest first."""
-        table, packing = self._view.table, self._packing
+    def _without_need(self) -> Iterator[int]:
+        """Return best-effort rows that are not urgent, the youngest first."""
+        table = self._view.table
         rows = np.concatenate((self._decodes, self._prefills))
-        for row in rows[np.argsort(-table.arrival_index[rows])].tolist():
-            if table.request(row) not in self._urgent and packing.num_held(row) and not packing.is_in_step(row):
-                yield row
+        youngest = rows[np.argsort(-table.arrival_index[rows])].tolist()
+        return self._packing.victims(row for row in youngest if table.request(row) not in self._urgent)
 
     # The rest
 
@@ -118,17 +116,15 @@ class BestEffortFill:
         return by_end
 
     def _pack_decodes(self, rows: Rows, num_kept: int = 0) -> Rows:
-        """Take `rows` in order, but leave `num_kept` places; return those that found no time or place."""
+        """Take `rows` in order, but leave `num_kept` batch slots; return those that found no time or slot."""
         packing = self._packing
         if not len(rows) or packing.seqs_left <= num_kept:
             return rows
         if self._urgent or packing.has_cuts:
             rows = np.array([row for row in rows.tolist() if self._is_free(row)], np.int64)
         num_in_time = packing.num_in_time(rows, self._end_s)
-        num_taken = max(0, min(num_in_time, packing.seqs_left - num_kept, self._window_left))
-        num_before = packing.tokens_left
+        num_taken = max(0, min(num_in_time, packing.seqs_left - num_kept))
         packing.add_decodes(rows[:num_taken])
-        self._window_left -= num_before - packing.tokens_left
         return rows[num_taken:]
 
     def _is_free(self, row: int) -> bool:
@@ -154,26 +150,22 @@ class BestEffortFill:
             return False
         num_restored = packing.num_to_restore(request, self._prefill_end_s - packing.predicted_s)
         num_tokens = self._chunk(request, room - num_restored, num_restored)
-        if num_tokens > 0 and packing.add(request, num_tokens, num_restored):
-            self._window_left -= num_tokens
-            if is_preempted:
-                self._future.take(request)
+        if num_tokens > 0 and packing.add(request, num_tokens, num_restored) and is_preempted:
+            self._forecast.take(request)
         return room > 0
 
     def _can_come_back(self, request: Request, room: int) -> bool:
-        """A preempted request comes back when all it lost fits and will go on fitting, lest it be preempted again."""
+        """A preempted request comes back when all it lost fits and will go on fitting: it is to stay this time."""
         is_short = self._packing.has_cuts or room - self._reserve < request.num_uncomputed
-        return not is_short and self._future.has_room_for(request)
+        return not is_short and self._forecast.has_room_for(request)
 
     def _chunk(self, request: Request, room: int, num_restored: int = 0) -> int:
         time_left_s = self._prefill_end_s - self._packing.predicted_s - self._view.latency.c4 * num_restored
-        is_chunked = self._view.settings.chunked_prefill  # a whole prompt may be larger than the window
-        max_tokens = min(room, self._window_left) if is_chunked or self._window_left < 1 else room
-        return self._packing.chunk(request, time_left_s, max_tokens, num_restored)
+        return self._packing.chunk(request, time_left_s, room, num_restored)
 
     def _admit_waiting(self) -> None:
         for request in self._view.be_waiting.in_time():
-            if self._packing.seqs_left < 1 or self._window_left < 1:
+            if self._packing.seqs_left < 1 or self._packing.tokens_left < 1:
                 break
             if request not in self._packing.num_new_tokens and not self._admit(request):
                 break
@@ -183,8 +175,7 @@ class BestEffortFill:
         packing = self._packing
         room = packing.room_for(request, self._reserve + request.num_uncomputed)
         num_tokens = self._chunk(request, room - self._reserve)
-        if num_tokens < 1 or not self._future.has_room_for(request) or not packing.add(request, num_tokens):
+        if num_tokens < 1 or not self._forecast.has_room_for(request) or not packing.add(request, num_tokens):
             return False
-        self._future.take(request)
-        self._window_left -= num_tokens
+        self._forecast.take(request)
         return True

@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_URGENCY = 1.5  # predicted work counts for so much, so that it begins a little before the latest start
+_URGENCY = 1.5  # factor on predicted work, so that it begins a little before the latest start
 
 
 class Job(NamedTuple):

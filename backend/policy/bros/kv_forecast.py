@@ -12,7 +12,7 @@ from backend.policy.view import SchedulerView
 
 Counts = NDArray[np.int64]
 
-UNUSED_OF_BLOCK = 0.6  # part of its last block that a real-time request leaves to no other one
+UNUSED_OF_BLOCK = 0.6  # part of its last block that a real-time request leaves unused: 1/2, and ends of answers
 
 
 def peak_slots(num_held: Counts, num_remaining: Counts) -> int:
@@ -27,14 +27,14 @@ def peak_slots(num_held: Counts, num_remaining: Counts) -> int:
     return int((np.cumsum(held) + np.arange(1, len(held) + 1) * remaining).max())
 
 
-class Future:
+class KVForecast:
     """Whether one more request of a class can be let in, so that all of it that runs ends without preemption.
 
     Real-time requests count among themselves, since they may take the slots of the others. Best-effort ones count among
-    themselves, in what real-time leaves: as much as it has used of late, because those that end are followed by others.
-    Preempted requests count for nothing until they are let in again.
+    themselves, in what real-time leaves. That is what it used at most in the last seconds, because those that end are
+    followed by others. Preempted requests count for nothing until they are let in again.
 
-    The peak is computed only where it matters: mostly there is room for all that the requests could ever hold.
+    The peak is computed only where not all that the requests could ever hold has room.
     """
 
     def __init__(self, view: SchedulerView, is_rt: bool) -> None:
@@ -51,12 +51,6 @@ class Future:
             return True
         num_slots = self._num_slots()
         return self._most + request.max_total_tokens <= num_slots or self._peak([request]) <= num_slots
-
-    def peak_ratio(self, low: float) -> float:
-        """Return the most that the running requests will hold at once, as a part of all slots; or, where that is below
-        `low`, any number that is."""
-        num_slots = self._view.limits.num_slots
-        return self._most / num_slots if self._most < low * num_slots else self._peak([]) / num_slots
 
     def take(self, request: Request) -> None:
         """Count `request` as let in."""

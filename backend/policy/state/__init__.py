@@ -1,0 +1,1 @@
+"""State that a policy reads: request table, waiting queues, latency model, traffic."""

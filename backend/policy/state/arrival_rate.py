@@ -1,4 +1,4 @@
-"""Demand: what the arrivals of a class will hold at once, by Little's law."""
+"""How much arrives per second, and what it will hold at once by Little's law."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Drain:
 
 
 @dataclass(slots=True, eq=False)
-class Demand:
+class ArrivalRate:
     """What the arrivals of one class ask for per second, averaged over the last _MEMORY_S or so.
 
-    A request of prompt p that puts out n tokens holds a place for n steps and Σ (p + i) ≈ n·(p + n/2) slots·steps.
+    A request of prompt p that puts out n tokens holds a batch slot for n steps and Σ (p + i) ≈ n·(p + n/2) slots·steps.
     """
 
     _first_s: float = float("inf")
@@ -67,16 +67,16 @@ class Demand:
         self._prompt_pairs = kept * self._prompt_pairs + 0.5 * request.num_prompt**2
 
     def per_step_s(self, now_s: float, output_ratio: float, block_rounding: float) -> tuple[float, float]:
-        """Return the places and the slots that will be in use at once for each second that a step takes.
+        """Return the batch slots and the KV slots that will be in use at once for each second that a step takes.
 
-        output_ratio: part of max_tokens that is usually put out. block_rounding: slots that each request wastes.
+        output_ratio: part of max_tokens that is usually put out. block_rounding: KV slots that each request wastes.
         """
         if not self._tokens:
             return 0.0, 0.0
         per_s = self._per_s(now_s)
-        places = per_s * output_ratio * self._tokens
+        batch_slots = per_s * output_ratio * self._tokens
         products = output_ratio * self._prompt_products + output_ratio**2 * self._half_squares
-        return places, per_s * products + block_rounding * places
+        return batch_slots, per_s * products + block_rounding * batch_slots
 
     def prefill_share(self, now_s: float, latency: LatencyModel) -> float:
         """Return what part of the time the prompts that arrive take, beside what a step costs without them."""

@@ -2,12 +2,11 @@
 
     t = c0 + c1·new_tokens + c2·context_tokens + c3·prefill_pairs + c4·copied_tokens + c5·has_prefill     (all c >= 0)
 
-Sequences with one new token count their context in `context_tokens`; longer chunks of n tokens after a context of s
-count n·(s + n/2) pairs, and any of them makes `has_prefill` 1 (design §3, but for the last term). The fit is recursive
-least squares with forgetting in information form: a 6x6 matrix of past steps decays by `forgetting` a step (faster
-while the errors point one way: then the machine has changed), and non-negative coordinate descent, started from the
-last solution, follows it. Errors count relative to the step's time, and an outlier (a page fault, a compile) counts by
-Huber's weight only. Directions that recent steps say nothing about keep their coefficients.
+Sequences with one new token count their context in `context_tokens`. Longer chunks of n tokens after a context of s
+count n·(s + n/2) pairs, and any of them makes `has_prefill` 1. The fit is recursive least squares with forgetting in
+information form. A 6x6 matrix of past steps decays by `forgetting` a step. Non-negative coordinate descent, started
+from the last solution, follows it. Errors count relative to the step's time. An outlier (a page fault, a compile)
+counts by Huber's weight only. Directions that recent steps say nothing about keep their coefficients.
 """
 
 from __future__ import annotations
@@ -30,10 +29,6 @@ _FIT_SPREAD = 0.2
 _NOISE = 0.05  # relative spread of step times that the prior is weighed against
 _ERROR_RATE = 0.02  # weight of the newest step in the moving averages of the error
 _HUBER = 3.0  # errors beyond this multiple of the typical error lose weight
-_BIAS_RATE = 0.1
-_MAX_BIAS = 0.15  # beyond it the machine has changed: forget fast, and take no step for an outlier
-_MAX_ERROR = 0.5  # what one step counts for in the bias, so that a single stall is no change
-_FAST_FORGETTING = 0.9
 _SWEEPS = 3
 _UNBOUNDED = 1 << 30  # tokens that no step reaches
 _OVERSHOOT_QUANTILE = 0.95
@@ -73,7 +68,6 @@ class LatencyModel:
         self.num_observed = 0
         self._forgetting = forgetting
         self._typical_error = 0.5
-        self._bias = 0.0  # moving average of signed errors
         self._theta = np.array(coefficients) * _SCALE
         certainty = (_NOISE / (spread * np.maximum(self._theta, 1e-6))) ** 2
         self._information = np.diag(certainty)
@@ -115,11 +109,9 @@ class LatencyModel:
         predicted_s = max(self.predict_s(features), 1e-6)
         error = (duration_s - predicted_s) / predicted_s
         self._track_error(error, predicted_s, duration_s)
-        has_drifted = abs(self._bias) > _MAX_BIAS
-        weight = 1.0 if has_drifted else min(1.0, _HUBER * self._typical_error / max(abs(error), 1e-9))
-        forgetting = _FAST_FORGETTING if has_drifted else self._forgetting
+        weight = min(1.0, _HUBER * self._typical_error / max(abs(error), 1e-9))
         row = np.array((1.0, *features)) / (_SCALE * duration_s)  # errors then count relatively
-        _accumulate(self._information, self._moments, row, weight, forgetting)
+        _accumulate(self._information, self._moments, row, weight, self._forgetting)
         _descend(self._information, self._moments, self._theta)
         self._publish()
         self.num_observed += 1
@@ -127,7 +119,6 @@ class LatencyModel:
     def _track_error(self, error: float, predicted_s: float, duration_s: float) -> None:
         rate = max(_ERROR_RATE, 1.0 / (self.num_observed + 1))
         self.error_ratio += rate * (abs(predicted_s - duration_s) / duration_s - self.error_ratio)
-        self._bias += _BIAS_RATE * (max(-_MAX_ERROR, min(_MAX_ERROR, error)) - self._bias)
         clipped = min(abs(error), 4.0 * self._typical_error)
         self._typical_error = max(0.01, self._typical_error + _ERROR_RATE * (clipped - self._typical_error))
         step = self._typical_error * 0.1

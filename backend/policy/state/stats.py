@@ -24,13 +24,12 @@ class SchedulerStats:
     """Where the scheduler stands. `requests` are counts of now; every `total_*` grows for ever.
 
     latency_coefficients: c0..c5 in seconds per unit (see `latency_model`). latency_error_ratio: moving average of
-    |predicted - measured| / measured step time. window_tokens: best-effort tokens a step may hold at present.
+    |predicted - measured| / measured step time.
     total_step_tokens: new tokens computed, by class. total_recomputed_tokens: tokens computed a second time.
     """
 
     requests: Mapping[PriorityClass, ClassCounts]
     kv: KVUsage
-    window_tokens: int
     latency_coefficients: tuple[float, ...]
     latency_error_ratio: float
     total_steps: int

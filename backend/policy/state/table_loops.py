@@ -153,18 +153,14 @@ def features(counts: Counts, rows: Rows, num_new: Counts) -> tuple[int, int, flo
     return num_tokens, num_context, pairs
 
 
-@compiled(f"UniTuple(int64, 2)({_TIMES}, {_FLAGS}, {_ROWS}, {_ROWS}, float64, float64)")
-def rt_share(
-    times: Times, flags: Flags, rows: Rows, num_new: Counts, predicted_end_s: float, now_s: float
-) -> tuple[int, int]:
-    """Return the real-time tokens of a step, and how many requests the prediction had in time and `now_s` has late."""
-    num_tokens, num_late = 0, 0
+@compiled(f"int64({_FLAGS}, {_ROWS}, {_ROWS})")
+def num_rt_tokens(flags: Flags, rows: Rows, num_new: Counts) -> int:
+    """Return the real-time tokens of a step."""
+    total = 0
     for index in range(len(rows)):
-        row = rows[index]
-        if flags[IS_RT, row]:
-            num_tokens += num_new[index]
-            num_late += predicted_end_s <= times[DEADLINE, row] < now_s
-    return num_tokens, num_late
+        if flags[IS_RT, rows[index]]:
+            total += num_new[index]
+    return total
 
 
 @compiled(f"int64({_COUNTS}, {_ROWS}, {_ROWS})")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from backend.core.request import Request, RequestState
 
-Order = Callable[[Request], float]  # a sort key; the arrival index breaks ties
+Key: TypeAlias = float | tuple[float, int]  # all of one queue are of one kind; the arrival index breaks ties
+Order = Callable[[Request], Key]
 _MIN_REBUILD = 64
 
 
 class _Entry(NamedTuple):
-    key: float
+    key: Key
     arrival_index: int
     request: Request
 

@@ -13,7 +13,7 @@ from tests.backend.factories import Harness, be, rt
 
 GOLDEN = {
     "mixed": "31713b13638278cd",
-    "memory": "ab219e40caf23ad5",
+    "memory": "1b6699953f5ecae0",
     "baseline": "699cab6bcd3c5750",
 }
 KNOBS: dict[str, dict[str, object]] = {

@@ -72,7 +72,8 @@ def test_a_copy_to_the_host_and_back_restores_what_was_there() -> None:
     back = SlotCopy(device_slots=slots + 20, host_slots=slots)
     table = np.zeros((1, 64), np.int32)
     table[0, :11] = [0, 1, 2, 3, 20, 21, 22, 23, 24, 25, 26]
-    executor.execute(StepBatch([request], [1], table, copies_in=back))
+    result = executor.execute(StepBatch([request], [1], table, copies_in=back))
+    assert len(result.token_ids) == 1
 
 
 def test_faults_come_at_the_stated_rate_and_repeat_with_the_seed() -> None:

@@ -31,8 +31,9 @@ def test_named_options_reach_their_keys(tmp_path: Path) -> None:
 
 def test_every_named_option_is_a_key_of_the_configuration(tmp_path: Path) -> None:
     for option in ENGINE_OPTIONS:
-        text = option.choices[0] if option.choices else "16"
-        parse_config(parse(tmp_path, option.flag, text))
+        text = option.choices[0] if option.choices else "17"
+        given = parse_config(parse(tmp_path, option.flag, text))
+        assert given != parse_config(parse(tmp_path)) or option.choices, option.flag
 
 
 def test_the_command_line_wins_over_the_file_and_set_wins_over_all(tmp_path: Path) -> None:

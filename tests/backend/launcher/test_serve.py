@@ -31,7 +31,8 @@ from backend.launcher.triton_install import TritonInstall
 
 pytestmark = pytest.mark.triton
 ROOT = Path(__file__).resolve().parents[3]
-SIM = ("--executor", "sim", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--json")
+PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--openai-port", "0")
+SIM = ("--executor", "sim", *PORTS, "--json")
 READY, DRAINING = "Ctrl-C drains and stops.", "draining"
 TIMEOUT_S = 120
 

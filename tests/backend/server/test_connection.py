@@ -66,6 +66,7 @@ def test_sending_to_a_stub_that_is_gone_does_nothing(pair: tuple[socket.socket, 
     pair[1].close()
     for message in MESSAGES:
         connection.send(message)
+    assert connection.flush(5.0)
     connection.close()
     connection.close()
 

@@ -22,10 +22,10 @@ import pytest
 from backend.config import REPOSITORY_ROOT, ConfigFile, engine_command, parse_config
 from backend.core.errors import EngineUnavailableError
 from backend.executors.sim import SimSettings
+from backend.link.engine_link import EngineLink
 from backend.policy.settings import SchedulerSettings
 from backend.server.engine_process import AlreadyServedError, engine_socket
 from backend.server.socket_server import EngineServer
-from backend.stub.engine_link import EngineLink
 from backend.wire.protocol import (
     VERSION,
     Chunk,

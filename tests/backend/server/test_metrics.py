@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
 from backend.config import REPOSITORY_ROOT
 from backend.core.request import FinishReason, PriorityClass, Request, RequestId, SamplingParams, Slo
+from backend.policy.state.stats import ClassCounts, SchedulerStats
 from backend.server.metrics import MAX_OBSERVATIONS, Recorder
 from backend.wire.metrics import METRICS, OUTCOMES, Kind, counter_names, labels_of, render_reference
 from backend.wire.protocol import Sample, Timings
+from kv.types import KVUsage
 
 TIMINGS = Timings(queue_s=0.1, ttft_s=0.3, tpot_s=0.05, num_preemptions=0, num_input_tokens=7, num_output_tokens=11)
 
@@ -109,6 +112,20 @@ def test_what_is_flushed_is_in_the_table_with_these_labels() -> None:
     for sample in recorder.drain().samples:
         assert set(sample.labels) == set(table[sample.name])
         assert all(value in table[sample.name][label] for label, value in sample.labels.items())
+
+
+def test_what_routers_read_has_no_labels_and_adds_both_classes_up() -> None:
+    counts = {kind: ClassCounts(num_waiting=2, num_running=3, num_preempted=1) for kind in PriorityClass}
+    kv = KVUsage(30, 50, 20, *[0] * 5)
+    nothing: dict[str, Any] = {"total_step_tokens": {}, "total_preemptions": {}}
+    totals = dict.fromkeys(("total_copied_out_tokens", "total_copied_in_tokens", "total_recomputed_tokens"), 0)
+    stats = SchedulerStats(counts, kv, (), 0.0, 0, **nothing, **totals)
+    recorder = Recorder()
+    recorder.scheduler(stats)
+    seen = drained(recorder)
+    assert seen["bros_waiting_requests",].value == 6
+    assert seen["bros_running_requests",].value == 6
+    assert seen["bros_kv_used_ratio",].value == pytest.approx(0.7)
 
 
 def test_without_a_reader_memory_stays_bounded() -> None:

@@ -71,7 +71,7 @@ def test_every_alias_is_of_the_same_type_as_its_field() -> None:
 
 def test_a_stub_needs_no_torch() -> None:
     """Nothing heavy is imported by what runs inside Triton, so that three stubs stay small and start at once."""
-    modules = "backend.stub.engine_link, backend.stub.validate, backend.stub.triton_metrics"
+    modules = "backend.link.engine_link, backend.link.validate, backend.stub.triton_metrics"
     code = f"import sys, {modules}; print(*sys.modules, sep='\\n')"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=True

@@ -43,7 +43,7 @@ def make_run(mix: str, policy: str, num_met: int, num_rt: int, be_tokens_per_s: 
 
 def rendered(tmp_path: Path, runs: list[dict[str, Any]]) -> str:
     (tmp_path / "measured.json").write_text(json.dumps({"provenance": provenance(), "runs": runs}))
-    return report.render(tmp_path)
+    return report.measured(tmp_path)
 
 
 @pytest.mark.parametrize(("num_met", "verdict"), [(45, "met"), (44, "**missed**")])
@@ -85,7 +85,7 @@ def test_the_simulators_error_is_held_against_its_bar(tmp_path: Path, what: str,
     load = {"name": "mix", "num_rt": 9, "runs": [run], "comparisons": comparisons}
     document = {"provenance": provenance(), "seeds": [0], "loads": [load]}
     (tmp_path / "simulator_error.json").write_text(json.dumps(document))
-    text = report.render(tmp_path)
+    text = report.measured(tmp_path)
     assert cell in text
     assert "| mix | 0 | 9 | 1.0 %, +1.0 % | 1.0 %, +1.0 % | 6.0 / 5.0 | 0.00 |" in text
 

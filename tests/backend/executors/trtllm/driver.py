@@ -14,11 +14,11 @@ from backend.core.clock import VirtualClock
 from backend.core.plan import StepOutput
 from backend.core.request import FinishReason, Request, RequestId
 from backend.engine.engine import Cancel, Submit
+from backend.executors.foreign.source import Ticket
 from backend.executors.trtllm.engine import TrtllmEngine
 from backend.executors.trtllm.loading import load_engine
 from backend.executors.trtllm.settings import TrtllmMode, TrtllmSettings
 from backend.executors.trtllm.surface import RequestOutput
-from backend.executors.trtllm.tickets import Ticket
 from backend.policy.settings import SchedulerSettings
 from tests.backend.executors.trtllm.fake_executor import FakeLlm, FakePyExecutor, fake_modules
 

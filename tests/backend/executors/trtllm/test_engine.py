@@ -289,3 +289,4 @@ def test_the_engine_wakes_when_a_waiting_request_is_due(monkeypatch: pytest.Monk
     world = make(monkeypatch)
     monkeypatch.setattr(world.engine._gate, "next_refusal_s", world.clock.now_s)
     asyncio.run(asyncio.wait_for(world.engine._wait_for_work(), 10.0))
+    assert not world.engine._wake.is_set()  # it was the time, not a message

@@ -56,7 +56,7 @@ def assert_exact(world: Rig, transcript: Transcript) -> None:
         assert transcript.token_ids[asked.request_id] == expected
         assert transcript.ends[asked.request_id] == "length"
     assert bros(world).error is None
-    assert not bros(world).mirror._tickets._by_client_id, "a ticket leaked"
+    assert not bros(world)._tickets._by_client_id, "a ticket leaked"
     world.executor.assert_nothing_leaked()
 
 
@@ -262,7 +262,8 @@ def test_requests_cancelled_inside_leave_nothing_behind(monkeypatch: pytest.Monk
     transcript = world.play(requests, cancels=cancels)
     assert {transcript.ends[request.request_id] for _, request in cancels} == {"cancelled"}
     world.executor.assert_nothing_leaked()
-    world.executor.scheduler.mirror.catch_up([], world.clock.now_s(), ())
+    scheduler = bros(world)
+    scheduler.active.catch_up(scheduler.mirror, [], world.clock.now_s())
     assert world.engine.stats().kv.num_free_blocks == 76
     assert list(bros(world).mirror.twins()) == []
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from backend.core.request import Request, RequestState
+from backend.executors.foreign.mirror import Mirror, Queues, Scheduled
+from backend.executors.foreign.source import Ticket
+from backend.executors.trtllm.active import ActiveRequests
 from backend.executors.trtllm.manager_v2 import ManagerV2
-from backend.executors.trtllm.mirror import Mirror, Queues
-from backend.executors.trtllm.tickets import Ticket, Tickets
+from backend.executors.trtllm.tickets import Tickets
 from backend.policy.state.latency_model import LatencyModel
 from backend.policy.state.waiting_queue import WaitingQueue
 from tests.backend.executors.trtllm.fake_managers import FakeKVManagerV2, FakeSchedulerV2
@@ -23,7 +25,8 @@ class World:
         queues = Queues(*(WaitingQueue(lambda request: request.arrival_index) for _ in range(3)))
         self.tickets = Tickets()
         manager = ManagerV2(FakeSchedulerV2(self.kv, 8, 1024), self.kv, 1.0)
-        self.mirror = Mirror(manager, queues, self.tickets, 4096, LatencyModel())
+        self.source = ActiveRequests(manager, self.tickets)
+        self.mirror = Mirror(self.source, queues, 4096, LatencyModel())
         self.active: list[Any] = []
 
     def add(self, request: Request) -> FakeLlmRequest:
@@ -35,18 +38,18 @@ class World:
         return llm
 
     def look(self, now_s: float = 0.0) -> list[float]:
-        progress = self.mirror.catch_up(self.active, now_s, ())
+        deadlines_s = self.source.catch_up(self.mirror, self.active, now_s)
         self.mirror.check_invariants()
-        return list(progress.rt_deadlines_s)
+        return deadlines_s
 
     def twin_request(self, llm: FakeLlmRequest) -> Request:
-        return next(twin.request for twin in self.mirror.twins() if twin.llm is llm)
+        return next(twin.request for twin in self.mirror.twins() if twin.handle is llm)
 
     def compute(self, llm: FakeLlmRequest, num_tokens: int) -> None:
         """Run a step of TensorRT-LLM for `llm`: schedule, allocate, compute."""
         assert self.kv.prepare_context(llm)
         assert self.kv.resize_context(llm, num_tokens)
-        self.mirror.adopt([(llm, num_tokens)], 0.0)
+        self.mirror.adopt([Scheduled(llm.py_request_id, num_tokens)], 0.0)
         llm.context_current_position += num_tokens
 
 
@@ -90,7 +93,9 @@ def test_a_step_that_was_scheduled_and_then_dropped_gives_its_blocks_back() -> N
     world.look()
     world.compute(llm, 32)
     world.look()
-    world.mirror.adopt([(llm, 256)], 0.0)  # TensorRT-LLM waits for a larger batch, and runs nothing
+    world.mirror.adopt(
+        [Scheduled(llm.py_request_id, 256)], 0.0
+    )  # TensorRT-LLM waits for a larger batch, and runs nothing
     assert world.mirror.usage().num_tail_blocks == 9
     world.look()
     assert world.mirror.usage().num_tail_blocks == 1
@@ -116,7 +121,7 @@ def test_shared_prefixes_never_overfill_the_books() -> None:
     requests = [world.add(be(num_prompt=64)) for _ in range(4)]
     world.look()
     for llm in requests:  # all four share the same two blocks in TensorRT-LLM
-        world.mirror.adopt([(llm, 64)], 0.0)
+        world.mirror.adopt([Scheduled(llm.py_request_id, 64)], 0.0)
         llm.context_current_position = 64
         world.kv.prepare_context(llm)
     world.look()
@@ -130,4 +135,4 @@ def test_a_request_whose_last_step_is_in_flight_is_passed_on() -> None:
     world.compute(llm, 32)
     llm.state = State.GENERATION_TO_COMPLETE
     world.look()
-    assert world.mirror.passed_on == [llm]
+    assert world.source.passed_on == [llm]

@@ -61,4 +61,6 @@ def test_neutral_penalties_are_not_said() -> None:
 
 
 def test_tensorrt_llm_knows_every_argument() -> None:
-    FakeSamplingParams(**sampling_arguments(EVERY_FIELD))
+    arguments = sampling_arguments(EVERY_FIELD)
+    made = FakeSamplingParams(**arguments)
+    assert {name: getattr(made, name) for name in arguments} == arguments

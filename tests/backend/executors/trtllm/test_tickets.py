@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from backend.executors.trtllm.tickets import Ticket, Tickets
+from backend.executors.foreign.source import Ticket
+from backend.executors.trtllm.tickets import Tickets
 from tests.backend.executors.trtllm.fake_requests import FakeRequestOutput
 from tests.backend.factories import be
 

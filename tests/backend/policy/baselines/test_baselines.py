@@ -13,6 +13,7 @@ from backend.core.request import Request
 from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
 from backend.policy.state.latency_model import LatencyModel
+from backend.policy.state.waiting_queue import Key
 from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord
 from bench.sim.scenario import Scenario
 from bench.simulate import Simulation
@@ -36,11 +37,7 @@ class Compared:
     twin_observe: Callable[[StepRecord], None]
     num_reclaims: int = 0
 
-    @property
-    def window_tokens(self) -> int:
-        return self.policy.window_tokens
-
-    def order(self, request: Request) -> float:
+    def order(self, request: Request) -> Key:
         return self.policy.order(request)
 
     def is_late(self, request: Request, latency: LatencyModel, now_s: float) -> bool:

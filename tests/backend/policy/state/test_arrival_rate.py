@@ -1,16 +1,16 @@
-"""Demand is Little's law: what arrives per second, times how long it stays."""
+"""The arrival rate is used by Little's law: what arrives per second, times how long it stays."""
 
 from __future__ import annotations
 
 import pytest
 
-from backend.policy.state.arrival_rate import Demand
+from backend.policy.state.arrival_rate import ArrivalRate
 from tests.backend.factories import rt
 
 
-def steady(rate_per_s: float, num_prompt: int, max_tokens: int, until_s: float) -> Demand:
+def steady(rate_per_s: float, num_prompt: int, max_tokens: int, until_s: float) -> ArrivalRate:
     """Return the demand of requests that arrive at equal distances until `until_s`."""
-    demand = Demand()
+    demand = ArrivalRate()
     for index in range(int(rate_per_s * until_s)):
         demand.note(rt(num_prompt, max_tokens, arrival_s=index / rate_per_s))
     return demand
@@ -44,4 +44,4 @@ def test_answers_shorter_than_allowed_count_for_less() -> None:
 
 
 def test_no_arrivals_ask_for_nothing() -> None:
-    assert Demand().per_step_s(1.0, 1.0, 9.6) == (0.0, 0.0)
+    assert ArrivalRate().per_step_s(1.0, 1.0, 9.6) == (0.0, 0.0)

@@ -13,13 +13,13 @@ from backend.engine.scheduler import Scheduler
 from backend.policy.state.latency_model import LatencyModel
 from backend.policy.state.objectives import Objectives, is_hopeless
 from tests.backend.factories import be, make_scheduler_for_test, rt
-from tests.backend.policy.bros.test_policy import FIT, start_as_predicted, step
+from tests.backend.policy.driving import FIT, start_as_predicted, step
 
 ALONE_S = 10.1e-3  # the step of a single decode, by FIT
 
 
 def make(**knobs: object) -> Scheduler:
-    values = {"latency_coefficients": FIT, "budget_margin": 0.0, "num_blocks": 2000, "adaptive_window": False}
+    values = {"latency_coefficients": FIT, "budget_margin": 0.0, "num_blocks": 2000}
     return make_scheduler_for_test(**{**values, **knobs})
 
 

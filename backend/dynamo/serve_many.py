@@ -1,0 +1,216 @@
+"""`make serve-many`: Dynamo's frontend and N workers, each with an engine process of its own, on one machine.
+
+    python -m backend.dynamo.serve_many --replicas 2 --executor sim
+
+It needs no etcd and no NATS. Ctrl-C ends all: the workers drain, then the frontend stops. A worker that dies is started
+again; its open streams go on at another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from backend.config import REPOSITORY_ROOT, parse_config
+from backend.core.errors import ConfigError
+from backend.dynamo.model_folder import model_folder
+from backend.launcher.child import Child
+from backend.launcher.launch import Command
+
+ENVIRONMENT = REPOSITORY_ROOT / ".venv-dynamo"  # made by `make serve-many`
+NAME = "bros"
+_MIGRATIONS = 3  # how often a stream may move to another worker
+_START_TIMEOUT_S = 300.0
+_RESTART_PAUSE_S = 1.0
+_STOP_TIMEOUT_S = 30.0
+# Real-time requests go first; a best-effort one is let through now and then. See docs/many.md.
+_POLICY = """\
+default_policy_family: be
+uncached_isl_buckets: [{min_tokens: 0, bucket: all}]
+policy_classes:
+  - {name: rt, policy_family: rt, cache_bucket: all, queue_policy: fcfs, quantum: 8}
+  - {name: be, policy_family: be, cache_bucket: all, queue_policy: fcfs, quantum: 1}
+"""
+_HINT = """\
+Serving {name} on {url} with {replicas} replicas ({executor} executor). Type:
+  curl -N {url}/v1/chat/completions -H 'content-type: application/json' -H 'x-dynamo-meta-policy-class: rt' \\
+    -d '{{"model": "{name}", "stream": true, "max_tokens": 64, "messages": [{{"role": "user", "content": "Hello"}}]}}'
+Best effort: the same with 'x-dynamo-meta-policy-class: be'. Workers: {pids}. Logs: {logs}. Ctrl-C ends all.
+"""
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    arguments = _parser().parse_args()
+    with tempfile.TemporaryDirectory(prefix="bros-many-", ignore_cleanup_errors=True) as directory:
+        try:
+            asyncio.run(_Many(arguments, Path(directory)).run())
+        except (ConfigError, RuntimeError) as error:
+            print(f"serve-many: {error}", file=sys.stderr)
+            return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+class _Many:
+    """The frontend and the workers of one run, in a directory of its own."""
+
+    def __init__(self, arguments: argparse.Namespace, directory: Path) -> None:
+        self._arguments = arguments
+        self._directory = directory
+        self._stop = asyncio.Event()
+        self._url = f"http://{arguments.host}:{arguments.port}"
+
+    async def run(self) -> None:
+        """Start everything, say what to type, keep the workers alive, and stop all when asked to."""
+        values = _engine_values(self._arguments)
+        folder = model_folder(parse_config(values), self._directory / "model")
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop.set)
+        frontend = self._frontend()
+        workers = [self._worker(index, values, folder) for index in range(self._arguments.replicas)]
+        try:
+            for child in (frontend, *workers):
+                await child.start()
+            await self._wait_until_ready(frontend, workers)
+            self._say_hint(workers)
+            await self._watch(frontend, workers)
+        finally:
+            self._stop.set()
+            await asyncio.gather(*(worker.stop(_STOP_TIMEOUT_S) for worker in workers))
+            await frontend.stop(_STOP_TIMEOUT_S)
+            for child in (*workers, frontend):
+                await child.kill()
+            await self._engines_end()
+
+    async def _engines_end(self) -> None:
+        """Wait for the engines, which end by themselves once their workers are gone."""
+        give_up_s = time.monotonic() + _STOP_TIMEOUT_S
+        while list(self._directory.glob("*.sock")) and time.monotonic() < give_up_s:
+            await asyncio.sleep(0.1)
+
+    async def _watch(self, frontend: Child, workers: list[Child]) -> None:
+        """Keep the workers alive until asked to stop. Raises RuntimeError when the frontend ends before."""
+        keepers = [asyncio.create_task(self._keep(worker)) for worker in workers]
+        ends, stops = asyncio.create_task(frontend.exited()), asyncio.create_task(self._stop.wait())
+        await asyncio.wait([ends, stops], return_when=asyncio.FIRST_COMPLETED)
+        for keeper in (*keepers, stops):
+            keeper.cancel()
+        if ends.done() and not self._stop.is_set():
+            raise RuntimeError(f"the frontend ended with code {ends.result()}; its log:\n{frontend.log_tail()}")
+
+    async def _keep(self, worker: Child) -> None:
+        while not self._stop.is_set():
+            code = await worker.exited()
+            if not self._stop.is_set():
+                print(f"{worker.command.name} ended with code {code}; starting it again", file=sys.stderr, flush=True)
+                await asyncio.sleep(_RESTART_PAUSE_S)
+                await worker.start()
+
+    async def _wait_until_ready(self, frontend: Child, workers: list[Child]) -> None:
+        """Wait until the frontend names the model and every worker has joined."""
+        give_up_s = time.monotonic() + _START_TIMEOUT_S
+        while not self._stop.is_set():
+            for child in (frontend, *workers):
+                if not child.is_running:
+                    raise RuntimeError(f"{child.command.name} ended while starting; its log:\n{child.log_tail()}")
+            if await asyncio.to_thread(self._num_instances) >= len(workers):
+                return
+            if time.monotonic() > give_up_s:
+                raise RuntimeError(f"not ready within {_START_TIMEOUT_S:g} s; logs: {self._directory}")
+            await asyncio.sleep(0.2)
+
+    def _num_instances(self) -> int:
+        try:
+            with urllib.request.urlopen(f"{self._url}/health", timeout=2.0) as answer:
+                instances = json.load(answer).get("instances", [])
+        except (OSError, ValueError):
+            return 0
+        return sum(instance.get("endpoint") == "generate" for instance in instances)
+
+    def _say_hint(self, workers: list[Child]) -> None:
+        pids = ", ".join(str(worker.pid) for worker in workers)
+        text = _HINT.format(
+            name=NAME,
+            url=self._url,
+            replicas=len(workers),
+            executor=self._arguments.executor,
+            pids=pids,
+            logs=self._directory,
+        )
+        print(text, end="", flush=True)
+
+    def _frontend(self) -> Child:
+        policy = self._directory / "policy.yaml"
+        policy.write_text(_POLICY)
+        arguments = ["--http-host", self._arguments.host, "--http-port", str(self._arguments.port)]
+        arguments += ["--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq"]
+        arguments += ["--migration-limit", str(_MIGRATIONS), "--router-mode", self._arguments.router]
+        if self._arguments.router == "kv":
+            arguments += ["--no-router-kv-events", "--router-policy-config", str(policy)]
+        return self._child("frontend", ["-m", "dynamo.frontend", *arguments])
+
+    def _worker(self, index: int, values: Mapping[str, Any], folder: Path) -> Child:
+        """A worker whose engine runs under the interpreter of this process."""
+        service = {**values.get("service", {}), "socket_path": str(self._directory / f"{index}.sock")}
+        service |= {"start_engine": True, "python": sys.executable}
+        config = self._directory / f"{index}.json"
+        config.write_text(json.dumps({**values, "service": service}))
+        arguments = ["--config", str(config), "--folder", str(folder), "--name", NAME]
+        return self._child(f"worker-{index}", ["-m", "backend.dynamo.worker", *arguments])
+
+    def _child(self, name: str, arguments: list[str]) -> Child:
+        python = self._arguments.environment / "bin" / "python"
+        if not python.exists():
+            raise ConfigError(f"{python} does not exist: `make serve-many` installs Dynamo there")
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY_ROOT),
+            "DYN_FILE_KV": str(self._directory / "discovery"),
+            "DYN_EVENT_PLANE": "zmq",
+        }
+        return Child(Command(name, [str(python), *arguments], environment, self._directory / f"{name}.log"))
+
+
+def _engine_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    values: dict[str, Any] = {"executor": arguments.executor}
+    if arguments.config is not None:
+        values = json.loads(arguments.config.read_text())
+        arguments.executor = values.get("executor", arguments.executor)
+    return values
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m backend.dynamo.serve_many",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--replicas", type=int, default=2, help="workers, each with an engine (default: 2)")
+    parser.add_argument("--executor", choices=["sim", "torch"], default="sim", help="of each engine (default: sim)")
+    parser.add_argument("--config", type=Path, help="engine.json of every engine, instead of --executor")
+    parser.add_argument("--host", default="127.0.0.1", help="address of the frontend (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port of the frontend (default: 8000)")
+    parser.add_argument(
+        "--router",
+        choices=["round-robin", "random", "least-loaded", "kv"],
+        default="kv",
+        help="how the frontend chooses a worker; kv also queues by class (default: kv)",
+    )
+    parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="where ai-dynamo is installed")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

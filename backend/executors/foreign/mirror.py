@@ -1,0 +1,348 @@
+"""The mirror: another engine's requests and KV pool, retold as the state that a policy reads.
+
+The engine decides what really happens, so nothing here is assumed from a plan: before each step `follow` reads where
+the requests stand, and after it `adopt` notes what the engine scheduled. KV is counted in whole blocks by our own
+manager (`Layout.WHOLE_BLOCK`). What the engine uses beyond that count (blocks of requests that are not ours, cached
+prefixes it cannot drop) is taken out of every budget.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from backend.core.plan import PreemptionKind
+from backend.core.request import PriorityClass, Request, RequestState
+from backend.executors.foreign.source import Source, Ticket
+from backend.policy.packing import side_of
+from backend.policy.state.latency_model import LatencyModel
+from backend.policy.state.objectives import is_hopeless
+from backend.policy.state.request_table import RequestTable
+from backend.policy.state.waiting_queue import WaitingQueue
+from backend.policy.view import Traffic
+from kv.budget import KVBudget
+from kv.manager import KVCacheManager
+from kv.types import KVConfig, KVUsage, Layout, Row, Side
+
+H = TypeVar("H")  # the engine's own object for a request
+Key = Hashable  # and its name for it
+
+_TOKEN = 0  # stands for every output token: a policy counts tokens and reads none
+
+
+@dataclass(slots=True, eq=False)
+class Twin(Generic[H]):
+    """Our copy of a request inside the engine. `handle` is the one there, `request` what the policy sees, `num_reached`
+    the most positions that were ever computed, `num_kept` those of a victim that are still to be had (None: all)."""
+
+    handle: H
+    ticket: Ticket
+    request: Request
+    num_reached: int = 0
+    num_kept: int | None = None
+
+
+class Scheduled(NamedTuple):
+    """A request that a step of the engine runs: its new tokens, after `start` positions that need no computing; None:
+    after those computed and all that can be restored."""
+
+    key: Key
+    num_tokens: int
+    start: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Queues:
+    """The waiting requests as a policy sees them."""
+
+    rt: WaitingQueue
+    be: WaitingQueue
+    be_deadlines: WaitingQueue
+
+    def push(self, request: Request) -> None:
+        """Add a request that has not run yet."""
+        (self.rt if request.is_rt else self.be).push(request)
+        if not request.is_rt and request.deadline_s is not None:
+            self.be_deadlines.push(request)
+
+    def note_left(self, request: Request) -> None:
+        """Count a request out, which waits no longer."""
+        (self.rt if request.is_rt else self.be).note_left(request)
+        if not request.is_rt and request.deadline_s is not None:
+            self.be_deadlines.note_left(request)
+
+
+class Adopted(NamedTuple):
+    """A request of which the engine runs `num_tokens` in a step, after `start` computed ones, `num_restored` of them
+    not computed by it."""
+
+    request: Request
+    num_tokens: int
+    start: int
+    num_restored: int
+
+
+class Mirror(Generic[H]):
+    """Requests by the engine's key, and the KV blocks they hold. Lives on the thread of the engine's step loop."""
+
+    def __init__(self, source: Source[H], queues: Queues, max_seq_len: int, latency: LatencyModel) -> None:
+        size = source.pool_size()
+        self.table = RequestTable()
+        self.traffic = Traffic()
+        self.queues = queues
+        self._source = source
+        self._latency = latency
+        self._twins: dict[Key, Twin[H]] = {}
+        self.kv = KVCacheManager(
+            KVConfig(
+                num_blocks=size.num_blocks,
+                block_size=size.block_size,
+                max_seq_len=max_seq_len,
+                num_host_slots=size.num_host_blocks * size.block_size,
+                layout=Layout.WHOLE_BLOCK,
+            )
+        )
+        self.num_foreign_blocks = 0  # that the engine uses beyond what we count
+        self.preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
+        self.total_restored = 0  # tokens that victims got back uncomputed, as far as we can tell
+        self.total_recomputed = 0
+        self._by_request: dict[Request, Twin[H]] = {}
+
+    # What a policy asks of the KV (backend.policy.view.KVReader)
+
+    def budget(self) -> KVBudget:
+        """Return a budget without the blocks that the engine uses for what is not ours."""
+        budget = self.kv.budget()
+        max_slots = self.kv.config.max_seq_len // self.kv.config.block_size * self.kv.config.block_size
+        missing = self.num_foreign_blocks * self.kv.config.block_size
+        while missing > 0 and budget.try_grow(None, Side.HEAD, min(missing, max_slots)):
+            missing -= max_slots
+        return budget
+
+    def num_restorable(self, row: Row) -> int:
+        num_restorable = self.kv.num_restorable(row)
+        num_kept = self._by_request[self.table.request(row)].num_kept if num_restorable else None
+        return num_restorable if num_kept is None else min(num_restorable, num_kept)
+
+    def usage(self) -> KVUsage:
+        return self.kv.usage()
+
+    # Keeping up with the engine
+
+    def twin(self, request: Request) -> Twin[H]:
+        """Return the twin that a policy's `request` belongs to."""
+        return self._by_request[request]
+
+    def twins(self) -> Collection[Twin[H]]:
+        """Return all twins, in order of arrival here."""
+        return self._twins.values()
+
+    def started(self) -> list[Twin[H]]:
+        """Return the twins that hold a row, by row."""
+        return [self._by_request[request] for request in self.table.requests_in(self.table.rows())]
+
+    @property
+    def by_key(self) -> Mapping[Key, Twin[H]]:
+        """All twins by the engine's name, in order of arrival here."""
+        return self._twins
+
+    def has_any(self, requests: Iterable[Request]) -> bool:
+        """Return whether one of `requests` is still here."""
+        return any(request in self._by_request for request in requests)
+
+    def follow(self, twins: Iterable[Twin[H]], now_s: float) -> None:
+        """Begin a step: bring `twins` up to date."""
+        self.kv.begin_step()
+        decodes: list[Request] = []
+        changed: list[tuple[Twin[H], int]] = []
+        came: list[tuple[Request, int]] = []
+        position, num_held = self._source.position, self.kv.num_held
+        for twin in twins:
+            request = twin.request
+            num_known, num_computed = position(twin.handle)
+            num_come = num_known - len(request.token_ids)
+            if request.row is None:
+                if num_computed <= 0:
+                    continue
+                self._enter(request)
+            elif (
+                num_come == 1
+                and num_computed == num_known - 1 == request.num_computed + 1 == num_held(Row(request.row))
+                and request.state is RequestState.RUNNING
+            ):  # a decode, as nearly all are
+                decodes.append(request)
+                continue
+            changed.append((twin, num_computed))
+            if num_come > 0:
+                came.append((request, num_come))
+        self._emit([(request, 1) for request in decodes] + came, now_s)
+        self._advance(decodes)
+        for twin, num_computed in changed:
+            self._set_computed(twin, num_computed)
+        self._count_foreign_blocks()
+
+    def adopt(self, scheduled: Iterable[Scheduled], now_s: float) -> list[Adopted]:
+        """Note how many tokens of each request the engine runs in this step; leave out requests that are not ours."""
+        decodes: list[Request] = []
+        adopted: list[Adopted] = []
+        for each in scheduled:
+            if (twin := self._twins.get(each.key)) is None:
+                continue
+            request, start = twin.request, each.start
+            if each.num_tokens == 1 and start == request.num_computed and request.state is RequestState.RUNNING:
+                decodes.append(request)  # as nearly all are
+                twin.num_reached = max(twin.num_reached, start + 1)
+                adopted.append(Adopted(request, 1, start, 0))
+            else:
+                adopted.append(self._adopt(twin, each, now_s, decodes))
+        if decodes and not self.kv.grow_each_by_one([_row(request) for request in decodes]):
+            for request in decodes:
+                self._grow(request, 1)
+        return adopted
+
+    def check_invariants(self) -> None:
+        """Assert what must hold between two steps; O(slots)."""
+        self.kv.check_invariants()
+        assert len(self._by_request) == len(self._twins)
+        held = sum(self._num_held(twin.request) for twin in self._twins.values() if twin.request.row is not None)
+        usage = self.kv.usage()
+        assert held == usage.num_head_slots + usage.num_tail_slots
+
+    def arrive(self, key: Key, handle: H, ticket: Ticket, now_s: float) -> None:
+        """Take in a request that the engine has taken in."""
+        asked = ticket.request
+        request = Request(
+            request_id=asked.request_id,
+            priority_class=asked.priority_class,
+            prompt_token_ids=asked.prompt_token_ids,
+            sampling=asked.sampling,
+            arrival_s=asked.arrival_s,
+            slo=asked.slo,
+            deadline_s=asked.deadline_s,
+            arrival_index=asked.arrival_index,
+        )
+        self._twins[key] = self._by_request[request] = Twin(handle, ticket, request)
+        self.queues.push(request)
+        asked.is_hopeless = is_hopeless(request, self._latency)
+        self.traffic.note_arrival(request, self._latency, now_s, self.table.rt_step_s(self._latency))
+
+    def depart(self, key: Key) -> None:
+        """Let go of a request that the engine has let go of."""
+        request = self._twins.pop(key).request
+        del self._by_request[request]
+        was_waiting = request.state is RequestState.WAITING
+        request.state = RequestState.FINISHED
+        if was_waiting:
+            self.queues.note_left(request)
+        if request.row is not None:
+            self.traffic.note_end(request)
+            self.table.leave(request.row)
+            self.kv.close(Row(request.row))
+            request.row = None
+
+    def _emit(self, came: list[tuple[Request, int]], now_s: float) -> None:
+        """Count the tokens that came since the last step. They came at once, as far as can be seen from here."""
+        while came:
+            rows = np.array([_row(request) for request, _ in came], dtype=np.int64)
+            self.table.emit(rows, now_s)
+            for request, _ in came:
+                request.token_ids.append(_TOKEN)
+                request.first_token_s = now_s if request.first_token_s is None else request.first_token_s
+            came = [(request, num_tokens - 1) for request, num_tokens in came if num_tokens > 1]
+
+    def _adopt(self, twin: Twin[H], scheduled: Scheduled, now_s: float, decodes: list[Request]) -> Adopted:
+        """Note what runs of one request, but leave it to the caller to grow `decodes` by one, all of them at once."""
+        request = twin.request
+        if request.row is None:
+            self._enter(request)
+        if twin.ticket.first_scheduled_s is None:
+            twin.ticket.first_scheduled_s = now_s
+        num_computed = request.num_computed
+        if (start := scheduled.start) is None:
+            start = num_computed + self.num_restorable(_row(request))
+        num_restored = max(0, start - num_computed)
+        end = start + scheduled.num_tokens
+        num_missing = end - self._num_held(request)
+        if num_missing == 1 and not num_restored:
+            decodes.append(request)
+        else:
+            self._grow(request, num_missing)
+        if request.state is RequestState.PREEMPTED:
+            self.total_restored += num_restored
+            self.total_recomputed += max(0, min(end, twin.num_reached) - start)
+        twin.num_reached = max(twin.num_reached, end)
+        return Adopted(request, scheduled.num_tokens, start, num_restored)
+
+    def _advance(self, decodes: Sequence[Request]) -> None:
+        """Count one more computed position for each of `decodes`, whose books were right before."""
+        for request in decodes:
+            request.num_computed += 1
+        self.table.num_computed[np.array([request.row for request in decodes], np.int64)] += 1
+
+    def _set_computed(self, twin: Twin[H], num_computed: int) -> None:
+        """Let the books say that the first `num_computed` positions have their KV where a step reads it."""
+        request = twin.request
+        row = _row(request)
+        if num_computed < request.num_computed:
+            self._lose(twin, row, num_computed)
+        if request.state is RequestState.PREEMPTED:
+            twin.num_kept = self._source.num_kept(twin.handle)
+        num_held = self._num_held(request)
+        if num_held > num_computed + 1:  # a position may be in flight
+            self.kv.shrink(row, num_computed, checkpoint=False)
+        elif num_held < num_computed:
+            self._grow(request, num_computed - num_held)
+        request.num_computed = num_computed
+        self.table.num_computed[row] = num_computed
+        if request.state is RequestState.PREEMPTED and request.num_uncomputed == 1:
+            request.state = RequestState.RUNNING
+            self.table.is_preempted[row] = False
+
+    def _lose(self, twin: Twin[H], row: Row, num_computed: int) -> None:
+        """Note that the engine took KV from a request, which keeps `num_computed` positions."""
+        request = twin.request
+        self.kv.shrink(row, num_computed, checkpoint=self._source.keeps_kv)
+        self.table.cut(row, num_computed)
+        if request.state is not RequestState.PREEMPTED:
+            kind = PreemptionKind.CHECKPOINT if self.kv.num_restorable(row) else PreemptionKind.RECOMPUTE
+            self.preemptions[request.priority_class, kind] += 1
+            twin.ticket.num_preemptions += 1
+        request.state = RequestState.PREEMPTED
+
+    def _enter(self, request: Request) -> None:
+        """Give a request that starts to run its row."""
+        request.state = RequestState.RUNNING
+        self.queues.note_left(request)
+        request.row = self.kv.open(side_of(request))
+        self.table.enter(request, request.row, request.max_total_tokens)
+
+    def _grow(self, request: Request, num_slots: int) -> None:
+        """Count blocks in that the engine gave a request, as far as our count has them: where prefixes are shared it
+        may give more than there are."""
+        if num_slots <= 0:
+            return
+        row = _row(request)
+        num_restorable = min(num_slots, self.kv.num_restorable(row))
+        num_slots = min(num_slots, self.kv.budget().max_growth(row, side_of(request)))
+        if num_restorable and num_restorable <= num_slots:
+            self.kv.restore(row, num_restorable)
+            num_slots -= num_restorable
+        self.kv.grow(row, num_slots)
+
+    def _num_held(self, request: Request) -> int:
+        return self.kv.num_held(_row(request))
+
+    def _count_foreign_blocks(self) -> None:
+        missing = self.kv.num_free_blocks - self._source.num_free_blocks()
+        if missing > 0:
+            missing -= sum(self._source.num_reserved_blocks(twin.handle) for twin in self.started())
+        self.num_foreign_blocks = max(0, missing)
+
+
+def _row(request: Request) -> Row:
+    assert request.row is not None, f"request {request.request_id!r} has no row"
+    return Row(request.row)

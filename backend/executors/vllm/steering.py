@@ -1,0 +1,225 @@
+"""Steering: one step of vLLM's scheduler, arranged so that it does what our policy planned.
+
+    plan ──► caps: tokens that each request may get     victims: preempted by vLLM, before it schedules
+             running: the planned first, who is withheld last, the first to lose its KV at the very end
+             waiting: only those planned, in the plan's order
+    vLLM's own schedule() ──► what it made of it is adopted
+
+vLLM allocates, looks prefixes up, checks and preempts further where its own count says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from backend.core.clock import Clock
+from backend.core.plan import StepPlan
+from backend.core.request import Request
+from backend.executors.foreign.mirror import Scheduled, Twin
+from backend.executors.foreign.pilot import EngineLimits, Pilot, by_loss, whole_victims
+from backend.executors.foreign.source import Ticket
+from backend.executors.vllm.books import Books
+from backend.executors.vllm.surface import RequestQueue, SchedulerOutput, VllmRequest, VllmScheduler
+from backend.executors.vllm.waiting import WaitingRequests
+from backend.policy.settings import SchedulerSettings
+from backend.policy.state.stats import SchedulerStats
+
+logger = logging.getLogger(__name__)
+
+_WHOLE = 1 << 40  # tokens: no cap
+_VllmTwin = Twin[VllmRequest]
+
+
+class Steering:
+    """Our side of `BrosScheduler`. An error of ours is logged and kept in `error`; from then on vLLM schedules by
+    itself: `honours_plans` turns false."""
+
+    def __init__(
+        self, scheduler: VllmScheduler, tickets: dict[str, Ticket], settings: SchedulerSettings, clock: Clock
+    ) -> None:
+        limits = EngineLimits(
+            max_tokens=scheduler.max_num_scheduled_tokens,
+            max_seqs=scheduler.max_num_running_reqs,
+            max_seq_len=scheduler.max_model_len,
+            has_chunked_prefill=bool(scheduler.scheduler_config.enable_chunked_prefill),
+            has_overlap=scheduler.vllm_config.max_concurrent_batches > 1,
+        )
+        self.error: Exception | None = None
+        self.was_idle = False  # the last step ran nothing
+        self.pilot: Pilot[VllmRequest] = Pilot(Books(scheduler), limits, settings, clock)
+        self._scheduler = scheduler
+        self._tickets = tickets
+        self._came: list[VllmRequest] = []
+        self._gone: list[str] = []
+        self._caps: dict[str, int] | None = None  # while a step is scheduled
+        self._set_aside: RequestQueue | None = None  # likewise: all who wait
+        self._is_stalled = False
+        scheduler.waiting = WaitingRequests(scheduler.waiting)
+
+    @property
+    def honours_plans(self) -> bool:
+        return self.error is None
+
+    def note_arrival(self, request: VllmRequest) -> None:
+        """Note that vLLM has taken a request in."""
+        self._came.append(request)
+
+    def note_end(self, request: VllmRequest) -> None:
+        """Note that vLLM has let go of a request."""
+        self._gone.append(request.request_id)
+
+    def cap(self, request: VllmRequest, num_tokens: int) -> int:
+        """Return how many of `num_tokens` that vLLM would compute of a request it may."""
+        return num_tokens if self._caps is None else min(num_tokens, self._caps.get(request.request_id, 0))
+
+    def schedule(self, own: Callable[[], SchedulerOutput]) -> SchedulerOutput:
+        """Schedule one step by `own`, vLLM's way to do so."""
+        plan: StepPlan | None = None
+        if self.error is None:
+            try:
+                plan = self.pilot.plan(self._catch_up)
+                self._arrange(plan)
+            except Exception as error:
+                self._give_up(error)
+        try:
+            output = own()
+        finally:
+            self._restore_queues()
+        if plan is not None and self.error is None:
+            try:
+                self._adopt(plan, output)
+            except Exception as error:
+                self._give_up(error)
+        self.was_idle = not output.num_scheduled_tokens
+        return output
+
+    def come_to_rest(self) -> None:
+        """Let go of requests that ended after the last step."""
+        if self.error is None:
+            self._settle_ends()
+
+    def stats(self) -> SchedulerStats:
+        """Return a snapshot; any thread may ask."""
+        return self.pilot.stats(is_at_rest=not self._tickets)
+
+    def _catch_up(self, now_s: float) -> None:
+        mirror, came = self.pilot.mirror, self._came
+        self._came = []
+        for request in came:
+            if (ticket := self._tickets.get(request.request_id)) is not None:
+                mirror.arrive(request.request_id, request, ticket, now_s)
+        self._settle_ends()
+        mirror.follow(mirror.started(), now_s)
+
+    def _settle_ends(self) -> None:
+        mirror, gone = self.pilot.mirror, self._gone
+        self._gone = []
+        for request_id in gone:
+            if request_id in mirror.by_key:
+                mirror.depart(request_id)
+
+    # Arranging
+
+    def _arrange(self, plan: StepPlan) -> None:
+        """Bring vLLM's queues into the order of the plan, and preempt who gives way."""
+        scheduler, mirror = self._scheduler, self.pilot.mirror
+        not_ours, idle = self._split_running()
+        caps: dict[str, int] = {}
+        running, newcomers = [], []
+        for request, num_tokens in plan.num_new_tokens.items():
+            if (twin := idle.pop(request, None)) is not None:
+                running.append(twin.handle)
+            else:
+                newcomers.append(twin := mirror.twin(request))
+            caps[twin.handle.request_id] = num_tokens
+        waiting: RequestQueue = scheduler.waiting
+        newcomers = [twin for twin in newcomers if twin.handle in waiting]
+        held = by_loss(idle.values())
+        gone = {twin.request for twin in self._victims(plan, held, newcomers) if self._preempt(twin)}
+        withheld = [twin.handle for twin in held if twin.request not in gone]
+        caps.update((request.request_id, _WHOLE) for request in (*not_ours, *scheduler.kv_holding_waiting))
+        self._caps = caps
+        scheduler.running = [*not_ours, *running, *reversed(withheld)]
+        self._set_aside, scheduler.waiting = waiting, WaitingRequests(self._with_places(newcomers))
+
+    def _split_running(self) -> tuple[list[VllmRequest], dict[Request, _VllmTwin]]:
+        """Return who is running and not ours, and who is."""
+        by_key, not_ours, ours = self.pilot.mirror.by_key, [], {}
+        for request in self._scheduler.running:
+            if (twin := by_key.get(request.request_id)) is None:
+                not_ours.append(request)
+            else:
+                ours[twin.request] = twin
+        return not_ours, ours
+
+    def _victims(self, plan: StepPlan, idle: Sequence[_VllmTwin], newcomers: Sequence[_VllmTwin]) -> list[_VllmTwin]:
+        """Return who of the `idle` gives way: to what the plan takes, to real-time requests that find no place, or so
+        that a step that could run nothing runs something."""
+        wanted = set(whole_victims(plan.reclaims))
+        victims = [twin for twin in idle if twin.request in wanted]
+        others = [twin for twin in idle if twin.request not in wanted]
+        num_rt = sum(twin.request.is_rt for twin in newcomers)
+        num_missing = num_rt - self._num_places() - len(victims)
+        return victims + others[: max(num_missing, int(self._is_stalled))]
+
+    def _num_places(self) -> int:
+        return self._scheduler.max_num_active_reqs - len(self._scheduler.running)
+
+    def _with_places(self, newcomers: Sequence[_VllmTwin]) -> list[VllmRequest]:
+        """Return the newcomers there are places for: best-effort ones give way."""
+        num_places = self._num_places()
+        by_class = sorted(newcomers, key=lambda twin: not twin.request.is_rt)[: max(0, num_places)]
+        allowed = {twin.request for twin in by_class}
+        return [twin.handle for twin in newcomers if twin.request in allowed]
+
+    def _preempt(self, victim: _VllmTwin) -> bool:
+        """Let vLLM take a request's KV and put it back to those that wait; False where it cannot be freed now."""
+        scheduler, request = self._scheduler, victim.handle
+        if not scheduler._request_blocks_can_be_freed(request):
+            return False
+        scheduler.running.remove(request)
+        scheduler._preempt_request(request, time.monotonic())
+        return True
+
+    def _restore_queues(self) -> None:
+        """Put all who wait together again."""
+        self._caps = None
+        if self._set_aside is None:
+            return
+        scheduler, waiting = self._scheduler, self._set_aside
+        self._set_aside = None
+        left: RequestQueue = scheduler.waiting
+        for request in scheduler.running:
+            waiting.remove_request(request)
+        for request in left:
+            if request not in waiting:  # preempted by vLLM in this step
+                waiting.prepend_request(request)
+        scheduler.waiting = waiting
+
+    def _adopt(self, plan: StepPlan, output: SchedulerOutput) -> None:
+        """Note what vLLM made of the plan. It has counted the step's tokens as computed already."""
+        requests = self._scheduler.requests
+        self.pilot.adopt(
+            (
+                Scheduled(request_id, num_tokens, requests[request_id].num_computed_tokens - num_tokens)
+                for request_id, num_tokens in output.num_scheduled_tokens.items()
+            ),
+            plan.budget_s,
+        )
+        self._is_stalled = bool(plan.num_new_tokens) and not output.num_scheduled_tokens
+
+    def _give_up(self, error: Exception) -> None:
+        logger.exception("our scheduler failed; vLLM schedules by itself from here on: %s", error)
+        self._restore_queues()
+        self.error = error
+        self._scheduler.fall_back()
+
+
+def steering_of(scheduler: Any) -> Steering:
+    """Return the steering of a `BrosScheduler`, which must have one."""
+    steering: Steering | None = scheduler.steering
+    assert steering is not None, "a scheduler without its steering"
+    return steering

@@ -1,0 +1,1 @@
+"""The link of a stub or a worker to the engine process."""

@@ -1,0 +1,219 @@
+"""How real-time requests enter a step: decodes by slack, prompts by deadline, late ones behind both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import merge
+
+import numpy as np
+
+from backend.core.request import Request
+from backend.policy.bros.budgets import Budgets
+from backend.policy.bros.kv_forecast import KVForecast
+from backend.policy.bros.pausing import Pausing
+from backend.policy.packing import Packing
+from backend.policy.state.request_table import first_deadline_s
+from backend.policy.state.table_loops import Rows
+from backend.policy.state.waiting_queue import Key
+from backend.policy.view import SchedulerView
+
+_DEFERRABLE_STEPS = 2.0  # step budgets that the slack of a decode outlasts if it can wait for a batch slot
+_MAX_USE = 0.8  # part of the batch slots that running real-time may need on average: docs/decisions/0003
+
+
+class RealTimeFill:
+    """Takes real-time requests into a step that is empty, and tightens its budgets to what they need."""
+
+    def __init__(self, view: SchedulerView, packing: Packing, budgets: Budgets, now_s: float) -> None:
+        self._view = view
+        self._packing = packing
+        self._budgets = budgets
+        self._now_s = now_s
+        self._forecast = KVForecast(view, is_rt=True)
+        self._pausing = Pausing(view, packing, self._forecast, now_s)
+        self._decodes = packing.groups.rt_decodes
+        self._prefills = packing.groups.rt_prefills
+        self._num_rt = len(self._decodes) + len(self._prefills)  # that run, with those that begin in this step
+        self._deferred: Rows = self._decodes[:0]
+        self._is_short = False  # of time, batch slots or KV slots: a prefill in time was refused
+
+    # Decodes
+
+    def pack_decodes(self) -> None:
+        """Take the decodes by slack, late ones last; where time is short, those furthest ahead are left out.
+
+        Where batch slots or KV slots are short, those that can wait are left to `pack_deferred_decodes`, the oldest
+        first. By slack, new ones would overtake those that are about to end and to free their slots. Nothing else
+        holds decodes back (docs/decisions/0001-real-time-runs-ahead.md).
+        """
+        rows = self._decodes
+        if not len(rows):
+            return
+        slack_s, is_late = self._budgets.heed_decodes()
+        arrival_index = self._view.table.arrival_index
+        order = np.lexsort((arrival_index[rows], slack_s, is_late))
+        if self._num_rt + len(self._view.rt_waiting) > self._view.limits.max_seqs or self._pausing.is_wanted():
+            can_wait = (slack_s > _DEFERRABLE_STEPS * self._budgets.in_time_s)[order]
+            deferred = rows[order[can_wait]]
+            self._deferred = deferred[arrival_index[deferred].argsort()]
+            order = order[~can_wait]
+        self._take_decodes(rows[order])
+
+    def pack_deferred_decodes(self) -> None:
+        """Take the decodes that would have left their slots to prefills, and did not have to."""
+        deferred, self._deferred = self._packing.uncut(self._deferred), self._deferred[:0]
+        if len(deferred):
+            self._take_decodes(deferred)
+
+    def _take_decodes(self, rows: Rows) -> None:
+        """Take `rows` in order, only as many as the step's time allows, but one at least if nothing else is in it."""
+        packing = self._packing
+        for row in packing.add_decodes(rows[: packing.num_in_time(rows, self._budgets.in_time_s)]):
+            request = self._view.table.request(row)
+            if self._make_room(request, 1):
+                packing.add(request, 1)
+
+    # Prompts, and what was preempted
+
+    def pack_prefills(self) -> list[Request]:
+        """Take prefills in time by deadline, chunked; return those found late."""
+        late: list[Request] = []
+        early = self._pausing.early
+        started = self._prefills[~np.isin(self._prefills, early)] if early else self._prefills
+        for request in self._by_deadline(self._view.table.requests_in(started), self._view.rt_waiting.in_time()):
+            if self._packing.has_cuts and self._pausing.is_due(request):
+                continue  # what was cut may push its copies out of the host pool
+            if self._is_late(request):
+                late.append(request)
+            elif not self._pack_prefill(request, self._budgets.in_time_s):
+                self._leave_time_for(request)
+                self._is_short = True
+                return late
+        self._resume(early)
+        return late
+
+    def pack_late(self, late: list[Request]) -> None:
+        """Take late prefills by deadline with what is left; they bind nothing. None begins while one in time waits."""
+        relegated = iter(()) if self._is_short else self._view.rt_waiting.relegated()
+        for request in self._by_deadline(late, relegated):
+            if self._is_short and request.row is None:
+                continue
+            if not self._pack_prefill(request, self._budgets.late_s):
+                break
+
+    def _resume(self, early: list[int]) -> None:
+        """Go on with paused requests that could stay paused, as far as there is room anyway."""
+        for request in map(self._view.table.request, early):
+            if self._packing.has_cuts or not self._forecast.has_room_for(request):
+                break
+            if not self._pack_prefill(request, self._budgets.in_time_s):
+                break
+
+    def _by_deadline(self, started: list[Request], waiting: Iterator[Request]) -> Iterator[Request]:
+        """Return both by deadline; `waiting` is in that order already."""
+        return merge(sorted(started, key=self._key), waiting, key=self._key) if started else waiting
+
+    def _key(self, request: Request) -> tuple[Key, int]:
+        return ((self._deadline_s(request), request.num_prompt), request.arrival_index)
+
+    def _deadline_s(self, request: Request) -> float:
+        return first_deadline_s(request) if request.row is None else float(self._view.table.deadline_s[request.row])
+
+    def _slack_s(self, request: Request) -> float:
+        """Return the time that may be planned with until the next token of `request` is due."""
+        return self._budgets.use * (self._deadline_s(request) - self._now_s)
+
+    def _is_late(self, request: Request) -> bool:
+        """Late: not even a step that it ends now, behind what is in already, would bring its token in time."""
+        needed_s = self._packing.predicted_s + self._packing.any_prefill_s
+        needed_s += self._view.latency.prefill_s(request.num_uncomputed, request.num_computed)
+        return needed_s > self._slack_s(request)
+
+    def _pack_prefill(self, request: Request, budget_s: float) -> bool:
+        """Take as large a chunk as time, tokens and slots allow; False if nothing of it fits."""
+        packing = self._packing
+        if request.row is None and not self._has_batch_slot_for(request):
+            return False
+        is_new = request.row is None or bool(self._view.table.is_preempted[request.row])
+        if is_new and not self._forecast.has_room_for(request):
+            if not self._pausing.make_room_for(request, self._deferred):
+                return False
+            if self._pausing.is_due(request):  # it comes back in the next step, when the copies out are done
+                self._forecast.take(request)
+                return True
+        time_left_s = budget_s - packing.predicted_s
+        num_restored = packing.num_to_restore(request, time_left_s)
+        copy_s = self._view.latency.c4 * num_restored
+        num_tokens = packing.chunk(request, time_left_s - copy_s, packing.tokens_left, num_restored)
+        if num_tokens < 1:
+            return False
+        if not self._make_room(request, num_restored + num_tokens):
+            num_restored = 0
+            num_tokens = packing.room_for(request) if self._view.settings.chunked_prefill else 0
+        if num_tokens < 1 or not packing.add(request, num_tokens, num_restored):
+            return False
+        if is_new:
+            self._forecast.take(request)
+            self._num_rt += request.row is None
+        self._leave_time_for(request, num_tokens + num_restored)
+        return True
+
+    def _leave_time_for(self, request: Request, num_tokens: int = 0) -> None:
+        """Tighten the budgets so that `request`, of which this step computes `num_tokens`, can still be in time."""
+        latency = self._view.latency
+        slack_s = self._slack_s(request)
+        remaining = request.num_uncomputed - num_tokens
+        if remaining:
+            slack_s -= latency.c0 + latency.c5 + latency.prefill_s(remaining, request.num_computed + num_tokens)
+        if slack_s > self._packing.predicted_s:
+            self._budgets.heed(slack_s)
+
+    # Batch slots
+
+    def _has_batch_slot_for(self, request: Request) -> bool:
+        """Return whether `request` can begin: on a batch slot of its own, or on those that others can spare.
+
+        A request that asks for one token in S seconds needs a slot in one of S / (time of a full step) steps.
+        """
+        max_seqs = self._view.limits.max_seqs
+        if self._num_rt < max_seqs:
+            return True
+        assert request.slo is not None
+        table, latency = self._view.table, self._view.latency
+        rows = np.concatenate((self._decodes, self._prefills))
+        mean_context = float(table.num_known[rows].mean()) if len(rows) else 0.0
+        full_step_s = latency.c0 + max_seqs * (latency.c1 + latency.c2 * mean_context)
+        num_begun = self._num_rt - len(rows)  # in this step: each needs one
+        num_needed = num_begun + float(np.minimum(1.0, full_step_s / table.tpot_slo_s[rows]).sum())
+        return num_needed + min(1.0, full_step_s / request.slo.tpot_slo_s) <= _MAX_USE * max_seqs
+
+    # KV slots
+
+    def _make_room(self, request: Request, num_slots: int) -> bool:
+        """Find KV slots: free ones, then best-effort ones, then those of real-time requests that are due later."""
+        packing = self._packing
+        if packing.room_for(request, num_slots) >= num_slots:
+            return True
+        if packing.make_room(request, num_slots, self._be_victims()):
+            return True
+        return request.row is not None and packing.make_room_whole(request, num_slots, self._rt_victims(request))
+
+    def _be_victims(self) -> Iterator[int]:
+        """Return best-effort rows: those that cannot run now first, then the youngest."""
+        table, groups = self._view.table, self._packing.groups
+        rows = np.concatenate((groups.be_decodes, groups.be_prefills))
+        is_running = ~table.is_preempted[rows]
+        return self._packing.victims(rows[np.lexsort((-table.arrival_index[rows], is_running))].tolist())
+
+    def _rt_victims(self, request: Request) -> Iterator[int]:
+        """Return real-time rows whose first token was due after that of `request`, the latest first.
+
+        The deadline of the next token would change with every token, and two requests preempt each other in turn.
+        """
+        others = self._view.table.requests_in(np.concatenate((self._prefills, self._decodes)))
+        later = sorted((other for other in others if _first_due(other) > _first_due(request)), key=_first_due)
+        return self._packing.victims(other.row for other in reversed(later) if other.row is not None)
+
+
+def _first_due(request: Request) -> tuple[float, int]:
+    return (first_deadline_s(request), request.arrival_index)

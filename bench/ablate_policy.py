@@ -1,0 +1,213 @@
+"""Switch off one mechanism of the `bros` policy at a time, and see in which traffic it pays.
+
+    python -m bench.ablate_policy --out bench/results/policy-ablations.json
+
+Each mechanism is replaced from outside, in the process of this command only: the policy has no switches. A result file
+is completed, not made anew: runs of the same simulation code that it holds are kept, so the command may be stopped.
+`python -m bench.report` writes the table into docs/algorithm.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from backend.core.request import Request
+from backend.policy import view
+from backend.policy.bros import best_effort, budgets, kv_forecast, pausing, policy, prefill_pacing, real_time
+from backend.policy.bros.budgets import Sustainable
+from backend.policy.state import latency_model
+from bench.common.provenance import provenance
+from bench.common.score import score_be, score_rt
+from bench.sim.scenario import Scenario
+from bench.simulate import Simulation
+from bench.study import RESULTS, simulation_code
+
+_BASE = Scenario(be_outstanding=256, warmup_s=40.0, duration_s=100.0, drain_s=100.0)
+_FULL_70B = replace(_BASE, pair="llama70b-a100-tp8", rt_rate=10.0)
+CELLS: dict[str, Scenario] = {
+    "KV-bound, 0.75": replace(_BASE, pair="opt13b-a100-tp2", rt_rate=5.25),
+    "KV-bound, 1": replace(_BASE, pair="opt13b-a100-tp2", rt_rate=7.0),
+    "grouped-query, 0.75": replace(_BASE, rt_rate=10.5),
+    "grouped-query, 1.5": replace(_BASE, rt_rate=21.0),
+    "70B, 1": _FULL_70B,
+    "70B, 1, pool of 80k": replace(_FULL_70B, kv_tokens=80_000),
+    "pool of 10k": replace(_BASE, rt_rate=2.0, kv_tokens=10_000),
+    "bursty, cv 4": replace(_BASE, rt_rate=8.0, rt_cv=4.0),
+    "heavy tail": replace(_BASE, rt_rate=6.0, rt_lengths="heavy_tail", tpot_slo_s=0.1),
+    "tight SLOs": replace(_BASE, rt_rate=10.5, ttft_slo_s=0.2, tpot_slo_s=0.05),
+    "1.5x slower": replace(_BASE, rt_rate=8.0, ttft_slo_s=0.2, tpot_slo_s=0.05, slowdown=1.5),
+    "stalls of 0.3 s": replace(_BASE, rt_rate=8.0, ttft_slo_s=1.0, tpot_slo_s=0.05, stall_s=0.3),
+    "noise of 20 %": replace(_BASE, rt_rate=8.0, ttft_slo_s=0.2, tpot_slo_s=0.05, step_noise=0.2),
+}
+Switch = Callable[[], AbstractContextManager[Any]]
+_FOREVER = float("inf")
+
+
+def setting(**values: Any) -> Switch:
+    """Return a switch that changes settings of the scheduler."""
+
+    @contextmanager
+    def change() -> Iterator[None]:
+        def settings(scenario: Scenario) -> Mapping[str, Any]:
+            return {**scenario.settings, **values}
+
+        with patch(f"{__name__}._settings", settings):
+            yield
+
+    return change
+
+
+def constant(owner: Any, **values: Any) -> Switch:
+    """Return a switch that changes attributes of a module or class."""
+    return lambda: patch.multiple(owner, **values)
+
+
+def both(*switches: Switch) -> Switch:
+    """Return a switch that turns all of `switches`."""
+
+    @contextmanager
+    def change() -> Iterator[None]:
+        with ExitStack() as stack:
+            for switch in switches:
+                stack.enter_context(switch())
+            yield
+
+    return change
+
+
+_has_room_for, _note_step = kv_forecast.KVForecast.has_room_for, view.Traffic.note_step
+_fill_init, _sustainable_s = best_effort.BestEffortFill.__init__, budgets.Budgets.sustainable_s
+
+
+def _by_kv_slots_only(step: budgets.Budgets, predicted_s: float) -> Sustainable:
+    return _sustainable_s(step, predicted_s)._replace(by_batch_slots=_FOREVER)
+
+
+def _by_batch_slots_only(step: budgets.Budgets, predicted_s: float) -> Sustainable:
+    return _sustainable_s(step, predicted_s)._replace(by_kv_slots=_FOREVER)
+
+
+def _rt_always_fits(forecast: kv_forecast.KVForecast, request: Request) -> bool:
+    return forecast._is_rt or _has_room_for(forecast, request)
+
+
+def _be_always_fits(forecast: kv_forecast.KVForecast, request: Request) -> bool:
+    return not forecast._is_rt or _has_room_for(forecast, request)
+
+
+def _without_reserve(fill: best_effort.BestEffortFill, *arguments: Any) -> None:
+    _fill_init(fill, *arguments)
+    fill._reserve = 0
+
+
+def _without_peak(traffic: view.Traffic, duration_s: float, num_rt_slots: int) -> None:
+    traffic.rt_slots = 0.0
+    _note_step(traffic, duration_s, num_rt_slots)
+
+
+NOTHING = "nothing"
+MECHANISMS: dict[str, Switch] = {
+    NOTHING: both(),
+    "late ones behind": both(
+        constant(policy.Bros, is_late=lambda *_: False), constant(real_time.RealTimeFill, _is_late=lambda *_: False)
+    ),
+    "spare share": constant(budgets, _SPARE_USE=1.0),
+    "overshoot margin": constant(budgets, _MAX_MARGIN=0.0),
+    "catch-up": constant(budgets, _CATCH_UP=1e9),
+    "Little's law, KV slots": constant(budgets.Budgets, sustainable_s=_by_batch_slots_only),
+    "Little's law, batch slots": constant(budgets.Budgets, sustainable_s=_by_kv_slots_only),
+    "unused ends of blocks": both(constant(kv_forecast, UNUSED_OF_BLOCK=0.0), constant(budgets, UNUSED_OF_BLOCK=0.0)),
+    "deferrable decodes": constant(real_time, _DEFERRABLE_STEPS=_FOREVER, _MAX_USE=0.0),
+    "pausing": constant(pausing.Pausing, _is_cheap=lambda _: False),
+    "RT KV forecast": constant(kv_forecast.KVForecast, has_room_for=_rt_always_fits),
+    "BE KV forecast": constant(kv_forecast.KVForecast, has_room_for=_be_always_fits),
+    "RT peak in the BE forecast": constant(view.Traffic, note_step=_without_peak),
+    "block left per running RT": constant(best_effort.BestEffortFill, __init__=_without_reserve),
+    "prefill pacing": constant(prefill_pacing.Pacing, prefill_end_s=lambda *_: _FOREVER),
+    "be_min_share": setting(be_min_share=0.0),
+    "outlier weights": constant(latency_model, _HUBER=1e9),
+}
+
+
+def _settings(scenario: Scenario) -> Mapping[str, Any]:
+    return scenario.settings
+
+
+def run(mechanism: str, cell: str, seed: int) -> dict[str, Any]:
+    """Simulate one cell without one mechanism; return its scores."""
+    with MECHANISMS[mechanism]():
+        scenario = replace(CELLS[cell], seed=seed)
+        simulation = Simulation(replace(scenario, settings=_settings(scenario)))
+        simulation.run()
+    records, window = simulation.records.values(), scenario.window
+    rt, be = score_rt(records, scenario.slos, window), score_be(records, window)
+    return {
+        "mechanism": mechanism,
+        "cell": cell,
+        "seed": seed,
+        "commit": provenance()["commit"],
+        "code": simulation_code("bros"),
+        "num_rt": rt["num_rt"],
+        "rt_attainment": rt["rt_attainment"]["both"],
+        "be_tokens_per_s": be["be_tokens_per_s"],
+    }
+
+
+def complete(out: Path, mechanisms: Sequence[str], cells: Sequence[str], seeds: Sequence[int]) -> None:
+    """Run what `out` lacks, and write it after each run."""
+    code = simulation_code("bros")
+    known = json.loads(out.read_text())["runs"] if out.exists() else []
+    runs = {_key(entry): entry for entry in known if entry["code"] == code}
+    gc.disable()
+    for seed in seeds:
+        for mechanism in mechanisms:
+            for cell in cells:
+                key = (mechanism, cell, seed)
+                if key not in runs:
+                    runs[key] = run(*key)
+                    gc.collect()
+                    _write(out, list(runs.values()))
+                    print(*key, runs[key]["rt_attainment"], runs[key]["be_tokens_per_s"], file=sys.stderr)
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[str, str, int]:
+    return entry["mechanism"], entry["cell"], entry["seed"]
+
+
+def _write(out: Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    cells = {name: scenario.to_json() for name, scenario in CELLS.items()}
+    lines = ",\n".join(json.dumps(entry) for entry in runs)
+    head = f'"provenance": {json.dumps(provenance())},\n"cells": {json.dumps(cells)}'
+    out.write_text(f'{{{head},\n"runs": [\n{lines}\n]}}\n')
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.ablate_policy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "policy-ablations.json", help="default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=2, help="seeds of each run (default: %(default)s)")
+    parser.add_argument("--mechanism", action="append", choices=MECHANISMS, help="only this one; may be given again")
+    parser.add_argument("--cell", action="append", choices=CELLS, help="only this one; may be given again")
+    arguments = parser.parse_args()
+    complete(
+        arguments.out,
+        arguments.mechanism or list(MECHANISMS),
+        arguments.cell or list(CELLS),
+        range(arguments.seeds),
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

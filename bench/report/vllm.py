@@ -1,0 +1,64 @@
+"""vLLM under three schedulers: the tables of `bench.vllm_peers`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.common.provenance import describe
+from bench.report.measured import load_json
+from bench.report.tables import markdown_table
+
+COMMAND = "`.venv-vllm/bin/python -m bench.vllm_peers --out bench/results/vllm-peers.json`"
+ABOUT = """\
+One vLLM, three schedulers, interleaved: its own `fcfs`, its own `priority`, and ours (`bros`) inside it. The SLO is
+twice the 90th percentiles of real-time alone under `fcfs`. A request that did not end counts as missed. The table has
+means over rounds."""
+
+
+def vllm_sections(results: Path) -> list[str]:
+    """Return the section; none without results."""
+    document = load_json(results / "vllm-peers.json")
+    if document is None:
+        return []
+    slos, overhead = document["slos"], document["overhead"]
+    facts = (
+        f"SLO: {slos['ttft_s']:.2f} s to the first token, {1e3 * slos['tpot_s']:.0f} ms for each further one. Rates "
+        f"are those named, times {document['scale']:.2f}. With {overhead['num_running']} requests running, "
+        f"`schedule()` takes {overhead['all_us']:.0f} µs, of which {overhead['ours_us']:.0f} µs are ours (medians)."
+    )
+    about = f"{document['engine']}. {describe(document['provenance'])}"
+    return ["## vLLM under three schedulers", COMMAND, ABOUT, about, facts, _table(document["runs"])]
+
+
+def _table(runs: Sequence[Mapping[str, Any]]) -> str:
+    cells = {(run["load"], run["system"]): None for run in runs}
+    header = ["load", "scheduler", "RT in SLO", "TTFT p50 / p99 s", "TPOT p50 / p99 ms", "BE requests/s", "BE tokens/s"]
+    rows = [
+        _row(load, system, [run for run in runs if (run["load"], run["system"]) == (load, system)])
+        for load, system in cells
+    ]
+    return markdown_table(header, rows)
+
+
+def _row(load: str, system: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        load,
+        f"`{system}`",
+        _mean([run["rt_attainment"]["both"] for run in runs], 100.0, "{:.1f} %"),
+        f"{_of(runs, 'ttft_s', 'p50', 1.0, '{:.2f}')} / {_of(runs, 'ttft_s', 'p99', 1.0, '{:.2f}')}",
+        f"{_of(runs, 'tpot_s', 'p50', 1e3, '{:.0f}')} / {_of(runs, 'tpot_s', 'p99', 1e3, '{:.0f}')}",
+        _mean([run["be_requests_per_s"] for run in runs], 1.0, "{:.2f}"),
+        _mean([run["be_tokens_per_s"] for run in runs], 1.0, "{:.0f}"),
+    ]
+
+
+def _of(runs: Sequence[Mapping[str, Any]], name: str, point: str, factor: float, form: str) -> str:
+    return _mean([run[name][point] for run in runs], factor, form)
+
+
+def _mean(values: Sequence[float | None], factor: float, form: str) -> str:
+    present = [value for value in values if value is not None]
+    return form.format(factor * statistics.fmean(present)) if present else "–"

@@ -1,0 +1,118 @@
+"""What a request asks of the engine, whichever endpoint it came by. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from client import wire
+from client.generation import Chunk, Generation, Options, Prompt
+from front.bodies import MAX_CHOICES, Body
+from front.errors import ApiError, not_found
+
+Json = dict[str, Any]
+_SAME_NAMES = (
+    "min_tokens",
+    "ignore_eos",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
+_MILLISECONDS = ("ttft_slo_ms", "tpot_slo_ms", "itl_slo_ms", "deadline_ms")
+_USUAL_TEMPERATURE = 1.0  # OpenAI's; the engine's own is 0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request of an endpoint: `n` choices for each of `prompts`. `echoes` stand in front of a prompt's choices."""
+
+    model: str
+    prompts: Sequence[Prompt]
+    options: Options
+    n: int = 1
+    seed: int | None = None
+    tier: str | None = None
+    is_streamed: bool = False
+    includes_usage: bool = False
+    continues_usage: bool = False
+    echoes: Sequence[str] = field(default=())
+
+    @property
+    def num_choices(self) -> int:
+        return self.n * len(self.prompts)
+
+    @property
+    def wants_log_probs(self) -> bool:
+        return self.options.get("log_probs", False)
+
+    def prompt_of(self, choice: int) -> Prompt:
+        """Return the prompt of a choice."""
+        return self.prompts[choice // self.n]
+
+    def echo_of(self, choice: int) -> str:
+        """Return what stands in front of a choice's text."""
+        return self.echoes[choice // self.n] if self.echoes else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What tells the two endpoints apart: names, how a body is read, and what a choice looks like."""
+
+    path: str
+    id_prefix: str
+    whole_name: str
+    piece_name: str
+    parse: Callable[[Json], Asked]
+    choice: Callable[[Asked, int, Generation], Json]
+    opening: Callable[[Asked, int], Json | None]  # the first piece of a choice, before it has text
+    piece: Callable[[Asked, int, Chunk], Json]
+
+
+def asked_of(body: Body, prompts: Sequence[Prompt], max_tokens: int | None, wants_log_probs: bool) -> Asked:
+    """Return what `body` asks for, but for what only one endpoint has."""
+    if body.model is not None and body.model not in wire.MODELS:
+        raise not_found("model", body.model, param="model", code="model_not_found")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError("stream_options: only with stream", param="stream_options")
+    n = body.n or 1
+    if n * len(prompts) > MAX_CHOICES:
+        raise ApiError(f"n: {n} for each of {len(prompts)} prompts exceed {MAX_CHOICES} choices", param="n")
+    wants = body.stream_options
+    return Asked(
+        model=body.model or wire.MODEL,
+        prompts=prompts,
+        options=_options(body, max_tokens, wants_log_probs),
+        n=n,
+        seed=None if body.seed is None else body.seed % 2**64,
+        tier=body.service_tier,
+        is_streamed=bool(body.stream),
+        includes_usage=wants is not None and bool(wants.include_usage or wants.continuous_usage_stats),
+        continues_usage=wants is not None and bool(wants.continuous_usage_stats),
+    )
+
+
+def _options(body: Body, max_tokens: int | None, wants_log_probs: bool) -> Options:
+    options: Json = {name: value for name in _SAME_NAMES if (value := getattr(body, name)) is not None}
+    for name in _MILLISECONDS:
+        if (milliseconds := getattr(body, name)) is not None:
+            options[name.removesuffix("_ms") + "_s"] = milliseconds / 1e3
+    if max_tokens is not None:
+        options["max_tokens"] = max_tokens
+        if body.min_tokens is not None and body.min_tokens > max_tokens:
+            raise ApiError(f"min_tokens: {body.min_tokens} exceeds max_tokens {max_tokens}", param="min_tokens")
+    if body.stop:
+        options["stop"] = [body.stop] if isinstance(body.stop, str) else body.stop
+    if wants_log_probs:
+        options["log_probs"] = True
+    return cast(Options, options | _randomness(body))
+
+
+def _randomness(body: Body) -> Json:
+    """OpenAI's `top_p` 0 is the likeliest token; to the engine it would say "not set"."""
+    temperature = _USUAL_TEMPERATURE if body.temperature is None else body.temperature
+    if body.top_p == 0:
+        return {"temperature": 0.0}
+    return {"temperature": temperature} | ({} if body.top_p is None else {"top_p": body.top_p})

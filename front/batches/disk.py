@@ -1,0 +1,32 @@
+"""The folder and its database, from an event loop: one thread does what they are asked, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from front.batches.folder import Folder
+from front.batches.store import Store
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Disk:
+    """Calls functions of the store, one at a time: what one function does, no other comes between."""
+
+    def __init__(self, folder: Folder, store: Store) -> None:
+        self.folder = folder
+        self.store = store
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+
+    async def __call__(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return what `function` returns."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
+
+    def close(self) -> None:
+        """Wait for what has been begun."""
+        self._thread.shutdown()

@@ -1,0 +1,168 @@
+"""Runs batches from wherever they stand to their end. What is on the disk decides; memory only says who is at work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+
+from msgspec.structs import replace
+
+from client.batch.results import BatchFileError, Results, open_results
+from client.batch.run import pending_lines, run_lines
+from front.batches.check import check_input
+from front.batches.disk import Disk
+from front.batches.objects import Batch, Counts, InputError, Status, StoredFile
+from front.batches.sender import Answer, Clock, Sender
+from front.batches.settings import BatchSettings
+from front.batches.settle import results_counts, settle
+
+_LOG = logging.getLogger(__name__)
+
+
+class Runner:
+    """Runs every batch in a task of its own; they take turns at the engine. Belongs to one event loop."""
+
+    def __init__(self, disk: Disk, answer: Answer, settings: BatchSettings, now_s: Clock = time.time) -> None:
+        self._disk = disk
+        self._answer = answer
+        self._settings = settings
+        self._now_s = now_s
+        self._places = asyncio.Semaphore(settings.max_open_requests)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stops: dict[str, asyncio.Event] = {}
+        self._results: dict[str, Results] = {}
+
+    def start(self, batch: Batch) -> None:
+        """Run a batch that has not ended."""
+        self._stops[batch.id] = asyncio.Event()
+        task = self._tasks[batch.id] = asyncio.create_task(self._live(batch))
+        task.add_done_callback(lambda _: self._forget(batch.id))
+
+    def stop(self, batch_id: str) -> None:
+        """Break off a batch whose status has become CANCELLING."""
+        if (stop := self._stops.get(batch_id)) is not None:
+            stop.set()
+
+    def counts(self, batch: Batch) -> Counts:
+        """Return how far a batch is."""
+        if (results := self._results.get(batch.id)) is None or batch.status.is_end:
+            return batch.counts
+        return results_counts(results, batch.counts.total)
+
+    async def join(self) -> None:
+        """Wait until all batches have ended."""
+        await asyncio.gather(*self._tasks.values())
+
+    async def close(self) -> None:
+        """Leave all batches where they stand; their open requests are cancelled."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _forget(self, batch_id: str) -> None:
+        del self._tasks[batch_id], self._stops[batch_id]
+
+    async def _live(self, batch: Batch) -> None:
+        """Take a batch to its end. A disk that refuses is waited for; any other error ends the batch."""
+        flaws: list[InputError] = []
+        while not batch.status.is_end:
+            try:
+                batch = await (self._fail(batch, flaws) if flaws else self._advance(batch))
+            except Exception as error:
+                if _is_of_the_disk(error) or flaws:
+                    _LOG.warning("batch %s waits for the disk: %s", batch.id, error)
+                    await asyncio.sleep(self._settings.disk_wait_s)
+                else:
+                    _LOG.exception("batch %s failed here", batch.id)
+                    flaws = [_flaw(error)]
+
+    async def _advance(self, batch: Batch) -> Batch:
+        """Do what a batch's status asks for; return the batch as it then stands."""
+        match batch.status:
+            case Status.VALIDATING:
+                return await self._check(batch)
+            case Status.IN_PROGRESS:
+                return await self._run(batch)
+            case Status.CANCELLING:
+                return await self._end(batch, Status.CANCELLED)
+            case _:
+                return await self._end(batch, Status.COMPLETED)
+
+    async def _check(self, batch: Batch) -> Batch:
+        path = self._disk.folder.content(batch.input_id)
+        num_lines, errors = await asyncio.to_thread(check_input, path, batch.endpoint, self._settings.max_lines)
+        if errors:
+            return await self._fail(batch, errors)
+        return await self._move(replace(batch, counts=Counts(total=num_lines)), Status.IN_PROGRESS)
+
+    async def _run(self, batch: Batch) -> Batch:
+        stop = self._stops[batch.id]
+        async with self._opened(batch) as results:
+            has_ended = await _until(self._send(batch, results), stop, batch.expires_s - self._now_s())
+            batch = replace(batch, counts=results_counts(results, batch.counts.total))
+        if has_ended:
+            return await self._move(batch, Status.FINALIZING)
+        return await (self._move(batch, Status.CANCELLING) if stop.is_set() else self._end(batch, Status.EXPIRED))
+
+    async def _send(self, batch: Batch, results: Results) -> None:
+        sender = Sender(self._answer, batch.expires_s, self._settings.first_wait_s, self._now_s)
+        source = self._disk.folder.content(batch.input_id)
+        await run_lines(pending_lines(source, results, {}, _ignore), results, sender.send, self._places, _ignore)
+
+    @asynccontextmanager
+    async def _opened(self, batch: Batch) -> AsyncIterator[Results]:
+        """Open the results of a batch; reading them and putting them on the disk takes a thread of its own."""
+        content = self._disk.folder.content
+        manager = open_results(content(batch.output_id), content(batch.errors_id))
+        results = self._results[batch.id] = await asyncio.to_thread(manager.__enter__)
+        try:
+            yield results
+        finally:
+            del self._results[batch.id]
+            await asyncio.to_thread(manager.__exit__, None, None, None)
+
+    async def _end(self, batch: Batch, status: Status) -> Batch:
+        settled, files = await asyncio.to_thread(settle, self._disk.folder, batch, status, int(self._now_s()))
+        return await self._move(settled, status, files)
+
+    async def _fail(self, batch: Batch, errors: list[InputError]) -> Batch:
+        return await self._move(replace(batch, errors=errors), Status.FAILED)
+
+    async def _move(self, batch: Batch, status: Status, files: Sequence[StoredFile] = ()) -> Batch:
+        return await self._disk(self._disk.store.move, batch.moved(status, int(self._now_s())), files)
+
+
+async def _until(work: Coroutine[None, None, None], stop: asyncio.Event, left_s: float) -> bool:
+    """Return whether `work` came to its end before `stop` was set and `left_s` seconds were over; else cancel it."""
+    task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            return False
+        task.result()
+        return True
+    finally:
+        task.cancel()
+        stopped.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Return whether the same may go well later: a full disk, a database that is locked."""
+    is_file_error = isinstance(error, BatchFileError) and isinstance(error.__cause__, OSError)
+    return is_file_error or isinstance(error, OSError | sqlite3.Error)
+
+
+def _flaw(error: Exception) -> InputError:
+    if isinstance(error, BatchFileError):
+        return InputError(code="damaged_files", message=str(error))
+    return InputError(code="server_error", message=f"the front door failed: {type(error).__name__}")
+
+
+def _ignore(_: int) -> None:
+    """Progress is read from the results."""

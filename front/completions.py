@@ -1,0 +1,77 @@
+"""/v1/completions: a body to what it asks, and what the engine made of it to an answer. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
+
+from client.generation import Chunk, Generation, Prompt
+from front.asked import Asked, Endpoint, Json, asked_of
+from front.bodies import CompletionBody, parse
+from front.errors import ApiError
+from front.log_probs import completion_log_probs
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's, of this endpoint alone
+
+
+def parse_completion(body: Mapping[str, object]) -> Asked:
+    """Return what a body asks for. Raises ApiError."""
+    checked = parse(CompletionBody, body)
+    prompts = _prompts(checked.prompt)
+    if checked.best_of is not None and checked.best_of != (checked.n or 1):
+        raise ApiError(f"best_of: only the value of n, {checked.n or 1}", param="best_of", code="unsupported_value")
+    if checked.echo and not all(isinstance(prompt, str) for prompt in prompts):
+        raise ApiError("echo: only with prompts of text", param="echo", code="unsupported_value")
+    if checked.echo and checked.logprobs is not None:
+        raise ApiError("echo: a prompt has no log-probabilities here", param="echo", code="unsupported_value")
+    asked = asked_of(checked, prompts, checked.max_tokens or DEFAULT_MAX_TOKENS, checked.logprobs is not None)
+    return replace(asked, echoes=cast("list[str]", prompts)) if checked.echo else asked
+
+
+def _prompts(prompt: object) -> list[Prompt]:
+    """Return the prompts: one text or one list of token ids, or several of either."""
+    if isinstance(prompt, str):
+        return [prompt]
+    assert isinstance(prompt, list)
+    kinds = {type(item) for item in prompt}
+    if kinds == {int}:
+        return [prompt]
+    if len(kinds) > 1:
+        raise ApiError("prompt: texts, token ids and lists of token ids do not mix", param="prompt")
+    return prompt
+
+
+def _choice(asked: Asked, index: int, generation: Generation) -> Json:
+    return {
+        "index": index,
+        "text": asked.echo_of(index) + generation.text,
+        "logprobs": completion_log_probs(asked, generation.token_ids, generation.log_probs),
+        "finish_reason": generation.finish_reason,
+    }
+
+
+def _opening(asked: Asked, index: int) -> Json | None:
+    echo = asked.echo_of(index)
+    return {"index": index, "text": echo, "logprobs": None, "finish_reason": None} if echo else None
+
+
+def _piece(asked: Asked, index: int, chunk: Chunk) -> Json:
+    return {
+        "index": index,
+        "text": chunk.text,
+        "logprobs": completion_log_probs(asked, chunk.token_ids, chunk.log_probs),
+        "finish_reason": chunk.finish_reason,
+    }
+
+
+COMPLETIONS = Endpoint(
+    path="/v1/completions",
+    id_prefix="cmpl-",
+    whole_name="text_completion",
+    piece_name="text_completion",
+    parse=parse_completion,
+    choice=_choice,
+    opening=_opening,
+    piece=_piece,
+)

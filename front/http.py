@@ -1,0 +1,111 @@
+"""HTTP that both endpoints share: a body read with a bound, a client that leaves, errors as OpenAI's bodies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from front.errors import ApiError
+
+BODY_TIMEOUT_S = 60.0  # for a whole body; who sends slower holds memory for nothing
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+T = TypeVar("T")
+
+
+class ClientGoneError(Exception):
+    """The client has closed its connection."""
+
+
+def json_response(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return `value` as a response in JSON."""
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+def error_response(error: ApiError) -> Response:
+    """Return an error as a response."""
+    return json_response(error.body, error.status, error.headers)
+
+
+async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
+    """Return the JSON object that the body holds. Raises ApiError."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":  # also what a page of another site may send unasked
+        raise ApiError(f"content-type: {media_type[:60]!r} is not application/json", status=415)
+    body = await read_body(request, max_bytes)
+    try:
+        value = msgspec.json.decode(body)
+    except _UNREADABLE as error:
+        raise ApiError(f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ApiError("the body is not a JSON object")
+    return value
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Return the body of a request. Raises ApiError for one that is too long or takes too long."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > max_bytes:
+                    raise ApiError(f"the body exceeds {max_bytes} bytes", status=413, code="body_too_large")
+    except TimeoutError as error:
+        raise ApiError(f"no whole body within {BODY_TIMEOUT_S:g} s", status=408) from error
+    return bytes(body)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return what `work` returns; cancel it when the client leaves. Raises ClientGoneError."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Let every error of `app` be answered with one of OpenAI's bodies."""
+
+    @app.exception_handler(ApiError)
+    async def refuse(_: Request, error: ApiError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(ClientGoneError)
+    async def forget(_: Request, __: ClientGoneError) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_query(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        return error_response(ApiError(f"{name}: {first['msg']}", param=name))
+
+    @app.exception_handler(HTTPException)
+    async def refuse_path(request: Request, error: HTTPException) -> Response:
+        words = f"{request.method} {request.url.path[:200]}: {HTTPStatus(error.status_code).phrase}"
+        return error_response(ApiError(words, status=error.status_code, headers=error.headers))
+
+    @app.exception_handler(Exception)
+    async def fail(_: Request, error: Exception) -> Response:
+        words = f"the front door failed: {type(error).__name__}"
+        return error_response(ApiError(words, status=500, kind="server_error", code="server_error"))

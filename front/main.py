@@ -1,0 +1,93 @@
+"""`bros-openai`: serves OpenAI's API on a port, with a Triton server behind it. Exit codes: 1 failed, 2 misused."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import uvicorn
+
+from client.generation import PriorityClass
+from client.transports import UrlError, scheme_of
+from front.app import make_app
+from front.keys import KeyFileError
+from front.settings import Settings
+
+_KEEP_ALIVE_S = 30  # of a connection that asks nothing
+_DEFAULTS = Settings()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `bros-openai` until SIGINT or SIGTERM, then let open requests finish."""
+    settings = parse_settings(arguments)
+    os.umask(0o077)  # files of batches hold prompts and answers
+    try:
+        app = make_app(settings)
+    except KeyFileError as error:
+        print(f"bros-openai: {error}", file=sys.stderr)
+        sys.exit(2)
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="httptools",
+        ws="none",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+    )
+
+
+def parse_settings(arguments: Sequence[str] | None) -> Settings:
+    """Return what the command line says; ends the process where it says nonsense."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        scheme_of(options.triton)
+    except UrlError as error:
+        parser.error(str(error))
+    return Settings(
+        triton_url=options.triton,
+        host=options.host,
+        port=options.port,
+        api_key_file=options.api_key_file,
+        default_class=options.default_class,
+        data_dir=options.data_dir,
+        max_body_bytes=round(options.max_body_mib * 2**20),
+        drain_timeout_s=options.drain_timeout_s,
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of `bros-openai`."""
+    parser = argparse.ArgumentParser(
+        prog="bros-openai", description="OpenAI's API in front of a Triton server that serves the bros models."
+    )
+
+    def add(flag: str, kind: type, default: object, words: str, metavar: str) -> None:
+        parser.add_argument(flag, type=kind, default=default, metavar=metavar, help=words)
+
+    add("--triton", str, _DEFAULTS.triton_url, "the server behind it, over gRPC (default: %(default)s)", "URL")
+    add("--host", str, _DEFAULTS.host, "address to listen on (default: %(default)s)", "ADDRESS")
+    add("--port", int, _DEFAULTS.port, "port to listen on (default: %(default)s)", "PORT")
+    add("--api-key-file", Path, None, "JSON, key -> allowed tiers (default: no keys are asked for)", "FILE")
+    add("--data-dir", Path, None, "where files and batches are kept (default: none are)", "DIR")
+    add("--max-body-mib", float, _DEFAULTS.max_body_bytes / 2**20, "longest body, MiB (default: %(default)g)", "MIB")
+    add("--drain-timeout-s", float, _DEFAULTS.drain_timeout_s, "for open requests (default: %(default)s)", "S")
+    parser.add_argument(
+        "--default-class",
+        choices=get_args(PriorityClass),
+        default=_DEFAULTS.default_class,
+        help="class of requests that name no tier (default: %(default)s)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

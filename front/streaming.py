@@ -1,0 +1,86 @@
+"""A stream as OpenAI sends it: server-sent events, the last of which is `[DONE]`.
+
+    role ─► text ─► … ─► finish_reason ─► usage (where asked for) ─► [DONE]
+
+An error after the first event is an event of its own, and ends the stream: its status has been sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+
+import msgspec
+
+from client.generation import Chunk
+from front.asked import Json
+from front.engine import Job, Part
+from front.errors import ApiError
+from front.usage import Tally
+
+DONE = b"data: [DONE]\n\n"
+_encode = msgspec.json.Encoder().encode
+
+
+async def events(job: Job, first: Part, rest: AsyncGenerator[Part, None]) -> AsyncIterator[bytes]:
+    """Yield the events of an answer whose `first` part has come. Closed, it closes `rest`."""
+    writer = Writer(job)
+    async with aclosing(rest):
+        if event := writer.part(*first):
+            yield event
+        try:
+            async for choice, chunk in rest:
+                if event := writer.part(choice, chunk):
+                    yield event
+        except ApiError as error:
+            yield _event(error.body)
+            return
+        yield writer.end()
+
+
+class Writer:
+    """Writes the parts of one answer as events."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._head = job.head(job.endpoint.piece_name)
+        self._tally = Tally(job.asked)
+        self._opened: set[int] = set()
+
+    def part(self, choice: int, chunk: Chunk) -> bytes:
+        """Return the events of a part: none, for one that says nothing yet."""
+        self._tally.add(choice, chunk)
+        events = [self._opening(choice)] if choice not in self._opened else []
+        if chunk.text or chunk.log_probs:
+            events.append(self._piece(choice, replace(chunk, finish_reason=None)))
+        elif self._job.asked.continues_usage and chunk.finish_reason is None:
+            events.append(self._piece(choice, chunk))
+        if chunk.finish_reason is not None:
+            events.append(self._piece(choice, Chunk("", [], finish_reason=chunk.finish_reason)))
+        return b"".join(events)
+
+    def end(self) -> bytes:
+        """Return the last events."""
+        if not self._job.asked.includes_usage:
+            return DONE
+        return _event(self._head | {"choices": [], "usage": self._tally.usage}) + DONE
+
+    def _opening(self, choice: int) -> bytes:
+        self._opened.add(choice)
+        shown = self._job.endpoint.opening(self._job.asked, choice)
+        return b"" if shown is None else self._event_of(shown)
+
+    def _piece(self, choice: int, chunk: Chunk) -> bytes:
+        return self._event_of(self._job.endpoint.piece(self._job.asked, choice, chunk))
+
+    def _event_of(self, choice: Json) -> bytes:
+        asked = self._job.asked
+        if not asked.includes_usage:
+            return _event(self._head | {"choices": [choice]})
+        usage = self._tally.usage if asked.continues_usage else None
+        return _event(self._head | {"choices": [choice], "usage": usage})
+
+
+def _event(value: Json) -> bytes:
+    return b"data: " + _encode(value) + b"\n\n"

@@ -1,0 +1,94 @@
+"""Service tiers and classes: which class a request is served in, and the tier that its answer names.
+
+| service_tier          | class              | the answer says |
+|-----------------------|--------------------|-----------------|
+| flex                  | be                 | flex            |
+| priority, fast        | rt                 | priority        |
+| scale                 | rt                 | scale           |
+| default, auto, absent | the default class  | default         |
+
+A class may also be named by the model (`bros_rt`, `bros_be`) or by the header `x-priority-class`. Two names that
+contradict each other are refused; `default` and `auto` contradict nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import get_args
+
+from client import wire
+from client.generation import PriorityClass
+from front.bodies import Tier
+from front.errors import ApiError
+
+TIER_NAMES: tuple[Tier, ...] = get_args(Tier)
+CLASSES: frozenset[PriorityClass] = frozenset(get_args(PriorityClass))
+_CLASS_OF_TIER: dict[str, PriorityClass] = {"flex": "be", "priority": "rt", "fast": "rt", "scale": "rt"}
+_TIER_OF_CLASS: dict[PriorityClass, str] = {"be": "flex", "rt": "priority"}
+_CLASS_OF_MODEL: dict[str, PriorityClass] = {wire.MODEL_RT: "rt", wire.MODEL_BE: "be"}
+_CLASS_OF_WORD: dict[str, PriorityClass] = {"rt": "rt", "1": "rt", "be": "be", "2": "be"}
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """How a request is served: its class, and the tier that answers name."""
+
+    priority_class: PriorityClass
+    tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Who may what: `allowed` are the classes of the caller's key, `default` that of a request that names none."""
+
+    default: PriorityClass
+    allowed: frozenset[PriorityClass] = CLASSES
+
+    def served(self, tier: str | None, model: str, asked: PriorityClass | None = None) -> Served:
+        """Return how a request is served that names `tier`, `model` and, by header, the class `asked`."""
+        named = _CLASS_OF_TIER.get(tier or "")
+        classes = _agreed({"service_tier": named, "model": _CLASS_OF_MODEL.get(model), "x-priority-class": asked})
+        chosen = classes or (self._usual if tier in (None, "auto") else self.default)
+        if chosen not in self.allowed:
+            raise ApiError(
+                f"service_tier: this key may not have class {chosen!r}, only {', '.join(sorted(self.allowed))}",
+                param="service_tier",
+                status=403,
+                kind="permission_error",
+                code="tier_not_allowed",
+            )
+        is_named = tier not in (None, "auto", "default")
+        fallback = "default" if classes is None else _TIER_OF_CLASS[classes]
+        return Served(chosen, {"fast": "priority"}.get(str(tier), str(tier)) if is_named else fallback)
+
+    @property
+    def _usual(self) -> PriorityClass:
+        """The class of who leaves it to us: the default, or the only one that the key has."""
+        return self.default if self.default in self.allowed else min(self.allowed)
+
+
+def served_as(priority_class: PriorityClass) -> Served:
+    """Return how a request is served whose class is settled."""
+    return Served(priority_class, _TIER_OF_CLASS[priority_class])
+
+
+def classes_of(tiers: Iterable[str], default: PriorityClass) -> frozenset[PriorityClass]:
+    """Return the classes that `tiers`, names from a key file, stand for."""
+    return frozenset(_CLASS_OF_TIER.get(tier, default) for tier in tiers)
+
+
+def parse_class(word: str) -> PriorityClass:
+    """Return the class that the header `x-priority-class` names. Raises ApiError."""
+    if (chosen := _CLASS_OF_WORD.get(word.strip().lower())) is None:
+        raise ApiError(f"x-priority-class: {word[:60]!r} is neither rt (1) nor be (2)", param="x-priority-class")
+    return chosen
+
+
+def _agreed(named: dict[str, PriorityClass | None]) -> PriorityClass | None:
+    """Return the class that all who name one name. Raises ApiError."""
+    given = {who: its_class for who, its_class in named.items() if its_class is not None}
+    if len(set(given.values())) > 1:
+        words = ", ".join(f"{who} says {its_class}" for who, its_class in given.items())
+        raise ApiError(f"service_tier: {words}", param="service_tier")
+    return next(iter(given.values()), None)

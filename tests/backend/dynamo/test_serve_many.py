@@ -1,0 +1,113 @@
+"""NVIDIA Dynamo for real: two workers behind its frontend, one killed in mid-stream. Needs `make serve-many` once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx2 as httpx
+import pytest
+
+from backend.config import REPOSITORY_ROOT
+from backend.dynamo.serve_many import ENVIRONMENT
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not ENVIRONMENT.exists(), reason="NVIDIA Dynamo is not installed: make serve-many"),
+]
+START_TIMEOUT_S = 120.0
+
+
+@dataclass
+class Many:
+    url: str
+    worker_pids: list[int]
+    process: subprocess.Popen[str]
+
+
+@contextmanager
+def serving(*options: str) -> Iterator[Many]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "backend.dynamo.serve_many", "--port", str(port), *options]
+    process = subprocess.Popen(command, cwd=REPOSITORY_ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        said = ""
+        while "Ctrl-C" not in said:
+            line = process.stdout.readline()
+            assert line, f"serve-many ended: {said}"
+            said += line
+        workers = re.search(r"Workers: ([\d, ]+)\.", said)
+        assert workers is not None, said
+        yield Many(f"http://127.0.0.1:{port}", [int(pid) for pid in workers[1].split(", ")], process)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=START_TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def many() -> Iterator[Many]:
+    with serving("--replicas", "2") as many:
+        yield many
+
+
+def stream(many: Many, num_tokens: int, priority_class: str = "rt") -> Iterator[dict[str, object]]:
+    body = {"model": "bros", "prompt": "Hello", "max_tokens": num_tokens, "stream": True}
+    body |= {"stream_options": {"include_usage": True}}
+    headers = {"x-dynamo-meta-policy-class": priority_class}
+    with httpx.stream("POST", f"{many.url}/v1/completions", json=body, headers=headers, timeout=60.0) as answer:
+        assert answer.status_code == 200
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                yield json.loads(line.removeprefix("data: "))
+
+
+def test_a_stream_goes_on_when_its_worker_is_killed(many: Many) -> None:
+    """Whichever of the two serves it: both are killed in turn, the second when the first is back."""
+    for pid in list(many.worker_pids):
+        chunks = stream(many, 600)
+        texts = [next(chunks) for _ in range(5)]
+        os.kill(pid, signal.SIGKILL)
+        texts += chunks
+        usage = texts[-1]["usage"]
+        assert isinstance(usage, dict)
+        assert usage["completion_tokens"] == 600
+        text = "".join(chunk["choices"][0]["text"] for chunk in texts[:-1])  # type: ignore[index]
+        rest, num_words = re.subn(r" t\d{3,5}", "", text)
+        assert 595 <= num_words + len(rest) <= 600  # a token is a word or a byte, and some bytes are no text
+        wait_for_instances(many, 2)
+
+
+def wait_for_instances(many: Many, count: int) -> None:
+    give_up_s = time.monotonic() + START_TIMEOUT_S
+    while len(httpx.get(f"{many.url}/health").json()["instances"]) != count:
+        assert time.monotonic() < give_up_s, "the worker did not come back"
+        time.sleep(0.2)
+
+
+def test_a_class_that_does_not_exist_is_the_clients_error(many: Many) -> None:
+    body = {"model": "bros", "prompt": "Hello", "max_tokens": 4}
+    answer = httpx.post(f"{many.url}/v1/completions", json=body, headers={"x-dynamo-meta-policy-class": "vip"})
+    assert answer.status_code == 400
+    assert "vip" in answer.text
+
+
+def test_both_classes_are_served_and_counted(many: Many) -> None:
+    for priority_class in ("rt", "be"):
+        assert len(list(stream(many, 3, priority_class))) >= 2
+    metrics = httpx.get(f"{many.url}/metrics").text
+    for priority_class in ("rt", "be"):
+        pattern = rf'router_admission_received_total\{{[^}}]*policy_class="{priority_class}"[^}}]*\}} (\d+)'
+        found = re.search(pattern, metrics)
+        assert found is not None
+        assert int(found[1]) > 0

@@ -1,0 +1,72 @@
+"""A real vLLM in its own environment: our scheduler inside gives the tokens of vLLM's own, token for token."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.backend.executors.torch_engine.models import save_tiny_model
+from tests.backend.executors.vllm.places import ROOT, vllm_python
+from tests.backend.executors.vllm.table import SCHEDULES
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
+
+# No module of ours as the main one: a rank's process imports that first, and then vLLM finds our compiled loops there.
+RUN = "from tests.backend.executors.vllm.real import main; main()"
+PREEMPTING = [name for name in SCHEDULES if "preempted" in name]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    vllm_python()  # before a model is made for nobody
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"), head_dim=32)
+
+
+def run_real(model: Path, *options: str) -> dict[str, Any]:
+    command = [str(vllm_python()), "-c", RUN, str(model), *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.fixture(scope="session")
+def found(model: Path) -> dict[str, Any]:
+    return run_real(model)
+
+
+@pytest.mark.parametrize("name", [*SCHEDULES, "bros"])
+def test_tokens_of_50_prompts_equal_those_of_vllms_own_scheduler_under(name: str, found: dict[str, Any]) -> None:
+    assert found["num_distinct"] == 50
+    schedule = found["schedules"][name]
+    assert schedule["wrong"] == []
+    assert (schedule["num_cancelled"], schedule["honours_plans"], schedule["free_blocks"]) == (5, True, 119)
+
+
+def test_seeds_decide_whatever_else_runs(found: dict[str, Any]) -> None:
+    first, again, other = found["seeds"]
+    assert first == again != other
+
+
+def test_an_error_of_ours_ends_no_request(found: dict[str, Any]) -> None:
+    assert found["fall_back"] == {"ends": ["length"], "honours_plans": False}
+
+
+def test_the_prefix_cache_gives_back_what_victims_computed(model: Path, found: dict[str, Any]) -> None:
+    without = run_real(model, "--no-prefix-cache", "--schedules", *PREEMPTING)["schedules"]
+    for name in PREEMPTING:
+        kept = found["schedules"][name]
+        assert kept["num_preempted"] > 0 < without[name]["num_preempted"]
+        assert without[name]["given_back"] == 0 < kept["given_back"]
+        assert kept["recomputed"] < without[name]["recomputed"]
+
+
+def test_two_ranks_give_the_same_tokens(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # vLLM wants a memory node for each rank, or this
+    found = run_real(model, "--ranks", "2", "--schedules", "chunks of 64", "fuzz 3, preempted", "bros")
+    assert [schedule["wrong"] for schedule in found["schedules"].values()] == [[], [], []]

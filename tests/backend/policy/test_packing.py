@@ -1,0 +1,80 @@
+"""A step being planned: what fits, whose slots give way, and whether they are copied."""
+
+from __future__ import annotations
+
+import pytest
+
+from backend.policy.packing import Packing
+from tests.backend.factories import be, rt
+from tests.backend.policy.driving import FIT, make, start
+
+
+def test_the_first_prefill_of_a_step_costs_more_than_the_next() -> None:
+    scheduler = make(latency_coefficients=(*FIT[:5], 5e-3))
+    for request in (rt(40, 5, ttft_slo_s=1.0), rt(30, 5, ttft_slo_s=1.0)):
+        scheduler.add(request, 0.0)
+    assert scheduler.plan(0.0).predicted_s == pytest.approx(10e-3 + 5e-3 + 70 * 100e-6)
+
+
+def test_a_whole_prompt_is_taken_where_chunking_is_off() -> None:
+    scheduler = make(chunked_prefill=False)
+    scheduler.add(be(1500, 2), 0.0)
+    assert list(scheduler.plan(0.0).num_new_tokens.values()) == [1500]
+
+
+def test_real_time_takes_slots_from_the_end_of_a_best_effort_request() -> None:
+    scheduler = make(num_blocks=8, max_seq_len=128)
+    victim = be(120, 3)
+    start(scheduler, victim)
+    scheduler.add(rt(30, 3), 0.0)
+    (reclaim,) = scheduler.plan(0.0).reclaims
+    assert reclaim.request is victim
+    assert 80 <= reclaim.num_kept < 120
+
+
+@pytest.mark.parametrize(("copy_s", "is_copied"), [(1e-9, True), (1.0, False)])
+def test_lost_kv_is_copied_or_computed_again_whichever_is_cheaper(copy_s: float, is_copied: bool) -> None:
+    scheduler = make(num_blocks=8, max_seq_len=128, latency_coefficients=(*FIT[:4], copy_s, 0.0))
+    start(scheduler, be(120, 3))
+    scheduler.add(rt(30, 3), 0.0)
+    (reclaim,) = scheduler.plan(0.0).reclaims
+    assert reclaim.checkpoint is is_copied
+
+
+def test_of_two_victims_the_younger_loses() -> None:
+    scheduler = make(num_blocks=8, max_seq_len=128, kv_headroom_ratio=0.0)
+    older, younger = be(60, 3), be(60, 3)
+    start(scheduler, older, younger)
+    scheduler.add(rt(30, 3), 0.0)
+    assert [reclaim.request for reclaim in scheduler.plan(0.0).reclaims] == [younger]
+
+
+def test_a_chunk_is_as_large_as_time_tokens_and_limits_allow() -> None:
+    scheduler = make(max_tokens_per_step=256)
+    packing, request = Packing(scheduler.view), rt(1000, 5)
+    packing.add(be(1, 5), 1)  # not alone
+    assert packing.chunk(request, 5e-3, 1000) == 50
+    assert packing.chunk(request, 1.0, 1000) == 255
+    assert packing.chunk(request, 1e-3, 1000) == 0, "10 tokens are not worth a batch slot"
+    assert packing.chunk(rt(10, 5), 1e-3, 1000) == 10, "but the end of a prompt is"
+
+
+def test_victims_hold_something_and_are_not_in_the_step() -> None:
+    scheduler = make()
+    requests = [be(20, 5) for _ in range(3)]
+    start(scheduler, *requests)
+    packing = Packing(scheduler.view)
+    rows = [request.row for request in requests if request.row is not None]
+    packing.add(requests[0], 1)
+    packing.cut(rows[1], 0)
+    assert list(packing.victims(rows)) == rows[2:]
+
+
+def test_victims_give_way_in_order_and_keep_what_is_not_needed() -> None:
+    scheduler = make(num_blocks=8, max_seq_len=128, kv_headroom_ratio=0.0)
+    first, second = be(60, 3), be(60, 3)
+    start(scheduler, first, second)
+    packing, rows = Packing(scheduler.view), [first.row, second.row]
+    assert packing.make_room(rt(70, 3), 70, [row for row in rows if row is not None])
+    assert packing.num_held(rows[0] or 0) == 0
+    assert 0 < packing.num_held(rows[1] or 0) < 60

@@ -1,0 +1,174 @@
+"""Uploads: forms that are whole, forms that are none, and their bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from front.batches.settings import BatchSettings
+from front.batches.uploads import _longest_line, _plain
+from tests.front.batches.house import openai_of, serving
+
+SMALL = BatchSettings(max_file_bytes=1000, max_line_bytes=100, max_stored_bytes=1499, max_files=3)
+FORM = {"content-type": "multipart/form-data; boundary=xx"}
+LINES = b"line\n" * 20
+
+
+def post(root: Path, settings: BatchSettings = SMALL, **options: Any) -> httpx2.Response:
+    async def main() -> httpx2.Response:
+        async with serving(root, settings=settings) as http:
+            return await http.post("/v1/files", **options)
+
+    return asyncio.run(main())
+
+
+def form(*fields: tuple[str, bytes], end: bytes = b"--xx--\r\n") -> bytes:
+    return b"".join(b"--xx\r\n%s\r\n\r\n%s\r\n" % (head.encode(), value) for head, value in fields) + end
+
+
+FILE = ('Content-Disposition: form-data; name="file"; filename="in.jsonl"', LINES)
+PURPOSE = ('Content-Disposition: form-data; name="purpose"', b"batch")
+
+
+@pytest.mark.parametrize("fields", [(FILE, PURPOSE), (PURPOSE, FILE)])
+def test_the_fields_come_in_any_order(tmp_path: Path, fields: tuple[tuple[str, bytes], ...]) -> None:
+    response = post(tmp_path, content=form(*fields), headers=FORM)
+    assert (response.status_code, response.json()["bytes"]) == (200, len(LINES))
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "words"),
+    [
+        (b"{}", {"content-type": "application/json"}, 415, "multipart/form-data"),
+        (b"", {}, 415, "multipart/form-data"),
+        (form(FILE, PURPOSE), {"content-type": "multipart/form-data"}, 415, "boundary"),
+        (b"nothing", FORM, 400, "not whole"),
+        (form(FILE, PURPOSE, end=b""), FORM, 400, "not whole"),
+        (form(FILE, PURPOSE)[:-40], FORM, 400, "not whole"),
+        (form(FILE), FORM, 400, "purpose: ''"),
+        (form(FILE, (PURPOSE[0], b"vision")), FORM, 400, "purpose: 'vision' is not 'batch'"),
+        (form(FILE, (PURPOSE[0], b"\xff" * 2000)), FORM, 400, "exceeds 1024 bytes"),
+        (form(PURPOSE), FORM, 400, "file: missing"),
+        (form((FILE[0], b""), PURPOSE), FORM, 400, "file: empty"),
+        (form(FILE, FILE, PURPOSE), FORM, 400, "file: given twice"),
+        (form(FILE, PURPOSE, PURPOSE), FORM, 400, "purpose: given twice"),
+        (form(FILE, ('Content-Disposition: form-data; name="expires_after[seconds]"', b"1")), FORM, 400, "unknown"),
+        (form((FILE[0], b"\n" * 1001), PURPOSE), FORM, 413, "exceeds 1000 bytes"),
+        (form((FILE[0], b"y" * 101), PURPOSE), FORM, 400, "a line exceeds 100 bytes"),
+    ],
+)
+def test_a_form_that_cannot_be_kept_is_refused_in_words(
+    tmp_path: Path, body: bytes, headers: dict[str, str], status: int, words: str
+) -> None:
+    response = post(tmp_path, content=body, headers=headers)
+    assert response.status_code == status
+    assert words in response.json()["error"]["message"]
+    assert list((tmp_path / "parts").iterdir()) == []
+    assert list((tmp_path / "files").iterdir()) == []
+
+
+def test_a_body_without_an_end_is_cut_off(tmp_path: Path) -> None:
+    num_sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal num_sent
+        while True:
+            num_sent += 1
+            yield b"-" * 10_000
+
+    assert post(tmp_path, content=endless(), headers=FORM).status_code in (400, 413)
+    assert num_sent < 10
+
+
+def test_a_client_that_sends_nothing_more_is_given_up(tmp_path: Path) -> None:
+    async def stalled() -> AsyncIterator[bytes]:
+        yield form(FILE, end=b"")
+        await asyncio.Event().wait()
+
+    response = post(tmp_path, BatchSettings(upload_idle_s=0.01), content=stalled(), headers=FORM)
+    assert response.status_code == 408
+    assert list((tmp_path / "parts").iterdir()) == []
+
+
+def test_more_uploads_than_allowed_wait_their_turn(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, settings=BatchSettings(max_uploads=1)) as http:
+            go_on, has_begun = asyncio.Event(), asyncio.Event()
+
+            async def slow() -> AsyncIterator[bytes]:
+                yield form(FILE, end=b"")
+                has_begun.set()
+                await go_on.wait()
+                yield form(PURPOSE)
+
+            first = asyncio.create_task(http.post("/v1/files", content=slow(), headers=FORM))
+            await has_begun.wait()
+            refused = await http.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            go_on.set()
+            assert (await first).status_code == 200
+            assert (await http.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_all_files_together_are_bounded_and_deleting_makes_room(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, settings=SMALL) as http:
+            client = openai_of(http)
+            files = [await client.files.create(file=("in", b"\n" * 700), purpose="batch") for _ in range(2)]
+            full = await http.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)
+            assert (full.status_code, full.json()["error"]["code"]) == (413, "storage_full")
+            await client.files.delete(files[0].id)
+            for _ in range(2):
+                await client.files.create(file=("in", b"\n" * 10), purpose="batch")
+            many = await http.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)
+            assert (many.status_code, many.json()["error"]["message"][:25]) == (409, "files: this key has 3, th")
+
+    asyncio.run(main())
+
+
+def test_others_on_the_machine_cannot_read_what_is_kept(tmp_path: Path) -> None:
+    post(tmp_path / "data", content=form(FILE, PURPOSE), headers=FORM)
+    assert stat.S_IMODE(os.stat(tmp_path / "data").st_mode) == 0o700
+
+
+def test_a_file_of_ours_is_never_shown_as_a_page(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path) as http:
+            page = b"<script>alert(1)</script>"
+            file = await openai_of(http).files.create(file=('a"\r\nX-Evil: 1.html', page), purpose="batch")
+            response = await http.get(f"/v1/files/{file.id}/content")
+            assert response.content == page
+            assert response.headers["content-type"] == "application/octet-stream"
+            assert response.headers["x-content-type-options"] == "nosniff"
+            assert response.headers["content-disposition"].startswith("attachment; filename*=UTF-8''")
+            assert "x-evil" not in response.headers
+
+    asyncio.run(main())
+
+
+@given(st.lists(st.binary(max_size=9).map(lambda data: data.replace(b"\r", b"\n"))))
+def test_the_longest_line_is_found_across_pieces(pieces: list[bytes]) -> None:
+    longest = begun = 0
+    for piece in pieces:
+        found, begun = _longest_line(piece, begun)
+        longest = max(longest, found)
+    assert longest == max(map(len, b"".join(pieces).split(b"\n")))
+
+
+@given(st.text())
+def test_a_filename_is_made_plain(name: str) -> None:
+    plain = _plain(name)
+    assert 0 < len(plain) <= 255
+    assert plain.isprintable()
+    assert not set(plain) & set("/\\")

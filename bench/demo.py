@@ -24,11 +24,13 @@ from bench.capacity import NUM_DECODES, Capacity, measure, suited
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord
 from bench.serve import Setup, measure_policy
+from client.colors import ALARM_COLOR, BE_COLOR, RT_COLOR
 
 mpl.use("svg")
 mpl.rcParams.update({"svg.hashsalt": "bros", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 SETUP = Setup("demo", warmup_s=0.0, duration_s=60.0, drain_s=15.0)
 POLICIES = ("fcfs", "bros")
+PALE = 0.4  # opacity of what waits
 
 
 def main() -> int:
@@ -86,9 +88,9 @@ def draw(runs: dict[str, tuple[dict[str, Any], list[RequestRecord]]], setup: Set
         seconds = np.arange(0.0, end_s + 1.0)
         be_times_s = [time_s for record in records if not record.is_rt for time_s in record.token_times_s]
         rate = np.convolve(np.histogram(be_times_s, seconds)[0], np.ones(5) / 5, mode="same")
-        best_effort.fill_between(seconds[:-1], rate, color="#1f77b4", alpha=0.5)
+        best_effort.fill_between(seconds[:-1], rate, color=BE_COLOR)
         best_effort.set_xlabel(f"time, s (best effort: {result['be_tokens_per_s']:.0f} tokens/s)")
-    axes[0][0].set_ylabel("real-time requests\nred: waiting · green: streaming")
+    axes[0][0].set_ylabel("real-time requests\npale: waiting · full: streaming · red: late")
     axes[1][0].set_ylabel("best-effort tokens/s")
     axes[0][0].set_yticks([])
     plt.savefig(path, metadata={"Date": None})
@@ -101,8 +103,10 @@ def _draw_request(axis: Any, place: int, record: RequestRecord, setup: Setup) ->
     first_s = record.token_times_s[0] if record.token_times_s else end_s
     last_s = record.token_times_s[-1] if record.token_times_s else end_s
     is_late = not record.meets_ttft(setup.slos)
-    axis.barh(place, first_s - record.arrival_s, left=record.arrival_s, color="#d62728" if is_late else "#f2a6a6")
-    axis.barh(place, last_s - first_s, left=first_s, color="#2ca02c" if record.meets_tpot(setup.slos) else "#b5d8b5")
+    is_slow = not record.meets_tpot(setup.slos)
+    waiting = {"color": ALARM_COLOR if is_late else RT_COLOR, "alpha": PALE}
+    axis.barh(place, first_s - record.arrival_s, left=record.arrival_s, **waiting)
+    axis.barh(place, last_s - first_s, left=first_s, color=ALARM_COLOR if is_slow else RT_COLOR)
 
 
 if __name__ == "__main__":

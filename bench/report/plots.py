@@ -11,14 +11,16 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from bench.report.tables import Run, attainment_of, be_rate
+from client.colors import BE_COLOR, RT_COLOR
 
 mpl.use("svg")
 mpl.rcParams.update({"svg.hashsalt": "bros", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+# Policies; blue and orange are those of the classes of service.
 _STYLES = {
     "bros": ("#d62728", "-", "o"),
-    "priority_tuned": ("#1f77b4", "-", "s"),
-    "priority": ("#17becf", "--", "s"),
-    "bros_paper": ("#ff7f0e", "--", "o"),
+    "priority_tuned": ("#2ca02c", "-", "s"),
+    "priority": ("#8fbc5a", "--", "s"),
+    "bros_paper": ("#e377c2", "--", "o"),
     "round_robin": ("#9467bd", ":", "^"),
     "tgi": ("#8c564b", ":", "v"),
     "fcfs": ("#7f7f7f", "-.", "x"),
@@ -39,6 +41,8 @@ def plot_loads(runs: Sequence[Run], path: Path) -> None:
         right.fill_between(loads, [min(r) for r in rates], [max(r) for r in rates], color=colour, alpha=0.15)
     left.set(xlabel="RT load (1: RT alone fills the machine)", ylabel="RT requests within both SLOs, %", ylim=(-3, 103))
     right.set(xlabel="RT load", ylabel="BE tokens/s", ylim=(0, None))
+    left.yaxis.label.set_color(RT_COLOR)
+    right.yaxis.label.set_color(BE_COLOR)
     right.legend(frameon=False, fontsize=8)
     _save(path)
     plt.close(figure)
@@ -57,6 +61,7 @@ def plot_distributions(runs: Sequence[Run], path: Path) -> None:
                 axis.plot(values, np.linspace(0, 1, len(values)), color=colour, linestyle=line, label=policy)
         axis.axvline(slo_s, color="black", linestyle=":", linewidth=1)
         axis.set(xscale="log", xlabel=f"{name[:4].upper()}, s", ylabel="part of RT requests", ylim=(0, 1.01))
+        axis.yaxis.label.set_color(RT_COLOR)
     axes[0].legend(frameon=False, fontsize=8)
     _save(path)
     plt.close(figure)
@@ -67,7 +72,7 @@ def plot_burst(runs: Sequence[Run], path: Path) -> None:
     figure, axes = plt.subplots(3, 1, figsize=(9, 6), sharex=True, height_ratios=(1, 2, 2))
     seconds = np.arange(0.0, runs[0]["scenario"]["duration_s"] + 1)
     arrivals = np.asarray([arrival_s for arrival_s, _ in runs[0]["timeline"]["rt"]])
-    axes[0].bar(seconds[:-1] + 0.5, np.histogram(arrivals, seconds)[0], width=1.0, color="#444444")
+    axes[0].bar(seconds[:-1] + 0.5, np.histogram(arrivals, seconds)[0], width=1.0, color=RT_COLOR)
     for run in runs:
         colour, line, _ = _STYLES[run["scenario"]["policy"]]
         first_tokens = np.asarray([(a, t) for a, t in run["timeline"]["rt"] if t is not None])
@@ -78,6 +83,8 @@ def plot_burst(runs: Sequence[Run], path: Path) -> None:
     axes[0].set(ylabel="RT arrivals/s")
     axes[1].set(ylabel="TTFT, s", yscale="log")
     axes[2].set(ylabel="BE tokens/s", xlabel="time, s", ylim=(0, None))
+    for axis, colour in zip(axes, (RT_COLOR, RT_COLOR, BE_COLOR), strict=True):
+        axis.yaxis.label.set_color(colour)
     axes[1].legend(frameon=False, fontsize=8)
     _save(path)
     plt.close(figure)

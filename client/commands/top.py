@@ -40,7 +40,10 @@ def add_parser(commands: Subparsers) -> None:
     add_seconds(parser, "--for-s", "end after this time", "never")
     parser.add_argument("--json", action="store_true", help="a JSON object per look, of the engine's state")
     parser.add_argument(
-        "--svg", type=Path, metavar="FILE", help="record an animated SVG instead of showing; needs --for-s"
+        "--svg",
+        type=Path,
+        metavar="FILE",
+        help="after the first --window-s, record an animated SVG for --for-s (required) instead of showing",
     )
     add_url(parser)
     add_metrics_url(parser)
@@ -86,7 +89,8 @@ def look(client: Client, http: httpx2.Client, url: str | None) -> Frame:
 
 def _looks(client: Client, http: httpx2.Client, args: argparse.Namespace) -> Iterator[Frame]:
     """Yield a look every interval; a slow one delays the next, it does not crowd it."""
-    end_s = time.monotonic() + (args.for_s or float("inf"))
+    lead_s = args.window_s if args.svg else 0.0
+    end_s = time.monotonic() + lead_s + (args.for_s or float("inf"))
     pause = threading.Event()
     while (started_s := time.monotonic()) < end_s:
         yield look(client, http, args.metrics_url or metrics_url(args.url))
@@ -108,10 +112,12 @@ def _show(looks: Iterator[Frame], history: History) -> None:
 
 
 def _record(looks: Iterator[Frame], history: History, path: Path, interval_s: float) -> None:
+    """Record once the history covers its window: before, rates and quantiles have nothing to tell."""
     width, height = _RECORDING_SIZE
     recording = Recording(width)
     for frame in looks:
         history.add(frame)
-        recording.add(render(history, width, height))
+        if history.is_full:
+            recording.add(render(history, width, height))
     recording.save(path, interval_s)
     print(f"bros: recorded {path}", file=sys.stderr)

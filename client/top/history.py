@@ -35,6 +35,11 @@ class History:
             self._frames.popleft()
 
     @property
+    def is_full(self) -> bool:
+        """Whether the frames cover the window."""
+        return self._frames[-1].time_s - self._frames[0].time_s >= self.window_s
+
+    @property
     def latest(self) -> Frame:
         return self._frames[-1]
 

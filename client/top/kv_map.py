@@ -17,13 +17,8 @@ from dataclasses import dataclass, replace
 from rich.style import Style
 from rich.text import Text
 
+from client.colors import ALARM_COLOR, BE_COLOR, CACHED_COLOR, FREE_COLOR, RT_COLOR
 from client.snapshot import KVPoolView
-
-RT_COLOR = "#4ea8de"
-BE_COLOR = "#f4a261"
-TAKEN_COLOR = "#ff4d6d"  # real-time slots that were best-effort a moment ago
-FREE_COLOR = "#444a5e"
-CACHED_COLOR = "#6d597a"  # the gap, where most of it is cached
 
 _CELL_LEVELS = 8
 _ROWS = 2  # of a band
@@ -85,7 +80,7 @@ def _draw_row(columns: list[Column], row: int) -> Text:
         rt = min(max(column.rt - floor, 0), _CELL_LEVELS)
         be = min(max(column.be - (_LEVELS - floor - _CELL_LEVELS), 0), _CELL_LEVELS)
         gap_color = CACHED_COLOR if column.is_cached else FREE_COLOR
-        text.append(*_cell(rt, be, TAKEN_COLOR if column.is_taken else RT_COLOR, gap_color))
+        text.append(*_cell(rt, be, ALARM_COLOR if column.is_taken else RT_COLOR, gap_color))
     return text
 
 

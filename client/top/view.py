@@ -7,17 +7,18 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from client.colors import ALARM_COLOR, BE_COLOR, CACHED_COLOR, CLASS_COLORS, FREE_COLOR, RT_COLOR
 from client.snapshot import KVPoolView, PreemptionView, RequestView, Snapshot, StepView
 from client.top.history import History
-from client.top.kv_map import BE_COLOR, CACHED_COLOR, FREE_COLOR, RT_COLOR, TAKEN_COLOR, draw
+from client.top.kv_map import draw
 
-_COLORS = {"rt": RT_COLOR, "be": BE_COLOR}
 _NAMES = {"rt": "real-time", "be": "best-effort"}
 _CLASS_COLUMNS = ("running", "waiting", "preempted", "tokens/s", "TTFT p50 / p95", "in SLO", "TPOT p50 / p95", "in SLO")
 _ID_WIDTH = 10
 _NONE = "–"
 _TTFT = "bros_time_to_first_token_seconds"
 _TPOT = "bros_time_per_output_token_seconds"
+_ROOMY = 110  # cells in which the classes' columns stand two apart
 _FRAME = 4  # cells of a panel's border and padding
 
 
@@ -27,7 +28,7 @@ def render(history: History, width: int, height: int) -> RenderableType:
     if frame.snapshot is None:
         return Panel(Text(frame.problem or "no answer"), title="bros top", border_style="red")
     num_requests = max(3, min(12, height // 4))
-    parts: list[RenderableType] = [_classes(history, frame.snapshot), _engine(history, frame.snapshot)]
+    parts: list[RenderableType] = [_classes(history, frame.snapshot, width), _engine(history, frame.snapshot)]
     max_bands = max(1, (height - num_requests - 20) // 3)
     parts += [_kv(frame.snapshot, history.previous_snapshot, width - _FRAME, max_bands)]
     parts += [_requests(frame.snapshot, num_requests)]
@@ -36,25 +37,16 @@ def render(history: History, width: int, height: int) -> RenderableType:
     return Group(*parts)
 
 
-def _classes(history: History, snapshot: Snapshot) -> RenderableType:
-    table = Table(expand=True, box=None, header_style="dim", collapse_padding=True, pad_edge=False)
-    for column in (
-        "",
-        "running",
-        "waiting",
-        "preempted",
-        "tokens/s",
-        "TTFT p50 / p95",
-        "in SLO",
-        "TPOT p50 / p95",
-        "in SLO",
-    ):
+def _classes(history: History, snapshot: Snapshot, width: int) -> RenderableType:
+    is_narrow = width < _ROOMY  # one cell between columns, or else two
+    table = Table(expand=True, box=None, header_style="dim", collapse_padding=is_narrow, pad_edge=False)
+    for column in ("", *_CLASS_COLUMNS):
         table.add_column(column, justify="left" if not column else "right")
     for name, counts in snapshot.requests_by_class.items():
         label = {"class": name}
         is_rt = name == "rt"
         table.add_row(
-            Text(_NAMES[name], style=f"bold {_COLORS[name]}"),
+            Text(_NAMES[name], style=f"bold {CLASS_COLORS[name]}"),
             str(counts.num_running),
             str(counts.num_waiting),
             Text(str(counts.num_preempted), style="bold red" if counts.num_preempted else ""),
@@ -103,7 +95,7 @@ def _step_bar(step: StepView, model_error_ratio: float) -> Text:
 
 def _batch(step: StepView) -> list[tuple[str, str]]:
     return [
-        (f"{step.num_tokens[name]} tokens of {step.num_requests[name]} {name.upper()}  ", _COLORS[name])
+        (f"{step.num_tokens[name]} tokens of {step.num_requests[name]} {name.upper()}  ", CLASS_COLORS[name])
         for name in ("rt", "be")
     ]
 
@@ -116,7 +108,7 @@ def _kv(snapshot: Snapshot, before: Snapshot | None, width: int, max_bands: int)
     caption = Text.assemble(
         ("▄ ", RT_COLOR), f"RT {rt / num_slots:.0%} from the floor   ",
         ("▀ ", BE_COLOR), f"BE {be / num_slots:.0%} from the ceiling   ",
-        ("█ ", TAKEN_COLOR), "taken just now   ",
+        ("█ ", ALARM_COLOR), "taken just now   ",
         ("█ ", CACHED_COLOR), f"cached {sum(kv.cached_fill) / num_slots:.0%}   ",
         ("█ ", FREE_COLOR), f"free   {shared} of {kv.num_blocks} blocks shared",
     )  # fmt: skip
@@ -153,7 +145,7 @@ def _requests(snapshot: Snapshot, max_rows: int) -> RenderableType:
     for view in sorted(snapshot.requests, key=_urgency)[:max_rows]:
         table.add_row(
             view.request_id[:_ID_WIDTH],
-            Text(view.priority_class, style=_COLORS[view.priority_class]),
+            Text(view.priority_class, style=CLASS_COLORS[view.priority_class]),
             Text(view.state, style="bold red" if view.state == "preempted" else ""),
             _seconds(view.age_s),
             Text(_seconds(view.slack_s), style="red" if (view.slack_s or 0.0) < 0.0 else ""),

@@ -10,10 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from client.colors import CLASS_COLORS
+
 TARGET = Path(__file__).with_name("bros.json")
 WIDTH, HEIGHT, PANELS_PER_ROW = 8, 8, 3
 INSTANCE = 'instance=~"$instance"'
 RATE = "[$__rate_interval]"
+COLORS = [  # of series whose legend begins with the name of a class
+    {
+        "matcher": {"id": "byRegexp", "options": f"/^{name}\\b/"},
+        "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": color}}],
+    }
+    for name, color in CLASS_COLORS.items()
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +142,7 @@ def render(index: int, panel: Panel, source: dict[str, str]) -> dict[str, Any]:
         "title": panel.title,
         "datasource": source,
         "gridPos": {"x": column * WIDTH, "y": row * HEIGHT, "w": WIDTH, "h": HEIGHT},
-        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0, "custom": custom}, "overrides": []},
+        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0, "custom": custom}, "overrides": COLORS},
         "targets": [
             {"refId": chr(ord("A") + number), "expr": query, "legendFormat": legend}
             for number, (legend, query) in enumerate(panel.queries.items())

@@ -9,6 +9,7 @@ while you put load on it, then asks it every query of the dashboard.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -24,8 +25,11 @@ import matplotlib.pyplot as plt
 from make_dashboard import PANELS, PANELS_PER_ROW, Panel
 from matplotlib.axes import Axes
 
+from client.colors import CLASS_COLORS
+
 RATE_INTERVAL = "10s"
 START_TIMEOUT_S = 30.0
+OTHER_COLORS = ("#2ca02c", "#9467bd", "#8c564b", "#7f7f7f")  # of series that no class owns
 UNITS = {"s": "s", "percentunit": "share", "short": "", "reqps": "1/s"}
 
 
@@ -88,10 +92,11 @@ def plot(panel: Panel, axis: Axes, address: str, span_s: tuple[float, float]) ->
     if panel.is_stacked and lines:
         times = sorted({at for points in lines.values() for at, _ in points})
         names = sorted(lines)
-        axis.stackplot(times, [[dict(lines[name]).get(at, 0.0) for at in times] for name in names], labels=names)
+        heights = [[dict(lines[name]).get(at, 0.0) for at in times] for name in names]
+        axis.stackplot(times, heights, labels=names, colors=colors(names))
     else:
-        for name, points in sorted(lines.items()):
-            axis.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
+        for (name, points), color in zip(sorted(lines.items()), colors(sorted(lines)), strict=True):
+            axis.plot(*zip(*points, strict=True), label=name, linewidth=1.2, color=color)
     axis.set_title(panel.title, fontsize=10)
     axis.set_ylabel(UNITS[panel.unit], fontsize=8)
     axis.set_xlim(0, span_s[1] - span_s[0])
@@ -99,6 +104,12 @@ def plot(panel: Panel, axis: Axes, address: str, span_s: tuple[float, float]) ->
     axis.tick_params(labelsize=8)
     if lines:
         axis.legend(fontsize=7, loc="upper left")
+
+
+def colors(names: list[str]) -> list[str]:
+    """Return the colour of each series: that of its class, or the next of the others."""
+    others = itertools.cycle(OTHER_COLORS)
+    return [CLASS_COLORS.get(name.split()[0]) or next(others) for name in names]
 
 
 def ask(address: str, query: str, span_s: tuple[float, float]) -> list[dict[str, Any]]:

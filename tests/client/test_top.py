@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from io import StringIO
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 from rich.console import Console
 
 from client.cli import main
+from client.colors import ALARM_COLOR, BE_COLOR, CACHED_COLOR, FREE_COLOR, RT_COLOR
 from client.prometheus import Samples, parse_samples
 from client.snapshot import KVPoolView, Snapshot
 from client.top.history import Frame, History
-from client.top.kv_map import BE_COLOR, CACHED_COLOR, FREE_COLOR, RT_COLOR, TAKEN_COLOR, draw
+from client.top.kv_map import draw
 from client.top.record import Recording
-from client.top.view import render
+from client.top.view import _CLASS_COLUMNS, render
 from client.transports.fake import FAKE_SNAPSHOT
 
 
@@ -63,7 +65,7 @@ def test_a_large_pool_fits_the_map() -> None:
 
 def test_what_real_time_took_from_best_effort_stands_out() -> None:
     _, lower = cells(pool([8, 8], [8, 8]), before=pool([0, 8], [16, 8]))
-    assert [color for _, _, color in lower] == [TAKEN_COLOR, RT_COLOR]
+    assert [color for _, _, color in lower] == [ALARM_COLOR, RT_COLOR]
 
 
 SCRAPE = """\
@@ -141,6 +143,21 @@ def test_a_narrow_terminal_cuts_neither_states_nor_reasons(history: History) -> 
     assert "preempted" in words
     assert all(word in words for word in ("kept", "41", "53", "step 6", "12", "on host"))
     assert "TTFT p50 / p95" in text
+
+
+@pytest.mark.parametrize("width", [110, 120, 160])
+def test_no_label_touches_its_neighbour(history: History, width: int) -> None:
+    (labels,) = [line for line in shown(history, width).splitlines() if "TTFT p50" in line]
+    assert re.split(r"\s{2,}", labels.strip("│ ")) == list(_CLASS_COLUMNS)
+
+
+def test_a_recording_waits_until_the_history_covers_its_window() -> None:
+    history = History(window_s=10.0)
+    covered = []
+    for time_s in (0.0, 9.9, 10.0, 25.0):
+        history.add(Frame(time_s, FAKE_SNAPSHOT, None))
+        covered.append(history.is_full)
+    assert covered == [False, False, True, True]
 
 
 def test_the_view_shows_step_budget_and_pool(history: History) -> None:

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from client import AsyncFakeTransport, FakeServer
-from client.top import kv_map
+from client import AsyncFakeTransport, FakeServer, colors
 from client.transports.fake import FAKE_SNAPSHOT
 from front.app import make_app
 from front.page.view import Watch
@@ -54,7 +53,7 @@ def test_no_text_goes_into_the_page_as_html() -> None:
 def test_colours_are_those_of_bros_top() -> None:
     css = dict(re.findall(r"--(\w+): (#\w+);", (STATIC / "page.css").read_text()))
     mine = (css["rt"], css["be"], css["taken"], css["free"])
-    assert mine == (kv_map.RT_COLOR, kv_map.BE_COLOR, kv_map.TAKEN_COLOR, kv_map.FREE_COLOR)
+    assert mine == (colors.RT_COLOR, colors.BE_COLOR, colors.ALARM_COLOR, colors.FREE_COLOR)
 
 
 def test_the_view_holds_the_pool_and_no_name_of_a_request() -> None:
@@ -180,14 +179,14 @@ def test_the_pool_is_drawn_from_both_ends(page: Page) -> None:
         data = page.evaluate(image)
         return "#" + "".join(f"{value:02x}" for value in data[:3])
 
-    assert color_at(0, 0.5) == kv_map.RT_COLOR
+    assert color_at(0, 0.5) == colors.RT_COLOR
     assert (color_at(2, 0.1), color_at(2, 0.35), color_at(2, 0.8)) == (
-        kv_map.BE_COLOR,
-        kv_map.FREE_COLOR,
-        kv_map.RT_COLOR,
+        colors.BE_COLOR,
+        colors.FREE_COLOR,
+        colors.RT_COLOR,
     )
-    assert color_at(3, 0.5) == kv_map.BE_COLOR
-    assert color_at(7, 0.5) == kv_map.FREE_COLOR
+    assert color_at(3, 0.5) == colors.BE_COLOR
+    assert color_at(7, 0.5) == colors.FREE_COLOR
 
 
 @in_a_browser

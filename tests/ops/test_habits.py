@@ -54,12 +54,14 @@ def test_the_policy_of_the_guide_plans_steps() -> None:
     names: dict[str, object] = {}
     exec(code, names)  # the guide's own code
     scheduler = make_scheduler_for_test()
-    scheduler.policy = PlainPolicy(names["plan_shortest_first"], scheduler.view.limits)  # type: ignore[arg-type]
-    long, short = rt(40), be(8)
-    for request in (long, short):
+    scheduler.policy = PlainPolicy(names["plan_shortest_first"])  # type: ignore[arg-type]
+    longest, long, short = be(scheduler.view.limits.max_tokens), rt(40), be(8)
+    for request in (longest, long, short):
         scheduler.add(request, 0.0)
+    behind = be(scheduler.view.limits.max_tokens)  # the step is full before its turn comes
+    scheduler.add(behind, 0.0)
     plan = scheduler.plan(0.0)
-    assert list(plan.num_new_tokens) == [short, long]
+    assert list(plan.num_new_tokens) == [short, long, longest]
 
 
 def test_every_package_says_that_it_is_typed() -> None:

@@ -313,6 +313,7 @@ def test_a_disk_that_takes_no_more_is_one_clear_line(base: Path) -> None:
 
 
 def test_processes_of_a_launch_write_no_bytecode_which_a_full_disk_would_cut_short(tmp_path: Path) -> None:
+    (tmp_path / "engine.json").write_text("{}")
     launch = Launch(tmp_path, tmp_path, TritonInstall(tmp_path), Endpoints("127.0.0.1", 1, 2, 3), 1.0, 1.0)
     for command in (launch.engine(), launch.server()):
         assert command.environment["PYTHONDONTWRITEBYTECODE"] == "1"

@@ -18,7 +18,7 @@ INTRODUCTION = """\
 `python -m bench.study --sharing`, simulated: best-effort tokens per second with shared blocks divided by those with
 blocks of one owner. The brackets hold the shares of real-time requests in time, in percent, with and without. The pool,
 the requests and the policy are the same. "short": prompts of 16 to 64 tokens and 8 to 32 of output. "long": ShareGPT
-beside prompts of 512 to 1,024 tokens. Mean of {num_seeds} seeds."""
+beside prompts of 512 to 1,024 tokens. Seeds: {num_seeds}."""
 
 
 def sharing_text(results: Path) -> str | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from backend.core.errors import BrosError, ExecutorError
 from backend.core.plan import EmittedToken, FailedRequest, StepOutput
 from backend.core.request import FinishReason, Request, RequestState
@@ -48,3 +51,14 @@ class Answers:
         output = StepOutput(tuple(self._tokens), tuple(self._finished), tuple(self._failed))
         self._tokens, self._finished, self._failed = [], [], []
         return output
+
+
+def log_prob_at(log_probs: Sequence[Mapping[int, Any]] | None, position: int, token_id: int) -> float | None:
+    """Return the log-probability of the token chosen at an output position; None where the engine gave none.
+
+    `log_probs[position]` maps token ids to objects that have a `logprob`, in vLLM and in TensorRT-LLM.
+    """
+    if not log_probs or position >= len(log_probs):
+        return None
+    entry = log_probs[position].get(token_id)
+    return None if entry is None else float(entry.logprob)

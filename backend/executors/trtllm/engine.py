@@ -22,7 +22,7 @@ from backend.core.errors import BrosError, ExecutorError, OverloadedError, to_br
 from backend.core.request import FinishReason, Request, RequestId
 from backend.engine.engine import MAX_INBOX, Cancel, Command, Emit, Inspect, Submit, look_at
 from backend.engine.scheduler import Scheduler
-from backend.executors.foreign.answers import Answers
+from backend.executors.foreign.answers import Answers, log_prob_at
 from backend.executors.foreign.source import Ticket
 from backend.executors.trtllm.gate import Gate
 from backend.executors.trtllm.runtime import Runtime
@@ -216,7 +216,7 @@ class TrtllmEngine:
         with self._flushing():
             for position in range(num_seen, len(answer.token_ids)):
                 token_id = answer.token_ids[position]
-                self._answers.note_token(request, token_id, _log_prob(answer, position, token_id), now_s)
+                self._answers.note_token(request, token_id, log_prob_at(answer.logprobs, position, token_id), now_s)
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         with self._flushing():
@@ -249,10 +249,3 @@ class TrtllmEngine:
             follower.cancel()
         await asyncio.gather(*self._followers, return_exceptions=True)
         self._flush()
-
-
-def _log_prob(answer: CompletionOutput, position: int, token_id: int) -> float | None:
-    if not answer.logprobs or position >= len(answer.logprobs):
-        return None
-    entry = answer.logprobs[position].get(token_id)
-    return None if entry is None else float(entry.logprob)

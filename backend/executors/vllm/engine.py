@@ -18,11 +18,11 @@ from backend.core.request import FinishReason, Request, RequestId
 from backend.engine.admission import check_admissible
 from backend.engine.engine import MAX_INBOX, Cancel, Command, Emit, Inspect, Submit, look_at
 from backend.engine.scheduler import Scheduler
-from backend.executors.foreign.answers import Answers
+from backend.executors.foreign.answers import Answers, log_prob_at
 from backend.executors.foreign.source import Ticket
 from backend.executors.vllm.sampling import FINISH_REASONS
 from backend.executors.vllm.steering import Steering
-from backend.executors.vllm.surface import CompletionOutput, RequestOutput
+from backend.executors.vllm.surface import RequestOutput
 from backend.policy.state.stats import SchedulerStats
 from backend.policy.view import SchedulerView
 from kv.manager import KVCacheManager
@@ -180,7 +180,7 @@ class VllmEngine:
             return  # cancelled
         answer = output.outputs[0]
         for position, token_id in enumerate(answer.token_ids):
-            self._answers.note_token(ticket.request, token_id, _log_prob(answer, position, token_id), now_s)
+            self._answers.note_token(ticket.request, token_id, log_prob_at(answer.logprobs, position, token_id), now_s)
         if output.finished:
             del self._tickets[ticket.request.request_id]
             self._runtime.forget(ticket.request.request_id)
@@ -202,10 +202,3 @@ class VllmEngine:
             self._answers.fail(ticket.request, error)
         self._tickets.clear()
         self._flush()
-
-
-def _log_prob(answer: CompletionOutput, position: int, token_id: int) -> float | None:
-    if not answer.logprobs or position >= len(answer.logprobs):
-        return None
-    entry = answer.logprobs[position].get(token_id)
-    return None if entry is None else float(entry.logprob)

@@ -14,6 +14,7 @@ from backend.core.clock import VirtualClock
 from backend.core.errors import ExecutorError, OverloadedError
 from backend.core.request import PriorityClass, SamplingParams
 from backend.engine.engine import Cancel, Inspect, Submit
+from backend.executors.foreign.answers import log_prob_at
 from backend.executors.trtllm.settings import TrtllmMode
 from backend.policy.settings import SchedulerSettings
 from tests.backend.executors.trtllm.driver import Rig, make_rig
@@ -68,10 +69,10 @@ def test_log_probs_come_with_their_tokens_where_wanted(monkeypatch: pytest.Monke
 
 
 def test_a_log_prob_that_tensorrt_llm_left_out_is_none() -> None:
-    answer = SimpleNamespace(logprobs=[{7: SimpleNamespace(logprob=-1.0)}])
-    assert engine_module._log_prob(answer, 0, 7) == -1.0
-    assert engine_module._log_prob(answer, 0, 8) is None
-    assert engine_module._log_prob(answer, 1, 7) is None
+    log_probs = [{7: SimpleNamespace(logprob=-1.0)}]
+    assert log_prob_at(log_probs, 0, 7) == -1.0
+    assert log_prob_at(log_probs, 0, 8) is None
+    assert log_prob_at(log_probs, 1, 7) is None
 
 
 def test_a_stop_token_ends_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

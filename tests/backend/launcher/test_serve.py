@@ -302,9 +302,7 @@ def test_a_port_in_use_is_one_clear_line() -> None:
 def test_a_disk_that_takes_no_more_is_one_clear_line(base: Path) -> None:
     limited = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", sys.executable, "-B", "-m", "backend.launcher.serve"]
     environment = {**os.environ, "TMPDIR": str(base)}
-    result = subprocess.run(
-        [*limited, "--executor", "sim"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([*limited, *SIM], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == (
         f"bros-serve: [Errno 27] File too large; temporary files go to TMPDIR, {str(base)!r}"

@@ -57,7 +57,7 @@ The server inside `nvidia-pytriton` is Triton 2.51 (24.10). What follows is in i
 | a stub that dies | its streams never end; the server may abort 10 s later | it is started again at once |
 | a value of the wrong JSON type, JSON that cannot be read | HTTP status 500, not 400 | nothing: an error comes |
 | a gRPC message that cannot be read | its stream ends without a word | nothing |
-| clients that reset connections | it never closes one in a thousand (*dead sockets*) | it may open as many as its user |
+| clients that reset connections | it never closes one in a thousand (*dead sockets*) | it may open all its user may |
 | a metric of an invalid name, `is_cancelled()` after the end | the server ends | no client can reach either |
 | a thread that sends waits for one that takes a request in | its streams stand still | canaries notice; see *soak* |
 """

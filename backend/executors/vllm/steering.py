@@ -55,6 +55,7 @@ class Steering:
         self._came: list[VllmRequest] = []
         self._gone: list[str] = []
         self._caps: dict[str, int] | None = None  # while a step is scheduled
+        self._decodes: dict[str, int] | None = None  # that the plan has, if it has nothing else
         self._set_aside: RequestQueue | None = None  # likewise: all who wait
         self._is_stalled = False
         scheduler.waiting = WaitingRequests(scheduler.waiting)
@@ -140,6 +141,8 @@ class Steering:
         held = by_loss(idle.values())
         gone = {twin.request for twin in self._victims(plan, held, newcomers) if self._preempt(twin)}
         withheld = [twin.handle for twin in held if twin.request not in gone]
+        is_plain = not (newcomers or plan.restores or plan.reclaims or gone) and set(caps.values()) == {1}
+        self._decodes = dict(caps) if is_plain else None
         caps.update((request.request_id, _WHOLE) for request in (*not_ours, *scheduler.kv_holding_waiting))
         self._caps = caps
         scheduler.running = [*not_ours, *running, *reversed(withheld)]
@@ -201,6 +204,10 @@ class Steering:
 
     def _adopt(self, plan: StepPlan, output: SchedulerOutput) -> None:
         """Note what vLLM made of the plan. It has counted the step's tokens as computed already."""
+        if output.num_scheduled_tokens == self._decodes:  # as planned, and no more: nearly all steps
+            self._is_stalled = False
+            if self.pilot.adopt_decodes(list(plan.num_new_tokens), plan.budget_s):
+                return
         requests = self._scheduler.requests
         self.pilot.adopt(
             (

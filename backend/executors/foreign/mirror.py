@@ -1,6 +1,6 @@
 """The mirror: another engine's requests and KV pool, retold as the state that a policy reads.
 
-The engine decides what really happens, so nothing here is assumed from a plan: before each step `follow` reads where
+The engine decides what really happens, so nothing here is assumed from a plan. Before each step `follow` reads where
 the requests stand, and after it `adopt` notes what the engine scheduled. KV is counted in whole blocks by our own
 manager (`Layout.WHOLE_BLOCK`). What the engine uses beyond that count (blocks of requests that are not ours, cached
 prefixes it cannot drop) is taken out of every budget.
@@ -37,9 +37,9 @@ _TOKEN = 0  # stands for every output token: a policy counts tokens and reads no
 
 @dataclass(slots=True, eq=False)
 class Twin(Generic[H]):
-    """Our copy of a request inside the engine. `handle` is the one there, `request` what the policy sees, `num_reached`
-    the most positions that were computed when KV was lost, `num_kept` those of a victim that are still to be had (None:
-    all)."""
+    """Our copy of a request inside the engine. `handle` is the one there, `request` what the policy sees.
+    `num_reached`: the most positions that were computed when KV was lost. `num_kept`: those of a victim that are still
+    to be had (None: all)."""
 
     handle: H
     ticket: Ticket
@@ -49,7 +49,7 @@ class Twin(Generic[H]):
 
 
 class Scheduled(NamedTuple):
-    """A request that a step of the engine runs: its new tokens, after `start` positions that need no computing; None:
+    """A request that a step of the engine runs: its new tokens, after `start` positions that need no computing. None:
     after those computed and all that can be restored."""
 
     key: Key
@@ -117,7 +117,7 @@ class Mirror(Generic[H]):
     # What a policy asks of the KV (backend.policy.view.KVReader)
 
     def budget(self) -> KVBudget:
-        """Return a budget without the blocks that the engine uses for what is not ours."""
+        """Return a budget without the blocks that the engine uses for requests that are not ours."""
         budget = self.kv.budget()
         max_slots = self.kv.config.max_seq_len // self.kv.config.block_size * self.kv.config.block_size
         missing = self.num_foreign_blocks * self.kv.config.block_size
@@ -221,7 +221,7 @@ class Mirror(Generic[H]):
         return adopted
 
     def adopt_decodes(self, rows: NDArray[np.int64]) -> bool:
-        """Note that the engine runs one token of each of `rows` and no more, after what they have computed; False, and
+        """Note that the engine runs one token of each of `rows` and no more, after what they have computed. False, and
         nothing is noted, where one of them may have lost KV or our count has no room."""
         return not self.table.is_preempted[rows].any() and self.kv.grow_each_by_one(rows)
 
@@ -336,7 +336,7 @@ class Mirror(Generic[H]):
         self.table.enter(request, request.row, request.max_total_tokens)
 
     def _grow(self, request: Request, num_slots: int) -> None:
-        """Count blocks in that the engine gave a request, as far as our count has them: where prefixes are shared it
+        """Count blocks in that the engine gave a request, as far as our count has them. Where prefixes are shared it
         may give more than there are."""
         if num_slots <= 0:
             return

@@ -28,6 +28,7 @@ from backend.config import ServiceSettings
 from backend.core.errors import InvalidRequestError
 from backend.wire import names as wire
 from backend.wire.coerce import as_bool, as_float, as_int, as_text, parse_json, show
+from backend.wire.json_schema import as_json_schema
 from backend.wire.protocol import Generation, Sampling
 
 MAX_TOKENS = 10_000_000  # far above any model; a larger one was wrapped or mistyped
@@ -317,6 +318,10 @@ def _sampling(values: _Values, service: ServiceSettings) -> Sampling:
         if min_tokens > max_tokens:
             raise InvalidRequestError(f"min_tokens: {min_tokens} exceeds max_tokens {max_tokens}")
     seed = values.get("seed", as_int, None)
+    ignore_eos = values.get("ignore_eos", as_bool, False)
+    json_schema = values.get("json_schema", as_json_schema, None)
+    if json_schema is not None and (min_tokens or ignore_eos):
+        raise InvalidRequestError(f"{'min_tokens' if min_tokens else 'ignore_eos'}: json_schema says where to end")
     return Sampling(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
@@ -329,7 +334,8 @@ def _sampling(values: _Values, service: ServiceSettings) -> Sampling:
         frequency_penalty=real("frequency_penalty", 0.0, -2.0, 2.0),
         seed=None if seed is None else _in_range("seed", seed, 0, 2**64 - 1),
         stop_token_ids=values.get("stop_token_ids", partial(_as_stop_token_ids, service.max_stop_token_ids), ()),
-        ignore_eos=values.get("ignore_eos", as_bool, False),
+        ignore_eos=ignore_eos,
+        json_schema=json_schema,
     )
 
 

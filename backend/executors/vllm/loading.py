@@ -40,6 +40,7 @@ class Loaded:
     engine: VllmEngine
     vocab_size: int
     facts: str
+    follows_schemas: bool  # it does where it has a tokenizer
 
 
 def load_engine(
@@ -66,7 +67,12 @@ def load_engine(
     runtime = VllmRuntime(llm, _make_params, tickets, eos_token_ids)
     facts = _facts(version, scheduler, steering, scheduler_settings.policy)
     logger.info("%s", facts)
-    return Loaded(VllmEngine(runtime, steering, clock, emit), int(llm.model_config.get_vocab_size()), facts)
+    return Loaded(
+        VllmEngine(runtime, steering, clock, emit),
+        int(llm.model_config.get_vocab_size()),
+        facts,
+        follows_schemas=not llm.model_config.skip_tokenizer_init,
+    )
 
 
 def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
@@ -116,8 +122,10 @@ def _mend_kernel_scan() -> None:
     module.vars = lambda value: found if isinstance(found := value.__dict__, Mapping) else {}
 
 
-def _make_params(arguments: dict[str, object]) -> Any:
+def _make_params(arguments: dict[str, Any]) -> Any:
     module = _import("vllm.sampling_params")
+    if (structured := arguments.get("structured_outputs")) is not None:
+        arguments = arguments | {"structured_outputs": module.StructuredOutputsParams(**structured)}
     return module.SamplingParams(**arguments, output_kind=module.RequestOutputKind.DELTA)
 
 

@@ -38,4 +38,6 @@ def sampling_arguments(params: SamplingParams, eos_token_ids: Collection[int]) -
         arguments["seed"] = params.seed
     if params.wants_log_probs:
         arguments["logprobs"] = 0  # of the sampled token only
+    if params.json_schema is not None:
+        arguments["structured_outputs"] = {"json": params.json_schema}
     return arguments

@@ -45,11 +45,11 @@ _KV_BLOCKS, _SEQS, _STEP_TOKENS = 2048, 32, 512
 _SLOWNESS = 2.0
 _SLOW, _KILLED = 1, 0  # which engine is slow, and which dies
 _WARM_UP_S, _DRAIN_S = 10.0, 30.0
-_FIRST_S, _FIRST_FACTOR = 4.0, 3.0  # best-effort work comes so much faster at first, to fill the engines
+_FIRST_S, _FIRST_FACTOR = 4.0, 3.0  # best-effort requests come faster at first, to fill the engines
 
 
 @dataclass(frozen=True, slots=True)
-class Road:
+class Way:
     """One way to spread requests over the engines: options of `serve_many`.
 
     has_faults: one of the engines is slow, and another is killed.
@@ -62,21 +62,21 @@ class Road:
 
 
 _CLASS_QUEUES = ("--router", "kv")
-ROADS = (
-    Road("round robin", ("--router", "round-robin")),
-    Road("least loaded", ("--router", "least-loaded")),
-    Road("KV-aware", ("--router", "kv", "--no-class-queues")),
-    Road("KV-aware, class queues", _CLASS_QUEUES),
-    Road("one engine", ("--router", "round-robin"), is_limit=True),
-    Road("KV-aware, class queues", _CLASS_QUEUES, has_faults=False),
-    Road("one engine", ("--router", "round-robin"), has_faults=False, is_limit=True),
+WAYS = (
+    Way("round robin", ("--router", "round-robin")),
+    Way("least loaded", ("--router", "least-loaded")),
+    Way("KV-aware", ("--router", "kv", "--no-class-queues")),
+    Way("KV-aware, class queues", _CLASS_QUEUES),
+    Way("one engine", ("--router", "round-robin"), is_limit=True),
+    Way("KV-aware, class queues", _CLASS_QUEUES, has_faults=False),
+    Way("one engine", ("--router", "round-robin"), has_faults=False, is_limit=True),
 )
 
 
-def capacities(road: Road) -> list[float]:
+def capacities(way: Way) -> list[float]:
     """Return the capacity of each engine: 1 is a usual one, 0.5 takes twice as long for everything."""
-    each = [1 / _SLOWNESS if road.has_faults and index == _SLOW else 1.0 for index in range(REPLICAS)]
-    return [sum(each)] if road.is_limit else each
+    each = [1 / _SLOWNESS if way.has_faults and index == _SLOW else 1.0 for index in range(REPLICAS)]
+    return [sum(each)] if way.is_limit else each
 
 
 def engine_json(capacity: float) -> dict[str, Any]:
@@ -95,14 +95,14 @@ def engine_json(capacity: float) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(road: Road, directory: Path) -> Iterator[tuple[str, list[int]]]:
+def serving(way: Way, directory: Path) -> Iterator[tuple[str, list[int]]]:
     """Start the frontend and its workers; yield the URL and the workers' process ids."""
     files = []
-    for index, capacity in enumerate(capacities(road)):
+    for index, capacity in enumerate(capacities(way)):
         files.append(directory / f"{index}.json")
         files[-1].write_text(json.dumps(engine_json(capacity)))
     port = free_port()
-    command = [sys.executable, "-m", "backend.dynamo.serve_many", "--port", str(port), *road.options]
+    command = [sys.executable, "-m", "backend.dynamo.serve_many", "--port", str(port), *way.options]
     command += ["--replicas", "1", "--config", *map(str, files)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -140,7 +140,7 @@ def _sorted(arrivals: Sequence[Arrival]) -> list[Arrival]:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """When a worker was killed, on the run's axis, and how long it took until another stood in its place."""
+    """When a worker was killed, on the run's axis, and how long it took until the frontend knew its successor."""
 
     killed_s: float
     away_s: float
@@ -176,10 +176,10 @@ def _instances(url: str) -> set[int]:
         return {instance["instance_id"] for instance in json.load(answer)["instances"]}
 
 
-def run_road(road: Road, seed: int, mix: Mix, max_late_s: float) -> dict[str, Any]:
-    """Serve, measure and score one road."""
-    with tempfile.TemporaryDirectory() as directory, serving(road, Path(directory)) as (url, pids):
-        victim = pids[_KILLED] if road.has_faults and not road.is_limit else None
+def run_way(way: Way, seed: int, mix: Mix, max_late_s: float) -> dict[str, Any]:
+    """Serve, measure and score one way of routing."""
+    with tempfile.TemporaryDirectory() as directory, serving(way, Path(directory)) as (url, pids):
+        victim = pids[_KILLED] if way.has_faults and not way.is_limit else None
 
         async def main() -> tuple[list[RequestRecord], Death | None, CountingTarget]:
             target = CountingTarget(f"{url}/v1", "bros", CLASS_HEADER)
@@ -189,7 +189,7 @@ def run_road(road: Road, seed: int, mix: Mix, max_late_s: float) -> dict[str, An
     window = Window(_WARM_UP_S, mix.duration_s)
     wrong = count(target.answers.values(), VOCAB_SIZE)
     return {
-        **asdict(road),
+        **asdict(way),
         "seed": seed,
         **score_rt(records, SLOS, window),
         **score_be(records, window),
@@ -219,13 +219,13 @@ def main() -> int:
     load = {name: getattr(arguments, name) for name in ("duration_s", "rt_rate", "be_rate")}
     document: dict[str, Any] = {"provenance": provenance(), "replicas": REPLICAS, "slowness": _SLOWNESS, **load}
     document |= {"slos": asdict(SLOS), "runs": []}
-    roads = [road for road in ROADS if not arguments.roads or road.name in arguments.roads]
+    ways = [way for way in WAYS if not arguments.ways or way.name in arguments.ways]
     for seed in range(arguments.seeds):
-        for road in roads:
-            kind = "with faults" if road.has_faults else "without faults"
-            print(f"{road.name}, {kind}, seed {seed}", file=sys.stderr, flush=True)
+        for way in ways:
+            kind = "with faults" if way.has_faults else "without faults"
+            print(f"{way.name}, {kind}, seed {seed}", file=sys.stderr, flush=True)
             mix = make_mix(arguments, seed)
-            document["runs"].append(run_road(road, seed, mix, arguments.max_late_s))
+            document["runs"].append(run_way(way, seed, mix, arguments.max_late_s))
             print(f"  {_summary(document['runs'][-1])}", file=sys.stderr, flush=True)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(document, indent=1) + "\n")
@@ -247,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.many", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each road (default: 1)")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each way (default: 1)")
     parser.add_argument("--duration-s", type=float, default=60.0, help="requests arrive for so long (default: 60)")
     parser.add_argument("--rt-rate", type=float, default=6.0, help="real-time requests per second (default: 6)")
     parser.add_argument("--be-rate", type=float, default=25.0, help="best-effort requests per second (default: 25)")
@@ -257,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
         default=MAX_LATE_S,
         help="give up when a request leaves later (default: %(default)s)",
     )
-    parser.add_argument("--roads", nargs="*", help="only roads of these names (default: all)")
+    parser.add_argument("--ways", nargs="*", help="only ways to route of these names (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     return parser
 

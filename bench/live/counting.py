@@ -90,7 +90,7 @@ def _take(answer: Answer, line: str) -> int:
 
 
 def count(answers: Iterable[Answer], vocab_size: int) -> Count:
-    """Return what is wrong with the answers; one that is not whole may lack its end."""
+    """Count the faults of the answers; one that is not whole may lack its end."""
     missing = double = foreign = 0
     for answer in answers:
         positions = _positions(answer, vocab_size)

@@ -11,15 +11,15 @@ import pytest
 
 from backend.config import parse_config
 from bench.common.score import RequestRecord
-from bench.many import ROADS, capacities, engine_json, make_mix, pauses_s
+from bench.many import WAYS, capacities, engine_json, make_mix, pauses_s
 from bench.report.many import many_text
 
 
 def test_the_limit_has_the_capacity_of_all_engines() -> None:
     for has_faults, total in ((True, 3.5), (False, 4.0)):
-        of_kind = [road for road in ROADS if road.has_faults == has_faults]
-        assert {sum(capacities(road)) for road in of_kind} == {total}
-        assert [len(capacities(road)) for road in of_kind if road.is_limit] == [1]
+        of_kind = [way for way in WAYS if way.has_faults == has_faults]
+        assert {sum(capacities(way)) for way in of_kind} == {total}
+        assert [len(capacities(way)) for way in of_kind if way.is_limit] == [1]
 
 
 @pytest.mark.parametrize("capacity", [0.5, 1.0, 3.5])

@@ -1,6 +1,6 @@
 """Write docs/benchmarks.md, its pictures, and the tables beside the results; a result file holds every number.
 
-The tables in docs/kv.md and docs/algorithm.md are written too.
+The tables in docs/kv.md, docs/algorithm.md and docs/many.md are written too.
 
     python -m bench.report                write docs/benchmarks.md, bench/results/measured.md and grid.md, docs/img
     python -m bench.report --check        fail if a document differs from the results
@@ -17,6 +17,9 @@ from bench.report.ablations import BEGIN, END, ablations_text
 from bench.report.cancel import cancel_sections
 from bench.report.engine import engine_sections
 from bench.report.grid import grid, load_runs, slos_of, study
+from bench.report.many import BEGIN as MANY_BEGIN
+from bench.report.many import END as MANY_END
+from bench.report.many import many_text
 from bench.report.measured import measured_sections
 from bench.report.overhead import overhead_sections
 from bench.report.page import page
@@ -64,6 +67,9 @@ def render(results: Path, docs: Path) -> dict[Path, str]:
     rules, ablations = docs / "algorithm.md", ablations_text(results)
     if ablations and rules.exists():
         written[rules] = put_into(rules.read_text(), ablations, BEGIN, END)
+    replicas, many = docs / "many.md", many_text(results)
+    if many and replicas.exists():
+        written[replicas] = put_into(replicas.read_text(), many, MANY_BEGIN, MANY_END)
     return written | ({cache: put_into(cache.read_text(), sharing)} if sharing and cache.exists() else {})
 
 

@@ -112,7 +112,8 @@ class Scheduler:
         self._step: CommittedStep | None = None
         self._planned_s = 0.0  # when the step to be committed was planned
         self._num_arrived = 0
-        most = limits.max_seqs + limits.max_tokens // limits.block_size  # what the growth of a step is promised
+        # What a plan promises at most: a block to each decode, the rest in whole blocks, and a reserve of a block each.
+        most = 2 * limits.max_seqs + limits.max_tokens // limits.block_size
         self._num_kept_free = min(most, int(_MAX_KEPT_FREE * limits.num_slots / limits.block_size))
         self._totals: Counter[str] = Counter()
         self._preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()

@@ -304,7 +304,7 @@ def cached_fill(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Nu
 @compiled("int64(int64[:,::1], int64[::1])")
 def num_borrowed_cached(rows: RowColumns, numbers: Numbers) -> int:
     """Return the slots that cached rows own and requests borrow."""
-    if not numbers[NUM_CACHED]:
+    if not numbers[NUM_CACHED] or rows[PARENT].max() == NONE:
         return 0
     num_slots = 0
     held = _held_by_requests(rows)
@@ -404,25 +404,24 @@ def borrow(rows: RowColumns, numbers: Numbers, row: int, lender: int, num_slots:
         lender = rows[PARENT, lender]
 
 
-@compiled(f"boolean({_C}, int64, int64)")
-def leave_cached(
-    rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int, num_kept: int
-) -> bool:
-    """Take `row` from its request: its first `num_kept` positions stay, or what others borrow of it. Return whether any
-    do, of its own; else the row is closed."""
+@compiled(f"int64({_C}, int64, int64)")
+def leave_cached(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int, num_kept: int) -> int:
+    """Take `row` from its request: its first `num_kept` positions stay, or what others borrow of it. Return how many
+    do; if none of its own, the row is closed."""
     if num_kept <= rows[BASE, row]:
         num_kept = 0
-    if not shrink(rows, ends, previous, numbers, row, num_kept):
+    num_kept = shrink(rows, ends, previous, numbers, row, num_kept)
+    if not num_kept:
         rows[SIDE, row] = NONE
         rows[USE, row] = 0
-        return False
+        return 0
     numbers[NUM_CACHED] += 1
     numbers[NUM_USES] += 1
     rows[IS_CACHED, row] = True
     _use(rows, numbers, row, rows[SIDE, row])
     ends[GROWS, rows[LAST, row]] = False
     _set_rooms(ends, numbers, rows[LAST, row])
-    return True
+    return num_kept
 
 
 @compiled()

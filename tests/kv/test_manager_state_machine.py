@@ -87,9 +87,9 @@ class KVMachine(RuleBasedStateMachine):
     def evict_all(self) -> None:
         self.both.evict_all()
 
-    @rule(num_blocks=st.integers(1, 6))
-    def keep_free(self, num_blocks: int) -> None:
-        self.both.keep_free(num_blocks)
+    @rule(least=st.integers(1, 6), num_more=st.integers(0, 2))
+    def keep_free(self, least: int, num_more: int) -> None:
+        self.both.keep_free(least, least + num_more)
 
     @precondition(has_rows)
     @rule(index=ROWS)
@@ -188,7 +188,7 @@ def run_schedule(config: KVConfig, seed: int, num_steps: int) -> None:
             if rng.random() < 0.15:
                 both.grow(row, min(int(rng.integers(0, 9)), both.num_left(row)))
         if rng.random() < 0.1:
-            both.keep_free(int(rng.integers(1, 4)))
+            both.keep_free(least := int(rng.integers(1, 4)), least + int(rng.integers(0, 2)))
         decodes = [row for row in both.rows if both.num_left(row) and rng.random() < 0.8]
         rng.shuffle(decodes)
         num_grown = both.decode(decodes)

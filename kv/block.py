@@ -15,7 +15,7 @@ These are the loops behind kv/pool.py, compiled (kv/compiled.py) over its column
     ends      int16 [3, 2 * blocks]    FILL: slots that the row here has; GROWS: whether it grows here; ROOM: rank of
                                        the room that a newcomer at this end finds beside the row at the opposite one
     previous  int32 [2 * blocks]       the end that the same row holds before this one, or NONE
-    numbers   int64 [11]               counts and the layout, see below
+    numbers   int64 [12]               counts and the layout, see below
 
 Rows form a tree: the first BASE positions of a row are *borrowed*, from its PARENT (NONE where BASE is 0) and the rows
 before that. Each slot so has one owner, at whose end it stands. A row is cut no further than its PIN, the most that
@@ -53,7 +53,8 @@ FILL, GROWS, ROOM = 0, 1, 2
 # the low end of the pool for heads and from its high end for tails: in that order they take them.
 FREE_BLOCKS, HELD_BLOCKS, FIRST_FREE, BLOCK_SIZE, IS_SHARED, TAILS_FROM_RIGHT = 0, 1, 3, 5, 6, 7
 NUM_USES, NUM_CACHED, NUM_EVICTED = 8, 9, 10  # uses so far, cached rows, slots taken from such so far
-NUM_NUMBERS = 11
+EVICTS_BY_CLASS = 11
+NUM_NUMBERS = 12
 RT_USED = 1 << 40
 EVERYTHING = 1 << 40  # slots, more than there are
 
@@ -384,7 +385,7 @@ def boundaries(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Num
 @compiled()
 def _use(rows: RowColumns, numbers: Numbers, row: int, side: int) -> None:
     """Note that a row on `side` uses `row`, last of all so far."""
-    is_rt = side == HEAD or rows[USE, row] >= RT_USED
+    is_rt = numbers[EVICTS_BY_CLASS] and (side == HEAD or rows[USE, row] >= RT_USED)
     rows[USE, row] = numbers[NUM_USES] + (RT_USED if is_rt else 0)
 
 

@@ -16,6 +16,7 @@ from kv.block import (
     BASE,
     BLOCK_SIZE,
     EVERYTHING,
+    EVICTS_BY_CLASS,
     FREE_BLOCKS,
     HELD,
     HELD_BLOCKS,
@@ -56,6 +57,7 @@ class Pool:
         self.numbers[BLOCK_SIZE] = config.block_size
         self.numbers[IS_SHARED] = config.layout is Layout.TWO_ENDED
         self.numbers[TAILS_FROM_RIGHT] = config.layout is not Layout.WHOLE_BLOCK
+        self.numbers[EVICTS_BY_CLASS] = config.evicts_by_class
         self._bind()
 
     def _bind(self) -> None:

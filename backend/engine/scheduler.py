@@ -63,6 +63,7 @@ def make_scheduler(
             max_seq_len=capacity.max_seq_len,
             num_host_slots=capacity.num_host_slots if settings.checkpoints and not is_plain else 0,
             layout=layout if capacity.fills_from_right else Layout.WHOLE_BLOCK,
+            evicts_by_class=settings.evict_by_class,
         )
     )
     limits = StepLimits(

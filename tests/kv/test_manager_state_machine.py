@@ -202,7 +202,9 @@ def run_schedule(config: KVConfig, seed: int, num_steps: int) -> None:
 @pytest.mark.parametrize("layout", Layout)
 @pytest.mark.parametrize("seed", range(12))
 def test_an_engine_s_steps_in_a_pool_too_small_leave_both_alike(layout: Layout, seed: int) -> None:
-    config = KVConfig(4 + seed % 8, 1 + seed % 4, max_seq_len=24, num_host_slots=seed, layout=layout)
+    config = KVConfig(
+        4 + seed % 8, 1 + seed % 4, max_seq_len=24, num_host_slots=seed, layout=layout, evicts_by_class=seed % 3 > 0
+    )
     run_schedule(config, seed, num_steps=60)
 
 
@@ -210,5 +212,12 @@ def test_an_engine_s_steps_in_a_pool_too_small_leave_both_alike(layout: Layout, 
 @pytest.mark.parametrize("seed", range(1_000))
 def test_a_thousand_schedules_leave_both_alike(seed: int) -> None:
     layout = [*Layout, Layout.TWO_ENDED][seed % 4]
-    config = KVConfig(3 + seed % 11, 1 + seed % 5, max_seq_len=32, num_host_slots=seed % 23, layout=layout)
+    config = KVConfig(
+        3 + seed % 11,
+        1 + seed % 5,
+        max_seq_len=32,
+        num_host_slots=seed % 23,
+        layout=layout,
+        evicts_by_class=seed % 3 > 0,
+    )
     run_schedule(config, seed, num_steps=60)

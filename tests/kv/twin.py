@@ -213,7 +213,7 @@ class Twin:
         self._use(row, holder.side)
 
     def _use(self, row: int, side: Side) -> None:
-        self.rows[row].is_rt_used |= side is Side.HEAD
+        self.rows[row].is_rt_used |= side is Side.HEAD and self.config.evicts_by_class
         self.rows[row].last_use = self.num_uses
 
     def _evict_end(self) -> bool:

@@ -2,7 +2,8 @@
 
     python -m bench.prefix live --out bench/results/prefix-live.json [--seeds 0 1 2] [-- FLAGS OF bros-serve]
     python -m bench.prefix sim  --out bench/results/prefix-sim.json  [--seeds 0 1 2 3 4] [--scale 0.2] [--jobs 2]
-    python -m bench.prefix cost
+    python -m bench.prefix cost     the lookup of a prompt of 2,000 tokens
+    python -m bench.prefix step     a step of bench.micro with the cache, which finds nothing, against one without
 
 `live`: 8 conversations of 6 turns with think times, then a file of best-effort requests with one system prompt. Each
 seed runs on a server with the cache, then on one without. `sim`: conversations, and long documents with common
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import sys
 import time
@@ -26,9 +28,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from backend.core.request import PriorityClass
 from bench.common.provenance import provenance
 from bench.common.stats import percentiles
 from bench.live.server import running_server
+from bench.micro import Load
 from bench.sim.prefix_traces import CACHES, TRACES, simulate
 from client import AsyncClient
 from kv.manager import KVCacheManager
@@ -37,6 +41,7 @@ from kv.types import KVConfig, Side
 
 _FIRST_TOKEN_ID, _LAST_TOKEN_ID = 1_000, 30_000
 _COST_TOKENS, _COST_TRIES = 2_000, 2_000
+_WARM_STEPS = 300  # of bench.micro's loads
 _Simulated: TypeAlias = tuple[str, int, str]  # trace, seed, cache
 _SETTINGS = {"with": "true", "without": "false"}
 
@@ -50,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         "live": _live,
         "sim": _sim,
         "cost": lambda _: dict(lookup_cost()),
+        "step": lambda _: dict(step_cost()),
     }
     result = {"provenance": source, "part": options.part} | parts[options.part](options)
     if options.out is not None:
@@ -172,6 +178,31 @@ def lookup_cost(num_tokens: int = _COST_TOKENS, tries: int = _COST_TRIES) -> dic
     return {"num_tokens": num_tokens, "median_us": median(costs_us), "p99_us": float(np.quantile(costs_us, 0.99))}
 
 
+# --- a step without hits ------------------------------------------------------------------------------------------
+
+
+def step_cost(running: int = 256, waiting: int = 10_000, rounds: int = 60, steps: int = 20) -> dict[str, float]:
+    """Return the cost of a step with the cache divided by that without, where nothing is found: both loads take turns,
+    and the medians of each turn are compared."""
+    loads = [Load(running, waiting, "bros", PriorityClass.BEST_EFFORT, has_cache) for has_cache in (False, True)]
+    for load in loads:
+        for _ in range(_WARM_STEPS):
+            load.step()
+    gc.collect()
+    gc.freeze()
+    costs_us = [[median(load.step() for _ in range(steps)) * 1e6 for load in loads] for _ in range(rounds)]
+    gc.unfreeze()
+    without, with_cache = np.array(costs_us).T
+    ratios = with_cache / without
+    return {
+        "without_us": float(np.median(without)),
+        "with_us": float(np.median(with_cache)),
+        "ratio": float(np.median(ratios)),  # to be at most 1.15
+        "ratio_p25": float(np.quantile(ratios, 0.25)),
+        "ratio_p75": float(np.quantile(ratios, 0.75)),
+    }
+
+
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the arguments before `--` and those behind it."""
     index = arguments.index("--") if "--" in arguments else len(arguments)
@@ -182,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.prefix", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("live", "sim", "cost"))
+    parser.add_argument("part", choices=("live", "sim", "cost", "step"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--out", type=Path, help="write the result to a JSON file with its provenance")
     parser.add_argument("--scale", type=float, default=1.0, help="sim: part of requests and pool (default: 1)")

@@ -85,9 +85,8 @@ class Packing:
         if self.seqs_left < 1 or num_tokens > self.tokens_left:
             return False
         row = self._row_of(request)
-        assert num_tokens + num_restored <= request.num_uncomputed, (
-            f"request {request.request_id!r}: {num_tokens} tokens"
-        )
+        num_missing = len(request.token_ids) - self._num_computed(request)
+        assert num_tokens + num_restored <= num_missing, f"request {request.request_id!r}: {num_tokens} tokens"
         if not self.kv.try_grow(row, side_of(request), num_tokens + num_restored):
             return False
         if request.row is None:
@@ -211,6 +210,10 @@ class Packing:
     def num_held(self, row: int) -> int:
         """Return how many positions `row` holds after the cuts of this step."""
         return self._kept.get(row, int(self._view.table.num_computed[row]))
+
+    def _num_computed(self, request: Request) -> int:
+        """Return the computed tokens of `request` after the cuts of this step, its own among them (`_unblock`)."""
+        return request.num_computed if request.row is None else self._kept.get(request.row, request.num_computed)
 
     def is_cut(self, row: int) -> bool:
         """Return whether `row` lost slots in this step."""

@@ -24,6 +24,7 @@ from bench.report.measured import measured_sections
 from bench.report.overhead import overhead_sections
 from bench.report.page import page
 from bench.report.peers import peer_sections
+from bench.report.prefix import PREFIX_BEGIN, PREFIX_END, prefix_text
 from bench.report.sharing import put_into, sharing_text
 from bench.study import GROUPED_QUERY, KV_BOUND, LOOSE
 
@@ -63,14 +64,18 @@ def render(results: Path, docs: Path) -> dict[Path, str]:
         results / "measured.md": measured(results),
         results / "grid.md": grid(results),
     }
-    cache, sharing = docs / "kv.md", sharing_text(results)
+    cache, sharing, prefix = docs / "kv.md", sharing_text(results), prefix_text(results)
     rules, ablations = docs / "algorithm.md", ablations_text(results)
     if ablations and rules.exists():
         written[rules] = put_into(rules.read_text(), ablations, BEGIN, END)
     replicas, many = docs / "many.md", many_text(results)
     if many and replicas.exists():
         written[replicas] = put_into(replicas.read_text(), many, MANY_BEGIN, MANY_END)
-    return written | ({cache: put_into(cache.read_text(), sharing)} if sharing and cache.exists() else {})
+    if cache.exists() and (sharing or prefix):
+        text = cache.read_text()
+        text = put_into(text, sharing) if sharing else text
+        written[cache] = put_into(text, prefix, PREFIX_BEGIN, PREFIX_END) if prefix else text
+    return written
 
 
 def measured(results: Path) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.core.plan import PreemptionKind
-from backend.core.request import PriorityClass, Request, RequestState
+from backend.core.request import PrefixSource, PriorityClass, Request, RequestState
 from backend.executors.foreign.source import Source, Ticket
 from backend.policy.packing import side_of
 from backend.policy.state.latency_model import LatencyModel
@@ -110,6 +110,7 @@ class Mirror(Generic[H]):
         )
         self.num_foreign_blocks = 0  # that the engine uses beyond what we count
         self.preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
+        self.prefix_tokens: Counter[tuple[PriorityClass, PrefixSource]] = Counter()  # of prompts that began
         self.total_restored = 0  # tokens that victims got back uncomputed, as far as we can tell
         self.total_recomputed = 0
         self._by_request: dict[Request, Twin[H]] = {}
@@ -279,11 +280,13 @@ class Mirror(Generic[H]):
         request = twin.request
         if request.row is None:
             self._enter(request)
-        if twin.ticket.first_scheduled_s is None:
-            twin.ticket.first_scheduled_s = now_s
         num_computed = request.num_computed
         if (start := scheduled.start) is None:
             start = num_computed + self.num_restorable(_row(request))
+        if twin.ticket.first_scheduled_s is None:
+            twin.ticket.first_scheduled_s = now_s
+            if scheduled.start is not None:
+                self._note_prefix(twin, start)
         num_restored = max(0, start - num_computed)
         end = start + scheduled.num_tokens
         num_missing = end - self._num_held(request)
@@ -296,6 +299,14 @@ class Mirror(Generic[H]):
             self.total_recomputed += max(0, min(end, twin.num_reached) - start)
         twin.num_reached = max(twin.num_reached, end)
         return Adopted(request, scheduled.num_tokens, start, num_restored)
+
+    def _note_prefix(self, twin: Twin[H], num_cached: int) -> None:
+        """Note that a request begins with so many tokens that the engine had the KV of."""
+        twin.ticket.num_cached = num_cached
+        if self._source.keeps_kv:
+            cls, num_prompt = twin.request.priority_class, twin.request.num_prompt
+            self.prefix_tokens[cls, PrefixSource.HIT] += num_cached
+            self.prefix_tokens[cls, PrefixSource.MISS] += num_prompt - num_cached
 
     def _set_computed(self, twin: Twin[H], num_computed: int) -> None:
         """Let the books say that the first `num_computed` positions have their KV where a step reads it."""

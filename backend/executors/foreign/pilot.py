@@ -149,6 +149,7 @@ class Pilot(Generic[H]):
                 copied_out=0,  # the engine moves pages by itself and does not say
                 copied_in=self.mirror.total_restored,
                 recomputed=self.mirror.total_recomputed,
+                prefix=self.mirror.prefix_tokens,
             )
         )
         return _at_rest(stats, self.view.limits) if is_at_rest else stats

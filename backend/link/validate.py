@@ -1,7 +1,7 @@
 """Raw tensors and parameters in, a checked `Generation` out, or one clear InvalidRequestError.
 
-A value may come as an input tensor, as a request parameter of the same name (the generate endpoints make one of every
-key that is no input), or inside `sampling_parameters`; that is also the order in which they win. Pure: no Triton, no
+A value may come as an input tensor, as a request parameter of the same name, or inside `sampling_parameters`. They win
+in this order. The generate endpoints make a parameter of every key that is no input. Pure: no Triton, no
 clock, no tokenizer (what messages hold, and whether a prompt fits the model, is seen by `backend.server.intake`, in the
 engine process).
 
@@ -31,7 +31,7 @@ from backend.wire.coerce import as_bool, as_float, as_int, as_text, parse_json, 
 from backend.wire.json_schema import as_json_schema
 from backend.wire.protocol import Generation, Sampling
 
-MAX_TOKENS = 10_000_000  # far above any model; what is larger was wrapped or mistyped
+MAX_TOKENS = 10_000_000  # far above any model; a larger one was wrapped or mistyped
 MAX_SAMPLING_BYTES = 100_000  # of the JSON in sampling_parameters; 16 stop words of 256 characters take half of it
 MAX_TOOLS_BYTES = 256 * 1024
 MAX_TOP_LOG_PROBS = 20
@@ -246,7 +246,7 @@ def _as_prompt(max_bytes: int, name: str, value: object) -> str:
 def _as_token_ids(max_prompt_bytes: int, name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, np.ndarray):
         raise InvalidRequestError(f"{name}: expected a tensor of token ids, got {show(value)}")
-    if value.size > max_prompt_bytes:  # no text of that length has so many
+    if value.size > max_prompt_bytes:  # a text of that length has fewer
         raise InvalidRequestError(f"{name}: {value.size} token ids exceed max_prompt_bytes {max_prompt_bytes}")
     token_ids: list[int] = value.reshape(-1).tolist()
     if (smallest := min(token_ids, default=0)) < 0:

@@ -22,7 +22,7 @@ from backend.text.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, float | None], None]  # what is being done, and the fraction done where it is known
+Progress = Callable[[str, float | None], None]  # the stage, and the fraction done where it is known
 
 
 class EngineLike(Protocol):

@@ -1,7 +1,7 @@
 """The engine's door: a checked `Generation` becomes a `Request` with token ids, SLOs and times.
 
-What only the engine process can know is checked here: whether messages fit the chat template, the prompt the model, and
-its token ids the model's vocabulary. Called from several threads; holds no state.
+Only the engine process can check three things: that messages fit the chat template, the prompt the model, and its token
+ids the model's vocabulary. That happens here. Called from several threads; holds no state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_CHAR_BYTES = 4  # UTF-8
 
 
 class PromptTokenizer(Protocol):
-    """What is needed of a tokenizer to serve; `backend.text.tokenizer.Tokenizer` satisfies it."""
+    """The part of a tokenizer that serving needs; `backend.text.tokenizer.Tokenizer` satisfies it."""
 
     eos_token_ids: frozenset[int]
     vocab_size: int  # above every id it knows

@@ -192,6 +192,7 @@ class VllmEngine:
     def _end(self, ticket: Ticket, reason: FinishReason) -> None:
         request = ticket.request
         request.num_preemptions = ticket.num_preemptions
+        request.num_cached = ticket.num_cached
         request.first_scheduled_s = ticket.first_scheduled_s
         self._answers.finish(request, reason)
 

@@ -53,7 +53,9 @@ class Writer:
         self._tally.add(choice, chunk)
         events = [self._opening(choice)] if choice not in self._opened else []
         if chunk.text or chunk.log_probs:
-            events.append(self._piece(choice, replace(chunk, finish_reason=None)))
+            events.append(
+                self._piece(choice, chunk if chunk.finish_reason is None else replace(chunk, finish_reason=None))
+            )
         elif self._job.asked.continues_usage and chunk.finish_reason is None:
             events.append(self._piece(choice, chunk))
         if chunk.finish_reason is not None:

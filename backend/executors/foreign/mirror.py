@@ -1,6 +1,6 @@
 """The mirror: another engine's requests and KV pool, retold as the state that a policy reads.
 
-The engine decides what really happens, so nothing here is assumed from a plan: before each step `follow` reads where
+The engine decides what really happens, so nothing here is assumed from a plan. Before each step `follow` reads where
 the requests stand, and after it `adopt` notes what the engine scheduled. KV is counted in whole blocks by our own
 manager (`Layout.WHOLE_BLOCK`). What the engine uses beyond that count (blocks of requests that are not ours, cached
 prefixes it cannot drop) is taken out of every budget.
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.core.plan import PreemptionKind
-from backend.core.request import PriorityClass, Request, RequestState
+from backend.core.request import PrefixSource, PriorityClass, Request, RequestState
 from backend.executors.foreign.source import Source, Ticket
 from backend.policy.packing import side_of
 from backend.policy.state.latency_model import LatencyModel
@@ -37,9 +37,9 @@ _TOKEN = 0  # stands for every output token: a policy counts tokens and reads no
 
 @dataclass(slots=True, eq=False)
 class Twin(Generic[H]):
-    """Our copy of a request inside the engine. `handle` is the one there, `request` what the policy sees, `num_reached`
-    the most positions that were computed when KV was lost, `num_kept` those of a victim that are still to be had (None:
-    all)."""
+    """Our copy of a request inside the engine. `handle` is the one there, `request` what the policy sees.
+    `num_reached`: the most positions that were computed when KV was lost. `num_kept`: those of a victim that are still
+    to be had (None: all)."""
 
     handle: H
     ticket: Ticket
@@ -49,7 +49,7 @@ class Twin(Generic[H]):
 
 
 class Scheduled(NamedTuple):
-    """A request that a step of the engine runs: its new tokens, after `start` positions that need no computing; None:
+    """A request that a step of the engine runs: its new tokens, after `start` positions that need no computing. None:
     after those computed and all that can be restored."""
 
     key: Key
@@ -110,6 +110,7 @@ class Mirror(Generic[H]):
         )
         self.num_foreign_blocks = 0  # that the engine uses beyond what we count
         self.preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
+        self.prefix_tokens: Counter[tuple[PriorityClass, PrefixSource]] = Counter()  # of prompts that began
         self.total_restored = 0  # tokens that victims got back uncomputed, as far as we can tell
         self.total_recomputed = 0
         self._by_request: dict[Request, Twin[H]] = {}
@@ -117,7 +118,7 @@ class Mirror(Generic[H]):
     # What a policy asks of the KV (backend.policy.view.KVReader)
 
     def budget(self) -> KVBudget:
-        """Return a budget without the blocks that the engine uses for what is not ours."""
+        """Return a budget without the blocks that the engine uses for requests that are not ours."""
         budget = self.kv.budget()
         max_slots = self.kv.config.max_seq_len // self.kv.config.block_size * self.kv.config.block_size
         missing = self.num_foreign_blocks * self.kv.config.block_size
@@ -221,7 +222,7 @@ class Mirror(Generic[H]):
         return adopted
 
     def adopt_decodes(self, rows: NDArray[np.int64]) -> bool:
-        """Note that the engine runs one token of each of `rows` and no more, after what they have computed; False, and
+        """Note that the engine runs one token of each of `rows` and no more, after what they have computed. False, and
         nothing is noted, where one of them may have lost KV or our count has no room."""
         return not self.table.is_preempted[rows].any() and self.kv.grow_each_by_one(rows)
 
@@ -279,11 +280,13 @@ class Mirror(Generic[H]):
         request = twin.request
         if request.row is None:
             self._enter(request)
-        if twin.ticket.first_scheduled_s is None:
-            twin.ticket.first_scheduled_s = now_s
         num_computed = request.num_computed
         if (start := scheduled.start) is None:
             start = num_computed + self.num_restorable(_row(request))
+        if twin.ticket.first_scheduled_s is None:
+            twin.ticket.first_scheduled_s = now_s
+            if scheduled.start is not None:
+                self._note_prefix(twin, start)
         num_restored = max(0, start - num_computed)
         end = start + scheduled.num_tokens
         num_missing = end - self._num_held(request)
@@ -296,6 +299,14 @@ class Mirror(Generic[H]):
             self.total_recomputed += max(0, min(end, twin.num_reached) - start)
         twin.num_reached = max(twin.num_reached, end)
         return Adopted(request, scheduled.num_tokens, start, num_restored)
+
+    def _note_prefix(self, twin: Twin[H], num_cached: int) -> None:
+        """Note that a request begins with so many tokens that the engine had the KV of."""
+        twin.ticket.num_cached = num_cached
+        if self._source.keeps_kv:
+            cls, num_prompt = twin.request.priority_class, twin.request.num_prompt
+            self.prefix_tokens[cls, PrefixSource.HIT] += num_cached
+            self.prefix_tokens[cls, PrefixSource.MISS] += num_prompt - num_cached
 
     def _set_computed(self, twin: Twin[H], num_computed: int) -> None:
         """Let the books say that the first `num_computed` positions have their KV where a step reads it."""
@@ -336,7 +347,7 @@ class Mirror(Generic[H]):
         self.table.enter(request, request.row, request.max_total_tokens)
 
     def _grow(self, request: Request, num_slots: int) -> None:
-        """Count blocks in that the engine gave a request, as far as our count has them: where prefixes are shared it
+        """Count blocks in that the engine gave a request, as far as our count has them. Where prefixes are shared it
         may give more than there are."""
         if num_slots <= 0:
             return

@@ -110,7 +110,7 @@ class Pilot(Generic[H]):
         self._note_step([adopted.request for adopted in ours], _features(ours), num_rt_tokens, budget_s)
 
     def adopt_decodes(self, requests: Sequence[Request], budget_s: float) -> bool:
-        """Do what `adopt` does where the engine runs one token of each of `requests`, in a few array operations; False,
+        """Do what `adopt` does where the engine runs one token of each of `requests`, in a few array operations. False,
         and nothing is noted, where that is not certain."""
         table, rows = self.mirror.table, np.array([request.row for request in requests], np.int64)
         if not self.mirror.adopt_decodes(rows):
@@ -149,6 +149,7 @@ class Pilot(Generic[H]):
                 copied_out=0,  # the engine moves pages by itself and does not say
                 copied_in=self.mirror.total_restored,
                 recomputed=self.mirror.total_recomputed,
+                prefix=self.mirror.prefix_tokens,
             )
         )
         return _at_rest(stats, self.view.limits) if is_at_rest else stats

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ def clients_python() -> Path:
     return python
 
 
-def run(command: Sequence[str | Path], folder: Path) -> str:
+def run(command: Sequence[str | Path], folder: Path, further: Mapping[str, str] = OFFLINE) -> str:
     """Run a command of the clients' environment in `folder`, its home; return what it prints."""
     names = ("PATH", "LANG", "TMPDIR")
-    environment = {name: os.environ[name] for name in names if name in os.environ} | OFFLINE
+    environment = {name: os.environ[name] for name in names if name in os.environ} | dict(further)
     environment |= {"HOME": str(folder), "LLM_USER_PATH": str(folder / "llm")}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False

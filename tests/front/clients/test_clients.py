@@ -30,7 +30,7 @@ def write_llm_models(folder: Path, url: str) -> None:
     ("program", "error"),
     [
         ("with_litellm", "litellm.NotFoundError"),
-        ("with_langchain", "openai.NotFoundError"),
+        ("with_langchain", "langchain_openai.OpenAIModelNotFoundError"),
         ("with_llm", "openai.NotFoundError"),
     ],
 )
@@ -99,7 +99,7 @@ def test_aiperf_reports_no_error(sim: Server, tmp_path: Path, tokenizer: Path, e
         *("--extra-inputs", f"service_tier:{tier}", "--extra-inputs", "ignore_eos:true"),
         *("--artifact-dir", str(tmp_path / "report")),
     ]
-    run(command, tmp_path)
+    run(command, tmp_path, {})  # told to be offline, it takes the tokenizer's folder for a name on Hugging Face
     (path,) = (tmp_path / "report").rglob("profile_export_aiperf.json")
     report = json.loads(path.read_text())
     assert report["request_count"]["avg"] == NUM_REQUESTS

@@ -103,7 +103,10 @@ def measure(
 class Load:
     """A scheduler kept at a number of running and of waiting requests."""
 
-    def __init__(self, running: int, waiting: int, policy: str, waiting_class: PriorityClass) -> None:
+    def __init__(
+        self, running: int, waiting: int, policy: str, waiting_class: PriorityClass, has_cache: bool = False
+    ) -> None:
+        """has_cache: with prefix caching, which finds nothing here."""
         capacity = ExecutorCapacity(
             block_size=16,
             num_blocks=running * (len(_PROMPT) + _OUTPUT) // 8,
@@ -112,7 +115,9 @@ class Load:
             max_tokens_per_step=running + 2048,
             max_seqs_per_step=running,
         )
-        settings = SchedulerSettings(policy=policy, max_waiting_rt=1_000_000, max_waiting_be=1_000_000)
+        settings = SchedulerSettings(
+            policy=policy, max_waiting_rt=1_000_000, max_waiting_be=1_000_000, prefix_caching=has_cache
+        )
         self._scheduler: Scheduler = make_scheduler(settings, capacity)
         self._num_added = 0
         self._now_s = 0.0

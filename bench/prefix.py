@@ -1,33 +1,39 @@
 """What prefix caching brings: chats and a batch job on a real server, hit rates in the simulator, the cost of a look.
 
     python -m bench.prefix live --out bench/results/prefix-live.json [--seeds 0 1 2] [-- FLAGS OF bros-serve]
-    python -m bench.prefix sim  --out bench/results/prefix-sim.json  [--seeds 0 1 2]
-    python -m bench.prefix cost
+    python -m bench.prefix sim  --out bench/results/prefix-sim.json  [--seeds 0 1 2 3 4] [--scale 0.2] [--jobs 2]
+    python -m bench.prefix cost     the lookup of a prompt of 2,000 tokens
+    python -m bench.prefix step     a step of bench.micro with the cache, which finds nothing, against one without
 
 `live`: 8 conversations of 6 turns with think times, then a file of best-effort requests with one system prompt. Each
 seed runs on a server with the cache, then on one without. `sim`: conversations, and long documents with common
 beginnings, at the scale of a GPU. An LRU oracle with as many slots stands beside them. A third trace adds a flood of
-best-effort prompts. Cache on against cache off is the ablation.
+best-effort prompts. Eviction by class, eviction by last use alone, and no cache are compared. A file that has some of
+the runs, from the same commit, is completed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from backend.core.request import PriorityClass
 from bench.common.provenance import provenance
 from bench.common.stats import percentiles
 from bench.live.server import running_server
-from bench.sim.prefix_traces import TRACES, simulate
+from bench.micro import Load
+from bench.sim.prefix_traces import CACHES, TRACES, simulate
 from client import AsyncClient
 from kv.manager import KVCacheManager
 from kv.prefixes import Prefix
@@ -35,6 +41,8 @@ from kv.types import KVConfig, Side
 
 _FIRST_TOKEN_ID, _LAST_TOKEN_ID = 1_000, 30_000
 _COST_TOKENS, _COST_TRIES = 2_000, 2_000
+_WARM_STEPS = 300  # of bench.micro's loads
+_Simulated: TypeAlias = tuple[str, int, str]  # trace, seed, cache
 _SETTINGS = {"with": "true", "without": "false"}
 
 
@@ -47,8 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         "live": _live,
         "sim": _sim,
         "cost": lambda _: dict(lookup_cost()),
+        "step": lambda _: dict(step_cost()),
     }
-    result = {"provenance": source, "part": options.part, **parts[options.part](options)}
+    result = {"provenance": source, "part": options.part} | parts[options.part](options)
     if options.out is not None:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
@@ -118,15 +127,35 @@ async def _answer(client: AsyncClient, prompt: list[int], cls: Any, max_tokens: 
 
 
 def _sim(options: argparse.Namespace) -> dict[str, Any]:
-    results = []
-    for name in TRACES:
-        for seed in options.seeds:
-            for is_on in (True, False):
-                results.append(
-                    {"trace": name, "seed": seed, "cache": is_on, **simulate(name, seed, is_on, options.scale)}
-                )
-                print(json.dumps(results[-1]), file=sys.stderr)
-    return {"runs": results}
+    source, wanted = (
+        provenance(),
+        [(name, seed, cache) for name in TRACES for seed in options.seeds for cache in CACHES],
+    )
+    runs = _runs_of(options.out, source["commit"], options.scale)
+    missing = [run for run in wanted if run not in runs]
+    with ProcessPoolExecutor(options.jobs) as pool:
+        tasks = {pool.submit(simulate, *run, options.scale): run for run in missing}
+        for task in as_completed(tasks):
+            runs[tasks[task]] = task.result()
+            print(json.dumps([*tasks[task], task.result()]), file=sys.stderr)
+            if options.out is not None:
+                options.out.write_text(json.dumps(_sim_result(source, options.scale, runs)))
+    return _sim_result(source, options.scale, {run: runs[run] for run in wanted})
+
+
+def _sim_result(source: Any, scale: float, runs: Mapping[_Simulated, dict[str, Any]]) -> dict[str, Any]:
+    named = [{"trace": name, "seed": seed, "cache": cache, **run} for (name, seed, cache), run in runs.items()]
+    return {"provenance": source, "part": "sim", "scale": scale, "runs": named}
+
+
+def _runs_of(path: Path | None, commit: str, scale: float) -> dict[_Simulated, dict[str, Any]]:
+    """Return the runs that a file has from `commit` at `scale`."""
+    if path is None or not path.exists():
+        return {}
+    result = json.loads(path.read_text())
+    if (result["provenance"]["commit"], result["scale"]) != (commit, scale):
+        return {}
+    return {(run.pop("trace"), run.pop("seed"), run.pop("cache")): run for run in result["runs"]}
 
 
 # --- a look -------------------------------------------------------------------------------------------------------
@@ -149,6 +178,31 @@ def lookup_cost(num_tokens: int = _COST_TOKENS, tries: int = _COST_TRIES) -> dic
     return {"num_tokens": num_tokens, "median_us": median(costs_us), "p99_us": float(np.quantile(costs_us, 0.99))}
 
 
+# --- a step without hits ------------------------------------------------------------------------------------------
+
+
+def step_cost(running: int = 256, waiting: int = 10_000, rounds: int = 60, steps: int = 20) -> dict[str, float]:
+    """Return the cost of a step with the cache divided by that without, where nothing is found: both loads take turns,
+    and the medians of each turn are compared."""
+    loads = [Load(running, waiting, "bros", PriorityClass.BEST_EFFORT, has_cache) for has_cache in (False, True)]
+    for load in loads:
+        for _ in range(_WARM_STEPS):
+            load.step()
+    gc.collect()
+    gc.freeze()
+    costs_us = [[median(load.step() for _ in range(steps)) * 1e6 for load in loads] for _ in range(rounds)]
+    gc.unfreeze()
+    without, with_cache = np.array(costs_us).T
+    ratios = with_cache / without
+    return {
+        "without_us": float(np.median(without)),
+        "with_us": float(np.median(with_cache)),
+        "ratio": float(np.median(ratios)),  # to be at most 1.15
+        "ratio_p25": float(np.quantile(ratios, 0.25)),
+        "ratio_p75": float(np.quantile(ratios, 0.75)),
+    }
+
+
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the arguments before `--` and those behind it."""
     index = arguments.index("--") if "--" in arguments else len(arguments)
@@ -159,10 +213,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.prefix", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("live", "sim", "cost"))
+    parser.add_argument("part", choices=("live", "sim", "cost", "step"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--out", type=Path, help="write the result to a JSON file with its provenance")
-    parser.add_argument("--scale", type=float, default=1.0, help="sim: part of the requests (default: 1)")
+    parser.add_argument("--scale", type=float, default=1.0, help="sim: part of requests and pool (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="sim: processes (default: 1)")
     numbers: Sequence[tuple[str, float, str]] = (
         ("chats", 8, "conversations"),
         ("turns", 6, "turns of each"),

@@ -14,13 +14,16 @@ class Tally:
 
     asked: Asked
     _num_input: dict[int, int] = field(default_factory=dict)
+    _num_cached: dict[int, int] = field(default_factory=dict)  # the least that a choice of the prompt found
     _num_output: dict[int, int] = field(default_factory=dict)
 
     def add(self, choice: int, part: Chunk | Generation) -> None:
         """Count what `part` of a choice says."""
         self._num_output[choice] = self._num_output.get(choice, 0) + len(part.token_ids)
         if part.metrics is not None:
-            self._num_input[choice // self.asked.n] = part.metrics.num_input_tokens
+            prompt, num_cached = choice // self.asked.n, part.metrics.num_cached_tokens
+            self._num_input[prompt] = part.metrics.num_input_tokens
+            self._num_cached[prompt] = min(num_cached, self._num_cached.get(prompt, num_cached))
             self._num_output[choice] = part.metrics.num_output_tokens
 
     @property
@@ -31,4 +34,5 @@ class Tally:
             "prompt_tokens": num_input,
             "completion_tokens": num_output,
             "total_tokens": num_input + num_output,
+            "prompt_tokens_details": {"cached_tokens": sum(self._num_cached.values())},
         }

@@ -15,7 +15,7 @@ These are the loops behind kv/pool.py, compiled (kv/compiled.py) over its column
     ends      int16 [3, 2 * blocks]    FILL: slots that the row here has; GROWS: whether it grows here; ROOM: rank of
                                        the room that a newcomer at this end finds beside the row at the opposite one
     previous  int32 [2 * blocks]       the end that the same row holds before this one, or NONE
-    numbers   int64 [11]               counts and the layout, see below
+    numbers   int64 [12]               counts and the layout, see below
 
 Rows form a tree: the first BASE positions of a row are *borrowed*, from its PARENT (NONE where BASE is 0) and the rows
 before that. Each slot so has one owner, at whose end it stands. A row is cut no further than its PIN, the most that
@@ -53,7 +53,8 @@ FILL, GROWS, ROOM = 0, 1, 2
 # the low end of the pool for heads and from its high end for tails: in that order they take them.
 FREE_BLOCKS, HELD_BLOCKS, FIRST_FREE, BLOCK_SIZE, IS_SHARED, TAILS_FROM_RIGHT = 0, 1, 3, 5, 6, 7
 NUM_USES, NUM_CACHED, NUM_EVICTED = 8, 9, 10  # uses so far, cached rows, slots taken from such so far
-NUM_NUMBERS = 11
+EVICTS_BY_CLASS = 11
+NUM_NUMBERS = 12
 RT_USED = 1 << 40
 EVERYTHING = 1 << 40  # slots, more than there are
 
@@ -304,7 +305,7 @@ def cached_fill(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Nu
 @compiled("int64(int64[:,::1], int64[::1])")
 def num_borrowed_cached(rows: RowColumns, numbers: Numbers) -> int:
     """Return the slots that cached rows own and requests borrow."""
-    if not numbers[NUM_CACHED]:
+    if not numbers[NUM_CACHED] or rows[PARENT].max() == NONE:
         return 0
     num_slots = 0
     held = _held_by_requests(rows)
@@ -384,7 +385,7 @@ def boundaries(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Num
 @compiled()
 def _use(rows: RowColumns, numbers: Numbers, row: int, side: int) -> None:
     """Note that a row on `side` uses `row`, last of all so far."""
-    is_rt = side == HEAD or rows[USE, row] >= RT_USED
+    is_rt = numbers[EVICTS_BY_CLASS] and (side == HEAD or rows[USE, row] >= RT_USED)
     rows[USE, row] = numbers[NUM_USES] + (RT_USED if is_rt else 0)
 
 
@@ -404,25 +405,24 @@ def borrow(rows: RowColumns, numbers: Numbers, row: int, lender: int, num_slots:
         lender = rows[PARENT, lender]
 
 
-@compiled(f"boolean({_C}, int64, int64)")
-def leave_cached(
-    rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int, num_kept: int
-) -> bool:
-    """Take `row` from its request: its first `num_kept` positions stay, or what others borrow of it. Return whether any
-    do, of its own; else the row is closed."""
+@compiled(f"int64({_C}, int64, int64)")
+def leave_cached(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int, num_kept: int) -> int:
+    """Take `row` from its request: its first `num_kept` positions stay, or what others borrow of it. Return how many
+    do; if none of its own, the row is closed."""
     if num_kept <= rows[BASE, row]:
         num_kept = 0
-    if not shrink(rows, ends, previous, numbers, row, num_kept):
+    num_kept = shrink(rows, ends, previous, numbers, row, num_kept)
+    if not num_kept:
         rows[SIDE, row] = NONE
         rows[USE, row] = 0
-        return False
+        return 0
     numbers[NUM_CACHED] += 1
     numbers[NUM_USES] += 1
     rows[IS_CACHED, row] = True
     _use(rows, numbers, row, rows[SIDE, row])
     ends[GROWS, rows[LAST, row]] = False
     _set_rooms(ends, numbers, rows[LAST, row])
-    return True
+    return num_kept
 
 
 @compiled()

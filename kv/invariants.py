@@ -11,6 +11,7 @@ import numpy as np
 
 from kv.block import (
     BASE,
+    EVICTS_BY_CLASS,
     FILL,
     FIRST_FREE,
     GROWS,
@@ -111,6 +112,7 @@ def _check_columns(config: KVConfig, pool: Pool, fill: Indices) -> None:
     assert np.array_equal(pool.ends[ROOM], rank), "the rooms have drifted from the fill"
     assert pool.numbers[IS_SHARED] == (config.layout is Layout.TWO_ENDED)
     assert pool.numbers[TAILS_FROM_RIGHT] == (config.layout is not Layout.WHOLE_BLOCK)
+    assert pool.numbers[EVICTS_BY_CLASS] == config.evicts_by_class
 
 
 def _check_counts(config: KVConfig, pool: Pool, fill: Indices) -> None:

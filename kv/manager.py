@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kv.block import BASE, HEAD, INDEX_OF_SIDE, TAIL
+from kv.block import BASE, HEAD, HELD, INDEX_OF_SIDE, IS_CACHED, NONE, SIDE, TAIL
 from kv.budget import KVBudget
 from kv.checkpoint import HostPool
 from kv.invariants import check_invariants
@@ -53,6 +53,7 @@ class KVCacheManager:
         self._index = PrefixIndex(config.block_size)
         self._written = self._pool.held.copy()  # by row: leading positions that were computed before this step
         self._num_changes = 0
+        self._borrowed_cached = 0, 0  # as of which change
 
     @property
     def slot_table(self) -> NDArray[np.int32]:
@@ -82,6 +83,7 @@ class KVCacheManager:
     def close_each(self, rows: Sequence[Row]) -> None:
         """Do `close` for each of `rows` (distinct), in a fraction of the time of single calls."""
         for row in rows:
+            self._check_open(row)
             self._leave_cached(row, 0)
 
     # Prefixes
@@ -89,7 +91,8 @@ class KVCacheManager:
     def find(self, prefix: Prefix) -> int:
         """Return how many of the tokens of `prefix`, from the first on, a new row could borrow; all but the last, which
         is always computed."""
-        return min(prefix.find(self._index), prefix.num_tokens - 1)
+        num_found = prefix.find(self._index)
+        return num_found if num_found < prefix.num_tokens else prefix.num_tokens - 1
 
     def borrow(self, row: Row, prefix: Prefix) -> int:
         """Let `row`, which holds nothing, begin with what can be borrowed of `prefix`; return how many positions."""
@@ -104,20 +107,23 @@ class KVCacheManager:
 
     def num_borrowed(self, row: Row) -> int:
         """Return the leading positions of `row` that are at slots of others."""
-        return int(self._pool.rows[BASE, row])
+        return self._pool.rows.item(BASE, row)
 
     def lend(self, row: Row, prefix: Prefix, num_tokens: int) -> None:
         """Let others borrow what `row` holds: the first `num_tokens` of `prefix`, which were computed, and are not
         copied in, by the steps before this one."""
-        self._check_open(row)
-        assert num_tokens <= self.num_held(row), f"row {row}: lends {num_tokens} of {self.num_held(row)} positions"
-        self._index.add(row, prefix, self.num_borrowed(row), num_tokens)
+        rows = self._pool.rows
+        num_held = rows.item(HELD, row)
+        assert rows.item(SIDE, row) != NONE, f"row {row} is not open"
+        assert not rows.item(IS_CACHED, row), f"row {row} is cached already"
+        assert num_tokens <= num_held, f"row {row}: lends {num_tokens} of {num_held} positions"
+        self._index.add(row, prefix, rows.item(BASE, row), num_tokens)
 
     def leave_cached(self, row: Row, prefix: Prefix, num_tokens: int) -> None:
         """Close `row`, but let others borrow the first `num_tokens` of `prefix` that it holds, as `lend` does, until
         their slots are needed. Where others hold the same, only that stays which others borrow already."""
         self.lend(row, prefix, num_tokens)
-        size = self.config.block_size
+        size = self._index.block_size
         self._leave_cached(row, 0 if self._index.is_double(row) else num_tokens // size * size)
 
     def evict_all(self) -> None:
@@ -126,11 +132,12 @@ class KVCacheManager:
         self._pool.evict(None, HEAD)
         self._note_losses()
 
-    def keep_free(self, num_blocks: int) -> None:
-        """Evict until `num_blocks` blocks are free, or nothing is left to evict: growth into free blocks is cheap."""
-        if self._pool.num_free_blocks < num_blocks and self._pool.num_cached:
+    def keep_free(self, least: int, enough: int) -> None:
+        """Where fewer than `least` blocks are free, evict until `enough` are, or nothing is left to evict: growth into
+        free blocks is cheap, and so is one eviction of many."""
+        if self._pool.num_free_blocks < least and self._pool.num_cached:
             self._num_changes += 1
-            self._pool.evict(None, HEAD, 0, num_blocks)
+            self._pool.evict(None, HEAD, 0, enough)
             self._note_losses()
 
     @property
@@ -140,12 +147,19 @@ class KVCacheManager:
 
     @property
     def num_borrowed_cached(self) -> int:
-        """Slots of cached rows that requests borrow: nobody can have them."""
-        return self._pool.num_borrowed_cached()
+        """Slots of cached rows that requests borrow: nobody can have them. Asked often in a plan, counted once."""
+        if self._borrowed_cached[0] != self._num_changes:
+            self._borrowed_cached = self._num_changes, self._pool.num_borrowed_cached()
+        return self._borrowed_cached[1]
+
+    @property
+    def held(self) -> NDArray[np.int64]:
+        """The number of positions that have a slot, by row: to read."""
+        return self._pool.held
 
     def num_held(self, row: Row) -> int:
         """Return the number of positions of `row` that have a slot."""
-        return int(self._pool.held[row])
+        return self._pool.held.item(row)
 
     def grow(self, row: Row, num_slots: int) -> bool:
         """Append slots for `num_slots` more positions, all or nothing; False = no room.
@@ -157,7 +171,7 @@ class KVCacheManager:
         self._host.forget(row, num_slots)
         return True
 
-    def grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32]) -> bool:
+    def grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64]) -> bool:
         """The decode path: `grow(row, 1)` for every one of `rows` (distinct) in order, vectorised; all or nothing."""
         budget = self.budget()
         if budget.try_grow_each_by_one(rows) < len(rows):
@@ -268,6 +282,9 @@ class KVCacheManager:
         """Assert all that must hold between any two calls (see kv/invariants.py); O(slots)."""
         check_invariants(self.config, self._pool, self._table, self._host)
         self._index.check_invariants(self._pool.held.tolist())
+        if self._borrowed_cached[0] == self._num_changes:
+            num_slots = self._pool.num_borrowed_cached()
+            assert self._borrowed_cached[1] == num_slots, "a change was not counted"
         assert np.all(self._written <= self._pool.held[: len(self._written)]), "a position not held counts as written"
 
     def _append(self, row: Row, num_slots: int) -> bool:
@@ -311,18 +328,20 @@ class KVCacheManager:
 
     def _leave_cached(self, row: Row, num_kept: int) -> None:
         """Close the row; keep its first `num_kept` positions cached, or what others borrow of it."""
-        self._check_open(row)
         self._num_changes += 1
         self._host.drop(row)
-        self._pool.leave_cached(row, num_kept)
-        self._index.cut(row, self.num_held(row))
-        self._written[row : row + 1] = self.num_held(row)
+        num_kept = self._pool.leave_cached(row, num_kept)
+        self._index.cut(row, num_kept)
+        if row < len(self._written):
+            self._written[row] = num_kept
 
     def _note_losses(self) -> None:
         """Take in what the pool took from rows; only then may those that it closed be used again."""
+        written = self._written
         for row, num_kept in self._pool.losses:
             self._index.cut(Row(row), num_kept)
-            self._written[row : row + 1] = np.minimum(self._written[row : row + 1], num_kept)
+            if row < len(written) and written.item(row) > num_kept:
+                written[row] = num_kept
         self._pool.losses.clear()
 
     def _fit_rows(self) -> None:

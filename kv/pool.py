@@ -16,6 +16,7 @@ from kv.block import (
     BASE,
     BLOCK_SIZE,
     EVERYTHING,
+    EVICTS_BY_CLASS,
     FREE_BLOCKS,
     HELD,
     HELD_BLOCKS,
@@ -56,6 +57,7 @@ class Pool:
         self.numbers[BLOCK_SIZE] = config.block_size
         self.numbers[IS_SHARED] = config.layout is Layout.TWO_ENDED
         self.numbers[TAILS_FROM_RIGHT] = config.layout is not Layout.WHOLE_BLOCK
+        self.numbers[EVICTS_BY_CLASS] = config.evicts_by_class
         self._bind()
 
     def _bind(self) -> None:
@@ -119,8 +121,9 @@ class Pool:
 
     def is_open(self, row: int) -> bool:
         """Whether a request has `row`: it was opened, and neither closed nor left to the cache since."""
-        is_there = 0 <= row < self.num_rows and self.rows[SIDE, row] != NONE
-        return bool(is_there and not self.rows[IS_CACHED, row])
+        rows = self.rows
+        is_there = 0 <= row < rows.shape[1] and rows.item(SIDE, row) != NONE
+        return is_there and not rows.item(IS_CACHED, row)
 
     def can_lend(self, row: int, num_slots: int) -> bool:
         """Whether the first `num_slots` positions of `row` are what they were when `losses` was empty."""
@@ -164,17 +167,20 @@ class Pool:
         for row in rows:
             self.leave_cached(row, 0)
 
-    def leave_cached(self, row: int, num_kept: int) -> None:
-        """Take `row` from its request: its first `num_kept` positions stay, or what others borrow of it."""
-        if not block.leave_cached(*self.columns, row, num_kept):
+    def leave_cached(self, row: int, num_kept: int) -> int:
+        """Take `row` from its request: its first `num_kept` positions stay, or what others borrow of it. Return how
+        many do."""
+        num_kept = block.leave_cached(*self.columns, row, num_kept)
+        if not num_kept:
             self.closed_rows.append(row)
+        return num_kept
 
     def borrow(self, row: int, lender: int, num_slots: int) -> None:
         """Let `row`, which holds nothing, begin with the first `num_slots` positions of `lender`."""
         block.borrow(self.rows, self.numbers, row, lender, num_slots)
 
     def _add_rows(self) -> None:
-        num_rows, num_added = self.num_rows, max(self.num_rows, _MIN_ROWS)
+        num_rows, num_added = self.num_rows, max(self.num_rows // 2, _MIN_ROWS)  # loops run over all of them
         self.closed_rows.extend(range(num_rows + num_added - 1, num_rows - 1, -1))
         self.rows = np.pad(self.rows, ((0, 0), (0, num_added)))
         self.rows[LAST, num_rows:] = self.rows[SIDE, num_rows:] = self.rows[PARENT, num_rows:] = NONE

@@ -1,75 +1,79 @@
-"""Which tokens the rows hold: a tree of segments, in which a new request finds the longest prefix that it can borrow.
+"""Which tokens the rows hold: a tree of runs, in which a new request finds the longest prefix that it can borrow.
 
-    (salt) ─ "You are a help" ─ "ful assistant." ─┬─ "What is a cat?" …    each edge: the tokens of one segment
-             rows 3, 8          rows 3, 8         └─ "What is a dog?" …    each node: the rows that can lend so far
+    (salt) ─ "You are a helpful assistant." ─┬─ "What is a cat?" …    each run: the tokens of some segments, and
+             rows 3, 8                       └─ "What is a dog?" …    the rows that can lend all of them
 
-A segment is `block_size` tokens, from a multiple of it on. Edges are the tokens themselves, so nothing is ever taken
-for something else: a dictionary compares them where hashes agree. A row lends what it owns; what it borrows, its
-lenders lend: they keep it as long as it does, so a node that has rows is led to by nodes that have some.
+A segment is `block_size` tokens, from a multiple of it on; a run is whole segments, and is split where one of its rows
+lends less. A row that shares with nobody is thus one run, however long it is. Tokens themselves are compared, so
+nothing is ever taken for something else. A row lends what it owns; what it borrows, its lenders lend: they keep it as
+long as it does, so a run that has rows is led to by runs that have some.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Sequence
+
+import numpy as np
 
 from kv.types import Row
 
-TOKEN_TYPE = "i"  # tokens are int32
-TOKEN_BYTES = array(TOKEN_TYPE).itemsize
+TOKEN_BYTES = 4  # tokens are int32
 
 
-def token_bytes(token_ids: Iterable[int]) -> bytes:
+def token_bytes(token_ids: Sequence[int]) -> bytes:
     """Return tokens as the index compares them."""
-    return array(TOKEN_TYPE, token_ids).tobytes()
+    return struct.pack(f"={len(token_ids)}i", *token_ids)  # twice as fast as an array of them
 
 
-class _Segment:
-    """A segment after all those before it. Without `rows` it is no longer in the tree."""
+class _Run:
+    """Segments after all those before them: tokens [start, stop). Without `rows` it is no longer in the tree."""
 
-    __slots__ = ("children", "num_positions", "parent", "rows", "salt", "tokens")
+    __slots__ = ("children", "parent", "rows", "salt", "start", "stop", "tokens")
 
-    def __init__(self, tokens: bytes, salt: str, parent: _Segment | None, num_positions: int) -> None:
+    def __init__(self, tokens: bytes, salt: str, parent: _Run | None, start: int) -> None:
         self.tokens = tokens
         self.salt = salt
         self.parent = parent
-        self.num_positions = num_positions  # from the beginning to its end
-        self.children: dict[bytes, _Segment] = {}
+        self.start = start
+        self.stop = start + len(tokens) // TOKEN_BYTES
+        self.children: dict[bytes, _Run] = {}  # by their first segments
         self.rows: list[Row] = []
 
 
 class Prefix:
     """The tokens of a request and, as of the last look, where they leave the tree."""
 
-    __slots__ = ("_last", "data", "salt")
+    __slots__ = ("_last", "_lent", "_num_known", "data", "num_tokens", "salt")
 
     def __init__(self, token_ids: Sequence[int], salt: str = "") -> None:
         """Tokens of different `salt` are never shared."""
         self.data = token_bytes(token_ids)
+        self.num_tokens = len(token_ids)
         self.salt = salt
-        self._last: _Segment | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.data) // TOKEN_BYTES
+        self._last: _Run | None = None  # the last run that is wholly in the tokens
+        self._num_known = 0  # tokens up to its end, when it was found
+        self._lent: _Run | None = None  # the last run of which they have a part
 
     @property
     def lenders(self) -> Sequence[Row]:
         """The rows that could lend what was found."""
-        return () if self._last is None else self._last.rows
+        return () if self._lent is None else self._lent.rows
 
     def append(self, token_ids: Sequence[int]) -> None:
         """Note that the request went on with `token_ids`."""
-        self.data += token_bytes(token_ids)
+        num_tokens = len(token_ids)
+        self.data += struct.pack(f"={num_tokens}i", *token_ids)
+        self.num_tokens += num_tokens
 
     def find(self, index: PrefixIndex) -> int:
         """Return how many of the tokens, from the first on, can be borrowed, in whole segments; it remembers where."""
         last = self._last
-        while last is not None and not last.rows:
+        while last is not None and (not last.rows or last.stop > self._num_known):  # it is gone, or has grown
             last = last.parent
-        start = 0 if last is None else last.num_positions * TOKEN_BYTES
-        self._last = index.last_of(last, self.salt, self.data[start:])
-        return 0 if self._last is None else self._last.num_positions
+        self._last, self._lent, num_found = index.search(last, self.salt, self.data)
+        self._num_known = 0 if self._last is None else self._last.stop
+        return num_found
 
 
 class PrefixIndex:
@@ -77,79 +81,147 @@ class PrefixIndex:
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
-        self._roots: dict[str, dict[bytes, _Segment]] = {}
-        self._owned: dict[Row, list[_Segment]] = {}  # the segments that a row can lend, in order
+        self._size = block_size * TOKEN_BYTES  # of a segment
+        self._roots: dict[str, dict[bytes, _Run]] = {}
+        self._owned: dict[Row, list[_Run]] = {}  # the runs that a row can lend, in order
 
-    def last_of(self, last: _Segment | None, salt: str, data: bytes) -> _Segment | None:
-        """Return the segment to which `data` leads from `last` (None: the beginning), or `last` itself."""
+    def search(self, last: _Run | None, salt: str, data: bytes) -> tuple[_Run | None, _Run | None, int]:
+        """Follow `data`, of which `last` (None: nothing) is known to be in the tree: return the last run that is wholly
+        in it, the last that is in part, and how many tokens were found."""
         children = self._roots.get(salt) if last is None else last.children
-        size = self.block_size * TOKEN_BYTES
-        for start in range(0, len(data) - size + 1, size):
-            found = children.get(data[start : start + size]) if children else None
-            if found is None:
+        start = 0 if last is None else last.stop * TOKEN_BYTES
+        while children:
+            run = children.get(data[start : start + self._size])
+            if run is None:
                 break
-            last, children = found, found.children
-        return last
+            if not data.startswith(run.tokens, start):
+                return last, run, run.start + self._num_alike(run.tokens, data[start:])
+            last, children = run, run.children
+            start += len(run.tokens)
+        return last, last, start // TOKEN_BYTES
 
     def add(self, row: Row, prefix: Prefix, num_borrowed: int, num_held: int) -> None:
         """Note that `row` holds the first `num_held` tokens of `prefix`, of which the first `num_borrowed` are not its
         own; what is noted already is skipped."""
-        size = self.block_size * TOKEN_BYTES
-        owned = self._owned.get(row, [])
-        first = num_borrowed // self.block_size * size
-        last = owned[-1] if owned else self.last_of(None, prefix.salt, prefix.data[:first])
-        assert owned or first == (last.num_positions * TOKEN_BYTES if last else 0), f"row {row} borrows from nobody"
-        first += len(owned) * size
-        for start in range(first, num_held * TOKEN_BYTES - size + 1, size):
-            last = self._child(last, prefix.salt, prefix.data[start : start + size])
+        size, stop = self.block_size, num_held // self.block_size * self.block_size
+        owned = self._owned.get(row)
+        start = owned[-1].stop if owned else num_borrowed // size * size
+        if start >= stop:
+            return
+        if owned is None:
+            last = self._lent_to(row, prefix, start) if start else None
+            owned = self._owned[row] = []
+        else:
+            last = owned[-1]
+            if len(last.rows) == 1 and not last.children:  # it is the row's alone, and goes on
+                last.tokens += prefix.data[start * TOKEN_BYTES : stop * TOKEN_BYTES]
+                last.stop = stop
+                return
+        while start < stop:
+            last = self._next(last, prefix, start, stop)
             last.rows.append(row)
             owned.append(last)
-        if owned:
-            self._owned[row] = owned
+            start = last.stop
 
     def cut(self, row: Row, num_kept: int) -> None:
         """Note that `row` holds its first `num_kept` positions only."""
         owned = self._owned.get(row)
-        while owned and owned[-1].num_positions > num_kept:
-            segment = owned.pop()
-            segment.rows.remove(row)
-            if not segment.rows:
-                self._remove(segment)
-        if owned is not None and not owned:
+        if owned is None or owned[-1].stop <= num_kept:
+            return
+        stop = num_kept // self.block_size * self.block_size
+        while owned and owned[-1].start >= stop:
+            self._leave(owned.pop(), row)
+        if not owned:
             del self._owned[row]
+        elif owned[-1].stop > stop:
+            self._split(owned[-1], stop)
+            self._leave(owned.pop(), row)
 
     def is_double(self, row: Row) -> bool:
         """Whether others hold all that `row` can lend."""
         return row not in self._owned or len(self._owned[row][-1].rows) > 1
 
     def check_invariants(self, held: Sequence[int]) -> None:
-        """Assert that the tree is the rows' segments; `held`: positions by row."""
-        num_segments = 0
+        """Assert that the tree is the rows' runs; `held`: positions by row."""
         for row, owned in self._owned.items():
-            assert owned[-1].num_positions <= held[row], f"row {row} lends what it does not hold"
-            for segment in owned:
-                assert segment.rows.count(row) == 1, f"row {row} is not once in a segment it owns"
+            assert owned[-1].stop <= held[row], f"row {row} lends what it does not hold"
+            for run, after in zip(owned, [*owned[1:], None], strict=True):
+                assert run.rows.count(row) == 1, f"row {row} is not once in a run it owns"
+                assert after is None or after.parent is run, f"row {row} owns runs that do not follow each other"
+        num_rows = 0
         for salt, children in self._roots.items():
             assert children, f"nothing is left under salt {salt!r}"
-            stack = list(children.values())
+            stack: list[tuple[bytes, _Run, _Run | None]] = [(first, run, None) for first, run in children.items()]
             while stack:
-                segment = stack.pop()
-                assert segment.rows, "a segment that nobody holds is in the tree"
-                num_segments += len(segment.rows)
-                stack += segment.children.values()
-        assert num_segments == sum(map(len, self._owned.values())), "a row is in a segment it does not own"
+                first, run, parent = stack.pop()
+                self._check_run(first, run, parent)
+                num_rows += len(run.rows)
+                stack += [(first, child, run) for first, child in run.children.items()]
+        assert num_rows == sum(map(len, self._owned.values())), "a row is in a run it does not own"
 
-    def _child(self, last: _Segment | None, salt: str, tokens: bytes) -> _Segment:
-        """Return the segment `tokens` after `last`; a new one where there is none."""
-        children = self._roots.setdefault(salt, {}) if last is None else last.children
-        if tokens not in children:
-            num_positions = self.block_size + (last.num_positions if last else 0)
-            children[tokens] = _Segment(tokens, salt, last, num_positions)
-        return children[tokens]
+    def _check_run(self, first: bytes, run: _Run, parent: _Run | None) -> None:
+        assert run.rows, "a run that nobody holds is in the tree"
+        assert run.tokens[: self._size] == first, "a run is not found by its first segment"
+        assert len(run.tokens) % self._size == 0, "a run is not whole segments"
+        assert run.stop == run.start + len(run.tokens) // TOKEN_BYTES, "a run does not know where it ends"
+        assert run.parent is parent, "a run does not know what leads to it"
+        assert run.start == (parent.stop if parent else 0), "a run does not begin where the one before ends"
 
-    def _remove(self, segment: _Segment) -> None:
-        assert not segment.children, "a segment that nobody holds leads to one that somebody does"
-        siblings = self._roots[segment.salt] if segment.parent is None else segment.parent.children
-        del siblings[segment.tokens]
-        if segment.parent is None and not siblings:
-            del self._roots[segment.salt]
+    def _lent_to(self, row: Row, prefix: Prefix, stop: int) -> _Run | None:
+        """Return the run that ends where `row`, which borrows the first `stop` tokens, begins to own."""
+        last, start = None, 0
+        while start < stop:
+            last = self._next(last, prefix, start, stop)
+            assert last.rows, f"row {row} borrows from nobody"
+            start = last.stop
+        return last
+
+    def _next(self, last: _Run | None, prefix: Prefix, start: int, stop: int) -> _Run:
+        """Return the run after `last` that is tokens [start, stop) of `prefix`, or their beginning; a new one where
+        there is none."""
+        tokens = prefix.data[start * TOKEN_BYTES : stop * TOKEN_BYTES]
+        first = tokens[: self._size]
+        children = self._roots.setdefault(prefix.salt, {}) if last is None else last.children
+        run = children.get(first)
+        if run is None:
+            run = children[first] = _Run(tokens, prefix.salt, last, start)
+            return run
+        num_alike = self._num_alike(run.tokens, tokens)
+        return run if start + num_alike == run.stop else self._split(run, start + num_alike)
+
+    def _num_alike(self, tokens: bytes, others: bytes) -> int:
+        """Return how many tokens are the same in both from the first on, in whole segments."""
+        size = min(len(tokens), len(others)) // self._size * self._size
+        if tokens[:size] == others[:size]:
+            return size // TOKEN_BYTES
+        differs = np.frombuffer(tokens[:size], np.int32) != np.frombuffer(others[:size], np.int32)
+        return int(differs.argmax()) // self.block_size * self.block_size
+
+    def _split(self, run: _Run, stop: int) -> _Run:
+        """Let `run` begin at `stop` only; return the new run of what was before, of the same rows."""
+        size = (stop - run.start) * TOKEN_BYTES
+        before = _Run(run.tokens[:size], run.salt, run.parent, run.start)
+        before.rows = run.rows.copy()
+        siblings = self._siblings(run)
+        siblings[run.tokens[: self._size]] = before
+        run.tokens, run.parent, run.start = run.tokens[size:], before, stop
+        before.children[run.tokens[: self._size]] = run
+        for row in run.rows:
+            owned = self._owned[row]
+            owned.insert(owned.index(run), before)
+        return before
+
+    def _leave(self, run: _Run, row: Row) -> None:
+        """Note that `row` no longer holds `run`."""
+        run.rows.remove(row)
+        if run.rows:
+            return
+        assert not run.children, "a run that nobody holds leads to one that somebody does"
+        siblings = self._siblings(run)
+        del siblings[run.tokens[: self._size]]
+        if run.parent is None and not siblings:
+            del self._roots[run.salt]
+
+    def _siblings(self, run: _Run) -> dict[bytes, _Run]:
+        """Return the runs after the same one, with it."""
+        return self._roots[run.salt] if run.parent is None else run.parent.children

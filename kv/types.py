@@ -39,13 +39,17 @@ class Layout(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class KVConfig:
-    """Size and layout of the cache. `num_host_slots` bounds the host pool; 0 means that preemption recomputes."""
+    """Size and layout of the cache. `num_host_slots` bounds the host pool; 0 means that preemption recomputes.
+
+    evicts_by_class: what a head used is evicted after all that only tails did; else the last use alone decides.
+    """
 
     num_blocks: int
     block_size: int = 16
     max_seq_len: int = 8192
     num_host_slots: int = 0
     layout: Layout = Layout.TWO_ENDED
+    evicts_by_class: bool = True
 
     def __post_init__(self) -> None:
         """Raise KVConfigError where a size is out of range."""

@@ -63,6 +63,7 @@ def make_scheduler(
             max_seq_len=capacity.max_seq_len,
             num_host_slots=capacity.num_host_slots if settings.checkpoints and not is_plain else 0,
             layout=layout if capacity.fills_from_right else Layout.WHOLE_BLOCK,
+            evicts_by_class=settings.evict_by_class,
         )
     )
     limits = StepLimits(
@@ -112,11 +113,13 @@ class Scheduler:
         self._step: CommittedStep | None = None
         self._planned_s = 0.0  # when the step to be committed was planned
         self._num_arrived = 0
-        most = limits.max_seqs + limits.max_tokens // limits.block_size  # what the growth of a step is promised
-        self._num_kept_free = min(most, int(_MAX_KEPT_FREE * limits.num_slots / limits.block_size))
+        # What a plan promises at most: a block to each decode, the rest in whole blocks, and a reserve of a block each.
+        most = 2 * limits.max_seqs + limits.max_tokens // limits.block_size
+        enough = min(most * 4 // 3, int(_MAX_KEPT_FREE * limits.num_slots / limits.block_size))
+        self._kept_free = enough * 3 // 4, enough
         self._totals: Counter[str] = Counter()
         self._preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
-        self._prefix_tokens: Counter[tuple[PriorityClass, PrefixSource]] = Counter()
+        self._num_found = {False: [0, 0], True: [0, 0]}  # tokens of prompts that began, by is_rt: hits, misses
 
     # Requests come and go
 
@@ -201,9 +204,11 @@ class Scheduler:
         for request in sampled.others:
             request.num_computed = int(table.num_computed[_row(request)])
         finished = self._emit(sampled, now_s)
-        self.kv.keep_free(self._num_kept_free)
+        failed = [FailedRequest(requests[index], error) for index, error in result.errors.items()]
+        self._release({each.request: FinishReason.ERROR for each in failed})
+        self.kv.keep_free(*self._kept_free)
         self._feedback.settle(now_s)
-        return StepOutput(tokens=sampled.emitted(), finished=finished)
+        return StepOutput(tokens=sampled.emitted(), finished=finished, failed=failed)
 
     def fail(self, batch: StepBatch, error: BrosError, now_s: float) -> StepOutput:
         """End the requests of a batch whose execution failed, and free their slots.
@@ -240,11 +245,15 @@ class Scheduler:
 
     def stats(self) -> SchedulerStats:
         """Return a snapshot."""
-        totals = self._totals
+        totals, sources = self._totals, (PrefixSource.HIT, PrefixSource.MISS)
+        prefixes = {
+            (PriorityClass.REAL_TIME if is_rt else PriorityClass.BEST_EFFORT, source): number
+            for is_rt, found in self._num_found.items()
+            for source, number in zip(sources, found, strict=True)
+            if any(found)
+        }
         return self._feedback.stats(
-            MovedTokens(
-                self._preemptions, totals["copied_out"], totals["copied_in"], totals["recomputed"], self._prefix_tokens
-            )
+            MovedTokens(self._preemptions, totals["copied_out"], totals["copied_in"], totals["recomputed"], prefixes)
         )
 
     def check_invariants(self) -> None:
@@ -307,8 +316,9 @@ class Scheduler:
         request.row = row
         request.num_cached = request.num_computed
         if request.prefix is not None:
-            self._prefix_tokens[request.priority_class, PrefixSource.HIT] += request.num_cached
-            self._prefix_tokens[request.priority_class, PrefixSource.MISS] += request.num_uncomputed
+            found = self._num_found[request.is_rt]
+            found[0] += request.num_cached
+            found[1] += request.num_uncomputed
         request.first_scheduled_s = self._planned_s
         request.state = RequestState.RUNNING
         self.view.table.enter(request, row, request.max_total_tokens)
@@ -353,9 +363,11 @@ class Scheduler:
 
     def _leave_cached(self, request: Request) -> None:
         """Close the row of a request that is over; what it computed can be borrowed until its slots are needed."""
-        assert request.prefix is not None, f"request {request.request_id!r}: no prefix"
-        request.prefix.append(request.token_ids[request.num_prompt :])
-        self.kv.leave_cached(_row(request), request.prefix, request.num_computed)
+        prefix, num_computed = request.prefix, request.num_computed
+        assert prefix is not None, f"request {request.request_id!r}: no prefix"
+        if num_computed > prefix.num_tokens:
+            prefix.append(request.token_ids[prefix.num_tokens : num_computed])
+        self.kv.leave_cached(_row(request), prefix, num_computed)
         request.prefix = None
 
     # Taking a result in

@@ -27,8 +27,8 @@ from bench.report.measured import measured_sections
 from bench.report.overhead import overhead_sections
 from bench.report.page import page
 from bench.report.peers import peer_sections
+from bench.report.prefix import PREFIX_BEGIN, PREFIX_END, prefix_text
 from bench.report.sharing import put_into, sharing_text
-from bench.report.vllm import vllm_sections
 from bench.study import GROUPED_QUERY, KV_BOUND, LOOSE
 
 ROOT = Path(__file__).parents[2]
@@ -67,13 +67,17 @@ def render(results: Path, docs: Path) -> dict[Path, str]:
         results / "measured.md": measured(results),
         results / "grid.md": grid(results),
     }
-    cache, sharing = docs / "kv.md", sharing_text(results)
+    cache, sharing, prefix = docs / "kv.md", sharing_text(results), prefix_text(results)
     rules, ablations = docs / "algorithm.md", ablations_text(results)
     if ablations and rules.exists():
         written[rules] = put_into(rules.read_text(), ablations, BEGIN, END)
     if (replicas := docs / "many.md").exists():
         written[replicas] = _with_replicas(replicas.read_text(), results)
-    return written | ({cache: put_into(cache.read_text(), sharing)} if sharing and cache.exists() else {})
+    if cache.exists() and (sharing or prefix):
+        text = cache.read_text()
+        text = put_into(text, sharing) if sharing else text
+        written[cache] = put_into(text, prefix, PREFIX_BEGIN, PREFIX_END) if prefix else text
+    return written
 
 
 def _with_replicas(document: str, results: Path) -> str:
@@ -87,7 +91,7 @@ def _with_replicas(document: str, results: Path) -> str:
 def measured(results: Path) -> str:
     """Return the text of measured.md."""
     sections = [MEASURED, *measured_sections(results), *overhead_sections(results), *cancel_sections(results)]
-    return "\n\n".join([*sections, *engine_sections(results), *peer_sections(results), *vllm_sections(results)]) + "\n"
+    return "\n\n".join([*sections, *engine_sections(results), *peer_sections(results)]) + "\n"
 
 
 def draw(results: Path, images: Path) -> None:

@@ -4,8 +4,9 @@
     documents   questions about long documents, a few of which are asked about often (the shape of Mooncake's trace)
     flood       `chat`, with best-effort prompts that share nothing in as many tokens as the pool has, again and again
 
-The oracle caches the same blocks in as many slots, and running requests take none of them. It drops the least recently
-used block, whichever class used it. On `flood` it stands for a cache without classes.
+`scale` makes the number of requests and the pool smaller alike. The oracle caches the same blocks in as many slots, and
+running requests take none of them. It drops the least recently used block, whichever class used it. On `flood` it
+stands for a cache without classes.
 """
 
 from __future__ import annotations
@@ -90,10 +91,17 @@ def flood(rng: Generator, scale: float) -> list[Turn]:
 TRACES: dict[str, Callable[[Generator, float], list[Turn]]] = {"chat": chat, "documents": documents, "flood": flood}
 
 
-def simulate(name: str, seed: int, is_on: bool, scale: float = 1.0) -> dict[str, Any]:
+CACHES: Mapping[str, SchedulerSettings] = {
+    "by class": SchedulerSettings(prefix_caching=True),
+    "by last use": SchedulerSettings(prefix_caching=True, evict_by_class=False),
+    "none": SchedulerSettings(prefix_caching=False),
+}
+
+
+def simulate(name: str, seed: int, cache: str, scale: float = 1.0) -> dict[str, Any]:
     """Run a trace; return hit rates by class, the oracle's, and the share of real-time requests within both SLOs."""
     turns = sorted(TRACES[name](np.random.default_rng([seed, 7]), scale), key=lambda turn: turn.arrival_s)
-    run = _Run(turns, is_on)
+    run = _Run(turns, CACHES[cache], scale)
     run.run()
     return {"num_requests": len(turns), **run.result(), "oracle_hit_rate": oracle(turns, run.num_slots)}
 
@@ -101,7 +109,8 @@ def simulate(name: str, seed: int, is_on: bool, scale: float = 1.0) -> dict[str,
 @dataclass(slots=True, eq=False)
 class _Run:
     turns: Sequence[Turn]
-    is_on: bool
+    settings: SchedulerSettings
+    scale: float
     clock: VirtualClock = field(default_factory=VirtualClock)
     num_failed: int = 0
     ends_s: dict[str, float] = field(default_factory=dict)
@@ -110,7 +119,7 @@ class _Run:
 
     @property
     def num_slots(self) -> int:
-        return load_pairs()[PAIR].kv_tokens // BLOCK_SIZE * BLOCK_SIZE
+        return int(load_pairs()[PAIR].kv_tokens * self.scale) // BLOCK_SIZE * BLOCK_SIZE
 
     def run(self) -> None:
         """Let all turns come and end."""
@@ -124,7 +133,7 @@ class _Run:
             max_seqs_per_step=MAX_SEQS,
             host_copy_s_per_token=pair.host_copy_s_per_token,
         )
-        scheduler = make_scheduler(SchedulerSettings(prefix_caching=self.is_on), capacity)
+        scheduler = make_scheduler(self.settings, capacity)
         engine = Engine(scheduler, GpuExecutor(pair, capacity, self.clock), self.clock, self._note)
         arrivals = self._arrivals()
         waiting = next(arrivals, None)

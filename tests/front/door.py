@@ -66,6 +66,16 @@ class Door:
         return dict(self.server.calls[-1].inputs)
 
 
+def usage_of(num_prompt: int, num_output: int, num_cached: int = 0) -> dict[str, Any]:
+    """Return OpenAI's `usage` of so many tokens."""
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_output,
+        "total_tokens": num_prompt + num_output,
+        "prompt_tokens_details": {"cached_tokens": num_cached},
+    }
+
+
 def error_of(response: httpx2.Response) -> dict[str, Any]:
     """Return the error of a response, which must have OpenAI's four fields and no other."""
     body = response.json()

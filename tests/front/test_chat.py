@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.front.door import Door, error_of, events_of
+from tests.front.door import Door, error_of, events_of, usage_of
 
 
 def test_an_answer_has_openais_shape() -> None:
@@ -26,7 +26,7 @@ def test_an_answer_has_openais_shape() -> None:
                 "finish_reason": "length",
             }
         ],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6},
+        "usage": usage_of(3, 3),
     }
 
 
@@ -114,7 +114,7 @@ def test_each_choice_is_a_request_with_a_seed_of_its_own() -> None:
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
     assert sorted(call.inputs["seed"] for call in door.server.calls) == [7, 8, 9]
     assert {call.request_id for call in door.server.calls} == {f"{body['id']}-{index}" for index in range(3)}
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+    assert body["usage"] == usage_of(3, 6)
 
 
 def test_log_probabilities_name_the_tokens_drawn() -> None:
@@ -143,7 +143,7 @@ def test_usage_is_the_last_chunk_where_it_is_asked_for() -> None:
     *events, last = events_of(Door().chat(stream=True, max_tokens=2, stream_options={"include_usage": True}))
     assert [event["usage"] for event in events] == [None] * len(events)
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert last["usage"] == usage_of(3, 2)
 
 
 def test_usage_may_come_with_every_chunk() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.front.door import Door, error_of, events_of
+from tests.front.door import Door, error_of, events_of, usage_of
 
 
 def test_an_answer_has_openais_shape() -> None:
@@ -18,7 +18,7 @@ def test_an_answer_has_openais_shape() -> None:
         "model": "bros",
         "service_tier": "flex",
         "choices": [{"index": 0, "text": "one two ", "logprobs": None, "finish_reason": "length"}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        "usage": usage_of(3, 2),
     }
 
 
@@ -43,7 +43,7 @@ def test_a_prompt_is_text_or_tokens_or_several(prompt: object, texts: list[str])
 def test_every_prompt_counts_once_in_the_usage() -> None:
     body = Door().complete(prompt=["a", "b c"], n=2, max_tokens=1).json()
     assert [choice["text"] for choice in body["choices"]] == ["a ", "a ", "b ", "b "]
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert body["usage"] == usage_of(3, 4)
 
 
 def test_an_echo_stands_in_front_of_its_answer() -> None:

@@ -86,9 +86,9 @@ class SideBySide:
         self.manager.evict_all()
         self.twin.evict_all()
 
-    def keep_free(self, num_blocks: int) -> None:
-        self.manager.keep_free(num_blocks)
-        self.twin.keep_free(num_blocks)
+    def keep_free(self, least: int, enough: int) -> None:
+        self.manager.keep_free(least, enough)
+        self.twin.keep_free(least, enough)
 
     def close(self, *rows: Row) -> None:
         self.manager.close_each(rows)

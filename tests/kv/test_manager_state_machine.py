@@ -87,9 +87,9 @@ class KVMachine(RuleBasedStateMachine):
     def evict_all(self) -> None:
         self.both.evict_all()
 
-    @rule(num_blocks=st.integers(1, 6))
-    def keep_free(self, num_blocks: int) -> None:
-        self.both.keep_free(num_blocks)
+    @rule(least=st.integers(1, 6), num_more=st.integers(0, 2))
+    def keep_free(self, least: int, num_more: int) -> None:
+        self.both.keep_free(least, least + num_more)
 
     @precondition(has_rows)
     @rule(index=ROWS)
@@ -188,7 +188,7 @@ def run_schedule(config: KVConfig, seed: int, num_steps: int) -> None:
             if rng.random() < 0.15:
                 both.grow(row, min(int(rng.integers(0, 9)), both.num_left(row)))
         if rng.random() < 0.1:
-            both.keep_free(int(rng.integers(1, 4)))
+            both.keep_free(least := int(rng.integers(1, 4)), least + int(rng.integers(0, 2)))
         decodes = [row for row in both.rows if both.num_left(row) and rng.random() < 0.8]
         rng.shuffle(decodes)
         num_grown = both.decode(decodes)
@@ -202,7 +202,9 @@ def run_schedule(config: KVConfig, seed: int, num_steps: int) -> None:
 @pytest.mark.parametrize("layout", Layout)
 @pytest.mark.parametrize("seed", range(12))
 def test_an_engine_s_steps_in_a_pool_too_small_leave_both_alike(layout: Layout, seed: int) -> None:
-    config = KVConfig(4 + seed % 8, 1 + seed % 4, max_seq_len=24, num_host_slots=seed, layout=layout)
+    config = KVConfig(
+        4 + seed % 8, 1 + seed % 4, max_seq_len=24, num_host_slots=seed, layout=layout, evicts_by_class=seed % 3 > 0
+    )
     run_schedule(config, seed, num_steps=60)
 
 
@@ -210,5 +212,12 @@ def test_an_engine_s_steps_in_a_pool_too_small_leave_both_alike(layout: Layout, 
 @pytest.mark.parametrize("seed", range(1_000))
 def test_a_thousand_schedules_leave_both_alike(seed: int) -> None:
     layout = [*Layout, Layout.TWO_ENDED][seed % 4]
-    config = KVConfig(3 + seed % 11, 1 + seed % 5, max_seq_len=32, num_host_slots=seed % 23, layout=layout)
+    config = KVConfig(
+        3 + seed % 11,
+        1 + seed % 5,
+        max_seq_len=32,
+        num_host_slots=seed % 23,
+        layout=layout,
+        evicts_by_class=seed % 3 > 0,
+    )
     run_schedule(config, seed, num_steps=60)

@@ -163,12 +163,13 @@ class Twin:
         while self._evict_end():
             pass
 
-    def keep_free(self, num_blocks: int) -> None:
+    def keep_free(self, least: int, enough: int) -> None:
         def num_free() -> int:
             return sum(not self._holders(block) for block in range(self.config.num_blocks))
 
-        while num_free() < num_blocks and self._evict_end():
-            pass
+        if num_free() < least:
+            while num_free() < enough and self._evict_end():
+                pass
 
     def lend(self, row: int, salt: object, tokens: list[int]) -> None:
         for stop in range(self.config.block_size, len(tokens) + 1, self.config.block_size):
@@ -212,7 +213,7 @@ class Twin:
         self._use(row, holder.side)
 
     def _use(self, row: int, side: Side) -> None:
-        self.rows[row].is_rt_used |= side is Side.HEAD
+        self.rows[row].is_rt_used |= side is Side.HEAD and self.config.evicts_by_class
         self.rows[row].last_use = self.num_uses
 
     def _evict_end(self) -> bool:

@@ -28,6 +28,7 @@ class Ticket:
 
     request: Request
     num_preemptions: int = 0
+    num_cached: int = 0  # tokens of the prompt that the engine had the KV of already
     first_scheduled_s: float | None = None
 
 

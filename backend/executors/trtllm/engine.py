@@ -200,6 +200,7 @@ class TrtllmEngine:
                 self._note_tokens(request, answer, num_seen)
                 num_seen = max(num_seen, len(answer.token_ids))
             request.num_preemptions = ticket.num_preemptions
+            request.num_cached = ticket.num_cached
             request.first_scheduled_s = ticket.first_scheduled_s or request.first_scheduled_s
             self._finish(request, FINISH_REASONS.get(answer.finish_reason or "", FinishReason.ERROR))
             await self._accounts.note_answer()

@@ -41,7 +41,7 @@ class RequestTable:
     num_borrowed: NDArray[np.int64]  # leading tokens at slots that others own
     deadline_s: NDArray[np.float64]  # RT, of the next token; BE, of the end; infinite when there is none
     first_token_s: NDArray[np.float64]  # infinite before it
-    last_token_s: NDArray[np.float64]  # likewise
+    last_token_s: NDArray[np.float64]  # infinite before the first one
     ttft_slo_s: NDArray[np.float64]  # infinite where there is no objective, like the next two
     tpot_slo_s: NDArray[np.float64]
     itl_slo_s: NDArray[np.float64]
@@ -100,7 +100,7 @@ class RequestTable:
     def enter(self, request: Request, row: int, max_total: int) -> None:
         """Put `request` into `row`; it may become `max_total` tokens long."""
         while row >= len(self._objects):
-            self._double()
+            self._add_rows()
         assert not self.is_active[row], f"row {row} is taken"
         self._objects[row] = request
         self.is_active[row] = True
@@ -166,10 +166,11 @@ class RequestTable:
             assert 0 <= request.num_computed < len(request.token_ids), f"{name}: computed past known"
             assert self.is_preempted[row] == (request.state is RequestState.PREEMPTED), f"{name}: {request.state}"
 
-    def _double(self) -> None:
-        num_rows = len(self._objects)
-        self._objects = np.concatenate((self._objects, np.full(num_rows, None, object)))
-        added = ((0, 0), (0, num_rows))
+    def _add_rows(self) -> None:
+        """Enlarge the table by half: loops run over all rows."""
+        num_added = len(self._objects) // 2
+        self._objects = np.concatenate((self._objects, np.full(num_added, None, object)))
+        added = ((0, 0), (0, num_added))
         self.counts, self.times, self.flags = (
             np.pad(self.counts, added),
             np.pad(self.times, added),

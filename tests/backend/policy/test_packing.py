@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backend.policy.packing import Packing
+from kv.types import Row
 from tests.backend.factories import be, rt
 from tests.backend.policy.driving import FIT, make, start
 
@@ -68,6 +69,19 @@ def test_victims_hold_something_and_are_not_in_the_step() -> None:
     packing.add(requests[0], 1)
     packing.cut(rows[1], 0)
     assert list(packing.victims(rows)) == rows[2:]
+
+
+def test_what_gave_up_its_own_slots_begins_again_in_the_same_step() -> None:
+    scheduler, request = make(), be(20, 5)
+    start(scheduler, request)
+    packing = Packing(scheduler.view)
+    assert request.row is not None
+    assert request.num_uncomputed == 1
+    packing.cut(request.row, 0)
+    assert packing.add(request, 21)
+    scheduler.commit(packing.plan(1.0))
+    assert scheduler.kv.num_held(Row(request.row)) == 21
+    assert request.num_computed == 0
 
 
 def test_victims_give_way_in_order_and_keep_what_is_not_needed() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backend.core.request import Request, RequestId, RequestState
+from backend.core.request import PrefixSource, Request, RequestId, RequestState
 from backend.policy.settings import POLICY_NAMES
 from tests.backend.executors.vllm.driver import Rig, make_rig
 from tests.backend.executors.vllm.fake_vllm import FakeRequest
@@ -71,6 +71,16 @@ def test_what_a_victim_computed_comes_back_from_the_prefix_cache(has_cache: bool
     stats = rig.engine.stats()
     assert (stats.total_copied_in_tokens > 0) is is_kept
     assert (num_recomputed(rig) < 200) is is_kept
+
+
+@pytest.mark.parametrize(("has_cache", "hits"), [(True, {PrefixSource.HIT: 16, PrefixSource.MISS: 84}), (False, {})])
+def test_what_vllm_finds_of_a_prompt_is_told(has_cache: bool, hits: dict[PrefixSource, int]) -> None:
+    rig, request = make_rig(has_cache=has_cache), be(num_prompt=100, max_tokens=2, request_id="a")
+    rig.scheduler.kv_cache_manager.block_pool.cached["a", 0] = None
+    rig.play([request])
+    totals = rig.engine.stats().total_prefix_tokens
+    assert request.num_cached == hits.get(PrefixSource.HIT, 0)
+    assert totals == {(request.priority_class, source): num for source, num in hits.items()}
 
 
 def test_a_place_is_found_for_real_time_when_best_effort_holds_them_all() -> None:

@@ -4,7 +4,7 @@
     python -m bench.fleet --out bench/results/fleet.json                three minutes
 
 The first command measures what a request and an event of a stream cost the real frontend of Dynamo in processor time.
-The second simulates fleets that spend so much, and keeps what the first one measured. Replicas and load are those of
+The second simulates fleets that spend as much, and keeps the measured numbers. Replicas and load are those of
 `bench.many`, without faults.
 """
 

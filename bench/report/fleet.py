@@ -36,8 +36,10 @@ def fleet_text(results: Path) -> str | None:
     for run in document["runs"]:
         groups.setdefault((run["num_replicas"], run["router"], run["num_cores"]), []).append(run)
     rows = [_row(*key, group) for key, group in groups.items()]
-    sources = [f"Costs: {describe(measured['provenance'])}", f"Fleets: {describe(document['provenance'])}"]
-    return "\n\n".join([introduction, markdown_table(_HEADER, rows), _verdict(groups), *sources])
+    costs = f"The costs were measured at commit {measured['provenance']['commit']}, {measured['provenance']['date']}."
+    return "\n\n".join(
+        [introduction, markdown_table(_HEADER, rows), _verdict(groups), costs, describe(document["provenance"])]
+    )
 
 
 def _row(size: int, router: str, cores: int, runs: Sequence[Mapping[str, Any]]) -> list[str]:

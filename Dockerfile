@@ -61,7 +61,7 @@ USER 1000
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=35s --start-period=15m \
     CMD ["python3", "-m", "backend.launcher.probe", "http://127.0.0.1:8000"]
-CMD ["python3", "-m", "backend.launcher.serve", "--host", "0.0.0.0", "--executor", "vllm", \
+CMD ["python3", "-m", "backend.launcher.serve", "--host", "0.0.0.0", "--openai-port", "off", "--executor", "vllm", \
      "--set", "vllm.python=/opt/vllm/bin/python", "--set", "vllm.model=/model", "--start-timeout-s", "1800"]
 
 

@@ -121,6 +121,7 @@ $(STAMPS)/serve: $(STAMPS)/torch $(PINS) requirements/no-deps.txt
 $(STAMPS)/dynamo: $(STAMPS)/venv requirements/dynamo.txt
 	@echo "Installing NVIDIA Dynamo into .venv-dynamo (720 MB)"
 	@$(BIN)/python -m venv .venv-dynamo
+	@.venv-dynamo/bin/python -m pip install -qq --upgrade pip==26.3
 	@.venv-dynamo/bin/python requirements/install.py --no-deps -r requirements/dynamo.txt
 	@touch $@
 

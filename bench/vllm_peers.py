@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import statistics
 import sys
 import time
 from collections import deque
@@ -34,13 +33,13 @@ from backend.policy.settings import SchedulerSettings
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord, Slos, Window, score_be, score_rt
 from bench.common.workload import CHAT_SMALL, PAPER_BE, Arrival, closed_loop, open_loop, poisson_arrivals
+from bench.vllm_overhead import measure_overhead
 
 SYSTEMS = ("fcfs", "priority", "bros")
 BLOCK_SIZE, NUM_BLOCKS, MAX_TOKENS, MAX_SEQS = 128, 96, 512, 128
 SLO_RATIO, SLO_PERCENTILE = 2.0, "p90"
 CALIBRATION_BE, CALIBRATION_S = 40, 75.0
 DRAIN_S = 15.0  # real-time requests that have not ended by then have missed their objectives
-OVERHEAD_REQUESTS, OVERHEAD_STEPS = 64, 60
 _FIRST_TOKEN_ID, _LAST_TOKEN_ID = 1_000, 30_000
 
 
@@ -86,8 +85,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Load, calibrate, let the systems take turns under each load; return the result."""
     about = provenance()
     world = World(options.model, {} if options.dtype == "auto" else {"dtype": options.dtype})
-    overhead = world.overhead()
-    _tell(f"schedule() of ours beside vLLM's: {overhead['ours_us']:.0f} of {overhead['all_us']:.0f} us")
+    overhead = measure_overhead(world)
+    _tell("; ".join(f"schedule() {where}: {_added(overhead[where])}" for where in ("alone", "beside_model")))
     scale = world.calibrate(options.seed, min(CALIBRATION_S, 4 * options.duration_s))
     slos = world.objectives(scale, options.seed, options.duration_s)
     _tell(f"{scale:.2f} BE requests/s; SLO {slos.ttft_slo_s:.2f} s, {1e3 * slos.tpot_slo_s:.0f} ms")
@@ -194,11 +193,15 @@ class World:
         scheduler.scheduler_reserve_full_isl = not is_ours  # vLLM's own default
         self.llm.reset_prefix_cache()
 
+    def queries(self, rt: Sequence[Arrival], be: Sequence[Arrival], rng: np.random.Generator) -> list[Query]:
+        """As `as_queries`."""
+        return as_queries(rt, be, rng)
+
     def run(self, system: str, queries: Sequence[Query], slos: Slos, duration_s: float) -> dict[str, Any]:
         """Play `queries`; return the scores of those that arrived within the duration."""
         self.use(system)
         before = self._counters()
-        records = self._play(queries, slos, lambda now_s, num_rt: now_s > duration_s and num_rt == 0, duration_s)
+        records = self.play(queries, slos, lambda now_s, num_rt: now_s > duration_s and num_rt == 0, duration_s)
         window = Window(0.0, duration_s)
         after = self._counters()
         return {
@@ -215,7 +218,7 @@ class World:
         self.use("fcfs")
         rng = np.random.default_rng(seed)
         queries = as_queries([], closed_loop(CALIBRATION_BE, PAPER_BE, rng), rng)
-        records = self._play(queries, Slos(1.0, 1.0), lambda now_s, _: now_s > limit_s, limit_s)
+        records = self.play(queries, Slos(1.0, 1.0), lambda now_s, _: now_s > limit_s, limit_s)
         num_wanted = sum(query.num_output for query in queries)
         times_s = sorted(time_s for record in records for time_s in record.token_times_s)
         times_s = times_s[: 3 * num_wanted // 4]  # the last ones come from ever smaller batches
@@ -229,46 +232,11 @@ class World:
         assert score["num_rt"] > score["num_rt_unfinished"], f"no real-time request ended within {duration_s} s"
         return Slos(SLO_RATIO * score["ttft_s"][SLO_PERCENTILE], SLO_RATIO * score["tpot_s"][SLO_PERCENTILE])
 
-    def overhead(self) -> dict[str, Any]:
-        """Time `schedule()` with many requests decoding: all of it, and our share."""
-        self.use("bros")
-        steering, times = self.steering, []
-        arrange = steering.schedule
-
-        def timed(own: Callable[[], Any]) -> Any:
-            inner: list[float] = []
-
-            def timed_own() -> Any:
-                start_s = time.perf_counter()
-                output = own()
-                inner.append(time.perf_counter() - start_s)
-                return output
-
-            start_s = time.perf_counter()
-            output = arrange(timed_own)
-            times.append((time.perf_counter() - start_s, inner[0], len(output.num_scheduled_tokens)))
-            return output
-
-        steering.schedule = timed
-        rng = np.random.default_rng(0)
-        arrivals = [Arrival(0.0, 16, 4 * OVERHEAD_STEPS)] * OVERHEAD_REQUESTS
-        slos = Slos(60.0, 60.0)
-        stop = lambda *_: sum(n == OVERHEAD_REQUESTS for _, _, n in times) >= OVERHEAD_STEPS  # noqa: E731  # a condition
-        self._play(as_queries(arrivals[::2], arrivals[1::2], rng), slos, stop, 120.0)
-        steering.schedule = arrange
-        full = [(whole, own) for whole, own, num in times if num == OVERHEAD_REQUESTS]
-        return {
-            "num_running": OVERHEAD_REQUESTS,
-            "num_steps": len(full),
-            "all_us": 1e6 * statistics.median(whole for whole, _ in full) if full else 0.0,
-            "ours_us": 1e6 * statistics.median(whole - own for whole, own in full) if full else 0.0,
-        }
-
     def _counters(self) -> tuple[int, int, int]:
         stats = self.steering.stats()
         return sum(stats.total_preemptions.values()), stats.total_recomputed_tokens, stats.total_copied_in_tokens
 
-    def _play(
+    def play(
         self, queries: Sequence[Query], slos: Slos, is_over: Callable[[float, int], bool], duration_s: float
     ) -> list[RequestRecord]:
         """Send each query when it is due, and step until `is_over(now, open real-time requests)`, the end of the work,
@@ -319,6 +287,10 @@ class World:
                 record.finished_s = now_s
                 del open_[output.request_id]
                 self.runtime.forget(RequestId(output.request_id))
+
+
+def _added(times: dict[str, float]) -> str:
+    return f"{times['vllm_us']:.0f} us of vLLM's, {times['bros_us']:.0f} us of ours"
 
 
 def _words(run: dict[str, Any]) -> str:

@@ -37,7 +37,8 @@ class Options(TypedDict, total=False):
 
     Times are seconds. The SLOs are for class `rt`; `deadline_s` (finish by, counted from arrival) is for `be`.
     Requests of different `cache_salt` share no KV, so that their times say nothing of each other's prompts.
-    `timeout_s` is the time limit for the whole answer; after it the request is cancelled.
+    `timeout_s` is the time limit for the whole answer; after it the request is cancelled. An answer with `json_schema`
+    is JSON that conforms to it, unless `max_tokens` cut it.
     """
 
     priority_class: PriorityClass
@@ -60,6 +61,7 @@ class Options(TypedDict, total=False):
     stop: Sequence[str]
     ignore_eos: bool
     log_probs: bool
+    json_schema: Mapping[str, object]
     request_id: str
 
 
@@ -121,6 +123,7 @@ _IN_MS = {
     "deadline_s": "deadline_ms",
 }
 _RENAMED = {"stop": "stop_words", "log_probs": "return_log_probs"}
+_AS_JSON = {"json_schema"}
 _NOT_SENT = {"timeout_s", "request_id"}
 
 
@@ -130,6 +133,8 @@ def encode(prompt: Prompt, options: Options, model: str = wire.MODEL, stream: bo
     for name, value in options.items():
         if name in _IN_MS:
             inputs[_IN_MS[name]] = cast(float, value) * 1e3
+        elif name in _AS_JSON:
+            inputs[name] = json.dumps(value, ensure_ascii=False)
         elif name not in _NOT_SENT:
             inputs[_RENAMED.get(name, name)] = cast(Value, value)
     inputs |= {"stream": stream, "return_metrics": True}

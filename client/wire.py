@@ -60,6 +60,7 @@ INPUTS: dict[str, TensorSpec] = {
     "seed": TensorSpec("UINT64"),
     "stop_words": TensorSpec("BYTES", -1),
     "ignore_eos": TensorSpec("BOOL"),
+    "json_schema": TensorSpec("BYTES"),
     "exclude_input_in_output": TensorSpec("BOOL"),
     "return_log_probs": TensorSpec("BOOL"),
     "return_metrics": TensorSpec("BOOL"),

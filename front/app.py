@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 import front.batches.routes
+import front.gauges
 import front.page.routes
 from client.transports import AsyncTransport, connect_async
 from front import routes
@@ -43,6 +44,7 @@ def make_app(settings: Settings, connect: Connect = connect_async) -> FastAPI:
     app.include_router(routes.make_router(settings))
     app.include_router(front.batches.routes.make_router())
     app.include_router(front.page.routes.make_router())
+    app.include_router(front.gauges.make_router())
     return app
 
 

@@ -72,8 +72,8 @@ class Endpoint:
     piece: Callable[[Asked, int, Chunk], Json]
 
 
-def asked_of(body: Body, prompts: Sequence[Prompt], max_tokens: int | None, wants_log_probs: bool) -> Asked:
-    """Return what `body` asks for, but for what only one endpoint has."""
+def asked_of(body: Body, prompts: Sequence[Prompt], own: Options) -> Asked:
+    """Return what `body` asks for. `own`: the engine's options that only one endpoint names so."""
     if body.model is not None and body.model not in wire.MODELS:
         raise not_found("model", body.model, param="model", code="model_not_found")
     if body.stream_options is not None and not body.stream:
@@ -85,7 +85,7 @@ def asked_of(body: Body, prompts: Sequence[Prompt], max_tokens: int | None, want
     return Asked(
         model=body.model or wire.MODEL,
         prompts=prompts,
-        options=_options(body, max_tokens, wants_log_probs),
+        options=_options(body, own),
         n=n,
         seed=None if body.seed is None else body.seed % 2**64,
         tier=body.service_tier,
@@ -95,20 +95,16 @@ def asked_of(body: Body, prompts: Sequence[Prompt], max_tokens: int | None, want
     )
 
 
-def _options(body: Body, max_tokens: int | None, wants_log_probs: bool) -> Options:
+def _options(body: Body, own: Options) -> Options:
     options: Json = {name: value for name in _SAME_NAMES if (value := getattr(body, name)) is not None}
     for name in _MILLISECONDS:
         if (milliseconds := getattr(body, name)) is not None:
             options[name.removesuffix("_ms") + "_s"] = milliseconds / 1e3
-    if max_tokens is not None:
-        options["max_tokens"] = max_tokens
-        if body.min_tokens is not None and body.min_tokens > max_tokens:
-            raise ApiError(f"min_tokens: {body.min_tokens} exceeds max_tokens {max_tokens}", param="min_tokens")
+    if (max_tokens := own.get("max_tokens")) is not None and (body.min_tokens or 0) > max_tokens:
+        raise ApiError(f"min_tokens: {body.min_tokens} exceeds max_tokens {max_tokens}", param="min_tokens")
     if body.stop:
         options["stop"] = [body.stop] if isinstance(body.stop, str) else body.stop
-    if wants_log_probs:
-        options["log_probs"] = True
-    return cast(Options, options | _randomness(body))
+    return cast(Options, options | own | _randomness(body))
 
 
 def _randomness(body: Body) -> Json:

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from front.errors import ApiError
+from front.response_format import ResponseFormat
 
 MAX_CHOICES = 128  # of one request, n × prompts: each is a request of its own to the engine
 MAX_METADATA = 16  # pairs; as OpenAI has it
@@ -107,6 +108,10 @@ class ChatBody(Body, kw_only=True, forbid_unknown_fields=True):
     logprobs: Annotated[
         bool | None, Meta(description="of the tokens drawn, each named `token_id:N`, as vLLM can name them")
     ] = None
+    response_format: Annotated[
+        ResponseFormat | None,
+        Meta(description="`text`, `json_object`, `json_schema` (see [Structured output](#structured-output))"),
+    ] = None
 
 
 class CompletionBody(Body, kw_only=True, forbid_unknown_fields=True):
@@ -139,7 +144,6 @@ REFUSED: Mapping[type[msgspec.Struct], Mapping[str, Refused]] = {
     ChatBody: {
         **_SHARED_REFUSED,
         "top_logprobs": Refused((0,), "the engine keeps the log-probability of the tokens drawn only"),
-        "response_format": Refused(({"type": "text"},), "structured output is not served"),
         "tools": Refused(([],), _NO_TOOLS),
         "tool_choice": Refused(("none", "auto"), _NO_TOOLS),
         "parallel_tool_calls": Refused((True, False), "harmless without tools"),

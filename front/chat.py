@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from client.generation import Chunk, Generation, Message
+from client.generation import Chunk, Generation, Message, Options
 from front.asked import Asked, Endpoint, Json, asked_of
 from front.bodies import ChatBody, parse
 from front.errors import ApiError
 from front.log_probs import chat_log_probs
+from front.response_format import schema_of
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _TEMPLATE_FIELDS = ("name", "reasoning_content", "reasoning")  # which a chat template may read: texts
@@ -22,8 +23,18 @@ def parse_chat(body: Mapping[str, object]) -> Asked:
     messages = [_message(index, message) for index, message in enumerate(checked.messages)]
     if None not in (checked.max_tokens, checked.max_completion_tokens):
         raise ApiError("max_tokens: max_completion_tokens is given too", param="max_tokens")
-    max_tokens = checked.max_completion_tokens or checked.max_tokens
-    return asked_of(checked, [messages], max_tokens, bool(checked.logprobs))
+    return asked_of(checked, [messages], _own_options(checked))
+
+
+def _own_options(body: ChatBody) -> Options:
+    options = Options()
+    if max_tokens := body.max_completion_tokens or body.max_tokens:
+        options["max_tokens"] = max_tokens
+    if body.logprobs:
+        options["log_probs"] = True
+    if (schema := schema_of(body.response_format)) is not None:
+        options["json_schema"] = schema
+    return options
 
 
 def _message(index: int, message: Mapping[str, Any]) -> Message:

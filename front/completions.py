@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
-from client.generation import Chunk, Generation, Prompt
+from client.generation import Chunk, Generation, Options, Prompt
 from front.asked import Asked, Endpoint, Json, asked_of
 from front.bodies import CompletionBody, parse
 from front.errors import ApiError
@@ -25,7 +25,10 @@ def parse_completion(body: Mapping[str, object]) -> Asked:
         raise ApiError("echo: only with prompts of text", param="echo", code="unsupported_value")
     if checked.echo and checked.logprobs is not None:
         raise ApiError("echo: a prompt has no log-probabilities here", param="echo", code="unsupported_value")
-    asked = asked_of(checked, prompts, checked.max_tokens or DEFAULT_MAX_TOKENS, checked.logprobs is not None)
+    own = Options(max_tokens=checked.max_tokens or DEFAULT_MAX_TOKENS)
+    if checked.logprobs is not None:
+        own["log_probs"] = True
+    asked = asked_of(checked, prompts, own)
     return replace(asked, echoes=cast("list[str]", prompts)) if checked.echo else asked
 
 

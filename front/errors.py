@@ -36,6 +36,7 @@ _PARAMS = {  # names on Triton's wire that are others here
     "input_ids": "prompt",
     "stop_words": "stop",
     "return_log_probs": "logprobs",
+    "json_schema": "response_format",
 }
 
 

@@ -152,6 +152,11 @@ class KVCacheManager:
             self._borrowed_cached = self._num_changes, self._pool.num_borrowed_cached()
         return self._borrowed_cached[1]
 
+    @property
+    def held(self) -> NDArray[np.int64]:
+        """The number of positions that have a slot, by row: to read."""
+        return self._pool.held
+
     def num_held(self, row: Row) -> int:
         """Return the number of positions of `row` that have a slot."""
         return self._pool.held.item(row)
@@ -166,7 +171,7 @@ class KVCacheManager:
         self._host.forget(row, num_slots)
         return True
 
-    def grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32]) -> bool:
+    def grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64]) -> bool:
         """The decode path: `grow(row, 1)` for every one of `rows` (distinct) in order, vectorised; all or nothing."""
         budget = self.budget()
         if budget.try_grow_each_by_one(rows) < len(rows):

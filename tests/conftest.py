@@ -94,7 +94,7 @@ def sim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def smollm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with SmolLM2-135M on the torch engine, or on the one that `--executor` names."""
     executor = request.config.getoption("--executor")
-    options = ["--executor", executor, *OPTIONS[executor], "--set", FAST_METRICS]
+    options = ["--executor", executor, *OPTIONS[executor], "--openai-port", "0", "--set", FAST_METRICS]
     if executor == "vllm":
         options += ["--set", f"vllm.python={vllm_python()}"]
     with serving(tmp_path_factory.mktemp(executor) / "log", *options) as server:

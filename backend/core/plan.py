@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.core.errors import BrosError
-from backend.core.request import Request, RequestId, SamplingParams
+from backend.core.request import Grammar, Request, RequestId, SamplingParams
 from kv.types import NO_COPIES, SlotCopy
 
 if TYPE_CHECKING:  # the stubs read this module and need no compiled loops
@@ -104,6 +104,8 @@ class Sequenced(Protocol):
     def sampling(self) -> SamplingParams: ...
     @property
     def cache_salt(self) -> str: ...
+    @property
+    def grammar(self) -> Grammar | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +129,13 @@ class StepBatch:
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """What a step yielded: `token_ids[i]` is sequence i's sampled token, None where it did not reach its last known
-    token. `log_probs` is None unless some sequence wanted them. `duration_s` is the time the step took."""
+    token. `log_probs` is None unless some sequence wanted them. `duration_s` is the time the step took. `errors`: by
+    index, why a sequence that was to sample cannot go on; it has no token."""
 
     token_ids: Sequence[int | None]
     duration_s: float
     log_probs: Sequence[float | None] | None = None
+    errors: Mapping[int, BrosError] = field(default_factory=dict)
 
 
 # A token to send to the client of a request: the request, the token's id, its log probability where one was wanted. A

@@ -8,10 +8,14 @@ samples the next one. Prefill, chunked prefill, decode and resumption after a pr
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NewType
+from typing import TYPE_CHECKING, NewType, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from kv.prefixes import Prefix
 
 RequestId = NewType("RequestId", str)
@@ -61,9 +65,23 @@ class Slo:
     itl_slo_s: float | None = None
 
 
+class Grammar(Protocol):
+    """Which outputs one request may have. It follows the tokens sampled so far; the engine's thread owns it."""
+
+    def allowed(self, output: Sequence[int]) -> NDArray[np.bool_]:
+        """Return by token id what may follow `output`; ids beyond its end may not. `output` only grows between calls.
+
+        Raises InvalidRequestError where nothing may, or where to find out costs too much.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep the whole vocabulary."""
+    """How the next token is chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep the whole vocabulary.
+
+    `json_schema`: what the output conforms to, as JSON. An executor that cannot compile it reads `Request.grammar`.
+    """
 
     max_tokens: int = 16
     min_tokens: int = 0
@@ -78,11 +96,22 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     wants_log_probs: bool = False
+    json_schema: str | None = None
+    is_restricted: bool = field(init=False, repr=False)  # some logits are to be changed: asked once a row and step
+
+    def __post_init__(self) -> None:
+        is_restricted = self.has_penalties or self.min_tokens > 0 or self.json_schema is not None
+        object.__setattr__(self, "is_restricted", is_restricted)
+
+    @property
+    def has_penalties(self) -> bool:
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
 
 _REQUEST_BYTES = 4_000  # measured on CPython 3.11: a request with its stream, apart from what follows
 _TOKEN_BYTES = 52  # of a prompt token: an int, its entries in two sequences, and its text
 _STOP_ID_BYTES = 150  # of a stop token id, in the sets it is in
+_GRAMMAR_BYTES = 200_000  # of a compiled grammar
 
 
 @dataclass(slots=True, eq=False)
@@ -102,6 +131,7 @@ class Request:
     slo: Slo | None = None
     deadline_s: float | None = None
     cache_salt: str = ""
+    grammar: Grammar | None = None
 
     arrival_index: int = -1
     state: RequestState = RequestState.WAITING
@@ -131,8 +161,9 @@ class Request:
     @property
     def num_bytes(self) -> int:
         """About what it takes of memory while it waits."""
-        stop_ids = self.sampling.stop_token_ids
-        return _REQUEST_BYTES + _TOKEN_BYTES * self.num_prompt + _STOP_ID_BYTES * len(stop_ids)
+        num_stop_ids, schema = len(self.sampling.stop_token_ids), self.sampling.json_schema
+        grammar_bytes = 0 if schema is None else _GRAMMAR_BYTES + len(schema)
+        return _REQUEST_BYTES + _TOKEN_BYTES * self.num_prompt + _STOP_ID_BYTES * num_stop_ids + grammar_bytes
 
     @property
     def num_output(self) -> int:

@@ -28,12 +28,15 @@ from backend.dynamo.model_folder import model_folder
 from backend.launcher.child import Child
 from backend.launcher.launch import Command
 
+_DISCOVERY = "discovery"
 ENVIRONMENT = REPOSITORY_ROOT / ".venv-dynamo"  # made by `make serve-many`
 NAME = "bros"
-_MIGRATIONS = 3  # how often a stream may move to another worker
+_MIGRATIONS = 16  # how often a stream may move to another worker; a dead one is tried again until its lease ends
 _START_TIMEOUT_S = 300.0
 _RESTART_PAUSE_S = 1.0
-_STOP_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 30.0  # beyond the drain
+_DRAIN_VARIABLE = "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS"  # so long a worker goes on; then its streams move
+_HOST_VARIABLES = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST")  # else all interfaces
 # Real-time requests go first; a best-effort one is let through now and then. See docs/many.md.
 _POLICY = """\
 default_policy_family: be
@@ -73,13 +76,13 @@ class _Many:
 
     async def run(self) -> None:
         """Start everything, say what to type, keep the workers alive, and stop all when asked to."""
-        values = _engine_values(self._arguments)
-        folder = model_folder(parse_config(values), self._directory / "model")
+        every = _engine_values(self._arguments)
+        folder = model_folder(parse_config(every[0]), self._directory / "model")
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
         frontend = self._frontend()
-        workers = [self._worker(index, values, folder) for index in range(self._arguments.replicas)]
+        workers = [self._worker(index, each, folder) for index, each in enumerate(every)]
         try:
             for child in (frontend, *workers):
                 await child.start()
@@ -88,7 +91,9 @@ class _Many:
             await self._watch(frontend, workers)
         finally:
             self._stop.set()
-            await asyncio.gather(*(worker.stop(_STOP_TIMEOUT_S) for worker in workers))
+            await asyncio.gather(
+                *(worker.stop(self._arguments.drain_timeout_s + _STOP_TIMEOUT_S) for worker in workers)
+            )
             await frontend.stop(_STOP_TIMEOUT_S)
             for child in (*workers, frontend):
                 await child.kill()
@@ -114,18 +119,33 @@ class _Many:
         while not self._stop.is_set():
             code = await worker.exited()
             if not self._stop.is_set():
+                self._unregister(worker)
                 print(f"{worker.command.name} ended with code {code}; starting it again", file=sys.stderr, flush=True)
                 await asyncio.sleep(_RESTART_PAUSE_S)
                 await worker.start()
 
+    def _unregister(self, worker: Child) -> None:
+        """Take a worker that has died out of Dynamo's directory at once, not when its lease ends seconds later.
+
+        Dynamo 1.6.1 fails requests, rather than moving them, that come in a burst for a worker that is not there.
+        """
+        id_file = self._id_file(worker.command.name)
+        if id_file.exists():
+            for entry in (self._directory / _DISCOVERY).rglob(f"*{int(id_file.read_text()):x}"):
+                entry.unlink(missing_ok=True)
+            id_file.unlink()
+
+    def _id_file(self, name: str) -> Path:
+        return self._directory / f"{name}.id"
+
     async def _wait_until_ready(self, frontend: Child, workers: list[Child]) -> None:
-        """Wait until the frontend names the model and every worker has joined."""
+        """Wait until every worker has joined and the frontend answers; it knows its workers before their model."""
         give_up_s = time.monotonic() + _START_TIMEOUT_S
         while not self._stop.is_set():
             for child in (frontend, *workers):
                 if not child.is_running:
                     raise RuntimeError(f"{child.command.name} ended while starting; its log:\n{child.log_tail()}")
-            if await asyncio.to_thread(self._num_instances) >= len(workers):
+            if await asyncio.to_thread(self._num_instances) >= len(workers) and await asyncio.to_thread(self._answers):
                 return
             if time.monotonic() > give_up_s:
                 raise RuntimeError(f"not ready within {_START_TIMEOUT_S:g} s; logs: {self._directory}")
@@ -138,6 +158,17 @@ class _Many:
         except (OSError, ValueError):
             return 0
         return sum(instance.get("endpoint") == "generate" for instance in instances)
+
+    def _answers(self) -> bool:
+        """Return whether a token comes back."""
+        body = json.dumps({"model": NAME, "prompt": "?", "max_tokens": 1}).encode()
+        headers = {"content-type": "application/json", "x-dynamo-meta-policy-class": "rt"}
+        request = urllib.request.Request(f"{self._url}/v1/completions", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10.0):
+                return True
+        except OSError:
+            return False
 
     def _say_hint(self, workers: list[Child]) -> None:
         pids = ", ".join(str(worker.pid) for worker in workers)
@@ -158,7 +189,8 @@ class _Many:
         arguments += ["--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq"]
         arguments += ["--migration-limit", str(_MIGRATIONS), "--router-mode", self._arguments.router]
         if self._arguments.router == "kv":
-            arguments += ["--no-router-kv-events", "--router-policy-config", str(policy)]
+            arguments += ["--no-router-kv-events"]
+            arguments += ["--router-policy-config", str(policy)] if self._arguments.class_queues else []
         return self._child("frontend", ["-m", "dynamo.frontend", *arguments])
 
     def _worker(self, index: int, values: Mapping[str, Any], folder: Path) -> Child:
@@ -167,8 +199,10 @@ class _Many:
         service |= {"start_engine": True, "python": sys.executable}
         config = self._directory / f"{index}.json"
         config.write_text(json.dumps({**values, "service": service}))
+        name = f"worker-{index}"
         arguments = ["--config", str(config), "--folder", str(folder), "--name", NAME]
-        return self._child(f"worker-{index}", ["-m", "backend.dynamo.worker", *arguments])
+        arguments += ["--id-file", str(self._id_file(name))]
+        return self._child(name, ["-m", "backend.dynamo.worker", *arguments])
 
     def _child(self, name: str, arguments: list[str]) -> Child:
         python = self._arguments.environment / "bin" / "python"
@@ -177,18 +211,24 @@ class _Many:
         environment = {
             **os.environ,
             "PYTHONPATH": str(REPOSITORY_ROOT),
-            "DYN_FILE_KV": str(self._directory / "discovery"),
+            "DYN_FILE_KV": str(self._directory / _DISCOVERY),
             "DYN_EVENT_PLANE": "zmq",
+            **dict.fromkeys(_HOST_VARIABLES, "127.0.0.1"),
+            _DRAIN_VARIABLE: str(round(self._arguments.drain_timeout_s)),
         }
         return Child(Command(name, [str(python), *arguments], environment, self._directory / f"{name}.log"))
 
 
-def _engine_values(arguments: argparse.Namespace) -> dict[str, Any]:
-    values: dict[str, Any] = {"executor": arguments.executor}
-    if arguments.config is not None:
-        values = json.loads(arguments.config.read_text())
-        arguments.executor = values.get("executor", arguments.executor)
-    return values
+def _engine_values(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the configuration of each engine. Raises ConfigError."""
+    if not arguments.config:
+        return [{"executor": arguments.executor}] * arguments.replicas
+    try:
+        given = [json.loads(path.read_text()) for path in arguments.config]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--config: {error}") from error
+    arguments.executor = given[0].get("executor", arguments.executor)
+    return given * arguments.replicas if len(given) == 1 else given
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -199,7 +239,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--replicas", type=int, default=2, help="workers, each with an engine (default: 2)")
     parser.add_argument("--executor", choices=["sim", "torch"], default="sim", help="of each engine (default: sim)")
-    parser.add_argument("--config", type=Path, help="engine.json of every engine, instead of --executor")
+    parser.add_argument(
+        "--config", type=Path, nargs="+", help="engine.json of every engine, or one for each, instead of --executor"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address of the frontend (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port of the frontend (default: 8000)")
     parser.add_argument(
@@ -207,6 +249,18 @@ def _parser() -> argparse.ArgumentParser:
         choices=["round-robin", "random", "least-loaded", "kv"],
         default="kv",
         help="how the frontend chooses a worker; kv also queues by class (default: kv)",
+    )
+    parser.add_argument(
+        "--class-queues",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="with --router kv, let real-time requests go first at the frontend (default: yes)",
+    )
+    parser.add_argument(
+        "--drain-timeout-s",
+        type=float,
+        default=5.0,
+        help="a worker that is asked to end serves its open streams for so long, whole seconds (default: %(default)g)",
     )
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="where ai-dynamo is installed")
     return parser

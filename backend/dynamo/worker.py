@@ -36,8 +36,9 @@ _BLOCKS = "bros_kv_blocks"
 class BrosEngine(LLMEngine):  # type: ignore[misc]  # dynamo has no type information here
     """What Dynamo's worker calls: it starts the engine process, and hands requests to it over its socket."""
 
-    def __init__(self, file: ConfigFile, name: str, folder: Path) -> None:
+    def __init__(self, file: ConfigFile, name: str, folder: Path, id_file: Path | None = None) -> None:
         self._file = file
+        self._id_file = id_file
         self._name = name
         self._folder = folder
         self._link: EngineLink | None = None
@@ -58,10 +59,12 @@ class BrosEngine(LLMEngine):  # type: ignore[misc]  # dynamo has no type informa
             request_plane="tcp",
             event_plane="zmq",
         )
-        return cls(file, arguments.name, arguments.folder), config
+        return cls(file, arguments.name, arguments.folder, arguments.id_file), config
 
     async def start(self, worker_id: int) -> EngineConfig:
         """Start the engine process, or connect to the one that is there; return what the router may know of it."""
+        if self._id_file is not None:
+            self._id_file.write_text(str(worker_id))
         self._link = EngineLink(self._file, f"dynamo-{worker_id}", self._note)
         await asyncio.to_thread(self._link.wait_until_ready, _log_state)
         self._session = Session(self._link, Defaults("bros", wire.PER_REQUEST, self._file.config.service))
@@ -124,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         help="tokenizer and config.json for the frontend",
     )
     parser.add_argument("--name", default="bros", help="the model's name for clients (default: bros)")
+    parser.add_argument("--id-file", type=Path, help="write the worker's id there, by which Dynamo registers it")
     parser.add_argument("--namespace", default="dynamo", help="Dynamo's namespace (default: dynamo)")
     return parser
 

@@ -204,9 +204,11 @@ class Scheduler:
         for request in sampled.others:
             request.num_computed = int(table.num_computed[_row(request)])
         finished = self._emit(sampled, now_s)
+        failed = [FailedRequest(requests[index], error) for index, error in result.errors.items()]
+        self._release({each.request: FinishReason.ERROR for each in failed})
         self.kv.keep_free(*self._kept_free)
         self._feedback.settle(now_s)
-        return StepOutput(tokens=sampled.emitted(), finished=finished)
+        return StepOutput(tokens=sampled.emitted(), finished=finished, failed=failed)
 
     def fail(self, batch: StepBatch, error: BrosError, now_s: float) -> StepOutput:
         """End the requests of a batch whose execution failed, and free their slots.

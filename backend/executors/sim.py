@@ -22,6 +22,8 @@ from backend.core.errors import ExecutorError
 from backend.core.executor import ExecutorCapacity
 from backend.core.plan import Sequenced, StepBatch, StepResult
 
+FIRST_WORD_ID = 259  # ids below are special, or stand for bytes (`backend.text.sim_tokenizer`)
+
 
 @dataclass(frozen=True, slots=True)
 class SimSettings:
@@ -30,8 +32,9 @@ class SimSettings:
     coefficients: c0..c4 of the step time (seconds per unit; `backend.policy.state.latency_model`). noise_ratio:
     relative standard deviation of a step's time. fault_rate: part of the steps that raise ExecutorError. stall_rate,
     stall_s: part of the steps that take `stall_s` longer. A token is a function of (seed, request id, position), never
-    `eos_token_id` but where the request's output is to end. verify: check that every attended slot holds the
-    value written for these tokens.
+    `eos_token_id` but where the request's output is to end. counts_up: a token is instead one more than the one before,
+    from a number that the first token of the prompt gives: an answer that goes on at another engine shows what is
+    missing and what came twice. verify: check that every attended slot holds the value written for these tokens.
     """
 
     num_blocks: int = 1024
@@ -50,6 +53,7 @@ class SimSettings:
     vocab_size: int = 32_000
     eos_token_id: int = 2
     seed: int = 0
+    counts_up: bool = False
     verify: bool = False
 
 
@@ -124,6 +128,8 @@ class SimExecutor:
         num_output = num_known - sequence.num_prompt + 1
         if self._output_length is not None and num_output >= self._output_length(sequence):
             return self.settings.eos_token_id
+        if self.settings.counts_up:
+            return word_at(self.settings.vocab_size, sequence.token_ids[0], num_known)
         return token_at(self.settings, sequence.request_id, num_known)
 
 
@@ -172,6 +178,11 @@ def token_at(settings: SimSettings, request_id: str, position: int) -> int:
     mixed = (_hash(request_id) ^ settings.seed * 0x9E3779B1) * 0x85EBCA6B + position * 0xC2B2AE35
     token_id = (mixed >> 7) % (settings.vocab_size - 1)
     return token_id + (token_id >= settings.eos_token_id)
+
+
+def word_at(vocab_size: int, first_token: int, position: int) -> int:
+    """Return the token at `position` where answers count up: a word of `SimTokenizer`, never a byte."""
+    return FIRST_WORD_ID + (first_token * 0x9E3779B1 + position) % (vocab_size - FIRST_WORD_ID)
 
 
 def linear_time_s(coefficients: tuple[float, ...], features: SimFeatures) -> float:

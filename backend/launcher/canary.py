@@ -1,4 +1,4 @@
-"""The two roads of a canary: a request that the stub of a model answers itself, sent over HTTP and over gRPC.
+"""The two request paths of a canary: a request that the stub of a model answers itself, sent over HTTP and over gRPC.
 
 Standard library only. The launcher runs where no gRPC library is installed, so the one stream it needs is written out.
 """

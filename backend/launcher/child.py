@@ -64,7 +64,7 @@ class Child:
         return True
 
     async def kill(self) -> None:
-        """End the process at once, if it runs; what it started itself is left to the reaper."""
+        """End the process at once, if it runs; the reaper ends its own children."""
         if self.is_running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

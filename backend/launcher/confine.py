@@ -27,7 +27,7 @@ _WORLD_READABLE = 0o644
 def main() -> None:
     """Confine this process, and become what the command line names."""
     os.umask(0o077)
-    _raise_stack_limit()
+    raise_limits()
     _run_as_batch()
     keep_shared_memory_private()
     os.execv(sys.argv[1], sys.argv[1:])
@@ -69,10 +69,16 @@ def _instruction(code: int, value: int, if_not: int = 0) -> bytes:
     return struct.pack("HBBI", code, 0, if_not, value)
 
 
-def _raise_stack_limit() -> None:
+def raise_limits() -> None:
+    """Raise the stack to what server 2.51 needs, and open files to all that this user may have.
+
+    That server never closes some connections that its clients reset, about one in a thousand.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     soft = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _run_as_batch() -> None:

@@ -1,4 +1,4 @@
-"""What is decided before the first process starts: addresses, files, and the command lines of engine and server."""
+"""Decided before the first process starts: addresses, files, and the command lines of engine and server."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from backend.launcher.reaper import RUN_VARIABLE, shared_memory_prefix
 from backend.launcher.triton_install import TritonInstall
 
 # Who loads a model, registers shared memory or sets a log file acts as the server's user. Triton takes the key of these
-# endpoints on its command line only, which every user of the machine may read: so no request can hold this one, since
-# neither HTTP/1 nor gRPC takes a header with a line break in its name.
+# endpoints on its command line only, which every user of the machine may read. So no request can hold this key: neither
+# HTTP/1 nor gRPC takes a header with a line break in its name.
 CLOSED_APIS = "model-repository,shared-memory,trace,logging:closed on this server\n=closed\n"
 EXTRA_EXIT_S = 5.0  # what the engine may take to end the requests that outlast a drain, and then Triton to pass that on
 

@@ -155,7 +155,7 @@ def front_options(options: argparse.Namespace, default_class: PriorityClass, run
 
 
 def _usual_data_dir(options: argparse.Namespace, run_directory: Path) -> Path:
-    """Return where files and batches lie unless told otherwise: by port, since one process at a time owns the place."""
+    """Return where files and batches lie unless told otherwise: by port, since one process at a time owns them."""
     if not options.openai_port:
         return run_directory / "openai"
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"

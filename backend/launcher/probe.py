@@ -1,7 +1,7 @@
 """Questions to a running server over HTTP: is it ready, does a real request come back.
 
-`python -m backend.launcher.probe http://127.0.0.1:8000` exits with 0 when a generated token comes back: a health check
-that sees a dead engine or a dead stub, which Triton's own endpoints (2.51) do not.
+`python -m backend.launcher.probe http://127.0.0.1:8000` exits with 0 when a generated token comes back. It sees a
+dead engine or a dead stub; Triton's own health endpoints (2.51) do not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`bros-serve`: one command from a checkout to a served model.
 
-Finds a Triton server, starts it and the engine, waits until a real request comes back, prints what to type next,
-supervises both, and drains on Ctrl-C. Exit codes: 0 stopped as asked, 1 failed, 2 wrong settings.
+Finds a Triton server, starts it and the engine, and waits until a real request comes back. Then it prints what to type
+next, supervises both, and drains on Ctrl-C. Exit codes: 0 stopped as asked, 1 failed, 2 wrong settings.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ServeError as error:
         console.print(f"bros-serve: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
-    except OSError as error:  # a full disk, for instance; what was begun is swept already
+    except OSError as error:  # a full disk, for instance; all that was begun is swept already
         place = f"temporary files go to TMPDIR, {os.environ.get('TMPDIR', '/tmp')!r}"
         console.print(f"bros-serve: {error}; {place}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
@@ -122,7 +122,7 @@ class ConsoleReport:
         self._status.stop()
 
     def progress(self, what: str) -> None:
-        """Show what is being waited for; outside of a terminal once for each stage."""
+        """Show the stage; outside of a terminal once for each stage."""
         self._status.update(what)
         if not self._console.is_terminal:
             for stage in re.sub(r" \d+%", "", what).split(" · "):

@@ -2,8 +2,8 @@
 
     start ──► engine loads ‖ server starts ──► canary ──► ready ──► … stop ──► server drains ──► engine ends
 
-What ends unasked is started again after a pause that doubles; a process that keeps failing ends the launch. A server
-that has lost a stub, or gives no answer, is ended, and so started again: neither mends itself (2.51).
+A process that ends unasked is started again after a pause that doubles; a process that keeps failing ends the launch. A
+server that has lost a stub, or gives no answer, is ended, and so started again: neither mends itself (2.51).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Report(Protocol):
     """Where news of a launch goes."""
 
     def progress(self, what: str) -> None:
-        """Say what is being waited for; may be called often with the same words."""
+        """Say which stage this is; may be called often with the same words."""
         ...
 
     def ready(self, seconds: float) -> None:
@@ -162,7 +162,7 @@ class Supervisor:
     async def _dead_stub(self) -> str:
         """Wait until a stub has died; say whose.
 
-        Triton 2.51 does not start it again: its open streams never end, and where it died with a lock of its shared
+        Triton 2.51 does not start it again, and its open streams never end. Where it died with a lock of its shared
         memory, the server aborts ten seconds later.
         """
         stubs = stubs_of(self._server.pid)

@@ -1,6 +1,6 @@
-"""Looks for models of a server that give no sign of life, on the roads that requests take.
+"""Looks for models of a server that give no sign of life, on the paths that requests take.
 
-A canary is a request that the stub answers itself, without the engine: HTTP or gRPC, Triton's queue, stub, and the one
+The stub answers a canary itself, without the engine. So it passes HTTP or gRPC, Triton's queue, the stub, and the one
 thread of Triton that takes a stub's responses. A model is asked twice before it counts as silent. A server under more
 load than it can bear answers late; it is alive as long as it executes requests. A model whose stub holds requests back
 (`max_inflight`) is not judged while it may be doing so.
@@ -25,7 +25,7 @@ _MAX_INFLIGHT = re.compile(rf'"{wire.MODEL_MAX_INFLIGHT}"\s+value\s*{{\s*string_
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """A model that gave no sign of life, and the road on which it was asked."""
+    """A model that gave no sign of life, and the request path on which it was asked."""
 
     model: str
     road: str
@@ -58,7 +58,8 @@ def watched_models(launch: Launch) -> dict[str, int]:
 
 
 async def _silence(launch: Launch, model: str, max_inflight: int) -> Silence | None:
-    """Tell on which road `model` neither answers nor executes anything. One that answers on the other is not late."""
+    """Tell on which request path `model` neither answers nor executes anything. One that answers on the other is not
+    late."""
     at = launch.endpoints
     before = await _counts(at, model)
     are_heard = await asyncio.gather(*(_is_heard(launch, model, road) for road in ROADS.values()))

@@ -63,7 +63,7 @@ class Ticket:
 
 
 class EngineLink:
-    """The engine as a stub sees it. Thread-safe; `close` ends the thread and fails what is open."""
+    """The engine as a stub sees it. Thread-safe; `close` ends the thread and fails all open requests."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class EngineLink:
         self._try_to_send(connection, Cancel(ticket.handle, ticket.client_id, timed_out))
 
     def close(self) -> None:
-        """Disconnect, fail what is open, end the thread."""
+        """Disconnect, fail all open requests, end the thread."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -207,7 +207,7 @@ class EngineLink:
         return connection
 
     def _serve(self, connection: socket.socket) -> bool:
-        """Read from the engine until it is gone, then fail what is open; return whether it was ever ready."""
+        """Read from the engine until it is gone, then fail all open requests; return whether it was ever ready."""
         was_ready = False
         with self._changed:
             if self._is_closed:

@@ -1,7 +1,7 @@
 """Raw tensors and parameters in, a checked `Generation` out, or one clear InvalidRequestError.
 
-A value may come as an input tensor, as a request parameter of the same name (the generate endpoints make one of every
-key that is no input), or inside `sampling_parameters`; that is also the order in which they win. Pure: no Triton, no
+A value may come as an input tensor, as a request parameter of the same name, or inside `sampling_parameters`. They win
+in this order. The generate endpoints make a parameter of every key that is no input. Pure: no Triton, no
 clock, no tokenizer (what messages hold, and whether a prompt fits the model, is seen by `backend.server.intake`, in the
 engine process).
 
@@ -28,9 +28,10 @@ from backend.config import ServiceSettings
 from backend.core.errors import InvalidRequestError
 from backend.wire import names as wire
 from backend.wire.coerce import as_bool, as_float, as_int, as_text, parse_json, show
+from backend.wire.json_schema import as_json_schema
 from backend.wire.protocol import Generation, Sampling
 
-MAX_TOKENS = 10_000_000  # far above any model; what is larger was wrapped or mistyped
+MAX_TOKENS = 10_000_000  # far above any model; a larger one was wrapped or mistyped
 MAX_SAMPLING_BYTES = 100_000  # of the JSON in sampling_parameters; 16 stop words of 256 characters take half of it
 MAX_PARAMETERS = 256  # of one request, forwarded headers among them
 MAX_NAME_CHARS = 128  # of a parameter or key that is compared with those known
@@ -233,7 +234,7 @@ def _as_prompt(max_bytes: int, name: str, value: object) -> str:
 def _as_token_ids(max_prompt_bytes: int, name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, np.ndarray):
         raise InvalidRequestError(f"{name}: expected a tensor of token ids, got {show(value)}")
-    if value.size > max_prompt_bytes:  # no text of that length has so many
+    if value.size > max_prompt_bytes:  # a text of that length has fewer
         raise InvalidRequestError(f"{name}: {value.size} token ids exceed max_prompt_bytes {max_prompt_bytes}")
     token_ids: list[int] = value.reshape(-1).tolist()
     if (smallest := min(token_ids, default=0)) < 0:
@@ -317,6 +318,10 @@ def _sampling(values: _Values, service: ServiceSettings) -> Sampling:
         if min_tokens > max_tokens:
             raise InvalidRequestError(f"min_tokens: {min_tokens} exceeds max_tokens {max_tokens}")
     seed = values.get("seed", as_int, None)
+    ignore_eos = values.get("ignore_eos", as_bool, False)
+    json_schema = values.get("json_schema", as_json_schema, None)
+    if json_schema is not None and (min_tokens or ignore_eos):
+        raise InvalidRequestError(f"{'min_tokens' if min_tokens else 'ignore_eos'}: json_schema says where to end")
     return Sampling(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
@@ -329,7 +334,8 @@ def _sampling(values: _Values, service: ServiceSettings) -> Sampling:
         frequency_penalty=real("frequency_penalty", 0.0, -2.0, 2.0),
         seed=None if seed is None else _in_range("seed", seed, 0, 2**64 - 1),
         stop_token_ids=values.get("stop_token_ids", partial(_as_stop_token_ids, service.max_stop_token_ids), ()),
-        ignore_eos=values.get("ignore_eos", as_bool, False),
+        ignore_eos=ignore_eos,
+        json_schema=json_schema,
     )
 
 

@@ -15,7 +15,7 @@ from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 from kv.types import Row, Side
 
-_MIN_CHUNK = 16  # tokens; a smaller chunk is not worth a place in the step, unless it ends the prompt
+_MIN_CHUNK = 16  # tokens; a smaller chunk is not worth its batch slot, unless it ends the prompt
 
 
 def side_of(request: Request) -> Side:
@@ -26,8 +26,8 @@ def side_of(request: Request) -> Side:
 class Packing:
     """Takes requests into a step one after the other; `commit` adopts the budget on which their slots are tried here.
 
-    `predicted_s` is the model's time of what is in so far; `has_prefill` says whether a chunk of a prompt is. What does
-    not fit is refused by an ordinary return value.
+    `predicted_s` is the model's time of the step so far; `has_prefill` says whether it has a chunk of a prompt. A
+    request that does not fit is refused by an ordinary return value.
     """
 
     def __init__(self, view: SchedulerView) -> None:
@@ -42,8 +42,8 @@ class Packing:
         self._boundaries: dict[int, list[tuple[int, int]]] = {}  # victim's row -> where it can be cut, and the gain
         self._kept: dict[int, int] = {}  # victim's row -> positions it keeps
         self._restored: dict[Request, int] = {}
-        self._rows: list[Rows] = []  # of what was taken, in order
-        self._counts: list[NDArray[np.int64]] = []  # of new tokens, likewise
+        self._rows: list[Rows] = []  # that were taken, in order
+        self._counts: list[NDArray[np.int64]] = []  # of new tokens, in the same order
         self._newcomers: list[Request] = []
         self._reserved: tuple[Request, Row] | None = None  # a newcomer that is not in yet, and its row on the budget
 
@@ -55,7 +55,7 @@ class Packing:
 
     def add_first_decodes(self, rows: Rows) -> int:
         """Take one token of each of `rows` in order, up to the first that finds no slot; return how many were taken.
-        There must be places and tokens for all."""
+        There must be batch slots and tokens for all."""
         assert len(rows) <= min(self.seqs_left, self.tokens_left), f"no places for {len(rows)} decodes"
         self._release()
         num_taken = self.kv.try_grow_each_by_one(rows) if len(rows) else 0
@@ -124,8 +124,8 @@ class Packing:
         return min(wanted, by_time, max_tokens)
 
     def num_to_restore(self, request: Request, time_left_s: float) -> int:
-        """Return how many positions of a preempted request to copy back: all that the host has, if that is cheaper
-        than to compute them again and fits the time; 0 otherwise."""
+        """Return how many positions of a preempted request to copy back: all that the host has, or none. It copies
+        where that fits the time and is cheaper than to compute them again."""
         if request.row is None or not self._view.table.is_preempted[request.row]:
             return 0
         if self.has_cuts:  # a reclaim of this step may push the copies out of the host pool
@@ -153,8 +153,8 @@ class Packing:
         return self.kv.max_growth(self._row_of(request), side_of(request), enough)
 
     def _row_of(self, request: Request) -> Row | None:
-        """Return the row of `request`. One without gets a row on the budget if there is a prefix to borrow: its slots
-        are then not among those that are taken to make room for it."""
+        """Return the row of `request`. One without gets a row on the budget if there is a prefix to borrow. Then the
+        slots of that prefix are not among those that make room for it."""
         if self._reserved is not None and self._reserved[0] is request:
             return self._reserved[1]
         self._release()
@@ -178,7 +178,7 @@ class Packing:
     def make_room(self, request: Request, num_slots: int, victims: Iterable[int]) -> bool:
         """Take slots from the ends of `victims` (rows) in order until `request` can grow by `num_slots`.
 
-        A victim keeps what was not needed. False if all of them do not suffice; what was taken stays taken.
+        A victim keeps the slots that were not needed. False if all of them do not suffice; taken slots stay taken.
         """
         for victim in victims:
             num_before = -1
@@ -237,7 +237,7 @@ class Packing:
         return (row for row in rows if self.num_held(row) and not self.is_in_step(row))
 
     def plan(self, budget_s: float) -> StepPlan:
-        """Return the plan of what was taken; if that is nothing, of what can be forced."""
+        """Return the plan of all that was taken; if that is nothing, of what can be forced."""
         self._release()
         if not self.num_new_tokens:
             self._unblock()
@@ -252,8 +252,8 @@ class Packing:
         """Give the oldest started request, real-time first, room from all others, since all of them wait for slots.
 
         Age does not change while requests run, so the oldest always gets on. If even the whole pool is not enough, its
-        own slots have gaps, where others held the opposite ends of its blocks, or lend it their own: it begins again
-        without them. So does the first that waits where nothing has started.
+        own slots have gaps. Others held the opposite ends of its blocks, or lend it their own. It begins again without
+        them. So does the first that waits where nothing has started.
         """
         table, rows = self._view.table, self._view.table.rows()
         if not len(rows):

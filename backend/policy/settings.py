@@ -17,17 +17,17 @@ class SchedulerSettings:
         policy                  one of POLICY_NAMES
         max_waiting_rt          real-time requests waiting for their first step; more are refused as overloaded
         max_waiting_be          the same for best-effort requests
-        max_waiting_bytes       memory that the waiting requests of one class may take, about; more are refused likewise
+        max_waiting_bytes       memory that the waiting requests of one class may take, about; more are refused too
         refuse_hopeless_rt      refuse a real-time request whose TTFT SLO cannot be met even alone (else: served late)
     Step limits
         max_tokens_per_step     new tokens; None: what the executor can do
         max_seqs_per_step       requests; None: what the executor can do
-        responsiveness_cap_s    longest step, because a real-time request may arrive just after it starts; None: half of
+        responsiveness_cap_s    longest step, because a real-time request may arrive just after it starts. None: half of
                                 the tightest TTFT SLO of the last seconds, of those that can be met at all
         budget_margin           0–1, part of each step budget left unspent against errors of the latency model
     Best-effort
-        be_min_share            0–1, part of the step time that best-effort work gets whatever real-time load there is,
-                                as long as real-time does not fill the KV slots by itself
+        be_min_share            0–1, part of the step time that best-effort work gets under any real-time load, until
+                                real-time fills the KV slots by itself
         kv_headroom_ratio       0–1, part of the KV slots that best-effort admission leaves free for real-time growth
     Latency model
         latency_coefficients    c0..c5 of an offline fit (seconds; see `latency_model`); None: a cautious prior
@@ -38,7 +38,7 @@ class SchedulerSettings:
         chunked_prefill         a prompt may be computed over several steps
         evict_by_class          of cached KV, what only best-effort used goes first (else: what was used longest ago)
     Off by default
-        prefix_caching          prompts that begin alike share KV, and what is over stays until its slots are needed
+        prefix_caching          prompts that begin alike share KV, and the rest stays until its slots are needed
     Baselines only
         waiting_served_ratio    `tgi`: waiting / running requests that make it prefill
         paper_base_seqs         `bros_paper`: batch size that its controller falls back to

@@ -45,7 +45,7 @@ _RT_SLOTS_DECAY_S = 20.0
 
 @dataclass(slots=True, eq=False)
 class Traffic:
-    """What was learned from the requests so far. Written by the scheduler.
+    """Learned from the requests so far. Written by the scheduler.
 
     rt_slots: the most KV slots that real-time requests held together in the last seconds; it decays by 1/20 a second.
     step_s: moving average of the step time. rt_output_ratio, be_output_ratio: moving averages of tokens produced /

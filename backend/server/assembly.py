@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from backend.config import EngineConfig, ExecutorKind
@@ -13,14 +14,15 @@ from backend.core.errors import ConfigError
 from backend.core.executor import Executor
 from backend.engine.engine import Command, Emit, Engine, Record
 from backend.engine.scheduler import make_scheduler
-from backend.server.intake import PromptTokenizer
+from backend.server.intake import Abilities, PromptTokenizer
 from backend.server.startup import measure_speed, memory_line, speed_line
+from backend.text.grammar import Grammars
 from backend.text.sim_tokenizer import SimTokenizer
-from backend.text.tokenizer import load_tokenizer
+from backend.text.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, float | None], None]  # what is being done, and the fraction done where it is known
+Progress = Callable[[str, float | None], None]  # the stage, and the fraction done where it is known
 
 
 class EngineLike(Protocol):
@@ -62,13 +64,14 @@ class Runtime:
     """An engine that is loaded.
 
     max_seq_len: the longest prompt and output together, in tokens. vocab_size: ids that the model, and so a prompt, may
-    hold, from 0 on. close: to be called after `engine.run` has returned. facts: lines about memory and speed, for
-    whoever starts it.
+    hold, from 0 on. abilities: what a request may ask for. close: to be called after `engine.run` has returned. facts:
+    lines about memory and speed, for whoever starts it.
     """
 
     engine: EngineLike
     max_seq_len: int
     vocab_size: int
+    abilities: Abilities
     close: Callable[[], None] = lambda: None
     facts: Sequence[str] = ()
 
@@ -81,18 +84,21 @@ def load_runtime(
     Raises ConfigError where the model is missing, unsupported or does not fit, and ExecutorError where loading fails.
     """
     clock = MonotonicClock()
+    abilities = Abilities(config.executor.value)
     if config.executor is ExecutorKind.TRTLLM:
         from backend.executors.trtllm.loading import load_engine
 
         assert config.trtllm is not None, "a trtllm configuration without its section"
         trtllm = load_engine(config.trtllm, config.scheduler, emit, clock, report)
-        return Runtime(trtllm, trtllm.max_seq_len, tokenizer.vocab_size)
+        return Runtime(trtllm, trtllm.max_seq_len, tokenizer.vocab_size, abilities)
     if config.executor is ExecutorKind.VLLM:
         from backend.executors.vllm.loading import load_engine as load_vllm
 
         vllm = load_vllm(config.vllm, config.scheduler, tokenizer.eos_token_ids, emit, clock, report)
         check_vocabulary(tokenizer, vllm.vocab_size)
-        return Runtime(vllm.engine, vllm.engine.max_seq_len, vllm.vocab_size, facts=[vllm.facts])
+        if vllm.follows_schemas:
+            abilities = replace(abilities, compile_schema=lambda *_: None)  # it does so itself
+        return Runtime(vllm.engine, vllm.engine.max_seq_len, vllm.vocab_size, abilities, facts=[vllm.facts])
     executor = _make_executor(config, clock, report)
     capacity = executor.capacity()
     vocab_size = tokenizer.vocab_size if capacity.vocab_size is None else capacity.vocab_size
@@ -100,7 +106,26 @@ def load_runtime(
     scheduler = make_scheduler(config.scheduler, capacity, tokenizer.eos_token_ids)
     facts = _facts(config, executor, report)
     engine = Engine(scheduler, executor, clock, emit, record)
-    return Runtime(engine, capacity.max_seq_len, vocab_size, executor.close, facts)
+    close = executor.close
+    if config.executor is ExecutorKind.TORCH and (grammars := _make_grammars(tokenizer)) is not None:
+        abilities = replace(abilities, compile_schema=grammars.grammar)
+        close = partial(_close_all, executor.close, grammars.close)
+    return Runtime(engine, capacity.max_seq_len, vocab_size, abilities, close, facts)
+
+
+def _make_grammars(tokenizer: PromptTokenizer) -> Grammars | None:
+    """Return what compiles schemas for a real tokenizer; None where there is no library for it, or no end to a text."""
+    assert isinstance(tokenizer, Tokenizer), "a real model has a real tokenizer"
+    try:
+        return Grammars(tokenizer) if tokenizer.eos_token_ids else None
+    except ImportError as error:
+        logger.warning("json_schema is refused: %s", error)
+        return None
+
+
+def _close_all(*close: Callable[[], None]) -> None:
+    for each in close:
+        each()
 
 
 def _facts(config: EngineConfig, executor: Executor, report: Progress) -> list[str]:

@@ -1,19 +1,19 @@
 """The engine's door: a checked `Generation` becomes a `Request` with token ids, SLOs and times.
 
-What only the engine process can know is checked here: whether messages fit the chat template, the prompt the model, and
-its token ids the model's vocabulary. Called from several threads; holds no state.
+Only the engine process can check three things: that messages fit the chat template, the prompt the model, and its token
+ids the model's vocabulary. That happens here. Called from several threads; holds no state.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from backend.config import ServiceSettings
 from backend.core.errors import InvalidRequestError, RequestTooLargeError
-from backend.core.request import PriorityClass, Request, RequestId, SamplingParams, Slo
+from backend.core.request import Grammar, PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.text.messages import parse_messages
 from backend.wire.protocol import Generation, Submit
 
@@ -22,7 +22,7 @@ _MAX_CHAR_BYTES = 4  # UTF-8
 
 
 class PromptTokenizer(Protocol):
-    """What is needed of a tokenizer to serve; `backend.text.tokenizer.Tokenizer` satisfies it."""
+    """The part of a tokenizer that serving needs; `backend.text.tokenizer.Tokenizer` satisfies it."""
 
     eos_token_ids: frozenset[int]
     vocab_size: int  # above every id it knows
@@ -37,6 +37,23 @@ class PromptTokenizer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Abilities:
+    """What an executor can do beyond drawing tokens; what it cannot is refused by its name.
+
+    compile_schema: makes the grammar of a request from a JSON schema, or None where the executor does that itself.
+    """
+
+    executor: str
+    compile_schema: Callable[[str, PriorityClass], Grammar | None] | None = None
+
+    def grammar(self, json_schema: str, priority_class: PriorityClass) -> Grammar | None:
+        """Return the grammar of a request with a schema. Raises InvalidRequestError."""
+        if self.compile_schema is None:
+            raise InvalidRequestError(f"json_schema: executor {self.executor!r} follows none")
+        return self.compile_schema(json_schema, priority_class)
+
+
+@dataclass(frozen=True, slots=True)
 class Intake:
     """Makes requests.
 
@@ -47,6 +64,7 @@ class Intake:
     service: ServiceSettings
     max_seq_len: int
     vocab_size: int
+    abilities: Abilities
 
     def check_length(self, generation: Generation, request_id: RequestId) -> None:
         """Raise RequestTooLargeError for a prompt that is too long whatever it says: it need not be tokenised."""
@@ -63,6 +81,7 @@ class Intake:
         priority_class = PriorityClass(generation.priority_class)
         is_rt = priority_class is PriorityClass.REAL_TIME
         deadline_s = generation.deadline_s
+        schema = generation.sampling.json_schema
         return Request(
             request_id=request_id,
             priority_class=priority_class,
@@ -72,6 +91,7 @@ class Intake:
             slo=self._slo(generation) if is_rt else None,
             deadline_s=None if is_rt or deadline_s is None else submit.arrival_s + deadline_s,
             cache_salt=generation.cache_salt,
+            grammar=None if schema is None else self.abilities.grammar(schema, priority_class),
         )
 
     def prompt_text(self, generation: Generation, request: Request) -> str:
@@ -132,6 +152,7 @@ class Intake:
             stop_token_ids=eos | frozenset(asked.stop_token_ids),
             ignore_eos=asked.ignore_eos,
             wants_log_probs=generation.wants_log_probs,
+            json_schema=asked.json_schema,
         )
 
     def _slo(self, generation: Generation) -> Slo:

@@ -1,10 +1,13 @@
 """Requests between a stub's socket and the engine: each is checked and tokenised here, never behind a lower class.
 
-    reader thread ──submit──► lane rt ──thread──┐
-                          └─► lane be ──thread──┴─ Intake.request ──► outbox.open, engine.post
+    reader thread ──submit──► lane rt ─────────thread──┐
+                          ├─► lane be ─────────thread──┤
+                          ├─► lane rt-schema ──thread──┤
+                          └─► lane be-schema ──thread──┴─ Intake.request ──► outbox.open, engine.post
 
-Each class has its own lane and thread. Requests of a class reach the engine in their order, and a real-time one never
-waits for a best-effort text. An error that a request raises answers that request only.
+Each class has two lanes, each with its own thread: a JSON schema takes up to seconds to compile, and no request without
+one waits for that. Requests of a lane reach the engine in their order. A real-time one never waits for a best-effort
+text. An error that a request raises answers that request only.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ logger = logging.getLogger(__name__)
 _SHORT_BYTES = 6000  # of an entry whose prompt is tokenised sooner than another thread would wake up
 _TOKEN_ID_BYTES = 36  # an int and its entry in a tuple
 _ENTRY_BYTES = 2000  # what a request takes besides its prompt
+_WITH_SCHEMA = "-schema"  # of a lane's name
 _JOIN_TIMEOUT_S = 2.0  # at the end; a text that takes longer to tokenise is not waited for
 
 
@@ -55,18 +59,26 @@ class _Entry:
     def __post_init__(self) -> None:
         generation = self.message.generation
         text = generation.text or generation.messages or ""
-        self.num_bytes = _ENTRY_BYTES + sys.getsizeof(text) + _TOKEN_ID_BYTES * len(generation.token_ids or ())
+        schema = generation.sampling.json_schema or ""
+        num_text_bytes = sys.getsizeof(text) + sys.getsizeof(schema)
+        self.num_bytes = _ENTRY_BYTES + num_text_bytes + _TOKEN_ID_BYTES * len(generation.token_ids or ())
+
+    @property
+    def lane(self) -> str:
+        """The name of its lane."""
+        generation = self.message.generation
+        return generation.priority_class + (_WITH_SCHEMA if generation.sampling.json_schema is not None else "")
 
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """The requests of one class that wait, oldest first."""
+    """The requests of one class, with or without a schema, that wait; oldest first."""
 
     name: str
     has_work: threading.Condition
     waiting: OrderedDict[RequestId, _Entry] = field(default_factory=OrderedDict)
     num_bytes: int = 0  # of those that wait
-    is_busy: bool = False  # some thread tokenises a request of this class: no other may, or their order would be lost
+    is_busy: bool = False  # some thread tokenises a request of this lane: no other may, or their order would be lost
 
 
 class IntakeQueue:
@@ -80,7 +92,7 @@ class IntakeQueue:
         metrics: Recorder,
         max_waiting_bytes: int,
     ) -> None:
-        """post: hands a command to the engine. max_waiting_bytes: of prompts of one class that wait."""
+        """post: hands a command to the engine. max_waiting_bytes: of the requests of one lane that wait."""
         self._intake = intake
         self._outbox = outbox
         self._post = post
@@ -90,7 +102,8 @@ class IntakeQueue:
         self._is_closed = False
         self._lock = threading.Lock()  # guards the above two, lanes and entries
         self._is_idle = threading.Condition(self._lock)
-        self._lanes = {c.value: _Lane(c.value, threading.Condition(self._lock)) for c in PriorityClass}
+        names = [c.value + kind for c in PriorityClass for kind in ("", _WITH_SCHEMA)]
+        self._lanes = {name: _Lane(name, threading.Condition(self._lock)) for name in names}
         self._threads = [
             threading.Thread(target=self._run, args=(lane,), name=f"intake-{name}", daemon=True)
             for name, lane in self._lanes.items()
@@ -108,7 +121,7 @@ class IntakeQueue:
             refuse(entry.connection, message, to_bros_error(error, "a request was not queued"), self._metrics)
             return
         if is_served_here:
-            self._serve(self._lanes[message.generation.priority_class], entry)
+            self._serve(self._lanes[entry.lane], entry)
 
     def cancel(self, connection: Connection, handle: int, client_id: str, *, timed_out: bool) -> None:
         """End a request, in the engine or on its way there; unknown and ended ones are ignored."""
@@ -153,8 +166,7 @@ class IntakeQueue:
 
     def _enqueue(self, entry: _Entry) -> bool:
         """Put a request into its lane; return True where the caller is to serve it: at once, since nothing waits."""
-        generation = entry.message.generation
-        lane = self._lanes[generation.priority_class]
+        lane = self._lanes[entry.lane]
         with self._lock:
             self._check_room(lane, entry)
             self._entries[entry.request_id] = entry
@@ -179,7 +191,7 @@ class IntakeQueue:
 
     def _withdraw(self, entry: _Entry) -> None:
         """Take out a request that waits; called with the lock held."""
-        lane = self._lanes[entry.message.generation.priority_class]
+        lane = self._lanes[entry.lane]
         del lane.waiting[entry.request_id]
         lane.num_bytes -= entry.num_bytes
         self._forget(entry)

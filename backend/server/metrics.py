@@ -113,10 +113,10 @@ class Recorder:
         for slo, is_met in (("ttft", met_ttft), ("tpot", met_tpot), ("both", met_ttft and met_tpot)):
             self._count("bros_slo_requests_total", {"slo": slo, "met": "true" if is_met else "false"})
 
-    # --- what is collected ----------------------------------------------------------------------------------------
+    # --- collected counts -----------------------------------------------------------------------------------------
 
     def drain(self) -> Metrics:
-        """Return what was collected since the last call."""
+        """Return all counts since the last call."""
         with self._lock:
             counts, self._counts = self._counts, {}
             values, self._values = self._values, {}

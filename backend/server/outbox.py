@@ -45,11 +45,11 @@ class Stream:
     last_sent_s: float = float("-inf")
 
     def due_s(self, coalesce_s: Mapping[PriorityClass, float]) -> float:
-        """Return when what is not sent yet should be: not too soon after what was sent last."""
+        """Return when to send the open chunk: not too soon after the last one."""
         return self.last_sent_s + coalesce_s[self.request.priority_class]
 
     def take_chunk(self, end: End | None = None) -> Chunk:
-        """Return what is not sent yet as a chunk, and forget it."""
+        """Return the unsent tokens as a chunk, and forget them."""
         log_probs = tuple(self.log_probs) if self.generation.wants_log_probs else None
         chunk = Chunk(self.handle, self.text, tuple(self.token_ids), log_probs, end)
         self.text = ""
@@ -257,7 +257,7 @@ class Outbox:
             self._send(connection, chunks)
 
     def _send(self, connection: Connection, chunks: list[Chunk]) -> None:
-        """Send chunks in one message, or one by one where together they make none: then only what is wrong fails."""
+        """Send chunks in one message, or one by one where together they make none: then only the wrong one fails."""
         try:
             connection.send(Chunks(tuple(chunks)))
         except Exception as error:

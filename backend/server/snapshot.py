@@ -45,8 +45,8 @@ class StepView(msgspec.Struct, frozen=True):
 
 
 class KVPoolView(msgspec.Struct, frozen=True):
-    """The KV pool. Byte i of `head_fill` and `tail_fill` is the number of slots held from the left and from the right
-    of block i; of `cached_fill`, those that only the cache holds, from either."""
+    """The KV pool. Byte i of `head_fill` is the number of slots held from the left of block i, of `tail_fill` from
+    its right. `cached_fill` counts those that only the cache holds, from either."""
 
     block_size: int
     head_fill: bytes
@@ -87,7 +87,7 @@ class PreemptionView(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """Everything at once; `total_*` grow for ever."""
+    """Everything at once; `total_*` only grow."""
 
     version: int
     policy: str

@@ -129,7 +129,7 @@ class EngineServer:
         if service.step_file is not None:  # here, where this process has the socket: another's file stays as it is
             self._step_file = StepFile(Path(service.step_file))
         runtime = load_runtime(self._config, tokenizer, outbox.emit, self._record, on_progress)
-        intake = Intake(tokenizer, service, runtime.max_seq_len, runtime.vocab_size)
+        intake = Intake(tokenizer, service, runtime.max_seq_len, runtime.vocab_size, runtime.abilities)
         self._outbox, self._engine = outbox, runtime.engine
         self._intake = IntakeQueue(intake, outbox, runtime.engine.post, self._metrics, service.max_waiting_prompt_bytes)
         return runtime, outbox

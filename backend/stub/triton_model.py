@@ -4,7 +4,7 @@
     link thread                one response for each chunk; the only thread that sends tokens
     timer thread               asks Triton which clients have gone; flushes metrics
 
-Every request has one `_Reply`: a lock and a closed flag around Triton's response sender, because asking a sender
+Every request has one `_Reply`: a lock and a closed flag around Triton's response sender. A sender that is asked
 anything after its final flag ends the whole server (2.51, and still so in the newest sources).
 """
 
@@ -187,8 +187,8 @@ class TritonPythonModel:
 
 
 def _read_text(name: str, read: Callable[[], str]) -> str:
-    """Return what Triton hands out as text. A client's bytes need not be; which name or value it was shows in front of
-    the place."""
+    """Return what Triton hands out as text. A client's bytes need not be text. The error shows the name or value
+    first, then the position."""
     try:
         return read()
     except UnicodeDecodeError as error:

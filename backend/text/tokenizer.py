@@ -37,7 +37,7 @@ class Tokenizer:
         self._parts = parts
         self._backend = parts.backend
         added = parts.backend.get_added_tokens_decoder()
-        self._special_ids = {token_id for token_id, token in added.items() if token.special}
+        self.special_token_ids = {token_id for token_id, token in added.items() if token.special}
         self._added_ids = set(added)
         self._bytes_of, self.strips_first_space = _byte_decoder(parts.backend)
         token_ids = parts.backend.get_vocab().values()
@@ -81,7 +81,11 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes a token stands for; none for special tokens and for ids outside the vocabulary."""
-        return b"" if token_id in self._special_ids else self._text_of(token_id)
+        return b"" if token_id in self.special_token_ids else self._text_of(token_id)
+
+    def vocabulary(self) -> list[bytes]:
+        """Return the bytes of every token by id, special ones too; none for ids that stand for no token."""
+        return [self._text_of(token_id) for token_id in range(self.vocab_size)]
 
     def _text_of(self, token_id: int) -> bytes:
         """Return the bytes that a token stands for in a prompt, special tokens too."""

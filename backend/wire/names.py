@@ -48,6 +48,12 @@ INPUTS = (
     Field("random_seed", "UINT64", 1, "Alias of seed (TensorRT-LLM).", alias_of="seed"),
     Field("stop_words", "STRING", -1, "The output ends before the first of these strings."),
     Field("ignore_eos", "BOOL", 1, "true: do not stop at the model's end token."),
+    Field(
+        "json_schema",
+        "STRING",
+        1,
+        "The output is JSON that conforms to this JSON schema, at most 64 KiB; then neither min_tokens nor ignore_eos.",
+    ),
     Field("exclude_input_in_output", "BOOL", 1, "false: put the prompt in front of the output; default true."),
     Field("return_log_probs", "BOOL", 1, "true: log_probs comes with output_ids."),
     Field("return_logprobs", "BOOL", 1, "Alias of return_log_probs (vLLM backend).", alias_of="return_log_probs"),

@@ -51,6 +51,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    json_schema: str | None = None
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ from client import AsyncClient
 from client.errors import ClientError
 
 _FIRST_TOKEN_ID, _LAST_TOKEN_ID = 1_000, 30_000  # ordinary words in every vocabulary here, the simulated one too
-_MAX_LATE_START_S = 0.25  # a generator later than this is overloaded itself
+MAX_LATE_S = 0.25  # a generator later than this is overloaded itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +149,11 @@ class OpenAITarget:
         await self._session.close()
 
 
-async def drive(target: Target, mix: Mix) -> list[RequestRecord]:
+async def drive(target: Target, mix: Mix, max_late_s: float = MAX_LATE_S) -> list[RequestRecord]:
     """Send the load and return what every request got; times count from the start of the run.
 
     Ends when the real-time requests are answered or the drain is over. Requests still open then are cancelled and stay
-    unfinished. Raises LoadError when requests left late because this process was too slow.
+    unfinished. Raises LoadError when requests left later than `max_late_s`, because this process was too slow.
     """
     records, tasks, rt_tasks = [], [], []
     start_s = time.monotonic()
@@ -169,7 +169,7 @@ async def drive(target: Target, mix: Mix) -> list[RequestRecord]:
         tasks.append(task)
         if query.is_rt:
             rt_tasks.append(task)
-        if -delay_s > _MAX_LATE_START_S:
+        if -delay_s > max_late_s:
             raise LoadError(f"{query.request_id} left {-delay_s:.2f} s late: the load generator is overloaded")
     await asyncio.sleep(max(0.0, start_s + mix.duration_s - time.monotonic()))
     if rt_tasks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,12 @@ class ServerAddress:
 
 class ServerError(Exception):
     """The server did not come up."""
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listened on just now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Write docs/benchmarks.md, its pictures, and the tables beside the results; a result file holds every number.
 
-The tables in docs/kv.md and docs/algorithm.md are written too.
+The tables in docs/kv.md, docs/algorithm.md and docs/many.md are written too.
 
     python -m bench.report                write docs/benchmarks.md, bench/results/measured.md and grid.md, docs/img
     python -m bench.report --check        fail if a document differs from the results
@@ -17,13 +17,15 @@ from bench.report.ablations import BEGIN, END, ablations_text
 from bench.report.cancel import cancel_sections
 from bench.report.engine import engine_sections
 from bench.report.grid import grid, load_runs, slos_of, study
+from bench.report.many import BEGIN as MANY_BEGIN
+from bench.report.many import END as MANY_END
+from bench.report.many import many_text
 from bench.report.measured import measured_sections
 from bench.report.overhead import overhead_sections
 from bench.report.page import page
 from bench.report.peers import peer_sections
 from bench.report.prefix import PREFIX_BEGIN, PREFIX_END, prefix_text
 from bench.report.sharing import put_into, sharing_text
-from bench.report.vllm import vllm_sections
 from bench.study import GROUPED_QUERY, KV_BOUND, LOOSE
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +68,9 @@ def render(results: Path, docs: Path) -> dict[Path, str]:
     rules, ablations = docs / "algorithm.md", ablations_text(results)
     if ablations and rules.exists():
         written[rules] = put_into(rules.read_text(), ablations, BEGIN, END)
+    replicas, many = docs / "many.md", many_text(results)
+    if many and replicas.exists():
+        written[replicas] = put_into(replicas.read_text(), many, MANY_BEGIN, MANY_END)
     if cache.exists() and (sharing or prefix):
         text = cache.read_text()
         text = put_into(text, sharing) if sharing else text
@@ -76,7 +81,7 @@ def render(results: Path, docs: Path) -> dict[Path, str]:
 def measured(results: Path) -> str:
     """Return the text of measured.md."""
     sections = [MEASURED, *measured_sections(results), *overhead_sections(results), *cancel_sections(results)]
-    return "\n\n".join([*sections, *engine_sections(results), *peer_sections(results), *vllm_sections(results)]) + "\n"
+    return "\n\n".join([*sections, *engine_sections(results), *peer_sections(results)]) + "\n"
 
 
 def draw(results: Path, images: Path) -> None:

@@ -178,6 +178,23 @@ def _prompts() -> list[BadRequest]:
     ]
 
 
+def _schemas() -> list[BadRequest]:
+    deep = '{"items": ' * 40 + "{}" + "}" * 40
+    wrong = {
+        "not JSON": ("{", "json_schema: not valid JSON"),
+        "no object": ("[]", "json_schema: expected a JSON object"),
+        "giant": (" " * 70_000, "json_schema: 70000"),
+        "deep": (deep, "json_schema: lists and objects are nested more than 32 deep"),
+        "bottomless": ("[" * 60_000, "json_schema: not valid JSON: nested too deep"),
+        "long text": (json.dumps({"const": "x" * 600}), "json_schema: a name or text of 600 characters exceeds 512"),
+    }
+    return [
+        *(BadRequest(f"schema {name}", words, _prompt(json_schema=text)) for name, (text, words) in wrong.items()),
+        BadRequest("schema and min_tokens", "min_tokens: json_schema", _prompt(json_schema="{}", min_tokens=1)),
+        BadRequest("schema and ignore_eos", "ignore_eos: json_schema", _prompt(json_schema="{}", ignore_eos=True)),
+    ]
+
+
 def _classes() -> list[BadRequest]:
     words = ["", "RTX", "realtime", "best-effort", "0", "3", "-1", "rt,be", "rt be", "null", "ｒｔ"]
     no_class = "is no class of service; allowed: rt (1), be (2)"
@@ -236,6 +253,7 @@ def _the_rest() -> list[BadRequest]:
 
 BAD_REQUESTS = [
     *_prompts(),
+    *_schemas(),
     *_classes(),
     *_parameters(),
     *_out_of_range(),

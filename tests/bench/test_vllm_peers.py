@@ -36,6 +36,7 @@ def run(load: str, system: str, share: float) -> dict[str, Any]:
 
 
 def test_rounds_are_averaged_in_one_row(tmp_path: Path) -> None:
+    cost = {"vllm_us": 250.4, "bros_us": 500.0, "added_us": 249.6}
     document = {
         "provenance": {
             "commit": "abc",
@@ -47,11 +48,12 @@ def test_rounds_are_averaged_in_one_row(tmp_path: Path) -> None:
         "engine": "vLLM 0.32.0 on cpu",
         "scale": 0.8,
         "slos": {"ttft_s": 1.0, "tpot_s": 0.1},
-        "overhead": {"num_running": 64, "all_us": 500.0, "ours_us": 250.0},
+        "overhead": {"num_running": 64, "num_turns": 3, "alone": cost, "beside_model": cost},
         "runs": [run("backlog", "bros", 0.99), run("backlog", "bros", 1.0), run("backlog", "fcfs", 0.0)],
     }
     (tmp_path / "vllm-peers.json").write_text(json.dumps(document))
-    table = vllm_sections(tmp_path)[-1]
+    *_, table, _, costs = vllm_sections(tmp_path)
+    assert "| 250 | 500 | 250 |" in costs
     assert "| backlog | `bros` | 99.5 % | 0.10 / 0.30 | 100 / 300 | 0.50 | 40 |" in table
     assert table.count("\n") == 3
 

@@ -149,7 +149,10 @@ class House:
         return []
 
     def gauges(self) -> dict[str, dict[str, float]]:
-        """Return memory (MiB), descriptors and threads of each kind of process."""
+        """Return memory (MiB), descriptors, threads and dead sockets of each kind of process.
+
+        A dead socket has no connection any more, and its process has not closed it. It is not among the descriptors.
+        """
         return {role: _gauge(self.processes(role)) for role in ROLES}
 
     def num_counted(self) -> int:
@@ -202,13 +205,37 @@ def left_behind(run_directory: Path) -> list[str]:
 
 
 def _gauge(processes: Sequence[psutil.Process]) -> dict[str, float]:
-    total = {"memory_mib": 0.0, "descriptors": 0.0, "threads": 0.0}
+    total = {"memory_mib": 0.0, "descriptors": 0.0, "threads": 0.0, "dead_sockets": 0.0}
     for process in processes:
         with suppress(psutil.NoSuchProcess):
+            num_dead = _num_dead_sockets(process.pid)
             total["memory_mib"] += round(process.memory_info().rss / 2**20, 1)
-            total["descriptors"] += process.num_fds()
+            total["descriptors"] += process.num_fds() - num_dead
             total["threads"] += process.num_threads()
+            total["dead_sockets"] += num_dead
     return {**total, "processes": len(processes)}
+
+
+def _num_dead_sockets(pid: int) -> int:
+    """Return how many sockets a process holds that are in none of the kernel's tables (proc(5), /proc/pid/net)."""
+    held = {link for path in Path(f"/proc/{pid}/fd").iterdir() if (link := _link(path)).startswith("socket:")}
+    alive = {f"socket:[{inode}]" for table in _SOCKET_TABLES for inode in _inodes(Path(f"/proc/{pid}/net/{table}"))}
+    return len(held - alive)
+
+
+_SOCKET_TABLES = {"tcp": 9, "tcp6": 9, "udp": 9, "udp6": 9, "unix": 6, "netlink": 9}  # and the inode's column
+
+
+def _inodes(table: Path) -> list[str]:
+    column = _SOCKET_TABLES[table.name]
+    return [line.split()[column] for line in table.read_text().splitlines()[1:]] if table.exists() else []
+
+
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:  # closed since
+        return ""
 
 
 def _family(pid: int) -> list[psutil.Process]:

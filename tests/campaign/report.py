@@ -57,6 +57,7 @@ The server inside `nvidia-pytriton` is Triton 2.51 (24.10). What follows is in i
 | a stub that dies | its streams never end; the server may abort 10 s later | it is started again at once |
 | a value of the wrong JSON type, JSON that cannot be read | HTTP status 500, not 400 | nothing: an error comes |
 | a gRPC message that cannot be read | its stream ends without a word | nothing |
+| clients that reset connections | it never closes one in a thousand (*dead sockets*) | it may open all its user may |
 | a metric of an invalid name, `is_cancelled()` after the end | the server ends | no client can reach either |
 | a thread that sends waits for one that takes a request in | its streams stand still | canaries notice; see *soak* |
 """
@@ -120,7 +121,7 @@ def _cases(document: Mapping[str, Any]) -> str:
 def _gauges(document: Mapping[str, Any]) -> str:
     rows = [
         f"| {name} | {role} | {_change(before, after, 'memory_mib')} | {_change(before, after, 'descriptors')} | "
-        f"{_change(before, after, 'threads')} |"
+        f"{_change(before, after, 'threads')} | {_change(before, after, 'dead_sockets')} |"
         for name, result in document["phases"].items()
         if "gauges" in result
         for role, before in result["gauges"]["before"].items()
@@ -128,12 +129,12 @@ def _gauges(document: Mapping[str, Any]) -> str:
     ]
     if not rows:
         return ""
-    head = ["| phase | process | memory, MiB | descriptors | threads |", "|---|---|---|---|---|"]
+    head = ["| phase | process | memory, MiB | descriptors | threads | dead sockets |", "|---|---|---|---|---|---|"]
     return "\n".join(["After a warm-up, and at the end of the phase:", "", *head, *rows])
 
 
 def _change(before: Mapping[str, float], after: Mapping[str, float], name: str) -> str:
-    return f"{before[name]:.0f} → {after[name]:.0f}"
+    return f"{before[name]:.0f} → {after[name]:.0f}" if name in before else "–"
 
 
 def _outcomes(document: Mapping[str, Any]) -> str:

@@ -83,11 +83,11 @@ def test_a_phase_that_was_skipped_says_why() -> None:
 
 
 def test_the_document_names_its_source_and_the_limits_of_triton() -> None:
-    gauge = {"engine": {"memory_mib": 100.4, "descriptors": 7, "threads": 3}}
+    gauge = {"engine": {"memory_mib": 100.4, "descriptors": 7, "threads": 3, "dead_sockets": 2}}
     text = render(a_document(gauges={"before": gauge, "after": gauge}))
     assert "Commit c0ffee, today" in text
     assert "Seed 3." in text
-    assert "| engine | engine | 100 → 100 | 7 → 7 | 3 → 3 |" in text
+    assert "| engine | engine | 100 → 100 | 7 → 7 | 3 → 3 | 2 → 2 |" in text
     assert "What Triton 2.51 itself does not survive" in text
 
 

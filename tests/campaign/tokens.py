@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from backend.executors.sim import SimSettings, token_at
 
 MAX_CONNECTIONS = 250  # of one engine: a launcher, stubs, and stubs that connected again
-MAX_HANDLES = 40_000  # requests of one stub
+MAX_HANDLES = 100_000  # requests of one stub: more than the soak sends
 _MULTIPLIER, _STRIDE, _SHIFT = 0x85EBCA6B, 0xC2B2AE35, 7  # of `token_at`
 _NUM_TELLING = 6  # tokens that leave one name of millions
 

@@ -33,7 +33,7 @@ _INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n|\n(?= {4}))+")
 _CODE = re.compile(r"`[^`\n]+`")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _ITEM = re.compile(
-    r"^\s*(?:[-*]|\d+\.)\s+|^\S+(?:, \S+)*\s{2,}(?=\S)"
+    r"^\s*(?:[-*]|\d+\.)\s+|^\s*\S+(?:, \S+)*\s{2,}(?=\S)"
 )  # of a list, or of a list of names in a docstring
 _END = re.compile(r"(?<=[.!?…])[\"')*_]*\s+")
 _WORD = re.compile(r"[^\W_][\w'’.,%/+-]*")

@@ -16,6 +16,7 @@ import yaml
 from backend.config import parse_config
 from backend.launcher.options import make_parser
 from backend.wire.metrics import METRICS, Kind
+from front.main import parse_settings
 from tests.triton.servers import Server, wait_until
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -97,12 +98,16 @@ def test_promtool_parses_every_query_of_the_dashboard(tmp_path: Path) -> None:
 def test_the_manifests_start_the_server_with_valid_options_and_configuration() -> None:
     documents = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "bros.yaml").read_text()))
     by_kind = {document["kind"]: document for document in documents}
-    container = by_kind["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    container, door = by_kind["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert container["args"][:3] == ["python3", "-m", "backend.launcher.serve"]
+    assert door["args"][:3] == ["python3", "-m", "front.main"]
+    settings = parse_settings(door["args"][3:])
     options = make_parser().parse_args(container["args"][3:])
     parse_config(json.loads(by_kind["ConfigMap"]["data"]["engine.json"]))
     grace_s = by_kind["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert grace_s > options.drain_timeout_s + int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    for each, drain_s in ((container, options.drain_timeout_s), (door, settings.drain_timeout_s)):
+        assert grace_s > drain_s + int(each["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert settings.triton_url.endswith(f":{options.grpc_port}")
 
 
 def test_the_images_start_the_server_with_valid_options() -> None:

@@ -1,6 +1,6 @@
 """The mirror: another engine's requests and KV pool, retold as the state that a policy reads.
 
-The engine decides what really happens, so nothing here is assumed from a plan: before each step `follow` reads where
+The engine decides what really happens, so nothing here is assumed from a plan. Before each step `follow` reads where
 the requests stand, and after it `adopt` notes what the engine scheduled. KV is counted in whole blocks by our own
 manager (`Layout.WHOLE_BLOCK`). What the engine uses beyond that count (blocks of requests that are not ours, cached
 prefixes it cannot drop) is taken out of every budget.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backend.core.plan import PreemptionKind
 from backend.core.request import PrefixSource, PriorityClass, Request, RequestState
@@ -36,8 +37,9 @@ _TOKEN = 0  # stands for every output token: a policy counts tokens and reads no
 
 @dataclass(slots=True, eq=False)
 class Twin(Generic[H]):
-    """Our copy of a request inside the engine. `handle` is the one there, `request` what the policy sees, `num_reached`
-    the most positions that were ever computed, `num_kept` those of a victim that are still to be had (None: all)."""
+    """Our copy of a request inside the engine. `handle` is the one there, `request` what the policy sees.
+    `num_reached`: the most positions that were computed when KV was lost. `num_kept`: those of a victim that are still
+    to be had (None: all)."""
 
     handle: H
     ticket: Ticket
@@ -47,7 +49,7 @@ class Twin(Generic[H]):
 
 
 class Scheduled(NamedTuple):
-    """A request that a step of the engine runs: its new tokens, after `start` positions that need no computing; None:
+    """A request that a step of the engine runs: its new tokens, after `start` positions that need no computing. None:
     after those computed and all that can be restored."""
 
     key: Key
@@ -116,7 +118,7 @@ class Mirror(Generic[H]):
     # What a policy asks of the KV (backend.policy.view.KVReader)
 
     def budget(self) -> KVBudget:
-        """Return a budget without the blocks that the engine uses for what is not ours."""
+        """Return a budget without the blocks that the engine uses for requests that are not ours."""
         budget = self.kv.budget()
         max_slots = self.kv.config.max_seq_len // self.kv.config.block_size * self.kv.config.block_size
         missing = self.num_foreign_blocks * self.kv.config.block_size
@@ -167,33 +169,39 @@ class Mirror(Generic[H]):
     def follow(self, twins: Iterable[Twin[H]], now_s: float) -> None:
         """Begin a step: bring `twins` up to date."""
         self.kv.begin_step()
-        decodes: list[Request] = []
-        changed: list[tuple[Twin[H], int]] = []
-        came: list[tuple[Request, int]] = []
-        position, num_held = self._source.position, self.kv.num_held
-        for twin in twins:
-            request = twin.request
-            num_known, num_computed = position(twin.handle)
-            num_come = num_known - len(request.token_ids)
-            if request.row is None:
-                if num_computed <= 0:
-                    continue
-                self._enter(request)
-            elif (
-                num_come == 1
-                and num_computed == num_known - 1 == request.num_computed + 1 == num_held(Row(request.row))
-                and request.state is RequestState.RUNNING
-            ):  # a decode, as nearly all are
-                decodes.append(request)
-                continue
-            changed.append((twin, num_computed))
-            if num_come > 0:
-                came.append((request, num_come))
-        self._emit([(request, 1) for request in decodes] + came, now_s)
-        self._advance(decodes)
-        for twin, num_computed in changed:
-            self._set_computed(twin, num_computed)
+        position = self._source.position
+        stands = [(twin, *position(twin.handle)) for twin in twins]
+        for twin, _, num_computed in stands:
+            if twin.request.row is None and num_computed > 0:
+                self._enter(twin.request)
+        stands = [stand for stand in stands if stand[0].request.row is not None]
+        self._follow_started(
+            [twin for twin, _, _ in stands], np.array([stand[1:] for stand in stands], np.int64), now_s
+        )
         self._count_foreign_blocks()
+
+    def _follow_started(self, twins: Sequence[Twin[H]], stands: NDArray[np.int64], now_s: float) -> None:
+        """Follow requests with a row, whose known and computed tokens are `stands`. Nearly all have decoded one token,
+        or have not run; those take a few array operations."""
+        if not twins:
+            return
+        table, rows = self.table, np.array([twin.request.row for twin in twins], np.int64)
+        known, computed = stands.T
+        num_come, num_run = known - table.num_known[rows], computed - table.num_computed[rows]
+        num_ahead = self.kv.held[rows] - computed
+        is_usual = ~table.is_preempted[rows]
+        is_decode = is_usual & (num_come == 1) & (num_run == 1) & (known - computed == 1) & (num_ahead == 0)
+        is_same = is_usual & (num_come == 0) & (num_run == 0) & (num_ahead >= 0) & (num_ahead <= 1)
+        changed = (~(is_decode | is_same)).nonzero()[0].tolist()
+        table.emit(rows[is_decode], now_s)
+        for index in is_decode.nonzero()[0].tolist():
+            request = twins[index].request
+            request.num_computed += 1
+            _note_token(request, now_s)
+        table.num_computed[rows[is_decode]] += 1
+        self._emit([(twins[index].request, num) for index in changed if (num := int(num_come[index])) > 0], now_s)
+        for index in changed:
+            self._set_computed(twins[index], int(computed[index]))
 
     def adopt(self, scheduled: Iterable[Scheduled], now_s: float) -> list[Adopted]:
         """Note how many tokens of each request the engine runs in this step; leave out requests that are not ours."""
@@ -205,7 +213,6 @@ class Mirror(Generic[H]):
             request, start = twin.request, each.start
             if each.num_tokens == 1 and start == request.num_computed and request.state is RequestState.RUNNING:
                 decodes.append(request)  # as nearly all are
-                twin.num_reached = max(twin.num_reached, start + 1)
                 adopted.append(Adopted(request, 1, start, 0))
             else:
                 adopted.append(self._adopt(twin, each, now_s, decodes))
@@ -213,6 +220,11 @@ class Mirror(Generic[H]):
             for request in decodes:
                 self._grow(request, 1)
         return adopted
+
+    def adopt_decodes(self, rows: NDArray[np.int64]) -> bool:
+        """Note that the engine runs one token of each of `rows` and no more, after what they have computed. False, and
+        nothing is noted, where one of them may have lost KV or our count has no room."""
+        return not self.table.is_preempted[rows].any() and self.kv.grow_each_by_one(rows)
 
     def check_invariants(self) -> None:
         """Assert what must hold between two steps; O(slots)."""
@@ -260,8 +272,7 @@ class Mirror(Generic[H]):
             rows = np.array([_row(request) for request, _ in came], dtype=np.int64)
             self.table.emit(rows, now_s)
             for request, _ in came:
-                request.token_ids.append(_TOKEN)
-                request.first_token_s = now_s if request.first_token_s is None else request.first_token_s
+                _note_token(request, now_s)
             came = [(request, num_tokens - 1) for request, num_tokens in came if num_tokens > 1]
 
     def _adopt(self, twin: Twin[H], scheduled: Scheduled, now_s: float, decodes: list[Request]) -> Adopted:
@@ -297,12 +308,6 @@ class Mirror(Generic[H]):
             self.prefix_tokens[cls, PrefixSource.HIT] += num_cached
             self.prefix_tokens[cls, PrefixSource.MISS] += num_prompt - num_cached
 
-    def _advance(self, decodes: Sequence[Request]) -> None:
-        """Count one more computed position for each of `decodes`, whose books were right before."""
-        for request in decodes:
-            request.num_computed += 1
-        self.table.num_computed[np.array([request.row for request in decodes], np.int64)] += 1
-
     def _set_computed(self, twin: Twin[H], num_computed: int) -> None:
         """Let the books say that the first `num_computed` positions have their KV where a step reads it."""
         request = twin.request
@@ -325,6 +330,7 @@ class Mirror(Generic[H]):
     def _lose(self, twin: Twin[H], row: Row, num_computed: int) -> None:
         """Note that the engine took KV from a request, which keeps `num_computed` positions."""
         request = twin.request
+        twin.num_reached = max(twin.num_reached, self._num_held(request))
         self.kv.shrink(row, num_computed, checkpoint=self._source.keeps_kv)
         self.table.cut(row, num_computed)
         if request.state is not RequestState.PREEMPTED:
@@ -341,7 +347,7 @@ class Mirror(Generic[H]):
         self.table.enter(request, request.row, request.max_total_tokens)
 
     def _grow(self, request: Request, num_slots: int) -> None:
-        """Count blocks in that the engine gave a request, as far as our count has them: where prefixes are shared it
+        """Count blocks in that the engine gave a request, as far as our count has them. Where prefixes are shared it
         may give more than there are."""
         if num_slots <= 0:
             return
@@ -361,6 +367,12 @@ class Mirror(Generic[H]):
         if missing > 0:
             missing -= sum(self._source.num_reserved_blocks(twin.handle) for twin in self.started())
         self.num_foreign_blocks = max(0, missing)
+
+
+def _note_token(request: Request, now_s: float) -> None:
+    request.token_ids.append(_TOKEN)
+    if request.first_token_s is None:
+        request.first_token_s = now_s
 
 
 def _row(request: Request) -> Row:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from backend.core.clock import Clock
 from backend.core.plan import Reclaim, StepPlan
 from backend.core.request import PriorityClass, Request
@@ -104,13 +106,34 @@ class Pilot(Generic[H]):
         if not ours:
             self._steps.clear()
             return
-        features = _features(ours)
         num_rt_tokens = sum(adopted.num_tokens for adopted in ours if adopted.request.is_rt)
+        self._note_step([adopted.request for adopted in ours], _features(ours), num_rt_tokens, budget_s)
+
+    def adopt_decodes(self, requests: Sequence[Request], budget_s: float) -> bool:
+        """Do what `adopt` does where the engine runs one token of each of `requests`, in a few array operations. False,
+        and nothing is noted, where that is not certain."""
+        table, rows = self.mirror.table, np.array([request.row for request in requests], np.int64)
+        if not self.mirror.adopt_decodes(rows):
+            return False
+        self._last_call_s = self._now_s
+        features = StepFeatures(
+            new_tokens=len(rows),
+            context_tokens=int(table.num_computed[rows].sum()),
+            prefill_pairs=0.0,
+            copied_tokens=0,
+            has_prefill=False,
+        )
+        self._note_step(requests, features, int(table.is_rt[rows].sum()), budget_s)
+        return True
+
+    def _note_step(
+        self, requests: Sequence[Request], features: StepFeatures, num_rt_tokens: int, budget_s: float
+    ) -> None:
         self._steps.append(
             _Step(
                 predicted_s=self.view.latency.predict_s(features),
                 budget_s=budget_s,
-                requests=[adopted.request for adopted in ours],
+                requests=requests,
                 features=features,
                 num_rt_tokens=num_rt_tokens,
                 num_be_tokens=features.new_tokens - num_rt_tokens,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 
-from backend.core.errors import ExecutorError
+from backend.core.errors import BrosError, ExecutorError
 from backend.core.executor import ExecutorCapacity
 from backend.core.plan import StepBatch, StepResult
 from backend.executors.torch_engine.inputs import StepInputs, pack
@@ -49,29 +50,35 @@ class TorchExecutor:
                 self.pool.copy_out(batch.copies_out)
             if len(batch.copies_in):
                 self.pool.copy_in(batch.copies_in)
-            token_ids, log_probs = self._compute(batch)
+            result = self._compute(batch)
         except Exception as error:
             raise ExecutorError(f"a step of {sum(batch.num_new_tokens)} tokens failed: {error}") from error
-        return StepResult(token_ids, time.perf_counter() - started_s, log_probs)
+        return replace(result, duration_s=time.perf_counter() - started_s)
 
     def close(self) -> None:
         """Drop model and pools."""
         self.__dict__.pop("model", None)
         self.__dict__.pop("pool", None)
 
-    def _compute(self, batch: StepBatch) -> tuple[list[int | None], list[float | None] | None]:
+    def _compute(self, batch: StepBatch) -> StepResult:
+        """Return the step's result; its duration is not known here."""
         token_ids: list[int | None] = [None] * len(batch.sequences)
         log_probs: list[float | None] = [None] * len(batch.sequences)
+        errors: dict[int, BrosError] = {}
         if not batch.sequences:
-            return token_ids, None
+            return StepResult(token_ids, 0.0)
         inputs = pack(batch)
         self._check_fits(inputs)
         logits = self.model.forward(inputs)
-        sequences = [batch.sequences[index] for index in inputs.sampled]
-        for index, token_id, log_prob in zip(inputs.sampled, *self._sampler.sample(logits, sequences), strict=True):
+        chosen = self._sampler.sample(logits, [batch.sequences[index] for index in inputs.sampled])
+        for index, token_id, log_prob in zip(inputs.sampled, chosen.token_ids, chosen.log_probs, strict=True):
             token_ids[index] = token_id
             log_probs[index] = log_prob
-        return token_ids, log_probs if any(s.sampling.wants_log_probs for s in batch.sequences) else None
+        for row, error in chosen.errors.items():
+            token_ids[inputs.sampled[row]] = None
+            errors[inputs.sampled[row]] = error
+        wants_log_probs = any(s.sampling.wants_log_probs for s in batch.sequences)
+        return StepResult(token_ids, 0.0, log_probs if wants_log_probs else None, errors)
 
     def _check_fits(self, inputs: StepInputs) -> None:
         """Assert that every index lies inside the buffers: compiled kernels write without a check."""

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from backend.core.errors import BrosError, InvalidRequestError
 from backend.core.plan import Sequenced
 from backend.core.request import SamplingParams
 
 _FIRST_SORTED = 256  # tokens; top_p and min_p rarely keep more
+
+
+class Choices(NamedTuple):
+    """The choice for each row. `errors`: by index, why a row has no token; its entries mean nothing."""
+
+    token_ids: list[int]
+    log_probs: list[float | None]
+    errors: dict[int, BrosError]
 
 
 class Sampler:
@@ -19,28 +30,36 @@ class Sampler:
     def __init__(self, eos_token_ids: Collection[int]) -> None:
         self._eos_token_ids = sorted(eos_token_ids)
 
-    def sample(self, logits: torch.Tensor, sequences: Sequence[Sequenced]) -> tuple[list[int], list[float | None]]:
-        """Return a token and a log-probability (where wanted) per row of `logits` [len(sequences), vocabulary].
+    def sample(self, logits: torch.Tensor, sequences: Sequence[Sequenced]) -> Choices:
+        """Choose a token per row of `logits` [len(sequences), vocabulary], with its log-probability where wanted.
 
-        The log-probability is the model's own, before penalties, temperature and cuts. `logits` may be overwritten.
+        The log-probability is the model's own, before grammar, penalties, temperature and cuts. `logits` may be
+        overwritten.
         """
         raw = [
             _log_softmax(row) if s.sampling.wants_log_probs else None for row, s in zip(logits, sequences, strict=True)
         ]
-        for row, sequence in zip(logits, sequences, strict=True):
-            self._restrict(row, sequence)
+        errors: dict[int, BrosError] = {}
+        for index, sequence in enumerate(sequences):
+            if sequence.sampling.is_restricted:
+                try:
+                    self._restrict(logits[index], sequence)
+                except InvalidRequestError as error:
+                    errors[index] = error
         token_ids = _most_likely(logits)
         for index, sequence in enumerate(sequences):
-            if sequence.sampling.temperature > 0.0:
+            if sequence.sampling.temperature > 0.0 and index not in errors:
                 token_ids[index] = _draw(logits[index], sequence)
         log_probs = [None if row is None else float(row[token]) for row, token in zip(raw, token_ids, strict=True)]
-        return token_ids, log_probs
+        return Choices(token_ids, log_probs, errors)
 
     def _restrict(self, logits: torch.Tensor, sequence: Sequenced) -> None:
-        """Apply penalties and, before `min_tokens`, forbid the ends; in place."""
+        """Apply penalties and grammar and, before `min_tokens`, forbid the ends; in place."""
         params = sequence.sampling
-        if _has_penalties(params):
+        if params.has_penalties:
             _penalise(logits, sequence)
+        if sequence.grammar is not None:
+            _forbid(logits, sequence.grammar.allowed(sequence.token_ids[sequence.num_prompt :]))
         if len(sequence.token_ids) - sequence.num_prompt < params.min_tokens:
             ends = {*self._eos_token_ids, *params.stop_token_ids}
             logits[sorted(end for end in ends if end < len(logits))] = float("-inf")
@@ -52,8 +71,14 @@ def _most_likely(logits: torch.Tensor) -> list[int]:
     return token_ids
 
 
-def _has_penalties(params: SamplingParams) -> bool:
-    return (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1.0, 0.0, 0.0)
+def _forbid(logits: torch.Tensor, is_allowed: NDArray[np.bool_]) -> None:
+    """Leave only tokens that are allowed. Raises InvalidRequestError where the model has none of them."""
+    num_known = min(len(logits), len(is_allowed))
+    if not is_allowed[:num_known].any():
+        raise InvalidRequestError("json_schema: no token of the model may come next")
+    is_forbidden = torch.from_numpy(~is_allowed[:num_known]).to(logits.device)
+    logits[:num_known].masked_fill_(is_forbidden, float("-inf"))
+    logits[num_known:] = float("-inf")
 
 
 def _penalise(logits: torch.Tensor, sequence: Sequenced) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from backend.core.clock import Clock
-from backend.core.errors import BrosError, ExecutorError, OverloadedError, shorten
+from backend.core.errors import BrosError, ExecutorError, InvalidRequestError, OverloadedError, shorten
 from backend.core.request import FinishReason, Request, RequestId
 from backend.engine.admission import check_admissible
 from backend.engine.engine import MAX_INBOX, Cancel, Command, Emit, Inspect, Submit, look_at
@@ -157,7 +157,8 @@ class VllmEngine:
         except BrosError as error:
             self._answers.fail(request, error)
         except Exception as error:  # whatever vLLM finds wrong with one request is that request's error
-            self._answers.fail(request, ExecutorError(f"vLLM refused {request.request_id!r}: {shorten(str(error))}"))
+            kind = InvalidRequestError if isinstance(error, ValueError) else ExecutorError
+            self._answers.fail(request, kind(f"vLLM refused {request.request_id!r}: {shorten(str(error))}"))
 
     def _check(self, request: Request) -> None:
         """Raise a BrosError for a request that is not to be queued."""

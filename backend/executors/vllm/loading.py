@@ -23,7 +23,7 @@ from backend.policy.settings import SchedulerSettings
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, float | None], None]  # what is being done, and the fraction done where it is known
+Progress = Callable[[str, float | None], None]  # the stage, and the fraction done where it is known
 
 SCHEDULER = "backend.executors.vllm.scheduler.BrosScheduler"
 _CPU_KV_BYTES = 2 << 30  # where nothing is said: vLLM would plan for nearly all of the machine's memory
@@ -40,6 +40,7 @@ class Loaded:
     engine: VllmEngine
     vocab_size: int
     facts: str
+    follows_schemas: bool  # it does where it has a tokenizer
 
 
 def load_engine(
@@ -66,11 +67,16 @@ def load_engine(
     runtime = VllmRuntime(llm, _make_params, tickets, eos_token_ids)
     facts = _facts(version, scheduler, steering, scheduler_settings.policy)
     logger.info("%s", facts)
-    return Loaded(VllmEngine(runtime, steering, clock, emit), int(llm.model_config.get_vocab_size()), facts)
+    return Loaded(
+        VllmEngine(runtime, steering, clock, emit),
+        int(llm.model_config.get_vocab_size()),
+        facts,
+        follows_schemas=not llm.model_config.skip_tokenizer_init,
+    )
 
 
 def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
-    """Return the arguments of `EngineArgs`: the operator's, over what serves where nothing was said."""
+    """Return the arguments of `EngineArgs`: the operator's, over our defaults."""
     arguments: dict[str, Any] = {
         "scheduler_cls": SCHEDULER,
         "skip_tokenizer_init": True,
@@ -110,14 +116,16 @@ def _make_engine(version: str, arguments: dict[str, Any]) -> Any:
 
 
 def _mend_kernel_scan() -> None:
-    """Let vLLM's search for kernels on the CPU pass what llvmlite, which our KV counts are compiled with, has in its
-    modules: an object that answers `vars` with something else than a dictionary (seen in vLLM 0.32)."""
+    """Let vLLM's search for kernels on the CPU pass an object of llvmlite, which compiles our KV counts. It answers
+    `vars` with something else than a dictionary (seen in vLLM 0.32)."""
     module = _import("vllm.triton_utils.dispatcher")
     module.vars = lambda value: found if isinstance(found := value.__dict__, Mapping) else {}
 
 
-def _make_params(arguments: dict[str, object]) -> Any:
+def _make_params(arguments: dict[str, Any]) -> Any:
     module = _import("vllm.sampling_params")
+    if (structured := arguments.get("structured_outputs")) is not None:
+        arguments = arguments | {"structured_outputs": module.StructuredOutputsParams(**structured)}
     return module.SamplingParams(**arguments, output_kind=module.RequestOutputKind.DELTA)
 
 

@@ -13,7 +13,7 @@ Progress = Callable[[str, float | None], None]
 
 
 def model_directory(settings: VllmSettings, report: Progress) -> str | Path:
-    """Return what vLLM is to load. Raises ConfigError where it is a GGUF file of no plain Llama."""
+    """Return the model for vLLM to load. Raises ConfigError where it is a GGUF file of no plain Llama."""
     files = resolve_model(settings.model)
     if not files.is_gguf:
         return files.path

@@ -16,7 +16,7 @@ FINISH_REASONS = {
 def sampling_arguments(params: SamplingParams, eos_token_ids: Collection[int]) -> dict[str, object]:
     """Return the keyword arguments of `vllm.SamplingParams` for `params`.
 
-    Text is made by our tokenizer, so vLLM has none: it neither detokenises nor knows ends of its own, and gets ours as
+    Text is made by our tokenizer, so vLLM has none. It neither detokenises nor knows ends of its own. It gets ours as
     stop tokens, which stay in the output.
     """
     ends = params.stop_token_ids | (frozenset() if params.ignore_eos else frozenset(eos_token_ids))
@@ -38,4 +38,6 @@ def sampling_arguments(params: SamplingParams, eos_token_ids: Collection[int]) -
         arguments["seed"] = params.seed
     if params.wants_log_probs:
         arguments["logprobs"] = 0  # of the sampled token only
+    if params.json_schema is not None:
+        arguments["structured_outputs"] = {"json": params.json_schema}
     return arguments

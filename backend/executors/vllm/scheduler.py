@@ -45,7 +45,7 @@ class BrosScheduler(AsyncScheduler):  # type: ignore[misc]  # vLLM's class, of n
         return super()._free_request(request, *arguments, **options)
 
     def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
-        """vLLM asks this, last of all, how many tokens of a request a step gets: the place for our caps."""
+        """vLLM asks this, last of all, how many tokens of a request a step gets: here our caps bind."""
         if self.steering is not None:
             num_new_tokens = self.steering.cap(request, num_new_tokens)
         return int(super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens))

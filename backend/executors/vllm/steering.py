@@ -55,7 +55,8 @@ class Steering:
         self._came: list[VllmRequest] = []
         self._gone: list[str] = []
         self._caps: dict[str, int] | None = None  # while a step is scheduled
-        self._set_aside: RequestQueue | None = None  # likewise: all who wait
+        self._decodes: dict[str, int] | None = None  # that the plan has, if it has nothing else
+        self._set_aside: RequestQueue | None = None  # while a step is scheduled: all who wait
         self._is_stalled = False
         scheduler.waiting = WaitingRequests(scheduler.waiting)
 
@@ -140,6 +141,8 @@ class Steering:
         held = by_loss(idle.values())
         gone = {twin.request for twin in self._victims(plan, held, newcomers) if self._preempt(twin)}
         withheld = [twin.handle for twin in held if twin.request not in gone]
+        is_plain = not (newcomers or plan.restores or plan.reclaims or gone) and set(caps.values()) == {1}
+        self._decodes = dict(caps) if is_plain else None
         caps.update((request.request_id, _WHOLE) for request in (*not_ours, *scheduler.kv_holding_waiting))
         self._caps = caps
         scheduler.running = [*not_ours, *running, *reversed(withheld)]
@@ -156,8 +159,8 @@ class Steering:
         return not_ours, ours
 
     def _victims(self, plan: StepPlan, idle: Sequence[_VllmTwin], newcomers: Sequence[_VllmTwin]) -> list[_VllmTwin]:
-        """Return who of the `idle` gives way: to what the plan takes, to real-time requests that find no place, or so
-        that a step that could run nothing runs something."""
+        """Return who of the `idle` gives way: to what the plan takes, or to real-time requests that find no batch slot.
+        Where a step could run nothing, one more gives way, so that it runs something."""
         wanted = set(whole_victims(plan.reclaims))
         victims = [twin for twin in idle if twin.request in wanted]
         others = [twin for twin in idle if twin.request not in wanted]
@@ -169,7 +172,7 @@ class Steering:
         return self._scheduler.max_num_active_reqs - len(self._scheduler.running)
 
     def _with_places(self, newcomers: Sequence[_VllmTwin]) -> list[VllmRequest]:
-        """Return the newcomers there are places for: best-effort ones give way."""
+        """Return the newcomers there are batch slots for: best-effort ones give way."""
         num_places = self._num_places()
         by_class = sorted(newcomers, key=lambda twin: not twin.request.is_rt)[: max(0, num_places)]
         allowed = {twin.request for twin in by_class}
@@ -201,6 +204,10 @@ class Steering:
 
     def _adopt(self, plan: StepPlan, output: SchedulerOutput) -> None:
         """Note what vLLM made of the plan. It has counted the step's tokens as computed already."""
+        if output.num_scheduled_tokens == self._decodes:  # as planned, and no more: nearly all steps
+            self._is_stalled = False
+            if self.pilot.adopt_decodes(list(plan.num_new_tokens), plan.budget_s):
+                return
         requests = self._scheduler.requests
         self.pilot.adopt(
             (

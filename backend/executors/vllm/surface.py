@@ -1,7 +1,7 @@
 """The parts of vLLM that this adapter touches, as protocols, and how their absence is found at start.
 
-Read in vLLM 0.32 (docs/vllm.md says what was run). vLLM calls its scheduler no public interface: so what is relied
-upon is looked for before the first request, and a version without it is refused by name.
+Read in vLLM 0.32 (docs/vllm.md lists the runs). vLLM's scheduler is no public interface. So the adapter looks for
+each name before the first request, and refuses a version without it by name.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ _METHODS: Mapping[str, Sequence[str]] = {
     "_request_blocks_can_be_freed": ("request",),
     "_reserve_prefill_lookahead": ("request", "num_computed_tokens", "num_new_tokens"),
 }
-_NUM_LIMITED = 2  # places of `schedule` that ask how many tokens a request gets: of running ones, of waiting ones
+_NUM_LIMITED = 2  # calls in `schedule` that ask how many tokens a request gets: of running ones, of waiting ones
 
 
 def require_known(scheduler: Any, base: type[Any], version: str) -> None:

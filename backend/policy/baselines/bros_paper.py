@@ -1,13 +1,17 @@
-"""`bros_paper`: BROS as published (Wan et al., arXiv 2504.09590), as far as its text says.
+"""`bros_paper`: BROS as published (Wan et al., arXiv 2504.09590), as far as its text goes.
 
-Residual time: what is left of the TTFT SLO before the first token, of the TPOT SLO since the last token after it;
-nothing is cumulative. Packing: (a) real-time by ascending residual, whole prompts, while the predicted iteration stays
-within the most urgent residual; (b) best-effort by ascending KV to bring back, into free places; (c) where the batch is
-full, the real-time request with the most slack gives its place to a best-effort one, if the most urgent can still make
-it. Batch size: a base of 128, doubled while no deadline binds, back to the base when one does. KV is bidirectional with
+Residual time: the rest of the TTFT SLO before the first token, the rest of the TPOT SLO since the last token after it.
+Nothing is cumulative. Packing has three parts:
+
+(a) Real-time by ascending residual, whole prompts, while the predicted iteration stays within the most urgent residual.
+(b) Best-effort by ascending KV to bring back, into free batch slots.
+(c) Where the batch is full, the real-time request with the most slack gives its batch slot to a best-effort one. It
+does so only if the most urgent can still make it.
+
+Batch size: a base of 128, doubled while no deadline binds, back to the base when one does. KV is bidirectional with
 lazy checkpoints, by this project's manager.
 
-Where the text is silent: the latency model is this project's; a residual that cannot be met any more binds nothing; a
+Where the text is silent: The latency model is this project's. A residual that cannot be met any more binds nothing. A
 request that finds no slots although nothing runs takes them from all others.
 """
 
@@ -30,8 +34,8 @@ from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 from kv.types import Row
 
-_BOUND = 0.9  # part of the tightest residual from which on a step counts as bound by it
-_WINDOW = 64  # requests looked at together for the next one that may find slots
+_BOUND = 0.9  # part of the tightest residual from which on a step counts as bound by it.
+_WINDOW = 64  # Requests looked at together for the next one that may find slots
 
 
 class BrosPaper:
@@ -183,7 +187,7 @@ class _Turns:
         self._packing = packing
         self._urgent = urgent
         self._budget_s = budget_s
-        self._num_idle = view.table.num_computed.copy()  # by row: positions held, 0 for what is in this step
+        self._num_idle = view.table.num_computed.copy()  # by row: positions held, 0 for those in this step
         self._unmet = float("inf")  # slots that one that does not run cannot find, until something is taken
 
     def take_first(self, num_requests: int) -> None:
@@ -318,7 +322,7 @@ def _take_plain(packing: Packing, rows: Rows, budget_s: float) -> None:
 
 
 def _take_be(packing: Packing, request: Request, budget_s: float) -> bool:
-    """Take all that `request` lacks, if a place, the time and the slots are there."""
+    """Take all that `request` lacks, if a batch slot, the time and the slots are there."""
     if request.row is not None and packing.is_cut(request.row):
         return False
     num_restored = packing.num_to_restore(request, budget_s - packing.predicted_s)

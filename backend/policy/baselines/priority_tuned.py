@@ -1,12 +1,12 @@
 """`priority_tuned`: strict priority as a careful operator would tune it; the baseline that is hard to beat.
 
-What it takes from today's practice: strict classes; real-time preempts best-effort at admission (youngest first, all of
-it, computed again); chunked prefill mixed with decodes (Sarathi-Serve, OSDI 2024) with a step size chosen for the SLO.
-Sarathi's static token budget is replaced by something stronger: the online latency model of BROS bounds every step to
-the tightest TPOT SLO among the running real-time requests, or to half of the tightest TTFT SLO where none runs.
+From today's practice it takes strict classes. Real-time preempts best-effort at admission: youngest first, all of it,
+computed again. Chunked prefill is mixed with decodes (Sarathi-Serve, OSDI 2024), with a step size chosen for the SLO.
+Instead of Sarathi's static token budget, the online latency model of BROS bounds every step. The bound is the tightest
+TPOT SLO among the running real-time requests, or half of the tightest TTFT SLO where none runs.
 
-What it lacks of BROS: deadlines (order is arrival; a request ahead of its schedule and one behind are alike), late
-requests, the window and the share, block sharing, prefixes kept by victims, checkpoints, the look at future memory.
+It lacks the deadlines of BROS: order is arrival, and a request ahead of its schedule is like one behind. It also lacks
+late requests, the share, block sharing, prefixes kept by victims, checkpoints and the look at future memory.
 """
 
 from __future__ import annotations

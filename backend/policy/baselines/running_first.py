@@ -1,9 +1,10 @@
 """`fcfs` and `priority`: the step of vLLM v1's scheduler, without and with its request priority.
 
-Copied from vllm/v1/core/sched/scheduler.py: running requests first, in order of admission, each with all its uncomputed
-tokens as far as the token budget goes; one that finds no KV blocks preempts the last of the least priority, which loses
-everything and is computed again; then, unless something was preempted, waiting requests by (priority, arrival), up to
-the first that does not fit. Prompts are chunked by the token budget. Nothing knows a deadline.
+Copied from vllm/v1/core/sched/scheduler.py. Running requests come first, in order of admission, each with all its
+uncomputed tokens as far as the token budget goes. One that finds no KV blocks preempts the last of the least priority,
+which loses everything and is computed again. Then, unless something was preempted, waiting requests follow by
+(priority, arrival), up to the first that does not fit. Prompts are chunked by the token budget. Nothing knows a
+deadline.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def plan_fcfs(view: SchedulerView, now_s: float) -> StepPlan:
 
 
 def plan_priority(view: SchedulerView, now_s: float) -> StepPlan:
-    """Admit real-time first, preempt best-effort first; what runs keeps its place all the same."""
+    """Admit real-time first, preempt best-effort first; what runs goes on all the same."""
     del now_s
     packing = Packing(view)
     run_then_admit(view, packing, PriorityClass.REAL_TIME)

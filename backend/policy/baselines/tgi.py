@@ -1,9 +1,9 @@
-"""`tgi`: prefill first, in turns with decodes; what Text Generation Inference does.
+"""`tgi`: prefill first, between decodes, as Text Generation Inference does.
 
 Copied from text-generation-inference (backends/v3/src/{backend,queue,block_allocator}.rs): requests in order of
-arrival, one class. Running requests decode; once `waiting_served_ratio` times as many wait as run, or 20 steps
-after the last prefill, a step of whole prompts alone is run, up to the token budget, while decodes pause. A request is
-let in only if its prompt and all its output fit into the KV pool, so nothing is ever preempted.
+arrival, one class. Running requests decode. Once `waiting_served_ratio` times as many wait as run, or 20 steps
+after the last prefill, a step of whole prompts runs alone. It takes up to the token budget, and decodes pause. A
+request is let in only if its prompt and all its output fit into the KV pool, so nothing is ever preempted.
 """
 
 from __future__ import annotations

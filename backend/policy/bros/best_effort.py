@@ -75,7 +75,7 @@ class BestEffortFill:
         return [requests[index] for index in urgent(jobs, self._now_s, more_s, 1.0 / share)]
 
     def _job(self, request: Request) -> Job:
-        """Predict what is left of `request`, as if best-effort had the machine."""
+        """Predict the rest of `request`, as if best-effort had the machine."""
         assert request.deadline_s is not None
         traffic, latency = self._view.traffic, self._view.latency
         serial_s = latency.prefill_s(request.num_uncomputed, request.num_computed)

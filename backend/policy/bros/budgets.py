@@ -17,8 +17,8 @@ _SPARE_USE = 0.9  # part of the decodes' slack that late and best-effort work ma
 _IDLE_STEPS = 8.0  # empty steps that an idle machine's step may always take: best-effort loses an eighth at most
 _MAX_IDLE_S = 0.25  # seconds: no more than that, half of the usual TTFT SLO
 _PREFILL_RESERVE = 1.1  # steps leave this many times the time that arriving real-time prompts take
-_KV_RESERVE = 0.6  # part of the KV slots that real-time holds without best-effort: left free, docs/decisions/0002
-_MAX_MARGIN = 0.3  # part of a slack left unplanned, at most, where the latency model errs
+_KV_RESERVE = 0.6  # part of the KV slots that real-time holds without best-effort: left free, docs/decisions/0002.
+_MAX_MARGIN = 0.3  # Part of a slack left unplanned, at most, where the latency model errs
 _ROUNDING = 1.0 + 1e-9  # the same times, added up in another order
 
 

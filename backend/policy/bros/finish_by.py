@@ -1,9 +1,9 @@
 """Finish-by deadlines of best-effort requests: which must be served now, so that all that can be met will be.
 
-A job has a serial part, which keeps the machine from the others (its prompt), and a parallel part, which goes on beside
-them (its output). So the serial part is due at `deadline - parallel`, and serial parts in order of these due times are
-the earliest-deadline-first schedule of one machine. While all of them would still end in time if begun a little later,
-nothing is urgent.
+A job has a serial part and a parallel part. The serial part, its prompt, keeps the machine from the others. The
+parallel part, its output, goes on beside them. So the serial part is due at `deadline - parallel`, and serial parts in
+order of these due times are the earliest-deadline-first schedule of one machine. While all of them would still end in
+time if begun a little later, nothing is urgent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _URGENCY = 1.5  # factor on predicted work, so that it begins a little before th
 
 
 class Job(NamedTuple):
-    """What is left of a request with a finish-by deadline, in seconds."""
+    """The rest of a request with a finish-by deadline, in seconds."""
 
     deadline_s: float
     serial_s: float
@@ -50,7 +50,7 @@ def urgent(jobs: Sequence[Job], now_s: float, more_s: float = 0.0, stretch: floa
 
 
 def feasible(jobs: Sequence[Job], now_s: float) -> list[int]:
-    """Return the indices of the most jobs that can all end in time, by due time: whenever one does not fit, the longest
+    """Return the indices of the most jobs that can all end in time, by due time. Whenever one does not fit, the longest
     so far goes (Moore, Management Science 15(1), 1968). Equals keep their order."""
     order = sorted(range(len(jobs)), key=lambda index: jobs[index].due_s)
     by_length: list[tuple[float, int]] = []  # a heap, the longest first

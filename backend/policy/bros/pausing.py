@@ -11,8 +11,8 @@ from backend.policy.packing import Packing
 from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
-_PAUSE_TOKENS = 20.0  # tokens ahead of its schedule from which a decode can be paused
-_RESUME_TOKENS = 5.0  # tokens ahead at which a paused one must come back: the gap keeps two from taking turns
+_PAUSE_TOKENS = 20.0  # tokens ahead of its schedule from which a decode can be paused.
+_RESUME_TOKENS = 5.0  # Tokens ahead at which a paused one must come back: the gap keeps two from alternating
 _MAX_COPY_STEPS = 0.3  # mean steps that the copies of one request, there and back, may take
 _LIVES_TO_RETURN = 2.0  # lives of a request that are allowed for a whole pool of paused ones to come back
 

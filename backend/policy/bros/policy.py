@@ -2,7 +2,7 @@
 
 budgets      how long the step may take, and who may use how much of it
 real_time    real-time requests enter the step, by deadline
-best_effort  best-effort requests enter in what is left
+best_effort  best-effort requests enter in the rest
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from backend.policy.view import StepRecord
 
 _MEMORY_STEPS = 200  # steps that the mean step time goes back
 _GAIN = 5.0  # an empty batch slot in a hundred lets prompts stretch a step by this many parts in a hundred
-_OVERLAP = 1.05  # part of the batch slots that real-time may come to need: what is ahead of its schedule can wait
+_OVERLAP = 1.05  # part of the batch slots that real-time may come to need: who is ahead of its schedule can wait
 
 
 class Pacing:

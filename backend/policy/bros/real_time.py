@@ -73,7 +73,7 @@ class RealTimeFill:
             if self._make_room(request, 1):
                 packing.add(request, 1)
 
-    # Prompts, and what was preempted
+    # Prompts, and preempted requests
 
     def pack_prefills(self) -> list[Request]:
         """Take prefills in time by deadline, chunked; return those found late."""
@@ -82,7 +82,7 @@ class RealTimeFill:
         started = self._prefills[~np.isin(self._prefills, early)] if early else self._prefills
         for request in self._by_deadline(self._view.table.requests_in(started), self._view.rt_waiting.in_time()):
             if self._packing.has_cuts and self._pausing.is_due(request):
-                continue  # what was cut may push its copies out of the host pool
+                continue  # a cut one may push its copies out of the host pool
             if self._is_late(request):
                 late.append(request)
             elif not self._pack_prefill(request, self._budgets.in_time_s):
@@ -93,7 +93,7 @@ class RealTimeFill:
         return late
 
     def pack_late(self, late: list[Request]) -> None:
-        """Take late prefills by deadline with what is left; they bind nothing. None begins while one in time waits."""
+        """Take late prefills by deadline with the rest; they bind nothing. None begins while one in time waits."""
         relegated = iter(()) if self._is_short else self._view.rt_waiting.relegated()
         for request in self._by_deadline(late, relegated):
             if self._is_short and request.row is None:
@@ -124,7 +124,7 @@ class RealTimeFill:
         return self._budgets.use * (self._deadline_s(request) - self._now_s)
 
     def _is_late(self, request: Request) -> bool:
-        """Late: not even a step that it ends now, behind what is in already, would bring its token in time."""
+        """Late: not even a step that it ends now, behind those already in, would bring its token in time."""
         needed_s = self._packing.predicted_s + self._packing.any_prefill_s
         needed_s += self._view.latency.prefill_s(request.num_uncomputed, request.num_computed)
         return needed_s > self._slack_s(request)

@@ -43,7 +43,8 @@ class Drain:
 class ArrivalRate:
     """What the arrivals of one class ask for per second, averaged over the last _MEMORY_S or so.
 
-    A request of prompt p that puts out n tokens holds a batch slot for n steps and Σ (p + i) ≈ n·(p + n/2) slots·steps.
+    With a prompt of p tokens and n output tokens, a request holds a batch slot for n steps. It holds
+    Σ (p + i) ≈ n·(p + n/2) KV slots · steps.
     """
 
     _first_s: float = float("inf")

@@ -1,6 +1,6 @@
-"""Which latency objectives count: those that the machine can keep at all, of requests that came of late.
+"""Which latency objectives count: those that the machine can keep at all, of requests that came recently.
 
-An objective below what the machine can do alone binds nobody's budget: no schedule could keep it, and steps cut short
+An objective below what the machine can do alone binds nobody's budget. No schedule could keep it, and steps cut short
 for its sake would cost all others theirs.
 """
 
@@ -39,7 +39,7 @@ def _can_decode_at(slo: Slo, latency: LatencyModel) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Objectives:
-    """The objectives of real-time requests that came of late, without those that cannot be kept.
+    """The objectives of real-time requests that came recently, without those that cannot be kept.
 
     longest_prompt: of what the cache did not have; shrinks by 2 % with each arrival. usual_tpot_slo_s: the harmonic
     mean of the last twenty or so.

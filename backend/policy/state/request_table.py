@@ -41,7 +41,7 @@ class RequestTable:
     num_borrowed: NDArray[np.int64]  # leading tokens at slots that others own
     deadline_s: NDArray[np.float64]  # RT, of the next token; BE, of the end; infinite when there is none
     first_token_s: NDArray[np.float64]  # infinite before it
-    last_token_s: NDArray[np.float64]  # likewise
+    last_token_s: NDArray[np.float64]  # infinite before the first one
     ttft_slo_s: NDArray[np.float64]  # infinite where there is no objective, like the next two
     tpot_slo_s: NDArray[np.float64]
     itl_slo_s: NDArray[np.float64]

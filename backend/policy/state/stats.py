@@ -21,7 +21,7 @@ class ClassCounts:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStats:
-    """Where the scheduler stands. `requests` are counts of now; every `total_*` grows for ever.
+    """Where the scheduler stands. `requests` are counts of now; every `total_*` only grows.
 
     latency_coefficients: c0..c5 in seconds per unit (see `latency_model`). latency_error_ratio: moving average of
     |predicted - measured| / measured step time.

@@ -89,8 +89,8 @@ def context(counts: Counts, rows: Rows) -> int:
 
 @compiled(f"int64({_COUNTS}, {_ROWS}, float64, float64, float64, float64)")
 def num_in_time(counts: Counts, rows: Rows, c1: float, c2: float, start_s: float, budget_s: float) -> int:
-    """Return how many of `rows`, from the first one on, decode in a step of `start_s` without them and `budget_s` with
-    them; c1, c2 as in backend.policy.state.latency_model."""
+    """Return how many of `rows`, from the first one on, fit as decodes between `start_s` and `budget_s`. c1, c2 as in
+    backend.policy.state.latency_model."""
     decodes_s = 0.0
     for index in range(len(rows)):
         decodes_s += c1 + c2 * counts[NUM_COMPUTED, rows[index]]
@@ -114,11 +114,12 @@ def urgency(
     odd_s: float,
     catch_up: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], tuple[float, float]]:
-    """Return, of real-time decodes: their slack times `use`; whether that is less than the `needed_s` of a step; and
-    the longest step that leaves all in time, where a late one asks for no more than `catch_up` of its TPOT SLO: for
-    real-time, and for best-effort.
+    """Return the slack of real-time decodes times `use`, and whether that is less than the `needed_s` of a step.
 
-    One whose TPOT SLO is below a step of its own is late, and asks for nothing; below `odd_s`, nothing of real-time.
+    The third value is the longest step that leaves all in time, for real-time and for best-effort.
+
+    A late one asks for no more than `catch_up` of its TPOT SLO. One whose TPOT SLO is below a step of its own is late,
+    and asks for nothing; below `odd_s`, nothing of real-time.
     """
     slack_s = np.empty(len(rows), np.float64)
     is_late = np.empty(len(rows), np.bool_)

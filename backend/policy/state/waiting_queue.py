@@ -28,7 +28,7 @@ class WaitingQueue:
     """
 
     def __init__(self, order: Order, look: Look | None = None) -> None:
-        """look: called with each request that is yielded, to bring up to date what is known of it."""
+        """look: called with each request that is yielded, to bring its entry up to date."""
         self._order = order
         self._look = look
         self._heap: list[_Entry] = []

@@ -6,53 +6,14 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 
 import httpx2 as httpx
 import pytest
 
-from backend.config import REPOSITORY_ROOT
-from backend.dynamo.serve_many import ENVIRONMENT
+from tests.backend.dynamo.running import Many, needs_dynamo, serving
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not ENVIRONMENT.exists(), reason="NVIDIA Dynamo is not installed: make serve-many"),
-]
-START_TIMEOUT_S = 120.0
-
-
-@dataclass
-class Many:
-    url: str
-    worker_pids: list[int]
-    process: subprocess.Popen[str]
-
-
-@contextmanager
-def serving(*options: str) -> Iterator[Many]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "backend.dynamo.serve_many", "--port", str(port), *options]
-    process = subprocess.Popen(command, cwd=REPOSITORY_ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        said = ""
-        while "Ctrl-C" not in said:
-            line = process.stdout.readline()
-            assert line, f"serve-many ended: {said}"
-            said += line
-        workers = re.search(r"Workers: ([\d, ]+)\.", said)
-        assert workers is not None, said
-        yield Many(f"http://127.0.0.1:{port}", [int(pid) for pid in workers[1].split(", ")], process)
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=START_TIMEOUT_S)
+pytestmark = needs_dynamo
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +46,7 @@ def test_a_stream_goes_on_when_its_worker_is_killed(many: Many) -> None:
         text = "".join(chunk["choices"][0]["text"] for chunk in texts[:-1])  # type: ignore[index]
         rest, num_words = re.subn(r" t\d{3,5}", "", text)
         assert 595 <= num_words + len(rest) <= 600  # a token is a word or a byte, and some bytes are no text
-        wait_for_instances(many, 2)
-
-
-def wait_for_instances(many: Many, count: int) -> None:
-    give_up_s = time.monotonic() + START_TIMEOUT_S
-    while len(httpx.get(f"{many.url}/health").json()["instances"]) != count:
-        assert time.monotonic() < give_up_s, "the worker did not come back"
-        time.sleep(0.2)
+        many.wait_for_instances(2)
 
 
 def test_a_class_that_does_not_exist_is_the_clients_error(many: Many) -> None:

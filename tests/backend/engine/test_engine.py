@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from backend.core.errors import OverloadedError
+from backend.core.errors import InvalidRequestError, OverloadedError
+from backend.core.plan import StepBatch, StepResult
 from backend.core.request import FinishReason, Request, SamplingParams
 from backend.engine.engine import Cancel, Inspect, Submit
 from backend.executors.sim import token_at
@@ -219,3 +220,22 @@ def test_the_inbox_is_bounded_in_bytes() -> None:
     harness.submit(be(1000))
     harness.run()
     assert sum(harness.ends.values()) == 2
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_a_sequence_that_cannot_go_on_ends_alone(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness(policy=policy, num_blocks=40, num_host_slots=64, max_seq_len=160, max_tokens_per_step=64)
+    execute = harness.executor.execute
+
+    def execute_but_for_a(batch: StepBatch) -> StepResult:
+        result = execute(batch)
+        stuck = [i for i, s in enumerate(batch.sequences) if s.request_id == "a" and len(s.token_ids) == 43]
+        token_ids = [None if index in stuck else token_id for index, token_id in enumerate(result.token_ids)]
+        return StepResult(token_ids, result.duration_s, errors=dict.fromkeys(stuck, InvalidRequestError("stuck")))
+
+    monkeypatch.setattr(harness.executor, "execute", execute_but_for_a)
+    harness.submit(rt(40, 9, request_id="a"), be(50, 8, request_id="b"), rt(20, 7, request_id="c"))
+    harness.run()
+    assert [len(harness.tokens[name]) for name in "abc"] == [3, 8, 7]
+    assert [harness.reasons[name] for name in "abc"] == [None, FinishReason.LENGTH, FinishReason.LENGTH]
+    assert harness.num_free_blocks() == 40

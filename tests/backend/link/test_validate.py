@@ -138,6 +138,7 @@ def test_every_input_has_an_effect_or_is_accepted_for_its_name_alone() -> None:
     without_effect = {"return_finish_reason"}
     values = {"priority_class": "rt", "messages": '[{"role": "user", "content": "x"}]', "input_ids": [9]}
     values |= {"sampling_parameters": '{"max_tokens": 3}', "stop_words": ["x"], "exclude_input_in_output": False}
+    values |= {"json_schema": "{}"}
     by_type = {"BOOL": True, "INT32": 7, "UINT64": 7, "FP32": 0.5, "STRING": "other"}
     same = {
         name

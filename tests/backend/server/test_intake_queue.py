@@ -14,7 +14,7 @@ from backend.core.errors import InvalidRequestError, OverloadedError
 from backend.core.request import PriorityClass, RequestId
 from backend.engine.engine import Cancel, Command, Submit
 from backend.server.connection import Connection
-from backend.server.intake import Intake
+from backend.server.intake import Abilities, Intake
 from backend.server.intake_queue import IntakeQueue
 from backend.server.metrics import Recorder
 from backend.server.outbox import Outbox
@@ -74,8 +74,16 @@ class Door:
         self.post: Callable[[Command], None] = self.commands.put
         self.metrics = Recorder()
         self.outbox = Outbox(self.tokenizer, dict.fromkeys(PriorityClass, 0.0), self.metrics, lambda _: None)
-        intake = Intake(self.tokenizer, ServiceSettings(), max_seq_len=8192, vocab_size=32_000)
+        intake = Intake(self.tokenizer, ServiceSettings(), 8192, 32_000, Abilities("gated", self.compile_schema))
         self.queue = IntakeQueue(intake, self.outbox, lambda c: self.post(c), self.metrics, max_waiting_bytes)
+
+    def compile_schema(self, schema: str, _: PriorityClass) -> None:
+        """As an executor that compiles by itself; `slow` takes its time, `bad` is none."""
+        if schema == "bad":
+            raise InvalidRequestError("json_schema: bad")
+        if schema == "slow":
+            self.tokenizer.begun.put(schema)
+            assert self.tokenizer.may_go_on.wait(WAIT_S)
 
     def submit(self, handle: int, text: str | None, priority_class: str = "be", **options: Any) -> None:
         message = SubmitMessage(handle, "", 0.0, make_generation(text=text, priority_class=priority_class, **options))
@@ -267,6 +275,38 @@ def test_token_ids_are_checked_against_the_models_vocabulary(options: dict[str, 
         def encode(self, text: str) -> list[int]:
             return [258 if char == "\xff" else 5 for char in text]
 
-    intake = Intake(Widened(32_000, 2), ServiceSettings(), max_seq_len=100, vocab_size=256)
+    intake = Intake(Widened(32_000, 2), ServiceSettings(), 100, 256, Abilities("none"))
     with pytest.raises(InvalidRequestError, match=message):
         intake.request(SubmitMessage(1, "", 0.0, make_generation(**options)), RequestId("r"))
+
+
+@pytest.mark.parametrize("priority_class", ["rt", "be"])
+def test_nobody_without_a_schema_waits_for_one(door: Door, priority_class: str) -> None:
+    door.submit(1, "hi", priority_class, sampling=Sampling(json_schema="slow"))
+    door.tokenizer.begun.get(timeout=WAIT_S)
+    door.submit(2, "hi", priority_class, sampling=Sampling(json_schema="{}"))
+    door.submit(3, "hi", priority_class)
+    assert door.next_command() == (Submit, "stub.3")
+    door.tokenizer.may_go_on.set()
+    assert [door.next_command() for _ in range(2)] == [(Submit, "stub.1"), (Submit, "stub.2")]
+
+
+def test_a_real_time_schema_does_not_wait_for_a_best_effort_one(door: Door) -> None:
+    door.submit(1, "hi", "be", sampling=Sampling(json_schema="slow"))
+    door.tokenizer.begun.get(timeout=WAIT_S)
+    door.submit(2, "hi", "rt", sampling=Sampling(json_schema="{}"))
+    assert door.next_command() == (Submit, "stub.2")
+
+
+def test_a_schema_that_cannot_be_compiled_ends_its_own_request(door: Door) -> None:
+    door.submit(1, "hi", "rt", sampling=Sampling(json_schema="bad"))
+    handle, end = door.stub.next_end()
+    assert (handle, end.error_code, end.error_message) == (1, "INVALID_REQUEST", "json_schema: bad")
+    door.submit(2, "hi", "rt", sampling=Sampling(json_schema="{}"))
+    assert door.next_command() == (Submit, "stub.2")
+
+
+def test_an_executor_without_grammars_refuses_a_schema_by_its_name() -> None:
+    intake = Intake(SimTokenizer(32_000, 2), ServiceSettings(), 100, 256, Abilities("sim"))
+    with pytest.raises(InvalidRequestError, match="json_schema: executor 'sim' follows none"):
+        intake.request(SubmitMessage(1, "", 0.0, make_generation(sampling=Sampling(json_schema="{}"))), RequestId("r"))

@@ -15,8 +15,7 @@ LOGITS = [0.5, 3.0, 2.0, 1.0, -1.0, 2.5, 0.0, 4.0]
 
 
 def sample(*requests: Request) -> list[int]:
-    token_ids, _ = Sampler({EOS}).sample(torch.tensor([LOGITS] * len(requests)), requests)
-    return token_ids
+    return Sampler({EOS}).sample(torch.tensor([LOGITS] * len(requests)), requests).token_ids
 
 
 def draws(num_draws: int = 400, **sampling: object) -> list[int]:
@@ -83,7 +82,7 @@ def test_penalties_cover_the_output_only(penalty: str) -> None:
 
 def test_log_probability_is_the_models_own() -> None:
     request = make_request("r", [EOS], wants_log_probs=True, repetition_penalty=2.0)
-    token_ids, log_probs = Sampler({EOS}).sample(torch.tensor([LOGITS]), [request])
+    token_ids, log_probs, _ = Sampler({EOS}).sample(torch.tensor([LOGITS]), [request])
     assert log_probs[0] == pytest.approx(float(torch.log_softmax(torch.tensor(LOGITS), -1)[token_ids[0]]))
 
 

@@ -1,0 +1,129 @@
+"""JSON schemas as masks over a model's tokens, by the library llguidance.
+
+    schema ──SchemaCheck, a process of its own──► compiled here, in the caller's thread ──► Grammar, one per request
+
+Some schemas take minutes or gigabytes to compile, and the library cannot be interrupted. So another process compiles
+each new one first, and ends if that takes long. The library lets other threads run while it compiles. Limits on its
+work bound a mask: 15 ms were the most, over schemas made to be slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.core.errors import InvalidRequestError, shorten
+from backend.core.request import PriorityClass
+from backend.text.schema_check import SchemaCheck
+
+if TYPE_CHECKING:
+    import llguidance
+
+    from backend.text.tokenizer import Tokenizer
+
+MAX_KEPT_SCHEMAS = 256  # that were found good: the next request with one of them asks no other process
+MAX_REASON_CHARS = 300
+# Between two tokens of JSON: a line break at most, and its indentation. A model must not fill its answer with spaces.
+_OPTIONS = {"whitespace_pattern": r"\n? {0,32}", "coerce_one_of": True}
+_LIMITS = {
+    "initial_lexer_fuel": 500_000,
+    "step_lexer_fuel": 100_000,
+    "step_max_items": 20_000,
+    "max_grammar_size": 100_000,
+    "max_lexer_states": 10_000,  # of about 1.5 kB each
+    "verbose_errors": False,
+}
+
+
+class Grammars:
+    """Compiles schemas for one tokenizer. Called from one thread per class of service."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Takes a quarter of a second for 50,000 tokens. Raises ImportError where the library is not installed."""
+        import llguidance
+
+        self._library = llguidance
+        self._tokenizer = _library_tokenizer(llguidance, tokenizer)
+        self._limits = llguidance.LLParserLimits(**_LIMITS)  # type: ignore[arg-type]  # a dict of mixed values
+        self._checks = {priority_class: SchemaCheck(_LIMITS) for priority_class in PriorityClass}
+        self._checked = lru_cache(MAX_KEPT_SCHEMAS)(self._check)
+
+    def grammar(self, schema: str, priority_class: PriorityClass) -> Grammar:
+        """Return the grammar of a request. Raises InvalidRequestError for a schema that cannot be followed."""
+        grammar = self._checked(schema, priority_class)
+        matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        if matcher.is_error():
+            raise _refusal(matcher.get_error())
+        return Grammar(matcher, self._tokenizer.vocab_size)
+
+    def close(self) -> None:
+        """End the processes that check."""
+        for check in self._checks.values():
+            check.close()
+
+    def _check(self, schema: str, priority_class: PriorityClass) -> str:
+        """Return the library's form of a schema that can be compiled."""
+        try:
+            grammar = self._library.LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)  # type: ignore[arg-type]  # as above
+        except ValueError as error:
+            raise _refusal(str(error)) from error
+        if reason := self._checks[priority_class].reason_against(grammar):
+            raise _refusal(reason)
+        return grammar
+
+
+class Grammar:
+    """Follows one request's output; see `backend.core.request.Grammar`."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        self._num_seen = 0  # tokens of the output that it has followed
+
+    def allowed(self, output: Sequence[int]) -> NDArray[np.bool_]:
+        """Return by token id what may follow `output`; at the end of the grammar, the tokens that end a text."""
+        for token_id in output[self._num_seen :]:
+            self._matcher.consume_token(token_id)
+        self._num_seen = len(output)
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        if self._matcher.is_error():
+            raise _refusal(self._matcher.get_error())
+        return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
+
+
+def _refusal(reason: str) -> InvalidRequestError:
+    words = " ".join(reason.partition("<backtrace>")[0].removesuffix("<non-verbose/>").split())
+    return InvalidRequestError(f"json_schema: {shorten(words, MAX_REASON_CHARS)}")
+
+
+def _library_tokenizer(library: Any, tokenizer: Tokenizer) -> llguidance.LLTokenizer:
+    vocabulary, ends = _Vocabulary(tokenizer), sorted(tokenizer.eos_token_ids)
+    made: llguidance.LLTokenizer = library.LLTokenizer(library.TokenizerWrapper(vocabulary), eos_token=ends)
+    vocabulary.tokenize_greedily = made.greedy_tokenize
+    return made
+
+
+class _Vocabulary:
+    """Our tokenizer as the library takes one."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.eos_token_id = min(tokenizer.eos_token_ids)
+        self.bos_token_id = tokenizer.bos_token_id
+        self.tokens = tokenizer.vocabulary()
+        self.special_token_ids = sorted(tokenizer.special_token_ids)
+        self.tokenize_greedily: Callable[[str], list[int]] = lambda _: []
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """Return the tokens of a text that the grammar leaves no choice about, inside an answer.
+
+        Some tokenizers put a space in front of any text; then its longest tokens stand for it.
+        """
+        words = text if isinstance(text, str) else text.decode()
+        token_ids = self._tokenizer.encode_chat_text(words)
+        is_exact = b"".join(self.tokens[token_id] for token_id in token_ids) == words.encode()
+        return token_ids if is_exact else self.tokenize_greedily(words)

@@ -1,0 +1,73 @@
+"""SIGTERM to a worker of NVIDIA Dynamo: its streams end or move, and it leaves. Needs `make serve-many` once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bench.common.score import Slos
+from bench.live.counting import Answer, Count, CountingTarget, count
+from bench.live.load import Query
+from tests.backend.dynamo.running import Many, needs_dynamo, serving
+from tests.triton.servers import wait_until
+
+pytestmark = needs_dynamo
+VOCAB_SIZE, STEP_S = 32_000, 0.04
+DRAIN_S = 4.0
+SHORT, LONG = round(0.5 * DRAIN_S / STEP_S), round(2.5 * DRAIN_S / STEP_S)  # tokens: within the limit, and beyond it
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Many]:
+    config: Path = tmp_path_factory.mktemp("drain") / "engine.json"
+    sim = {"coefficients": [STEP_S, 0, 0, 0, 0], "vocab_size": VOCAB_SIZE, "counts_up": True}
+    config.write_text(json.dumps({"executor": "sim", "sim": sim}))
+    options = ("--router", "round-robin", "--drain-timeout-s", str(DRAIN_S))
+    with serving("--replicas", "2", "--config", str(config), *options) as many:
+        yield many
+
+
+def answers_of(many: Many, lengths: Sequence[int], victim: int) -> list[Answer]:
+    """Send a request of each length, ask `victim` to end when each has a token, and return what came."""
+
+    async def follow(target: CountingTarget, index: int, begun: asyncio.Semaphore) -> None:
+        query = Query(str(index), True, [1000 + index, 2000], lengths[index], Slos(1.0, 1.0))
+        async for _ in target.stream(query):
+            begun.release()
+
+    async def main() -> list[Answer]:
+        target, begun = CountingTarget(f"{many.url}/v1", "bros", "x-dynamo-meta-policy-class"), asyncio.Semaphore(0)
+        tasks = [asyncio.create_task(follow(target, index, begun)) for index in range(len(lengths))]
+        for _ in range(2 * len(lengths)):
+            await begun.acquire()
+        os.kill(victim, signal.SIGTERM)
+        try:
+            await asyncio.to_thread(many.wait_for_instances, 1)  # it gets nothing new while it serves what it has
+            await asyncio.gather(*tasks)
+        finally:
+            await target.close()
+        return list(target.answers.values())
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("num_tokens", [SHORT, LONG])
+def test_a_worker_that_is_asked_to_end_loses_no_stream_and_leaves(many: Many, num_tokens: int) -> None:
+    """Round robin: half of the streams are its own. The long ones go on at the other worker."""
+    before, num_said = many.instances(), len(many.said)
+    victim = many.worker_pids[0] if num_tokens == SHORT else many.worker_pids[1]
+    began_s = time.monotonic()
+    answers = answers_of(many, [num_tokens] * 6, victim)
+    assert count(answers, VOCAB_SIZE) == Count(0, 0, 0)
+    assert all(answer.is_whole for answer in answers)
+    wait_until(lambda: any("ended with code 0" in line for line in many.said[num_said:]), "the worker's end", 30.0)
+    assert time.monotonic() - began_s < (SHORT + LONG) * STEP_S + 3 * DRAIN_S
+    many.wait_for_instances(2)  # another stands in its place
+    assert len(many.instances() & before) == 1

@@ -1,0 +1,139 @@
+"""Schemas as masks: what they let through conforms, what cannot be compiled is refused, and soon."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backend.core.errors import InvalidRequestError
+from backend.core.request import PriorityClass
+from backend.text.grammar import Grammar, Grammars
+from backend.text.schema_check import SchemaCheck
+from backend.text.tokenizer import Tokenizer, load_tokenizer
+from tests.backend.text.test_tokenizer import save_tokenizer
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+SLOW = {"type": "integer", "multipleOf": 9_999_991}  # takes minutes
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return load_tokenizer(str(save_tokenizer(tmp_path_factory.mktemp("tokenizer"))))
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: Tokenizer) -> Iterator[Grammars]:
+    grammars = Grammars(tokenizer)
+    yield grammars
+    grammars.close()
+
+
+def make(grammars: Grammars, schema: dict[str, Any]) -> Grammar:
+    return grammars.grammar(json.dumps(schema), PriorityClass.REAL_TIME)
+
+
+def draw(grammar: Grammar, ends: frozenset[int], seed: int) -> list[int]:
+    """Return an output of a model that picks any token it may, and ends as soon as it can."""
+    chance = random.Random(seed)
+    output: list[int] = []
+    while len(output) < 2000:
+        allowed = np.flatnonzero(grammar.allowed(output)).tolist()
+        if ends & set(allowed):
+            return output
+        output.append(chance.choice(allowed))
+    raise AssertionError("no end within 2,000 tokens")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_is_drawn_conforms(grammars: Grammars, tokenizer: Tokenizer, seed: int) -> None:
+    output = draw(make(grammars, PERSON), tokenizer.eos_token_ids, seed)
+    person = json.loads(b"".join(map(tokenizer.token_bytes, output)))
+    assert set(person) == {"name", "age"}
+    assert len(person["name"]) <= 20
+    assert person["age"] in range(100)
+
+
+def test_after_the_last_brace_only_the_end_may_come(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    grammar = make(grammars, {"const": {"a": 1}})
+    output = [token_id for char in b'{"a":1}' for token_id in [char + 3]]  # as `save_tokenizer` numbers bytes
+    assert set(np.flatnonzero(grammar.allowed(output))) == set(tokenizer.eos_token_ids)
+    output += tokenizer.eos_token_ids
+    assert set(np.flatnonzero(grammar.allowed(output))) == set(tokenizer.eos_token_ids)
+
+
+def test_a_mask_depends_on_the_output_alone(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    output = draw(make(grammars, PERSON), tokenizer.eos_token_ids, seed=9)
+    step_by_step = make(grammars, PERSON)
+    for end in range(len(output) + 1):
+        mask = step_by_step.allowed(output[:end])
+        assert np.array_equal(mask, make(grammars, PERSON).allowed(output[:end]))
+
+
+def test_special_tokens_are_never_part_of_a_text(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    grammar = make(grammars, {"type": "string"})
+    assert not grammar.allowed([ord('"') + 3])[sorted(tokenizer.special_token_ids)].any()
+
+
+def test_a_model_cannot_fill_its_answer_with_spaces(grammars: Grammars) -> None:
+    grammar, output = make(grammars, {"type": "object"}), [ord("{") + 3]
+    space = ord(" ") + 3
+    while grammar.allowed(output)[space]:
+        output.append(space)
+        assert len(output) < 50
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "colour"}, "Invalid type: colour"),
+        ({"type": "array", "uniqueItems": True}, 'Unimplemented keys: ["uniqueItems"]'),
+        ({"$ref": "http://127.0.0.1/schema"}, "retrieving it failed"),
+        ({"type": "string", "pattern": "("}, "unclosed group"),
+        ({"type": "string", "minLength": 5, "maxLength": 3}, "json_schema: "),
+        ({"allOf": [{"anyOf": [{"required": [f"k{i}{j}"]} for j in range(4)]} for i in range(9)]}, "too large"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_followed_is_refused_with_the_reason(
+    grammars: Grammars, schema: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        make(grammars, schema)
+    assert str(refused.value).startswith("json_schema: ")
+    assert reason in str(refused.value)
+
+
+def test_a_schema_that_takes_minutes_is_given_up_and_the_next_one_served(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
+) -> None:
+    monkeypatch.setattr("backend.text.grammar.SchemaCheck", lambda limits: SchemaCheck(limits, cpu_s=0.1))
+    grammars = Grammars(tokenizer)
+    with pytest.raises(InvalidRequestError, match=r"json_schema: takes more than 0\.1 s or 1024 MiB to compile"):
+        make(grammars, SLOW)
+    assert make(grammars, PERSON).allowed([])[ord("{") + 3]
+    grammars.close()
+
+
+def test_a_process_that_does_not_answer_is_not_waited_for() -> None:
+    check = SchemaCheck({}, cpu_s=60.0, wall_s=0.01)
+    assert "to compile" in check.reason_against(json.dumps({"grammars": [{"json_schema": SLOW}]}))
+    assert check._process is None
+
+
+def test_a_row_that_nothing_may_follow_says_so(grammars: Grammars) -> None:
+    grammar = make(grammars, PERSON)
+    with pytest.raises(InvalidRequestError, match="json_schema: "):
+        grammar.allowed([ord("x") + 3])

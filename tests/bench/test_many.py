@@ -1,0 +1,97 @@
+"""The measurement of many replicas: engines, load and report; what it measures is in tests/backend/dynamo."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend.config import parse_config
+from bench.common.score import RequestRecord
+from bench.many import WAYS, capacities, engine_json, make_mix, pauses_s
+from bench.report.many import many_text
+
+
+def test_the_limit_has_the_capacity_of_all_engines() -> None:
+    for has_faults, total in ((True, 3.5), (False, 4.0)):
+        of_kind = [way for way in WAYS if way.has_faults == has_faults]
+        assert {sum(capacities(way)) for way in of_kind} == {total}
+        assert [len(capacities(way)) for way in of_kind if way.is_limit] == [1]
+
+
+@pytest.mark.parametrize("capacity", [0.5, 1.0, 3.5])
+def test_an_engine_of_a_capacity_takes_as_much_more_or_longer(capacity: float) -> None:
+    usual, other = parse_config(engine_json(1.0)).sim, parse_config(engine_json(capacity)).sim
+    per_token = usual.coefficients[1] / other.coefficients[1]
+    assert per_token == pytest.approx(capacity)
+    assert other.max_seqs_per_step * other.coefficients[1] == pytest.approx(
+        usual.max_seqs_per_step * usual.coefficients[1] * max(1.0, 1 / capacity)
+    )
+
+
+def test_the_load_depends_on_the_seed_only() -> None:
+    arguments = Namespace(rt_rate=4.0, be_rate=20.0, duration_s=20.0)
+    first, again, other = (make_mix(arguments, seed) for seed in (0, 0, 1))
+    assert (first.rt, first.be) == (again.rt, again.be)
+    assert first.rt != other.rt
+    times_s = [arrival.arrival_s for arrival in first.be]
+    assert times_s == sorted(times_s)
+    early = sum(time_s < 4.0 for time_s in times_s)
+    assert early > 1.5 * 4.0 * arguments.be_rate
+
+
+def test_pauses_are_those_of_real_time_streams_under_way_at_the_kill() -> None:
+    def record(is_rt: bool, *times_s: float) -> RequestRecord:
+        return RequestRecord("a", is_rt, 0.0, 1, 1, token_times_s=list(times_s))
+
+    records = [record(True, 1.0, 1.9, 2.5, 2.6), record(True, 1.0, 1.5), record(True, 3.0), record(False, 1.0, 9.0)]
+    assert pauses_s(records, 2.0) == [pytest.approx(0.6)]
+
+
+def run(name: str, tokens: float, attained: float, **fields: Any) -> dict[str, Any]:
+    values = {"name": name, "has_faults": True, "is_limit": False, "seed": 0, "be_tokens_per_s": tokens}
+    values |= {"rt_attainment": {"both": attained}, "death": None}
+    return values | dict.fromkeys(("num_lost", "num_missing", "num_double", "num_foreign"), 0) | fields
+
+
+@pytest.mark.parametrize(
+    ("best", "num_lost", "is_near", "is_whole"),
+    [(950.0, 0, True, True), (850.0, 0, False, True), (950.0, 2, True, False)],
+)
+def test_the_report_judges_loss_and_nearness(
+    tmp_path: Path, best: float, num_lost: int, is_near: bool, is_whole: bool
+) -> None:
+    death = {"killed_s": 5.0, "away_s": 7.25, "pauses_s": [0.1, 0.4]}
+    runs = [run("queues", best, 0.99, death=death, num_lost=num_lost), run("plain", 999.0, 0.5)]
+    runs.append(run("one", 1000.0, 0.99, is_limit=True))
+    facts = {
+        "commit": "c",
+        "has_local_changes": False,
+        "date": "d",
+        "versions": {},
+        "hardware": {"num_cores": 2, "cpu": "p"},
+    }
+    document = {
+        "provenance": facts,
+        "replicas": 4,
+        "slowness": 2.0,
+        "duration_s": 60.0,
+        "rt_rate": 6.0,
+        "be_rate": 25.0,
+    }
+    document |= {"slos": {"ttft_slo_s": 1.0, "tpot_slo_s": 0.2}, "runs": runs}
+    (tmp_path / "many.json").write_text(json.dumps(document))
+    text = many_text(tmp_path)
+    assert text is not None
+    assert f"| queues | 99.0% | {best:.0f} | {best / 1000:.0%} | {num_lost} | 0 | 0 | 7.2 s |" in text
+    assert "2 real-time streams at a kill: 0.40 s" in text
+    lines = {line.split(":")[0].split(",")[0]: line for line in text.splitlines() if line.startswith("- ")}
+    assert ("(bar: 0: met)" in lines["- Lost streams and wrong tokens"]) is is_whole
+    assert ("at equal attainment: met)" in lines["- Best router"]) is is_near
+
+
+def test_nothing_is_said_without_a_result(tmp_path: Path) -> None:
+    assert many_text(tmp_path) is None

@@ -180,10 +180,8 @@ def lookup_cost(num_tokens: int = _COST_TOKENS, tries: int = _COST_TRIES) -> dic
 
 
 def step_cost(running: int = 256, waiting: int = 10_000, rounds: int = 60, steps: int = 20) -> dict[str, float]:
-    """Return the cost of a step with the cache, which finds nothing, divided by that without.
-
-    Both loads take turns. The medians of each turn are compared.
-    """
+    """Return the cost of a step with the cache divided by that without, where nothing is found. Both loads take turns,
+    and the medians of each turn are compared."""
     loads = [Load(running, waiting, "bros", PriorityClass.BEST_EFFORT, has_cache) for has_cache in (False, True)]
     for load in loads:
         for _ in range(_WARM_STEPS):

@@ -38,7 +38,7 @@ class PromptTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What an executor can do beyond drawing tokens; what it cannot is refused by its name.
+    """What an executor can do beyond drawing tokens; the rest is refused by its name.
 
     compile_schema: makes the grammar of a request from a JSON schema, or None where the executor does that itself.
     """

@@ -5,7 +5,7 @@
                           ├─► lane rt-schema ──thread──┤
                           └─► lane be-schema ──thread──┴─ Intake.request ──► outbox.open, engine.post
 
-Each class has two lanes, each with its own thread: a JSON schema takes up to seconds to compile, and no request without
+Each class has two lanes, each with its own thread. A JSON schema takes up to seconds to compile, and no request without
 one waits for that. Requests of a lane reach the engine in their order. A real-time one never waits for a best-effort
 text. An error that a request raises answers that request only.
 """

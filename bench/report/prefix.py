@@ -1,4 +1,4 @@
-"""What prefix caching finds in simulation, with eviction by class and without: a table of docs/kv.md."""
+"""What prefix caching finds in simulation, and the worth of eviction by class: a table of docs/kv.md."""
 
 from __future__ import annotations
 

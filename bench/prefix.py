@@ -33,7 +33,7 @@ from bench.common.provenance import provenance
 from bench.common.stats import percentiles
 from bench.live.server import running_server
 from bench.micro import Load
-from bench.sim.prefix_traces import CACHES, TRACES, simulate
+from bench.sim.prefix_traces import COMPARED, simulate
 from client import AsyncClient
 from kv.manager import KVCacheManager
 from kv.prefixes import Prefix
@@ -127,10 +127,8 @@ async def _answer(client: AsyncClient, prompt: list[int], cls: Any, max_tokens: 
 
 
 def _sim(options: argparse.Namespace) -> dict[str, Any]:
-    source, wanted = (
-        provenance(),
-        [(name, seed, cache) for name in TRACES for seed in options.seeds for cache in CACHES],
-    )
+    source = provenance()
+    wanted = [(name, seed, cache) for seed in options.seeds for name, caches in COMPARED.items() for cache in caches]
     runs = _runs_of(options.out, source["commit"], options.scale)
     missing = [run for run in wanted if run not in runs]
     with ProcessPoolExecutor(options.jobs) as pool:

@@ -40,7 +40,7 @@ class PromptTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What an executor can do beyond drawing tokens; what it cannot is refused by its name.
+    """The abilities of an executor beyond drawing tokens. A request for any other is refused by the executor's name.
 
     compile_schema: makes the grammar of a request from a JSON schema, or None where the executor does that itself.
     has_top_log_probs: it tells the log-probabilities of the likeliest tokens, beside that of the token drawn.

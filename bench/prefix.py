@@ -33,7 +33,7 @@ from bench.common.provenance import provenance
 from bench.common.stats import percentiles
 from bench.live.server import running_server
 from bench.micro import Load
-from bench.sim.prefix_traces import CACHES, TRACES, simulate
+from bench.sim.prefix_traces import COMPARED, simulate
 from client import AsyncClient
 from kv.manager import KVCacheManager
 from kv.prefixes import Prefix
@@ -127,10 +127,8 @@ async def _answer(client: AsyncClient, prompt: list[int], cls: Any, max_tokens: 
 
 
 def _sim(options: argparse.Namespace) -> dict[str, Any]:
-    source, wanted = (
-        provenance(),
-        [(name, seed, cache) for name in TRACES for seed in options.seeds for cache in CACHES],
-    )
+    source = provenance()
+    wanted = [(name, seed, cache) for seed in options.seeds for name, caches in COMPARED.items() for cache in caches]
     runs = _runs_of(options.out, source["commit"], options.scale)
     missing = [run for run in wanted if run not in runs]
     with ProcessPoolExecutor(options.jobs) as pool:
@@ -182,7 +180,7 @@ def lookup_cost(num_tokens: int = _COST_TOKENS, tries: int = _COST_TRIES) -> dic
 
 
 def step_cost(running: int = 256, waiting: int = 10_000, rounds: int = 60, steps: int = 20) -> dict[str, float]:
-    """Return the cost of a step with the cache divided by that without, where nothing is found: both loads take turns,
+    """Return the cost of a step with the cache divided by that without, where nothing is found. Both loads take turns,
     and the medians of each turn are compared."""
     loads = [Load(running, waiting, "bros", PriorityClass.BEST_EFFORT, has_cache) for has_cache in (False, True)]
     for load in loads:

@@ -57,7 +57,9 @@ class Writer:
         events = [self._opening(choice)] if choice not in self._opened else []
         chunk, calls = self._read(choice, chunk)
         if chunk.text or chunk.log_probs:
-            events.append(self._piece(choice, replace(chunk, finish_reason=None)))
+            events.append(
+                self._piece(choice, chunk if chunk.finish_reason is None else replace(chunk, finish_reason=None))
+            )
         elif self._job.asked.continues_usage and chunk.finish_reason is None:
             events.append(self._piece(choice, chunk))
         if calls:

@@ -36,7 +36,7 @@ class SchedulerSettings:
         sharing                 real-time and best-effort requests share a block from both ends
         checkpoints             preempted KV is kept in the host pool (else: recomputed)
         chunked_prefill         a prompt may be computed over several steps
-        evict_by_class          of cached KV, what only best-effort used goes first (else: what was used longest ago)
+        evict_by_class          of cached KV, what only best-effort used goes first (else: the one used longest ago)
     Off by default
         prefix_caching          prompts that begin alike share KV, and the rest stays until its slots are needed
     Baselines only

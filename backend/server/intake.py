@@ -40,7 +40,7 @@ class PromptTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """The abilities of an executor beyond drawing tokens. A request for any other is refused by the executor's name.
+    """What an executor can do beyond drawing tokens; the rest is refused by its name.
 
     compile_schema: makes the grammar of a request from a JSON schema, or None where the executor does that itself.
     has_top_log_probs: it tells the log-probabilities of the likeliest tokens, beside that of the token drawn.

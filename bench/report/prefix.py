@@ -1,4 +1,4 @@
-"""What prefix caching finds in simulation, and what eviction by class is worth: a table of docs/kv.md."""
+"""What prefix caching finds in simulation, and the worth of eviction by class: a table of docs/kv.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREFIX_BEGIN, PREFIX_END = "<!-- prefix: written by `python -m bench.report` -->
 INTRODUCTION = """\
 `python -m bench.prefix sim`, simulated: hits in percent of prompt tokens, and the share of real-time requests in time.
 "chat" is multi-turn. "documents" asks about long texts, a few of them often, in both classes. "flood" is "chat" beside
-best-effort prompts that share nothing. The oracle is a cache of as many slots that drops what was used longest ago, and
+best-effort prompts that share nothing. The oracle is a cache of as many slots that drops the least recently used one, and
 that running requests take nothing from. Requests and pool are {scale:g} of a GPU's ({num_requests} requests a run).
 Means of seeds {seeds}; the brackets hold the lowest and the highest."""
 
@@ -69,7 +69,7 @@ def _verdict(runs: Sequence[Run]) -> str:
         for with_classes, without in zip(ours, none, strict=True):
             losses.append(without["rt_attainment"] - with_classes["rt_attainment"])
             gaps.append((with_classes["oracle_hit_rate"]["rt"] - with_classes["hit_rate"]["rt"], trace))
-        for with_classes, last_use in zip(ours, plain, strict=True):
+        for with_classes, last_use in zip(ours, plain, strict=False):  # `chat` has one class
             gains.append((with_classes["hit_rate"]["rt"] - last_use["hit_rate"]["rt"], trace))
     gap, trace = max(gaps)
     gain, where = max(gains)

@@ -97,6 +97,10 @@ CACHES: Mapping[str, SchedulerSettings] = {
     "none": SchedulerSettings(prefix_caching=False),
 }
 
+COMPARED: Mapping[str, Sequence[str]] = {  # `chat` has one class
+    name: [cache for cache in CACHES if name != "chat" or cache != "by last use"] for name in TRACES
+}
+
 
 def simulate(name: str, seed: int, cache: str, scale: float = 1.0) -> dict[str, Any]:
     """Run a trace; return hit rates by class, the oracle's, and the share of real-time requests within both SLOs."""

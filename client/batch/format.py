@@ -83,6 +83,7 @@ def answer(request: BatchRequest, generation: Generation, created_s: int) -> Rep
             "prompt_tokens": num_input,
             "completion_tokens": num_output,
             "total_tokens": num_input + num_output,
+            "prompt_tokens_details": {"cached_tokens": generation.metrics.num_cached_tokens},
         }
     return responded(body, generation.request_id, num_output=len(generation.token_ids))
 

@@ -301,7 +301,7 @@ class Mirror(Generic[H]):
         return Adopted(request, scheduled.num_tokens, start, num_restored)
 
     def _note_prefix(self, twin: Twin[H], num_cached: int) -> None:
-        """Note that a request begins with so many tokens that the engine had the KV of."""
+        """Note that a request begins with `num_cached` tokens of which the engine had the KV."""
         twin.ticket.num_cached = num_cached
         if self._source.keeps_kv:
             cls, num_prompt = twin.request.priority_class, twin.request.num_prompt

@@ -17,6 +17,7 @@ ARGS ?=
 
 BIN := .venv/bin
 VLLM_PYTHON := .venv-vllm/bin/python
+CLIENTS_PYTHON := .venv-clients/bin/python
 PIP := $(BIN)/python -m pip install -qq
 PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python requirements/install.py
@@ -26,7 +27,7 @@ TORCH := torch==2.13.0
 PINS := pyproject.toml requirements/lock.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve serve-vllm serve-many test test-full campaign test-vllm test-trtllm check format bench study study-full demo image lock clean
+.PHONY: help serve serve-vllm serve-many test test-full campaign test-clients test-vllm test-trtllm check format bench study study-full demo image lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +50,9 @@ test-full: $(STAMPS)/dev ## the long runs too
 campaign: $(STAMPS)/dev ## attack a server for an hour, as its clients and its machine might; write docs/reliability.md
 	$(BIN)/python -m tests.campaign --out bench/results/campaign.json $(ARGS)
 	$(BIN)/python -m tests.campaign.report
+
+test-clients: $(STAMPS)/dev .venv-clients/installed ## litellm, langchain-openai, llm, guidellm and aiperf against the front door: minutes
+	BROS_CLIENTS_PYTHON=$(CURDIR)/$(CLIENTS_PYTHON) $(BIN)/python -m pytest -v -m clients tests/front/clients $(ARGS)
 
 test-vllm: $(STAMPS)/dev .venv-vllm/installed ## the tests that a real vLLM can take, through Triton and without: ten minutes
 	BROS_VLLM_PYTHON=$(CURDIR)/$(VLLM_PYTHON) $(BIN)/python -m pytest -v --timeout 1200 -m vllm --executor vllm tests/triton tests/backend/executors/vllm $(ARGS)
@@ -91,7 +95,7 @@ lock: $(STAMPS)/venv ## resolve pyproject.toml anew into requirements/lock.txt
 	$(BIN)/python requirements/lock.py
 
 clean: ## remove the environment and all caches
-	rm -rf .venv .venv-vllm .venv-dynamo .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-dynamo .venv-clients .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(STAMPS)/venv:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or 3.12 found: install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -128,6 +132,18 @@ $(STAMPS)/dynamo: $(STAMPS)/venv requirements/dynamo.txt
 $(STAMPS)/dev: $(STAMPS)/serve
 	@echo "Installing the tools for tests and benchmarks"
 	@$(INSTALL_LOCKED) --editable '.[dev,bench]'
+	@touch $@
+
+# guidellm imports torch: the CPU build, as everywhere here.
+.venv-clients/installed: pyproject.toml
+	@echo "Creating .venv-clients with $(PYTHON)"
+	@$(PYTHON) -m venv .venv-clients
+	@$(CLIENTS_PYTHON) -m pip install -qq --upgrade pip==26.3
+	@$(if $(TORCH_INDEX),,$(CLIENTS_PYTHON) requirements/check_torch.py $(TORCH))
+	@echo "Installing $(TORCH), CPU build (190 MB)"
+	@$(CLIENTS_PYTHON) requirements/install.py $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@echo "Installing other people's clients and load tools (500 MB)"
+	@$(CLIENTS_PYTHON) requirements/install.py $(TORCH) --editable '.[clients]'
 	@touch $@
 
 .venv-vllm/installed: requirements/vllm.txt requirements/vllm-no-deps.txt

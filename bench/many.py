@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,12 +95,11 @@ def engine_json(capacity: float) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(way: Way, directory: Path) -> Iterator[tuple[str, list[int]]]:
-    """Start the frontend and its workers; yield the URL and the workers' process ids."""
-    files = []
-    for index, capacity in enumerate(capacities(way)):
-        files.append(directory / f"{index}.json")
-        files[-1].write_text(json.dumps(engine_json(capacity)))
+def serving(way: Way, directory: Path, engines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[int]]]:
+    """Start the frontend and a worker for each configuration; yield the URL and the workers' process ids."""
+    files = [directory / f"{index}.json" for index in range(len(engines))]
+    for file, engine in zip(files, engines, strict=True):
+        file.write_text(json.dumps(engine))
     port = free_port()
     command = [sys.executable, "-m", "backend.dynamo.serve_many", "--port", str(port), *way.options]
     command += ["--replicas", "1", "--config", *map(str, files)]
@@ -178,7 +177,8 @@ def _instances(url: str) -> set[int]:
 
 def run_way(way: Way, seed: int, mix: Mix, max_late_s: float) -> dict[str, Any]:
     """Serve, measure and score one way of routing."""
-    with tempfile.TemporaryDirectory() as directory, serving(way, Path(directory)) as (url, pids):
+    engines = list(map(engine_json, capacities(way)))
+    with tempfile.TemporaryDirectory() as directory, serving(way, Path(directory), engines) as (url, pids):
         victim = pids[_KILLED] if way.has_faults and not way.is_limit else None
 
         async def main() -> tuple[list[RequestRecord], Death | None, CountingTarget]:

@@ -12,7 +12,7 @@ The client, which is another machine in production, therefore avoids that (see `
 stubs that `bros-serve` starts. The processor time per token is told by process, and for the engine alone
 in this process. `--threads` below the number of cores leaves the server some; the simulated executor only sleeps: it
 tells waiting from computing. Over gRPC the client asks for output_ids, which is what the engine in this process hands
-over.
+over. `python -m bench.door` compares the front door with gRPC in the same way.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ STREAM_TOKENS = 64
 NUM_ALONE = 5  # requests for the time to first token, per round
 SIM_STEP_S = 0.02  # of the simulated executor, whatever the step
 _TIMEOUT_S = 300.0
-_LOOSE_SLO_MS = 60_000.0  # so that no deadline shapes the steps that are compared
+LOOSE_SLO_MS = 60_000.0  # so that no deadline shapes the steps that are compared
 
 
 @dataclass(slots=True)
@@ -76,8 +76,8 @@ class Flight:
     ended: threading.Event = field(default_factory=threading.Event)
 
     def note(self, num_tokens: int, has_ended: bool) -> None:
-        """Take tokens in as they arrive."""
-        if num_tokens and self.first_s is None:
+        """Take tokens in as they arrive. The front door tells their number at the end: 0 before that is a token."""
+        if (num_tokens or not has_ended) and self.first_s is None:
             self.first_s = time.monotonic()
         self.num_tokens += num_tokens
         if has_ended:
@@ -90,7 +90,7 @@ Send = Callable[[Sequence[int], int, PriorityClass], Flight]  # prompt, output t
 def main() -> int:
     """Measure and print; see the module's docstring."""
     options = _parser().parse_args()
-    arguments = _serve_arguments(options)
+    arguments = serve_arguments(ExecutorKind(options.executor), options.threads, options.set)
     config = parse_config(engine_config(make_parser().parse_args(arguments)))
     setup = {
         "executor": options.executor,
@@ -228,7 +228,7 @@ def in_process(config: EngineConfig) -> Iterator[Send]:
 
     def send(prompt: Sequence[int], num_tokens: int, priority_class: PriorityClass) -> Flight:
         request_id = RequestId(str(next(numbers)))
-        slo = Slo(_LOOSE_SLO_MS / 1e3, _LOOSE_SLO_MS / 1e3) if priority_class is PriorityClass.REAL_TIME else None
+        slo = Slo(LOOSE_SLO_MS / 1e3, LOOSE_SLO_MS / 1e3) if priority_class is PriorityClass.REAL_TIME else None
         sampling = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
         flight = flights[request_id] = Flight()
         runtime.engine.post(Submit(Request(request_id, priority_class, tuple(prompt), sampling, flight.sent_s, slo)))
@@ -244,6 +244,13 @@ def in_process(config: EngineConfig) -> Iterator[Send]:
 @contextmanager
 def through_triton(arguments: Sequence[str]) -> Iterator[dict[str, Send]]:
     """Start `bros-serve` with `arguments`; yield both ways to send it a request over one gRPC stream."""
+    with running_server(arguments) as address, over_grpc(address.grpc_url) as ways:
+        yield ways
+
+
+@contextmanager
+def over_grpc(grpc_url: str) -> Iterator[dict[str, Send]]:
+    """Open one gRPC stream to a server; yield both ways to send it a request."""
     flights: dict[str, Flight] = {}
     numbers = itertools.count()
 
@@ -254,7 +261,7 @@ def through_triton(arguments: Sequence[str]) -> Iterator[dict[str, Send]]:
         is_final = response.parameters["triton_final_response"].bool_param
         flights[response.id].note(num_tokens, is_final)
 
-    with running_server(arguments) as address, _lean_client(address.grpc_url) as client:
+    with _lean_client(grpc_url) as client:
         client.start_stream(on_response)
         outputs = [grpc_client.InferRequestedOutput("output_ids")]
 
@@ -288,8 +295,8 @@ def _inputs(prompt: Sequence[int], num_tokens: int, priority_class: PriorityClas
         "input_ids": ("INT32", np.array(prompt, np.int32)),
         "max_tokens": ("INT32", np.array([num_tokens], np.int32)),
         "priority_class": ("BYTES", np.array([priority_class.value.encode()], np.object_)),
-        "ttft_slo_ms": ("FP32", np.array([_LOOSE_SLO_MS], np.float32)),
-        "tpot_slo_ms": ("FP32", np.array([_LOOSE_SLO_MS], np.float32)),
+        "ttft_slo_ms": ("FP32", np.array([LOOSE_SLO_MS], np.float32)),
+        "tpot_slo_ms": ("FP32", np.array([LOOSE_SLO_MS], np.float32)),
         "ignore_eos": ("BOOL", np.array([True])),
         "stream": ("BOOL", np.array([True])),
     }
@@ -301,16 +308,16 @@ def _inputs(prompt: Sequence[int], num_tokens: int, priority_class: PriorityClas
     return inputs
 
 
-def _serve_arguments(options: argparse.Namespace) -> list[str]:
+def serve_arguments(executor: ExecutorKind, num_threads: int, settings: Sequence[str] = ()) -> list[str]:
     """Return the arguments of `bros-serve` that describe the engine, of both ways."""
     num_kv_tokens = 2 * NUM_STREAMS * (PROMPT_TOKENS + STREAM_TOKENS)
     executors = {
         ExecutorKind.SIM: ["--set", f"sim.coefficients=[{SIM_STEP_S}, 0, 0, 0, 0]"],
-        ExecutorKind.TORCH: ["--threads", str(options.threads), "--kv-tokens", str(num_kv_tokens)],
+        ExecutorKind.TORCH: ["--threads", str(num_threads), "--kv-tokens", str(num_kv_tokens)],
     }
     same_each_time = "scheduler.prefix_caching=false"  # the loads that are compared send the same prompts
-    settings = [word for setting in (same_each_time, *options.set) for word in ("--set", setting)]
-    return ["--executor", options.executor, *executors[ExecutorKind(options.executor)], *settings]
+    words = [word for setting in (same_each_time, *settings) for word in ("--set", setting)]
+    return ["--executor", executor.value, *executors[executor], *words]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,6 +19,7 @@ Outputs = Mapping[str, Sequence[Scalar]]  # one response: output name -> its ele
 
 PriorityClass = Literal["rt", "be"]
 FinishReason = Literal["stop", "length", "cancelled"]
+TopLogProbs = list[tuple[int, float]]  # token ids and their log-probabilities, likeliest first
 
 
 class Message(TypedDict):
@@ -38,7 +39,8 @@ class Options(TypedDict, total=False):
     Times are seconds. The SLOs are for class `rt`; `deadline_s` (finish by, counted from arrival) is for `be`.
     Requests of different `cache_salt` share no KV, so that their times say nothing of each other's prompts.
     `timeout_s` is the time limit for the whole answer; after it the request is cancelled. An answer with `json_schema`
-    is JSON that conforms to it, unless `max_tokens` cut it.
+    is JSON that conforms to it, unless `max_tokens` cut it. `tools`, in OpenAI's form, come with messages; the answer's
+    text holds the calls as the model writes them.
     """
 
     priority_class: PriorityClass
@@ -61,7 +63,9 @@ class Options(TypedDict, total=False):
     stop: Sequence[str]
     ignore_eos: bool
     log_probs: bool
+    top_log_probs: int
     json_schema: Mapping[str, object]
+    tools: Sequence[Mapping[str, object]]
     request_id: str
 
 
@@ -95,13 +99,17 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. `finish_reason` and `metrics` are set on the last one, `log_probs` when asked for."""
+    """A piece of an answer. `finish_reason` and `metrics` are set on the last one, `log_probs` when asked for.
+
+    `top_log_probs`, when asked for: for each token the likeliest ones at its position, with theirs.
+    """
 
     text: str
     token_ids: list[int]
     log_probs: list[float] | None = None
     finish_reason: FinishReason | None = None
     metrics: Metrics | None = None
+    top_log_probs: list[TopLogProbs] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,7 @@ class Generation:
     log_probs: list[float] | None
     finish_reason: FinishReason
     metrics: Metrics | None
+    top_log_probs: list[TopLogProbs] | None = None
 
 
 _IN_MS = {
@@ -122,8 +131,8 @@ _IN_MS = {
     "itl_slo_s": "itl_slo_ms",
     "deadline_s": "deadline_ms",
 }
-_RENAMED = {"stop": "stop_words", "log_probs": "return_log_probs"}
-_AS_JSON = {"json_schema"}
+_RENAMED = {"stop": "stop_words", "log_probs": "return_log_probs", "top_log_probs": "num_top_log_probs"}
+_AS_JSON = {"json_schema", "tools"}
 _NOT_SENT = {"timeout_s", "request_id"}
 
 
@@ -150,6 +159,7 @@ def decode(outputs: Outputs) -> Chunk:
         log_probs=list(cast("Sequence[float]", outputs["log_probs"])) if "log_probs" in outputs else None,
         finish_reason=cast(FinishReason, reason[0]) if reason and reason[0] else None,
         metrics=_decode_metrics(outputs) if "num_preemptions" in outputs else None,
+        top_log_probs=_decode_top(outputs),
     )
 
 
@@ -159,6 +169,7 @@ def join(request_id: str, chunks: Iterable[Chunk]) -> Generation:
     last = parts[-1]
     assert last.finish_reason is not None, f"request {request_id!r}: its last chunk has no finish_reason"
     log_probs = [log_prob for part in parts for log_prob in part.log_probs or ()]
+    top = [each for part in parts for each in part.top_log_probs or ()]
     return Generation(
         request_id=request_id,
         text="".join(part.text for part in parts),
@@ -166,6 +177,7 @@ def join(request_id: str, chunks: Iterable[Chunk]) -> Generation:
         log_probs=log_probs if any(part.log_probs is not None for part in parts) else None,
         finish_reason=last.finish_reason,
         metrics=last.metrics,
+        top_log_probs=top or None,
     )
 
 
@@ -175,6 +187,15 @@ def _encode_prompt(prompt: Prompt) -> tuple[str, Value]:
     if prompt and isinstance(prompt[0], Mapping):
         return "messages", json.dumps(prompt, ensure_ascii=False)
     return "input_ids", cast("Sequence[int]", prompt)
+
+
+def _decode_top(outputs: Outputs) -> list[TopLogProbs] | None:
+    """Each token has as many."""
+    pairs = list(zip(outputs.get("top_ids", ()), outputs.get("top_log_probs", ()), strict=True))
+    size, rest = divmod(len(pairs), max(1, len(outputs.get("output_ids", ()))))
+    if not size or rest:
+        return None
+    return [cast(TopLogProbs, pairs[start : start + size]) for start in range(0, len(pairs), size)]
 
 
 def _decode_metrics(outputs: Outputs) -> Metrics:

@@ -40,6 +40,7 @@ class TensorSpec:
 INPUTS: dict[str, TensorSpec] = {
     "text_input": TensorSpec("BYTES"),
     "messages": TensorSpec("BYTES"),
+    "tools": TensorSpec("BYTES"),
     "input_ids": TensorSpec("INT32", -1),
     "priority_class": TensorSpec("BYTES"),
     "ttft_slo_ms": TensorSpec("FP32"),
@@ -63,6 +64,7 @@ INPUTS: dict[str, TensorSpec] = {
     "json_schema": TensorSpec("BYTES"),
     "exclude_input_in_output": TensorSpec("BOOL"),
     "return_log_probs": TensorSpec("BOOL"),
+    "num_top_log_probs": TensorSpec("INT32"),
     "return_metrics": TensorSpec("BOOL"),
 }
 """The parameters that this client sends; the backend accepts more names, for other clients."""
@@ -72,6 +74,8 @@ OUTPUTS: dict[str, TensorSpec] = {
     "output_ids": TensorSpec("INT32", -1),
     "finish_reason": TensorSpec("BYTES"),
     "log_probs": TensorSpec("FP32", -1),
+    "top_ids": TensorSpec("INT32", -1),
+    "top_log_probs": TensorSpec("FP32", -1),
     "ttft_ms": TensorSpec("FP32"),
     "tpot_ms": TensorSpec("FP32"),
     "queue_ms": TensorSpec("FP32"),

@@ -10,6 +10,7 @@ from client import wire
 from client.generation import Chunk, Generation, Options, Prompt
 from front.bodies import MAX_CHOICES, Body
 from front.errors import ApiError, not_found
+from front.tools import Offer
 
 Json = dict[str, Any]
 _SAME_NAMES = (
@@ -28,7 +29,10 @@ _USUAL_TEMPERATURE = 1.0  # OpenAI's; the engine's own is 0
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request of an endpoint: `n` choices for each of `prompts`. `echoes` stand in front of a prompt's choices."""
+    """One request of an endpoint: `n` choices for each of `prompts`. `echoes` stand in front of a prompt's choices.
+
+    `offer`: the tools that a choice may call.
+    """
 
     model: str
     prompts: Sequence[Prompt]
@@ -40,6 +44,7 @@ class Asked:
     includes_usage: bool = False
     continues_usage: bool = False
     echoes: Sequence[str] = field(default=())
+    offer: Offer | None = None
 
     @property
     def num_choices(self) -> int:

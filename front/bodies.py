@@ -15,9 +15,11 @@ from msgspec import Meta
 
 from front.errors import ApiError
 from front.response_format import ResponseFormat
+from front.tools import MAX_TOOLS, Tool, ToolChoice
 
 MAX_CHOICES = 128  # of one request, n × prompts: each is a request of its own to the engine
 MAX_METADATA = 16  # pairs; as OpenAI has it
+MAX_TOP_LOG_PROBS = 20
 _MAX_TOKENS = 10_000_000  # the engine's own bound on whole numbers
 
 Tier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
@@ -102,16 +104,28 @@ class ChatBody(Body, kw_only=True, forbid_unknown_fields=True):
 
     messages: Annotated[
         Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=4096)],
-        Meta(description="roles system, developer, user, assistant; content a string or text parts"),
+        Meta(description="roles system, developer, user, assistant, tool; content a string or text parts"),
     ]
     max_completion_tokens: Annotated[_Tokens | None, Meta(description="the newer name of `max_tokens`")] = None
     logprobs: Annotated[
         bool | None, Meta(description="of the tokens drawn, each named `token_id:N`, as vLLM can name them")
     ] = None
+    top_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_TOP_LOG_PROBS)] | None,
+        Meta(description="as many of the likeliest tokens at each position, up to 20; with `logprobs`"),
+    ] = None
     response_format: Annotated[
         ResponseFormat | None,
         Meta(description="`text`, `json_object`, `json_schema` (see [Structured output](#structured-output))"),
     ] = None
+    tools: Annotated[
+        Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None,
+        Meta(description="functions, where the model's chat template shows them (see [Tools](#tools))"),
+    ] = None
+    tool_choice: Annotated[
+        ToolChoice | None, Meta(description="`none`, `auto` (default), `required`, or a function by name")
+    ] = None
+    parallel_tool_calls: Annotated[bool | None, Meta(description="false keeps the first call only")] = None
 
 
 class CompletionBody(Body, kw_only=True, forbid_unknown_fields=True):
@@ -123,7 +137,8 @@ class CompletionBody(Body, kw_only=True, forbid_unknown_fields=True):
     ]
     echo: Annotated[bool | None, Meta(description="puts a prompt of text in front of its answer")] = None
     logprobs: Annotated[
-        Annotated[int, Meta(ge=0, le=0)] | None, Meta(description="only 0: the log-probability of the tokens drawn")
+        Annotated[int, Meta(ge=0, le=MAX_TOP_LOG_PROBS)] | None,
+        Meta(description="of the tokens drawn, and as many of the likeliest at their positions, up to 20"),
     ] = None
     best_of: Annotated[Annotated[int, Meta(ge=1)] | None, Meta(description="only the value of `n`")] = None
 
@@ -136,19 +151,15 @@ class Refused:
     why: str
 
 
-_NO_TOOLS = "tools are not served"
+_OLD = "the older name; use `tools`"
 _SHARED_REFUSED = {
     "logit_bias": Refused(({},), "the sampler takes no bias"),
 }
 REFUSED: Mapping[type[msgspec.Struct], Mapping[str, Refused]] = {
     ChatBody: {
         **_SHARED_REFUSED,
-        "top_logprobs": Refused((0,), "the engine keeps the log-probability of the tokens drawn only"),
-        "tools": Refused(([],), _NO_TOOLS),
-        "tool_choice": Refused(("none", "auto"), _NO_TOOLS),
-        "parallel_tool_calls": Refused((True, False), "harmless without tools"),
-        "functions": Refused(([],), _NO_TOOLS),
-        "function_call": Refused(("none", "auto"), _NO_TOOLS),
+        "functions": Refused(([],), _OLD),
+        "function_call": Refused(("none", "auto"), _OLD),
         "modalities": Refused((["text"],), "text is all there is"),
         "audio": Refused((), "text is all there is"),
         "prediction": Refused((), "predicted outputs are not served"),

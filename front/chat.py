@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from client.generation import Chunk, Generation, Message, Options
@@ -11,9 +12,11 @@ from front.bodies import ChatBody, parse
 from front.errors import ApiError
 from front.log_probs import chat_log_probs
 from front.response_format import schema_of
+from front.tools import Offer, Reader, calls_for_template, offer_of
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_TEMPLATE_FIELDS = ("name", "reasoning_content", "reasoning")  # which a chat template may read: texts
+CALLED = "tool_calls"  # the finish reason
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_TEMPLATE_FIELDS = ("name", "reasoning_content", "reasoning", "tool_call_id")  # which a chat template may read: texts
 _EMPTY_FIELDS = ("refusal", "audio", "annotations", "function_call", "tool_calls")  # in answers that are sent back
 
 
@@ -23,17 +26,28 @@ def parse_chat(body: Mapping[str, object]) -> Asked:
     messages = [_message(index, message) for index, message in enumerate(checked.messages)]
     if None not in (checked.max_tokens, checked.max_completion_tokens):
         raise ApiError("max_tokens: max_completion_tokens is given too", param="max_tokens")
-    return asked_of(checked, [messages], _own_options(checked))
+    offer = offer_of(checked.tools, checked.tool_choice, checked.parallel_tool_calls is not False)
+    return replace(asked_of(checked, [messages], _own_options(checked, offer)), offer=offer)
 
 
-def _own_options(body: ChatBody) -> Options:
+def _own_options(body: ChatBody, offer: Offer | None) -> Options:
     options = Options()
     if max_tokens := body.max_completion_tokens or body.max_tokens:
         options["max_tokens"] = max_tokens
     if body.logprobs:
         options["log_probs"] = True
+    if body.top_logprobs:
+        if not body.logprobs:
+            raise ApiError("top_logprobs: only with logprobs", param="top_logprobs")
+        options["top_log_probs"] = body.top_logprobs
     if (schema := schema_of(body.response_format)) is not None:
         options["json_schema"] = schema
+    if offer is not None:
+        options["tools"] = offer.tools
+        if offer.schema is not None and schema is not None:
+            raise ApiError("tool_choice: a call has a form of its own beside response_format", param="tool_choice")
+        if offer.schema is not None:
+            options["json_schema"] = offer.schema
     return options
 
 
@@ -43,7 +57,8 @@ def _message(index: int, message: Mapping[str, Any]) -> Message:
     role = given.pop("role", None)
     if role not in ROLES:
         raise ApiError(f"{place}.role: {_show(role)} is none of {', '.join(ROLES)}", param="messages")
-    text = _text(f"{place}.content", given.pop("content", None))
+    calls = given.pop("tool_calls", None) if role == "assistant" else None
+    text = _text(f"{place}.content", given.pop("content", "" if calls else None))
     for name in _EMPTY_FIELDS:
         if given.get(name) in ([], {}):
             del given[name]
@@ -52,7 +67,8 @@ def _message(index: int, message: Mapping[str, Any]) -> Message:
             raise ApiError(f"{place}: {_show(name)} is not supported", param="messages", code="unknown_parameter")
         if not isinstance(value, str):
             raise ApiError(f"{place}.{name}: expected a string", param="messages")
-    return cast(Message, given | {"role": ROLES[role], "content": text})
+    called = {"tool_calls": calls_for_template(f"{place}.tool_calls", calls)} if calls else {}
+    return cast(Message, given | {"role": ROLES[role], "content": text} | called)
 
 
 def _text(place: str, content: object) -> str:
@@ -77,12 +93,27 @@ def _show(value: object) -> str:
 
 
 def _choice(asked: Asked, index: int, generation: Generation) -> Json:
+    message: Json = {"role": "assistant", "content": generation.text, "refusal": None}
+    finish_reason: str = generation.finish_reason
+    if asked.offer is not None:
+        reader = Reader(asked.offer)
+        shown = reader.push(generation.text)
+        rest, calls = reader.end()
+        if calls:
+            message |= {"content": shown + rest or None, "tool_calls": calls}
+            finish_reason = CALLED
     return {
         "index": index,
-        "message": {"role": "assistant", "content": generation.text, "refusal": None},
-        "logprobs": chat_log_probs(asked, generation.token_ids, generation.log_probs),
-        "finish_reason": generation.finish_reason,
+        "message": message,
+        "logprobs": chat_log_probs(asked, generation),
+        "finish_reason": finish_reason,
     }
+
+
+def calls_piece(index: int, calls: list[Json]) -> Json:
+    """Return the piece of a choice that holds all its calls."""
+    delta = {"tool_calls": [{"index": number, **call} for number, call in enumerate(calls)]}
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
 def _opening(_: Asked, index: int) -> Json:
@@ -94,7 +125,7 @@ def _piece(asked: Asked, index: int, chunk: Chunk) -> Json:
     return {
         "index": index,
         "delta": {"content": chunk.text} if chunk.text else {},
-        "logprobs": chat_log_probs(asked, chunk.token_ids, chunk.log_probs),
+        "logprobs": chat_log_probs(asked, chunk),
         "finish_reason": chunk.finish_reason,
     }
 

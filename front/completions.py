@@ -28,6 +28,8 @@ def parse_completion(body: Mapping[str, object]) -> Asked:
     own = Options(max_tokens=checked.max_tokens or DEFAULT_MAX_TOKENS)
     if checked.logprobs is not None:
         own["log_probs"] = True
+    if checked.logprobs:
+        own["top_log_probs"] = checked.logprobs
     asked = asked_of(checked, prompts, own)
     return replace(asked, echoes=cast("list[str]", prompts)) if checked.echo else asked
 
@@ -49,7 +51,7 @@ def _choice(asked: Asked, index: int, generation: Generation) -> Json:
     return {
         "index": index,
         "text": asked.echo_of(index) + generation.text,
-        "logprobs": completion_log_probs(asked, generation.token_ids, generation.log_probs),
+        "logprobs": completion_log_probs(asked, generation),
         "finish_reason": generation.finish_reason,
     }
 
@@ -63,7 +65,7 @@ def _piece(asked: Asked, index: int, chunk: Chunk) -> Json:
     return {
         "index": index,
         "text": chunk.text,
-        "logprobs": completion_log_probs(asked, chunk.token_ids, chunk.log_probs),
+        "logprobs": completion_log_probs(asked, chunk),
         "finish_reason": chunk.finish_reason,
     }
 

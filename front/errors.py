@@ -37,6 +37,7 @@ _PARAMS = {  # names on Triton's wire that are others here
     "stop_words": "stop",
     "return_log_probs": "logprobs",
     "json_schema": "response_format",
+    "num_top_log_probs": "top_logprobs",
 }
 
 

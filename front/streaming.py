@@ -15,8 +15,10 @@ import msgspec
 
 from client.generation import Chunk
 from front.asked import Json
+from front.chat import CALLED, calls_piece
 from front.engine import Job, Part
 from front.errors import ApiError
+from front.tools import Reader
 from front.usage import Tally
 
 DONE = b"data: [DONE]\n\n"
@@ -47,18 +49,35 @@ class Writer:
         self._head = job.head(job.endpoint.piece_name)
         self._tally = Tally(job.asked)
         self._opened: set[int] = set()
+        self._readers: dict[int, Reader] = {}
 
     def part(self, choice: int, chunk: Chunk) -> bytes:
         """Return the events of a part: none, for one that says nothing yet."""
         self._tally.add(choice, chunk)
         events = [self._opening(choice)] if choice not in self._opened else []
+        chunk, calls = self._read(choice, chunk)
         if chunk.text or chunk.log_probs:
-            events.append(self._piece(choice, replace(chunk, finish_reason=None)))
+            events.append(
+                self._piece(choice, chunk if chunk.finish_reason is None else replace(chunk, finish_reason=None))
+            )
         elif self._job.asked.continues_usage and chunk.finish_reason is None:
             events.append(self._piece(choice, chunk))
+        if calls:
+            events.append(self._event_of(calls_piece(choice, calls)))
         if chunk.finish_reason is not None:
-            events.append(self._piece(choice, Chunk("", [], finish_reason=chunk.finish_reason)))
+            ended = self._job.endpoint.piece(self._job.asked, choice, Chunk("", [], finish_reason=chunk.finish_reason))
+            events.append(self._event_of(ended | ({"finish_reason": CALLED} if calls else {})))
         return b"".join(events)
+
+    def _read(self, choice: int, chunk: Chunk) -> tuple[Chunk, list[Json]]:
+        """Return a part without what may be a call, and the calls of a choice that ends."""
+        offer = self._job.asked.offer
+        if offer is None:
+            return chunk, []
+        reader = self._readers.setdefault(choice, Reader(offer))
+        text = reader.push(chunk.text)
+        rest, calls = reader.end() if chunk.finish_reason is not None else ("", [])
+        return replace(chunk, text=text + rest), calls
 
     def end(self) -> bytes:
         """Return the last events."""

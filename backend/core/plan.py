@@ -126,10 +126,23 @@ class StepBatch:
     copies_in: SlotCopy = NO_COPIES
 
 
+class RankedLogProb(float):
+    """A token's log-probability, with those of the likeliest tokens at its position: `top`, likeliest first."""
+
+    __slots__ = ("top",)
+    top: Sequence[tuple[int, float]]
+
+    def __new__(cls, log_prob: float, top: Sequence[tuple[int, float]]) -> RankedLogProb:
+        made = super().__new__(cls, log_prob)
+        made.top = top
+        return made
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """What a step yielded: `token_ids[i]` is sequence i's sampled token, None where it did not reach its last known
-    token. `log_probs` is None unless some sequence wanted them. `duration_s` is the time the step took. `errors`: by
+    token. `log_probs` is None unless some sequence wanted them; ranked ones where it wanted
+    others beside its own. `duration_s` is the time the step took. `errors`: by
     index, why a sequence that was to sample cannot go on; it has no token."""
 
     token_ids: Sequence[int | None]

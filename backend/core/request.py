@@ -80,7 +80,8 @@ class Grammar(Protocol):
 class SamplingParams:
     """How the next token is chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep the whole vocabulary.
 
-    `json_schema`: what the output conforms to, as JSON. An executor that cannot compile it reads `Request.grammar`.
+    `num_top_log_probs`: how many of the likeliest tokens come with each token's own log-probability, where that is
+    wanted. `json_schema`: the output conforms to it. An executor that cannot compile it reads `Request.grammar`.
     """
 
     max_tokens: int = 16
@@ -96,6 +97,7 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     wants_log_probs: bool = False
+    num_top_log_probs: int = 0
     json_schema: str | None = None
     is_restricted: bool = field(init=False, repr=False)  # some logits are to be changed: asked once a row and step
 

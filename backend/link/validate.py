@@ -33,6 +33,8 @@ from backend.wire.protocol import Generation, Sampling
 
 MAX_TOKENS = 10_000_000  # far above any model; a larger one was wrapped or mistyped
 MAX_SAMPLING_BYTES = 100_000  # of the JSON in sampling_parameters; 16 stop words of 256 characters take half of it
+MAX_TOOLS_BYTES = 256 * 1024
+MAX_TOP_LOG_PROBS = 20
 MAX_PARAMETERS = 256  # of one request, forwarded headers among them
 MAX_NAME_CHARS = 128  # of a parameter or key that is compared with those known
 MAX_SALT_CHARS = 128
@@ -112,6 +114,7 @@ def validate(
         priority_class=_priority_class(values, defaults),
         text=text,
         messages=messages,
+        tools=_tools(values, messages),
         token_ids=token_ids,
         sampling=_sampling(values, service),
         stop_words=_stop_words(values, service),
@@ -222,6 +225,15 @@ def _prompt(values: _Values, service: ServiceSettings) -> tuple[str | None, str 
     return text, messages, token_ids
 
 
+def _tools(values: _Values, messages: str | None) -> str | None:
+    tools = values.get("tools", partial(as_text, max_bytes=MAX_TOOLS_BYTES), None)
+    if tools is not None and messages is None:
+        raise InvalidRequestError("tools: only with messages")
+    if tools is not None and (num_bytes := len(tools.encode())) > MAX_TOOLS_BYTES:
+        raise InvalidRequestError(f"tools: {num_bytes} bytes exceed {MAX_TOOLS_BYTES}")
+    return tools
+
+
 def _as_prompt(max_bytes: int, name: str, value: object) -> str:
     num_bytes = len(value) if isinstance(value, (str, bytes)) else 0
     if num_bytes <= max_bytes:
@@ -318,6 +330,9 @@ def _sampling(values: _Values, service: ServiceSettings) -> Sampling:
         if min_tokens > max_tokens:
             raise InvalidRequestError(f"min_tokens: {min_tokens} exceeds max_tokens {max_tokens}")
     seed = values.get("seed", as_int, None)
+    num_top_log_probs = whole("num_top_log_probs", 0, 0, MAX_TOP_LOG_PROBS)
+    if num_top_log_probs and not values.get("return_log_probs", _as_log_probs, False):
+        raise InvalidRequestError("num_top_log_probs: only with return_log_probs")
     ignore_eos = values.get("ignore_eos", as_bool, False)
     json_schema = values.get("json_schema", as_json_schema, None)
     if json_schema is not None and (min_tokens or ignore_eos):
@@ -336,6 +351,7 @@ def _sampling(values: _Values, service: ServiceSettings) -> Sampling:
         stop_token_ids=values.get("stop_token_ids", partial(_as_stop_token_ids, service.max_stop_token_ids), ()),
         ignore_eos=ignore_eos,
         json_schema=json_schema,
+        num_top_log_probs=num_top_log_probs,
     )
 
 

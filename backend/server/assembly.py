@@ -84,7 +84,8 @@ def load_runtime(
     Raises ConfigError where the model is missing, unsupported or does not fit, and ExecutorError where loading fails.
     """
     clock = MonotonicClock()
-    abilities = Abilities(config.executor.value)
+    has_top_log_probs = config.executor in (ExecutorKind.TORCH, ExecutorKind.VLLM)
+    abilities = Abilities(config.executor.value, has_top_log_probs=has_top_log_probs)
     if config.executor is ExecutorKind.TRTLLM:
         from backend.executors.trtllm.loading import load_engine
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from backend.config import ServiceSettings
 from backend.core.errors import InvalidRequestError, RequestTooLargeError
 from backend.core.request import Grammar, PriorityClass, Request, RequestId, SamplingParams, Slo
-from backend.text.messages import parse_messages
+from backend.text.messages import parse_messages, parse_tools
 from backend.wire.protocol import Generation, Submit
 
 _MIN_REFUSED_BYTES = 65_536  # tokenised in less than a tenth of a second
@@ -30,7 +30,9 @@ class PromptTokenizer(Protocol):
     strips_first_space: bool
 
     def encode(self, text: str) -> list[int]: ...
-    def render_chat(self, messages: Sequence[Mapping[str, object]]) -> str: ...
+    def render_chat(
+        self, messages: Sequence[Mapping[str, object]], tools: Sequence[Mapping[str, object]] = ()
+    ) -> str: ...
     def encode_chat_text(self, text: str) -> list[int]: ...
     def decode(self, token_ids: Sequence[int]) -> str: ...
     def token_bytes(self, token_id: int) -> bytes: ...
@@ -41,10 +43,12 @@ class Abilities:
     """What an executor can do beyond drawing tokens; the rest is refused by its name.
 
     compile_schema: makes the grammar of a request from a JSON schema, or None where the executor does that itself.
+    has_top_log_probs: it tells the log-probabilities of the likeliest tokens, beside that of the token drawn.
     """
 
     executor: str
     compile_schema: Callable[[str, PriorityClass], Grammar | None] | None = None
+    has_top_log_probs: bool = False
 
     def grammar(self, json_schema: str, priority_class: PriorityClass) -> Grammar | None:
         """Return the grammar of a request with a schema. Raises InvalidRequestError."""
@@ -82,6 +86,8 @@ class Intake:
         is_rt = priority_class is PriorityClass.REAL_TIME
         deadline_s = generation.deadline_s
         schema = generation.sampling.json_schema
+        if generation.sampling.num_top_log_probs and not self.abilities.has_top_log_probs:
+            raise InvalidRequestError(f"num_top_log_probs: executor {self.abilities.executor!r} tells none")
         return Request(
             request_id=request_id,
             priority_class=priority_class,
@@ -102,7 +108,8 @@ class Intake:
         if generation.text is not None:
             name, token_ids = "text_input", tuple(self.tokenizer.encode(generation.text))
         elif generation.messages is not None:
-            name, text = "messages", self.tokenizer.render_chat(parse_messages(generation.messages))
+            tools = () if generation.tools is None else parse_tools(generation.tools)
+            name, text = "messages", self.tokenizer.render_chat(parse_messages(generation.messages), tools)
             self._check_num_bytes(text, request_id)
             token_ids = tuple(self.tokenizer.encode_chat_text(text))
         else:
@@ -152,6 +159,7 @@ class Intake:
             stop_token_ids=eos | frozenset(asked.stop_token_ids),
             ignore_eos=asked.ignore_eos,
             wants_log_probs=generation.wants_log_probs,
+            num_top_log_probs=asked.num_top_log_probs,
             json_schema=asked.json_schema,
         )
 

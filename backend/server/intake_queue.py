@@ -60,7 +60,7 @@ class _Entry:
         generation = self.message.generation
         text = generation.text or generation.messages or ""
         schema = generation.sampling.json_schema or ""
-        num_text_bytes = sys.getsizeof(text) + sys.getsizeof(schema)
+        num_text_bytes = sum(map(sys.getsizeof, (text, schema, generation.tools or "")))
         self.num_bytes = _ENTRY_BYTES + num_text_bytes + _TOKEN_ID_BYTES * len(generation.token_ids or ())
 
     @property

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from backend.core.errors import BrosError, RequestCancelledError, to_bros_error
-from backend.core.plan import StepOutput
+from backend.core.plan import RankedLogProb, StepOutput
 from backend.core.request import FinishReason, PriorityClass, Request, RequestId
 from backend.server.connection import Connection
 from backend.server.intake import PromptTokenizer
@@ -37,9 +37,10 @@ class Stream:
     detokenizer: IncrementalDetokenizer
     stop_strings: StopStrings
     timed_out: bool = False  # its own timeout ends it: the client gets an error
-    text: str = ""  # not sent yet, as the next two
+    text: str = ""  # not sent yet, as the next three
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    top: list[tuple[int, float]] = field(default_factory=list)
     num_tokens: int = 0
     last_token_s: float | None = None
     last_sent_s: float = float("-inf")
@@ -51,10 +52,12 @@ class Stream:
     def take_chunk(self, end: End | None = None) -> Chunk:
         """Return the unsent tokens as a chunk, and forget them."""
         log_probs = tuple(self.log_probs) if self.generation.wants_log_probs else None
-        chunk = Chunk(self.handle, self.text, tuple(self.token_ids), log_probs, end)
+        top_ids, top_log_probs = zip(*self.top, strict=True) if self.top else ((), ())
+        chunk = Chunk(self.handle, self.text, tuple(self.token_ids), log_probs, end, top_ids, top_log_probs)
         self.text = ""
         self.token_ids.clear()
         self.log_probs.clear()
+        self.top.clear()
         return chunk
 
     def timings(self) -> Timings:
@@ -204,6 +207,8 @@ class Outbox:
         stream.token_ids.append(token_id)
         if log_prob is not None:
             stream.log_probs.append(log_prob)
+            if isinstance(log_prob, RankedLogProb):
+                stream.top += log_prob.top
         text = stream.detokenizer.push((token_id,))
         is_stoppable = stream.num_tokens >= stream.generation.sampling.min_tokens
         stream.text += stream.stop_strings.push(text) if is_stoppable else text

@@ -252,6 +252,11 @@ def _output_tensors(text: str, token_ids: tuple[int, ...]) -> tuple[Any, Any]:
 def _further_tensors(chunk: Chunk, generation: Generation | None) -> list[Any]:
     end = chunk.end
     tensors = [] if chunk.log_probs is None else [_tensor("log_probs", chunk.log_probs, np.float32)]
+    if chunk.top_ids:
+        tensors += [
+            _tensor("top_ids", chunk.top_ids, np.int32),
+            _tensor("top_log_probs", chunk.top_log_probs, np.float32),
+        ]
     if end is not None and end.finish_reason is not None:
         tensors.append(_tensor("finish_reason", [end.finish_reason.encode()], np.object_))
         if end.timings is not None and generation is not None:

@@ -18,6 +18,11 @@ from backend.core.errors import InvalidRequestError, shorten
 if TYPE_CHECKING:
     import jinja2
 
+# Words of a template that writes and reads tool calls in a form that the front door knows, and words of other forms.
+_KNOWN_CALLS = (
+    (("tools", "<tool_call>", "arguments"), ("<function=",)),  # Hermes, Qwen
+    (("tools", '"parameters": dictionary'), ()),  # Llama 3
+)
 # Names under which a message may bring its reasoning; templates read the first, gpt-oss's the second.
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
@@ -29,20 +34,37 @@ class ChatTemplate:
     source: str
     special_tokens: Mapping[str, str]
 
-    def render(self, messages: Sequence[Mapping[str, object]]) -> str:
+    @property
+    def has_tools(self) -> bool:
+        """Whether it shows tools, and has their calls written in a form that is known."""
+        return any(
+            all(word in self.source for word in words) and not any(word in self.source for word in others)
+            for words, others in _KNOWN_CALLS
+        )
+
+    def render(self, messages: Sequence[Mapping[str, object]], tools: Sequence[Mapping[str, object]] = ()) -> str:
         """Return the prompt text that asks for the assistant's next message. Raises InvalidRequestError."""
+        if not self.has_tools:
+            self._refuse_tools(messages, tools)
         try:
             template = _compile(self.source)
             return template.render(
                 **self.special_tokens,
                 messages=[_with_reasoning(message) for message in messages],
-                tools=None,
+                tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=True,
             )
         except Exception as error:  # a template may raise anything over messages that its author did not expect
             words = shorten(str(error) or repr(error))
             raise InvalidRequestError(f"messages do not fit the model's chat template: {words}") from error
+
+    def _refuse_tools(self, messages: Sequence[Mapping[str, object]], tools: Sequence[Mapping[str, object]]) -> None:
+        why = "the model's chat template shows none in a form that is known here"
+        if tools:
+            raise InvalidRequestError(f"tools: {why}")
+        if any(message.get("tool_calls") or message.get("role") == "tool" for message in messages):
+            raise InvalidRequestError(f"messages: they hold calls of tools; {why}")
 
 
 def _with_reasoning(message: object) -> object:

@@ -1,4 +1,4 @@
-"""Chat messages: from a client's JSON to the values that a chat template may see. No other module parses them."""
+"""Chat messages and tools: from a client's JSON to the values of a chat template. No other module parses them."""
 
 from __future__ import annotations
 
@@ -16,27 +16,40 @@ def parse_messages(text: str) -> list[dict[str, object]]:
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise InvalidRequestError(f"messages[{index}]: expected an object with the strings role and content")
-    _check_values(messages)
+    _check_values("messages", messages)
     return messages
 
 
-def _check_values(messages: list[object]) -> None:
+def parse_tools(text: str) -> list[dict[str, object]]:
+    """Return the tools that `text` holds. Raises InvalidRequestError."""
+    tools = parse_json("tools", text)
+    if not isinstance(tools, list) or not tools:
+        raise InvalidRequestError("tools: expected a non-empty JSON list of {type, function} objects")
+    for index, tool in enumerate(tools):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequestError(f"tools[{index}]: expected an object with a function that has a name")
+    _check_values("tools", tools)
+    return tools
+
+
+def _check_values(name: str, given: list[object]) -> None:
     """Refuse values that are nested too deeply, and strings that are no text, at any depth. Does not recurse."""
-    found: list[tuple[object, int]] = [(messages, 1)]
+    found: list[tuple[object, int]] = [(given, 1)]
     while found:
         value, depth = found.pop()
         if isinstance(value, str):
-            _check_text(value)
+            _check_text(name, value)
         elif isinstance(value, (list, dict)):
             if depth > MAX_DEPTH:
-                raise InvalidRequestError(f"messages: lists and objects are nested more than {MAX_DEPTH} deep")
+                raise InvalidRequestError(f"{name}: lists and objects are nested more than {MAX_DEPTH} deep")
             inner = [*value, *value.values()] if isinstance(value, dict) else value
             found += [(item, depth + 1) for item in inner if isinstance(item, (str, list, dict))]
 
 
-def _check_text(value: str) -> None:
+def _check_text(name: str, value: str) -> None:
     """JSON may escape half of a UTF-16 pair, which no encoding can say."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise InvalidRequestError("messages: a lone surrogate is no text") from error
+        raise InvalidRequestError(f"{name}: a lone surrogate is no text") from error

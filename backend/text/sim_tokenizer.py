@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from backend.core.errors import InvalidRequestError
+
 FIRST_BYTE_ID = 3  # ids below are special: 0 pad, 1 bos, 2 eos
 
 
@@ -21,8 +23,10 @@ class SimTokenizer:
         """Return one id for each byte of the text."""
         return [byte + FIRST_BYTE_ID for byte in text.encode()]
 
-    def render_chat(self, messages: Sequence[Mapping[str, object]]) -> str:
-        """Return the messages, one a line."""
+    def render_chat(self, messages: Sequence[Mapping[str, object]], tools: Sequence[Mapping[str, object]] = ()) -> str:
+        """Return the messages, one a line. Raises InvalidRequestError where there are tools."""
+        if tools:
+            raise InvalidRequestError("tools: a simulated model calls none")
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
 
     def encode_chat_text(self, text: str) -> list[int]:

@@ -56,14 +56,14 @@ class Tokenizer:
         """Return the token ids of a conversation, as `render_chat` writes it."""
         return self.encode_chat_text(self.render_chat(messages))
 
-    def render_chat(self, messages: Sequence[Mapping[str, object]]) -> str:
+    def render_chat(self, messages: Sequence[Mapping[str, object]], tools: Sequence[Mapping[str, object]] = ()) -> str:
         """Return a conversation (`role` and `content` each) as text, up to where the assistant speaks.
 
         Raises InvalidRequestError where the model has no chat template or the messages do not fit it.
         """
         if self._parts.chat_template is None:
             raise InvalidRequestError("the model has no chat template: send a prompt instead of messages")
-        return self._parts.chat_template.render(messages)
+        return self._parts.chat_template.render(messages, tools)
 
     def encode_chat_text(self, text: str) -> list[int]:
         """Return the token ids of what `render_chat` gave, which names its special tokens itself."""

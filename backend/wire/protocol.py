@@ -52,17 +52,20 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     json_schema: str | None = None
+    num_top_log_probs: int = 0
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """A checked request. Exactly one of `text`, `messages` (JSON) and `token_ids` is given. Times are in seconds.
 
+    `tools` (JSON) come with `messages` only.
     `priority_class` is `rt` or `be`; a missing SLO takes the engine's default; `deadline_s` counts from arrival.
     """
 
     priority_class: str
     text: str | None = None
     messages: str | None = None
+    tools: str | None = None
     token_ids: tuple[int, ...] | None = None
     sampling: Sampling = Sampling()
     stop_words: tuple[str, ...] = ()
@@ -153,13 +156,15 @@ def error_end(error: BrosError) -> End:
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
-    """New output of one request; the last one carries `end`."""
+    """New output of one request; the last one carries `end`. `top_*`: as many of each token's rivals as were wanted."""
 
     handle: int
     text: str = ""
     token_ids: tuple[int, ...] = ()
     log_probs: tuple[float, ...] | None = None
     end: End | None = None
+    top_ids: tuple[int, ...] = ()
+    top_log_probs: tuple[float, ...] = ()
 
 
 class Chunks(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -24,6 +24,7 @@ class ServerAddress:
     http_url: str
     metrics_url: str
     ready_s: float
+    openai_url: str | None = None  # of the front door, where one was asked for; without /v1
 
 
 class ServerError(Exception):

@@ -16,6 +16,9 @@ from bench.report import plots
 from bench.report.ablations import BEGIN, END, ablations_text
 from bench.report.cancel import cancel_sections
 from bench.report.engine import engine_sections
+from bench.report.fleet import BEGIN as FLEET_BEGIN
+from bench.report.fleet import END as FLEET_END
+from bench.report.fleet import fleet_text
 from bench.report.grid import grid, load_runs, slos_of, study
 from bench.report.many import BEGIN as MANY_BEGIN
 from bench.report.many import END as MANY_END
@@ -68,14 +71,21 @@ def render(results: Path, docs: Path) -> dict[Path, str]:
     rules, ablations = docs / "algorithm.md", ablations_text(results)
     if ablations and rules.exists():
         written[rules] = put_into(rules.read_text(), ablations, BEGIN, END)
-    replicas, many = docs / "many.md", many_text(results)
-    if many and replicas.exists():
-        written[replicas] = put_into(replicas.read_text(), many, MANY_BEGIN, MANY_END)
+    if (replicas := docs / "many.md").exists():
+        written[replicas] = _with_replicas(replicas.read_text(), results)
     if cache.exists() and (sharing or prefix):
         text = cache.read_text()
         text = put_into(text, sharing) if sharing else text
         written[cache] = put_into(text, prefix, PREFIX_BEGIN, PREFIX_END) if prefix else text
     return written
+
+
+def _with_replicas(document: str, results: Path) -> str:
+    """Return docs/many.md with those of its tables that there are results for."""
+    parts = ((MANY_BEGIN, MANY_END, many_text(results)), (FLEET_BEGIN, FLEET_END, fleet_text(results)))
+    for begin, end, text in parts:
+        document = put_into(document, text, begin, end) if text else document
+    return document
 
 
 def measured(results: Path) -> str:

@@ -174,6 +174,9 @@ def _answer(call: Call, words: list[str], max_tokens: int, token_s: float) -> It
         }
         if call.inputs.get("return_log_probs"):
             response["log_probs"] = [-0.5 for _ in piece]
+        if num_top := cast(int, call.inputs.get("num_top_log_probs", 0)):
+            response["top_ids"] = list(range(num_top)) * len(piece)
+            response["top_log_probs"] = [-0.5 - k for k in range(num_top)] * len(piece)
         if piece is pieces[-1]:
             response["finish_reason"] = ["length" if len(tokens) == max_tokens else "stop"]
             response |= _metrics(len(words), len(tokens), token_s)

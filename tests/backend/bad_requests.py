@@ -61,6 +61,7 @@ def _out_of_range() -> list[BadRequest]:
         "max_tokens": [0, -1, -(2**31), 2**31 - 1],
         "min_tokens": [-1, 2**31 - 1],
         "temperature": [-0.1, 1e6, 3e38],
+        "num_top_log_probs": [-1, 21],
         "top_k": [-2, 2**31 - 1],
         "top_p": [-0.1, 1.1],
         "min_p": [-0.1, 1.5],
@@ -195,6 +196,25 @@ def _schemas() -> list[BadRequest]:
     ]
 
 
+def _tools() -> list[BadRequest]:
+    messages = '[{"role": "user", "content": "hi"}]'
+    deep = '[{"function": {"name": "f", "parameters": %s}}]' % ("[" * 40 + "]" * 40)
+    wrong = {
+        "no list": ("{}", "tools: expected a non-empty JSON list"),
+        "not JSON": ("[", "tools: not valid JSON"),
+        "without a name": ('[{"function": {}}]', "tools[0]: expected an object with a function that has a name"),
+        "deep": (deep, "tools: lists and objects are nested more than 32 deep"),
+        "giant": (" " * 300_000, "tools: 300000"),
+        "half an emoji": (r'[{"function": {"name": "\ud83d"}}]', "tools: a lone surrogate"),
+        "unknown to the model": ('[{"function": {"name": "f"}}]', "tools: "),
+    }
+    return [
+        *(BadRequest(f"tools {n}", words, {"messages": messages, "tools": text}) for n, (text, words) in wrong.items()),
+        BadRequest("top without log-probabilities", "num_top_log_probs: only", _prompt(num_top_log_probs=1)),
+        BadRequest("tools without messages", "tools: only with messages", _prompt(tools="[]")),
+    ]
+
+
 def _classes() -> list[BadRequest]:
     words = ["", "RTX", "realtime", "best-effort", "0", "3", "-1", "rt,be", "rt be", "null", "ｒｔ"]
     no_class = "is no class of service; allowed: rt (1), be (2)"
@@ -254,6 +274,7 @@ def _the_rest() -> list[BadRequest]:
 BAD_REQUESTS = [
     *_prompts(),
     *_schemas(),
+    *_tools(),
     *_classes(),
     *_parameters(),
     *_out_of_range(),

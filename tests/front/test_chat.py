@@ -88,7 +88,7 @@ def test_an_answer_may_be_sent_back_as_it_came() -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ({"role": "tool", "content": "x", "tool_call_id": "1"}, "messages[0].role: 'tool'"),
+        ({"role": "robot", "content": "x"}, "messages[0].role: 'robot'"),
         ({"content": "x"}, "messages[0].role: 'NoneType'"),
         ({"role": "user"}, "messages[0].content: expected"),
         (
@@ -97,7 +97,7 @@ def test_an_answer_may_be_sent_back_as_it_came() -> None:
         ),
         ({"role": "user", "content": ["x"]}, "content[0]: expected type and text"),
         ({"role": "user", "content": "x", "weight": 1}, "messages[0]: 'weight' is not supported"),
-        ({"role": "assistant", "content": "x", "tool_calls": [{}]}, "'tool_calls' is not supported"),
+        ({"role": "assistant", "content": "x", "tool_calls": [{}]}, "tool_calls[0]: expected a function"),
         ({"role": "user", "content": "x", "name": 3}, "messages[0].name: expected a string"),
     ],
 )
@@ -165,3 +165,24 @@ def test_an_error_before_the_first_token_has_a_status_of_its_own() -> None:
     response = Door().chat(stream=True, max_tokens=100_000)
     assert response.status_code == 400
     assert error_of(response)["code"] == "context_length_exceeded"
+
+
+def test_the_likeliest_tokens_stand_beside_the_one_drawn() -> None:
+    door = Door()
+    (choice,) = door.chat(logprobs=True, top_logprobs=2, max_tokens=2).json()["choices"]
+    assert door.inputs["num_top_log_probs"] == 2
+    top = [
+        {"token": "token_id:0", "logprob": -0.5, "bytes": None},
+        {"token": "token_id:1", "logprob": -1.5, "bytes": None},
+    ]
+    assert [entry["top_logprobs"] for entry in choice["logprobs"]["content"]] == [top, top]
+    events = events_of(door.chat(logprobs=True, top_logprobs=2, max_tokens=1, stream=True))
+    (content,) = [event["choices"][0]["logprobs"]["content"] for event in events if event["choices"][0]["logprobs"]]
+    assert content[0]["top_logprobs"] == top
+
+
+@pytest.mark.parametrize("fields", [{"top_logprobs": 21, "logprobs": True}, {"top_logprobs": 2}, {"top_logprobs": -1}])
+def test_likeliest_tokens_that_cannot_be_had_are_refused_by_name(fields: dict[str, Any]) -> None:
+    response = Door().chat(**fields)
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "top_logprobs"

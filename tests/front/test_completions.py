@@ -72,7 +72,7 @@ def test_log_probabilities_stand_beside_their_tokens() -> None:
         ({"prompt": ["a"] * 65, "n": 2}, "n"),
         ({"prompt": [5], "echo": True}, "echo"),
         ({"echo": True, "logprobs": 0}, "echo"),
-        ({"logprobs": 1}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
         ({"best_of": 2}, "best_of"),
         ({"suffix": "end"}, "suffix"),
         ({"messages": []}, "messages"),
@@ -82,3 +82,10 @@ def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, Any], param: s
     response = Door().complete(**fields)
     assert response.status_code == 400
     assert error_of(response)["param"] == param
+
+
+def test_the_likeliest_tokens_stand_beside_the_one_drawn() -> None:
+    door = Door()
+    (choice,) = door.complete(logprobs=2, max_tokens=2).json()["choices"]
+    assert (door.inputs["return_log_probs"], door.inputs["num_top_log_probs"]) == (True, 2)
+    assert choice["logprobs"]["top_logprobs"] == [{"token_id:0": -0.5, "token_id:1": -1.5}] * 2

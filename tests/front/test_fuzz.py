@@ -1,11 +1,17 @@
-"""Bodies made from the OpenAPI document, and spoilt: every answer is a 2xx, or a 4xx with one of OpenAI's errors."""
+"""Requests made from the OpenAPI document, and spoilt: every answer is a 2xx, or a 4xx with one of OpenAI's errors.
+
+One application takes them all. After each hundred a canary asks for what it always asks for: nothing else is disturbed.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,90 +19,110 @@ from hypothesis import strategies as st
 from client import FakeServer
 from front.app import make_app
 from front.settings import Settings
+from tests.front.bodies_made import (
+    BODIES,
+    Sent,
+    headers,
+    json_contents,
+    parameters,
+    paths,
+    spoilt,
+    uploads,
+)
 from tests.front.door import CHAT_PATH, COMPLETIONS_PATH, error_of, opened
 
 DOCUMENT = make_app(Settings()).openapi()
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
-MESSAGES = st.lists(
-    st.fixed_dictionaries(
-        {"role": st.sampled_from(["system", "developer", "user", "assistant", "tool"])},
-        optional={"content": st.text(max_size=20) | JUNK, "name": st.text(max_size=5), "tool_calls": JUNK},
-    ),
-    min_size=1,
-    max_size=3,
-)
+OPERATIONS = [(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods]
+FEW, MANY = 20, 150  # cases of an endpoint: in `make test`, and in `make test-full`
+FEW_BODIES, MANY_BODIES = 60, 800  # of one that generates
+CANARY_PERIOD = 100
+EMPTY_LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": []}}\n'
 
 
-def schema_of(path: str) -> dict[str, Any]:
-    content = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]
-    return dict(content["application/json"]["schema"])
+@dataclass
+class House:
+    """One application for all cases, in an event loop of its own."""
+
+    runner: asyncio.Runner
+    http: httpx2.AsyncClient
+    server: FakeServer
+    file_ids: list[str]
+    num_cases: int = 0
+
+    def send(self, sent: Sent) -> httpx2.Response:
+        return self.runner.run(self.http.request(sent.method, sent.url, **sent.options))
+
+    def check(self, sent: Sent) -> None:
+        """Send a case, look at its answer, and now and then at whether another still gets its own."""
+        answer = self.send(sent)
+        assert answer.status_code < 500, (sent, answer.text)
+        if answer.status_code >= 300:
+            assert error_of(answer)["message"], sent
+        self.num_cases += 1
+        if self.num_cases % CANARY_PERIOD == 0:
+            self.assert_undisturbed()
+
+    def assert_undisturbed(self) -> None:
+        body = {"messages": [{"role": "user", "content": "one two three"}], "max_tokens": 3, "service_tier": "priority"}
+        answer = self.send(Sent("POST", CHAT_PATH, {"json": body}))
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"][0]["message"]["content"] == "one two three "
 
 
-def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Return values that a schema allows."""
-    if "anyOf" in schema:
-        return st.one_of(*map(values, schema["anyOf"]))
-    if "enum" in schema:
-        return st.sampled_from(schema["enum"])
-    makers: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[Any]]] = {
-        "null": lambda _: st.none(),
-        "boolean": lambda _: st.booleans(),
-        "integer": lambda s: st.integers(s.get("minimum", -(2**63)), min(s.get("maximum", 2**63 - 1), 2**63 - 1)),
-        "number": lambda s: st.floats(s.get("minimum", -1e6), min(s.get("maximum", 1e6), 1e6)),
-        "string": lambda s: st.text(min_size=s.get("minLength", 0), max_size=min(s.get("maxLength", 20), 20)),
-        "array": lambda s: st.lists(values(s.get("items", {})), min_size=s.get("minItems", 0), max_size=3),
-        "object": _objects,
-    }
-    return makers[schema["type"]](schema) if "type" in schema else JUNK
-
-
-def _objects(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    fields = {name: values(its_schema) for name, its_schema in schema.get("properties", {}).items()}
-    required = {name: fields.pop(name) for name in schema.get("required", ())}
-    return st.fixed_dictionaries(required, optional=fields)
-
-
-def spoilt(schema: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Return bodies that a schema allows, with up to two fields of junk put in."""
-    fields = dict(schema["properties"])
-    allowed = {name: values(its_schema) for name, its_schema in fields.items()}
-    small = allowed | {
-        "n": st.integers(1, 3),
-        "max_tokens": st.integers(1, 5),
-        "model": st.sampled_from(["bros", "bros_rt"]),
-    }
-    if "messages" in fields:
-        small |= {"messages": MESSAGES, "max_completion_tokens": st.integers(1, 5)}
-    required = {name: small.pop(name) for name in schema["required"]}
-    bodies = st.fixed_dictionaries(required, optional=small)
-    junk = st.dictionaries(st.sampled_from(sorted(fields)) | st.text(max_size=10), JUNK, max_size=2)
-    return st.builds(lambda body, extra: body | extra, bodies, junk)
-
-
-def check(path: str, body: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     server = FakeServer()
-
-    async def main() -> Any:
-        async with opened(server) as (_, http):
-            return await http.post(path, json=body)
-
-    response = asyncio.run(main())
-    assert response.status_code < 500, response.text
-    if response.status_code >= 300:
-        assert error_of(response)["message"]
+    at = Settings(data_dir=tmp_path_factory.mktemp("data"))
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        _, http = runner.run(stack.enter_async_context(opened(server, at)))
+        house = House(runner, http, server, [])
+        files = {"file": ("in.jsonl", EMPTY_LINE), "purpose": (None, "batch")}
+        house.file_ids.append(house.send(Sent("POST", "/v1/files", {"files": files})).json()["id"])
+        yield house
+        house.assert_undisturbed()
+        runner.run(stack.aclose())
     assert server.open_ids == set()
 
 
-@pytest.mark.parametrize("path", [CHAT_PATH, COMPLETIONS_PATH])
-@pytest.mark.parametrize("num_cases", [30, pytest.param(1500, marks=pytest.mark.slow)])
-def test_no_body_is_answered_with_a_failure(path: str, num_cases: int) -> None:
+def cases(method: str, path: str, operation: dict[str, Any], file_ids: Sequence[str]) -> st.SearchStrategy[Sent]:
+    """Return requests to one operation of the document: as it wants them, spoilt, and nonsense."""
+    url, query = paths(path, operation, file_ids), parameters(operation)
+    content = operation.get("requestBody", {}).get("content", {})
+    if "multipart/form-data" in content:
+        return st.builds(Sent, st.just(method), url, uploads())
+    if "application/json" in content:
+        bodies = st.builds(lambda body: {"json": body}, spoilt(content["application/json"]["schema"], file_ids))
+        with_headers = st.builds(lambda body, extra: body | {"headers": extra}, bodies, headers())
+        return st.builds(Sent, st.just(method), url, st.one_of(bodies, bodies, with_headers, json_contents()))
+    return st.builds(Sent, st.just(method), url, st.builds(lambda q, h: {"params": q, "headers": h}, query, headers()))
+
+
+def run_cases(house: House, method: str, path: str, num_cases: int) -> None:
+    strategy = cases(method, path, DOCUMENT["paths"][path][method.lower()], house.file_ids)
+
     @settings(max_examples=num_cases)
-    @given(spoilt(schema_of(path)))
-    def run(body: dict[str, Any]) -> None:
-        check(path, body)
+    @given(strategy)
+    def run(sent: Sent) -> None:
+        house.check(sent)
 
     run()
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_no_request_is_answered_with_a_failure(house: House, method: str, path: str) -> None:
+    run_cases(house, method, path, FEW_BODIES if path in BODIES else FEW)
+    assert house.num_cases >= FEW
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_none_of_thousands_is_answered_with_a_failure(house: House, method: str, path: str) -> None:
+    run_cases(house, method, path, MANY_BODIES if path in BODIES else MANY)
+
+
+def test_the_long_form_has_two_thousand_cases() -> None:
+    num_bodies = sum(path in BODIES for _, path in OPERATIONS)
+    assert {path for _, path in OPERATIONS} >= BODIES >= {CHAT_PATH, COMPLETIONS_PATH}
+    assert num_bodies * MANY_BODIES + (len(OPERATIONS) - num_bodies) * MANY >= 2000

@@ -116,3 +116,19 @@ def test_an_executor_that_cannot_says_so(sim: Server) -> None:
     ):
         client.chat.completions.create(model="bros", messages=QUESTION, response_format={"type": "json_object"})
     assert refused.value.param == "response_format"
+
+
+@pytest.mark.triton
+def test_a_model_tells_the_likeliest_tokens_of_each_place(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="bros", messages=QUESTION, max_tokens=4, temperature=0, logprobs=True, top_logprobs=3
+    )
+    assert answer.choices[0].logprobs is not None
+    content = answer.choices[0].logprobs.content or []
+    assert len(content) == 4
+    for entry in content:
+        assert len(entry.top_logprobs) == 3
+        assert entry.top_logprobs[0].token == entry.token  # it is greedy
+        assert entry.top_logprobs[0].logprob == pytest.approx(entry.logprob)
+        values = [each.logprob for each in entry.top_logprobs]
+        assert values == sorted(values, reverse=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.core.errors import BrosError, ExecutorError
-from backend.core.plan import EmittedToken, FailedRequest, StepOutput
+from backend.core.plan import EmittedToken, FailedRequest, RankedLogProb, StepOutput
 from backend.core.request import FinishReason, Request, RequestState
 
 
@@ -53,12 +53,18 @@ class Answers:
         return output
 
 
-def log_prob_at(log_probs: Sequence[Mapping[int, Any]] | None, position: int, token_id: int) -> float | None:
+def log_prob_at(
+    log_probs: Sequence[Mapping[int, Any]] | None, position: int, token_id: int, num_top: int = 0
+) -> float | None:
     """Return the log-probability of the token chosen at an output position; None where the engine gave none.
 
-    `log_probs[position]` maps token ids to objects that have a `logprob`, in vLLM and in TensorRT-LLM.
+    `log_probs[position]` maps token ids to objects that have a `logprob`, in vLLM and in TensorRT-LLM. `num_top`: of
+    its likeliest tokens that are wanted, too.
     """
     if not log_probs or position >= len(log_probs):
         return None
     entry = log_probs[position].get(token_id)
-    return None if entry is None else float(entry.logprob)
+    if entry is None or not num_top:
+        return None if entry is None else float(entry.logprob)
+    likeliest = sorted(log_probs[position].items(), key=lambda item: -item[1].logprob)[:num_top]
+    return RankedLogProb(entry.logprob, [(token_id, float(other.logprob)) for token_id, other in likeliest])

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from backend.core.errors import BrosError, InvalidRequestError
-from backend.core.plan import Sequenced
+from backend.core.plan import RankedLogProb, Sequenced
 from backend.core.request import SamplingParams
 
 _FIRST_SORTED = 256  # tokens; top_p and min_p rarely keep more
@@ -50,7 +50,10 @@ class Sampler:
         for index, sequence in enumerate(sequences):
             if sequence.sampling.temperature > 0.0 and index not in errors:
                 token_ids[index] = _draw(logits[index], sequence)
-        log_probs = [None if row is None else float(row[token]) for row, token in zip(raw, token_ids, strict=True)]
+        log_probs = [
+            None if row is None else _log_prob(row, token_id, sequence.sampling.num_top_log_probs)
+            for row, token_id, sequence in zip(raw, token_ids, sequences, strict=True)
+        ]
         return Choices(token_ids, log_probs, errors)
 
     def _restrict(self, logits: torch.Tensor, sequence: Sequenced) -> None:
@@ -91,6 +94,14 @@ def _penalise(logits: torch.Tensor, sequence: Sequenced) -> None:
     ids, counts = np.unique(output, return_counts=True)
     penalty = params.presence_penalty + params.frequency_penalty * counts
     logits[torch.from_numpy(ids).to(logits.device)] -= torch.from_numpy(penalty.astype(np.float32)).to(logits.device)
+
+
+def _log_prob(log_probs: torch.Tensor, token_id: int, num_top: int) -> float:
+    own = float(log_probs[token_id])
+    if not num_top:
+        return own
+    values, token_ids = torch.topk(log_probs, min(num_top, len(log_probs)))
+    return RankedLogProb(own, list(zip(token_ids.tolist(), values.tolist(), strict=True)))
 
 
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:

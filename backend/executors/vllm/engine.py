@@ -180,8 +180,10 @@ class VllmEngine:
         if ticket is None:
             return  # cancelled
         answer = output.outputs[0]
+        num_top = ticket.request.sampling.num_top_log_probs
         for position, token_id in enumerate(answer.token_ids):
-            self._answers.note_token(ticket.request, token_id, log_prob_at(answer.logprobs, position, token_id), now_s)
+            log_prob = log_prob_at(answer.logprobs, position, token_id, num_top)
+            self._answers.note_token(ticket.request, token_id, log_prob, now_s)
         if output.finished:
             del self._tickets[ticket.request.request_id]
             self._runtime.forget(ticket.request.request_id)

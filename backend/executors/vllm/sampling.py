@@ -37,7 +37,7 @@ def sampling_arguments(params: SamplingParams, eos_token_ids: Collection[int]) -
     if params.temperature > 0.0:
         arguments["seed"] = params.seed
     if params.wants_log_probs:
-        arguments["logprobs"] = 0  # of the sampled token only
+        arguments["logprobs"] = params.num_top_log_probs  # beside that of the sampled token
     if params.json_schema is not None:
         arguments["structured_outputs"] = {"json": params.json_schema}
     return arguments

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2 as httpx
+import psutil
 import pytest
 
 from backend.config import REPOSITORY_ROOT
@@ -32,17 +33,24 @@ class Many:
     """A running `serve_many`. `said`: the lines that it wrote to stderr since."""
 
     url: str
-    worker_pids: list[int]
+    process: psutil.Process
     directory: Path
     said: list[str] = field(default_factory=list)
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The workers that run now, in order."""
+        commands = {child.pid: " ".join(child.cmdline()) for child in self.process.children()}
+        found = {pid: re.search(r"backend\.dynamo\.worker .*/(\d+)\.json", words) for pid, words in commands.items()}
+        return sorted((pid for pid, match in found.items() if match), key=lambda pid: int(found[pid][1]))  # type: ignore[index]
 
     def instances(self) -> set[int]:
         """Return the workers that the frontend knows."""
         listed = httpx.get(f"{self.url}/health", timeout=10.0).json()["instances"]
         return {each["instance_id"] for each in listed if each["endpoint"] == "generate"}
 
-    def wait_for_instances(self, count: int) -> None:
-        wait_until(lambda: len(self.instances()) == count, f"{count} workers", START_TIMEOUT_S)
+    def wait_for_instances(self, count: int, timeout_s: float = START_TIMEOUT_S) -> None:
+        wait_until(lambda: len(self.instances()) == count, f"{count} workers", timeout_s)
 
 
 @contextmanager
@@ -62,10 +70,9 @@ def serving(*options: str) -> Iterator[Many]:
             line = process.stdout.readline()
             assert line, f"serve-many ended: {hint}{lines}"
             hint += line
-        workers = re.search(r"Workers: ([\d, ]+)\. Logs: (\S+)\.", hint)
-        assert workers is not None, hint
-        pids = [int(pid) for pid in workers[1].split(", ")]
-        yield Many(f"http://127.0.0.1:{port}", pids, Path(workers[2]), lines)
+        logs = re.search(r"Logs: (\S+)\.", hint)
+        assert logs is not None, hint
+        yield Many(f"http://127.0.0.1:{port}", psutil.Process(process.pid), Path(logs[1]), lines)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(START_TIMEOUT_S)

@@ -15,7 +15,8 @@ from backend.config import ServiceSettings
 from backend.core.errors import InvalidRequestError
 from backend.core.request import PriorityClass
 from backend.link.validate import Defaults, validate, wants_snapshot
-from backend.text.messages import parse_messages
+from backend.text.messages import parse_messages, parse_tools
+from backend.text.sim_tokenizer import SimTokenizer
 from backend.wire import names as wire
 from backend.wire.protocol import Generation
 from tests.backend.bad_requests import BAD_REQUESTS, BadRequest, tensor
@@ -43,7 +44,8 @@ def take(bad: BadRequest) -> None:
     if not wants_snapshot(bad.parameters, ServiceSettings(allow_inspect=True)):
         generation = validate(bad.tensors(), bad.parameters, 0, defaults(bad.model))
         if generation.messages is not None:
-            parse_messages(generation.messages)
+            tools = () if generation.tools is None else parse_tools(generation.tools)
+            SimTokenizer(32_000, 2).render_chat(parse_messages(generation.messages), tools)
 
 
 def test_there_are_over_a_hundred_bad_requests_of_different_names() -> None:
@@ -138,12 +140,13 @@ def test_every_input_has_an_effect_or_is_accepted_for_its_name_alone() -> None:
     without_effect = {"return_finish_reason"}
     values = {"priority_class": "rt", "messages": '[{"role": "user", "content": "x"}]', "input_ids": [9]}
     values |= {"sampling_parameters": '{"max_tokens": 3}', "stop_words": ["x"], "exclude_input_in_output": False}
-    values |= {"json_schema": "{}"}
+    values |= {"json_schema": "{}", "tools": "[]"}
     by_type = {"BOOL": True, "INT32": 7, "UINT64": 7, "FP32": 0.5, "STRING": "other"}
+    beside = {"tools": {"messages": values["messages"]}, "num_top_log_probs": {"return_log_probs": True}}
     same = {
         name
         for name, spec in wire.input_names().items()
-        if check({name: values.get(name, by_type[spec.dtype])}) == check()
+        if check({name: values.get(name, by_type[spec.dtype]), **beside.get(name, {})}) == check(beside.get(name))
     }
     assert same == without_effect
 

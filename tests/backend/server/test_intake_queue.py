@@ -306,7 +306,14 @@ def test_a_schema_that_cannot_be_compiled_ends_its_own_request(door: Door) -> No
     assert door.next_command() == (Submit, "stub.2")
 
 
-def test_an_executor_without_grammars_refuses_a_schema_by_its_name() -> None:
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        (Sampling(json_schema="{}"), "json_schema: executor 'sim' follows none"),
+        (Sampling(num_top_log_probs=2), "num_top_log_probs: executor 'sim' tells none"),
+    ],
+)
+def test_what_an_executor_cannot_is_refused_by_its_name(sampling: Sampling, message: str) -> None:
     intake = Intake(SimTokenizer(32_000, 2), ServiceSettings(), 100, 256, Abilities("sim"))
-    with pytest.raises(InvalidRequestError, match="json_schema: executor 'sim' follows none"):
-        intake.request(SubmitMessage(1, "", 0.0, make_generation(sampling=Sampling(json_schema="{}"))), RequestId("r"))
+    with pytest.raises(InvalidRequestError, match=message):
+        intake.request(SubmitMessage(1, "", 0.0, make_generation(sampling=sampling)), RequestId("r"))

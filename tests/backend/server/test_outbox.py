@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from backend.core.errors import ExecutorError, OverloadedError
-from backend.core.plan import FailedRequest, StepOutput
+from backend.core.plan import FailedRequest, RankedLogProb, StepOutput
 from backend.core.request import FinishReason, PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.server.connection import Connection
 from backend.server.metrics import Recorder
@@ -207,6 +207,18 @@ def test_log_probs_come_only_when_wanted(outbox: Outbox, mailbox: Mailbox) -> No
         request = open_stream(outbox, mailbox, handle, wants_log_probs=wants)
         outbox.emit(tokens(request, "ab"))
         assert mailbox.next()[0].log_probs == ((-0.5, -0.5) if wants else None)
+
+
+def test_the_likeliest_tokens_travel_with_theirs(outbox: Outbox, mailbox: Mailbox) -> None:
+    request = open_stream(outbox, mailbox, wants_log_probs=True)
+    ranked = RankedLogProb(-0.5, [(7, -0.5), (8, -1.5)])
+    outbox.emit(StepOutput(tokens=[(request, 10, ranked), (request, 11, ranked)]))
+    (chunk,) = mailbox.next()
+    assert chunk.log_probs == (-0.5, -0.5)
+    assert (chunk.top_ids, chunk.top_log_probs) == ((7, 8, 7, 8), (-0.5, -1.5, -0.5, -1.5))
+    outbox.emit(tokens(request, "a"))
+    outbox.emit(finished(request))
+    assert mailbox.next()[0].top_ids == ()
 
 
 def test_a_failed_request_ends_with_its_error(outbox: Outbox, mailbox: Mailbox) -> None:

@@ -73,3 +73,36 @@ def test_environment_has_the_librarys_names() -> None:
 def test_template_that_fails_is_the_requests_error(source: str) -> None:
     with pytest.raises(InvalidRequestError, match="do not fit the model's chat template"):
         ChatTemplate(source, {}).render(MESSAGES)
+
+
+TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
+HERMES = (
+    "{% if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
+    'Write <tool_call>{"name": .., "arguments": ..}</tool_call>{% endif %}'
+    "{% for message in messages %}{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}{{ call.function.arguments | tojson }}{% endfor %}{% endfor %}"
+)
+LLAMA = '{% if tools %}{{ tools[0].function.name }} {"name": function name, "parameters": dictionary}{% endif %}'
+
+
+@pytest.mark.parametrize("source", [HERMES, LLAMA])
+def test_tools_are_shown_where_the_template_has_a_known_form_of_calls(source: str) -> None:
+    template = ChatTemplate(source, {})
+    assert "clock" in template.render([{"role": "user", "content": "hi"}], TOOLS)
+    assert "clock" not in template.render([{"role": "user", "content": "hi"}])
+
+
+def test_the_calls_of_a_message_are_objects_to_the_template() -> None:
+    call = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "CET"}}}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "noon"}]
+    assert ChatTemplate(HERMES, {}).render(messages) == '{"zone": "CET"}noon'
+
+
+@pytest.mark.parametrize("source", ["{{ messages[0].content }}", HERMES + "<function=", "{{ tools }}[TOOL_CALLS]"])
+def test_tools_are_refused_where_it_has_none(source: str) -> None:
+    template = ChatTemplate(source, {})
+    with pytest.raises(InvalidRequestError, match="tools: the model's chat template"):
+        template.render([{"role": "user", "content": "hi"}], TOOLS)
+    for message in ({"role": "tool", "content": ""}, {"role": "assistant", "content": "", "tool_calls": [{}]}):
+        with pytest.raises(InvalidRequestError, match="messages: they hold calls"):
+            template.render([message])

@@ -133,6 +133,14 @@ def test_a_process_that_does_not_answer_is_not_waited_for() -> None:
     assert check._process is None
 
 
+def test_references_lead_into_a_schema_that_stands_inside_another(grammars: Grammars) -> None:
+    inner = {"$ref": "#/anyOf/0/properties/arguments/$defs/C", "$defs": {"C": {"const": 7}}}
+    grammar = make(grammars, {"anyOf": [{"type": "object", "properties": {"arguments": inner}}]})
+    output = [char + 3 for char in b'{"arguments":']
+    assert grammar.allowed(output)[ord("7") + 3]
+    assert not grammar.allowed(output)[ord("8") + 3]
+
+
 def test_a_row_that_nothing_may_follow_says_so(grammars: Grammars) -> None:
     grammar = make(grammars, PERSON)
     with pytest.raises(InvalidRequestError, match="json_schema: "):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from backend.core.plan import RankedLogProb
 from backend.core.request import Request
 from backend.executors.torch_engine.sampler import Sampler, uniform
 from tests.backend.executors.torch_engine.schedules import make_request
@@ -91,3 +92,23 @@ def test_uniform_numbers_differ_by_seed_and_by_position() -> None:
     assert len(set(numbers)) == 900
     assert 0.45 < np.mean(numbers) < 0.55
     assert uniform(-1, 3) == uniform(2**64 - 1, 3)
+
+
+def test_the_likeliest_tokens_come_with_a_log_probability_where_they_are_wanted() -> None:
+    wants = make_request("wants", [0], wants_log_probs=True, num_top_log_probs=3, top_k=1, temperature=1.0)
+    others = [make_request("none", [0]), make_request("own", [0], wants_log_probs=True)]
+    ranked, none, own = Sampler({EOS}).sample(torch.tensor([LOGITS] * 3), [wants, *others]).log_probs
+    log_probs = torch.log_softmax(torch.tensor(LOGITS), -1).tolist()
+    assert isinstance(ranked, RankedLogProb)
+    assert ranked == pytest.approx(log_probs[7])
+    assert [token_id for token_id, _ in ranked.top] == [7, 1, 5]
+    assert [log_prob for _, log_prob in ranked.top] == pytest.approx([log_probs[7], log_probs[1], log_probs[5]])
+    assert none is None
+    assert not isinstance(own, RankedLogProb)
+
+
+def test_a_vocabulary_has_no_more_tokens_than_it_has() -> None:
+    request = make_request("r", [0], wants_log_probs=True, num_top_log_probs=20)
+    (ranked,) = Sampler({EOS}).sample(torch.tensor([LOGITS]), [request]).log_probs
+    assert isinstance(ranked, RankedLogProb)
+    assert len(ranked.top) == len(LOGITS)

@@ -12,6 +12,7 @@ import pytest
 import backend.executors.trtllm.engine as engine_module
 from backend.core.clock import VirtualClock
 from backend.core.errors import ExecutorError, OverloadedError
+from backend.core.plan import RankedLogProb
 from backend.core.request import PriorityClass, SamplingParams
 from backend.engine.engine import Cancel, Inspect, Submit
 from backend.executors.foreign.answers import log_prob_at
@@ -291,3 +292,10 @@ def test_the_engine_wakes_when_a_waiting_request_is_due(monkeypatch: pytest.Monk
     monkeypatch.setattr(world.engine._gate, "next_refusal_s", world.clock.now_s)
     asyncio.run(asyncio.wait_for(world.engine._wait_for_work(), 10.0))
     assert not world.engine._wake.is_set()  # it was the time, not a message
+
+
+def test_the_likeliest_log_probs_come_in_their_order_where_wanted() -> None:
+    entries = {token_id: SimpleNamespace(logprob=-float(token_id)) for token_id in (3, 1, 2)}
+    ranked = log_prob_at([entries], 0, 3, num_top=2)
+    assert isinstance(ranked, RankedLogProb)
+    assert (float(ranked), ranked.top) == (-3.0, [(1, -1.0), (2, -2.0)])

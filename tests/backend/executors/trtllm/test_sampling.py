@@ -21,7 +21,7 @@ EVERY_FIELD = SamplingParams(
     ignore_eos=True,
     wants_log_probs=True,
 )
-REFUSED = {"json_schema"}  # on the way in: a request has none
+REFUSED = {"json_schema", "num_top_log_probs"}  # on the way in: a request has none
 
 
 def test_every_field_has_its_counterpart() -> None:

@@ -20,16 +20,17 @@ EVERY_FIELD = SamplingParams(
     seed=42,
     stop_token_ids=frozenset({9, 3}),
     wants_log_probs=True,
+    num_top_log_probs=3,
     json_schema='{"type": "object"}',
 )
-OTHER_NAMES = {"stop_token_ids", "ignore_eos", "wants_log_probs", "json_schema"}
+OTHER_NAMES = {"stop_token_ids", "ignore_eos", "wants_log_probs", "num_top_log_probs", "json_schema"}
 
 
 def test_every_field_has_its_counterpart() -> None:
     told = sampling_arguments(EVERY_FIELD, {2})
     same = {field.name for field in fields(SamplingParams) if field.init} - OTHER_NAMES
     assert {name: told[name] for name in same} == {name: getattr(EVERY_FIELD, name) for name in same}
-    assert (told["stop_token_ids"], told["logprobs"]) == ([2, 3, 9], 0)
+    assert (told["stop_token_ids"], told["logprobs"]) == ([2, 3, 9], 3)
     assert told["structured_outputs"] == {"json": '{"type": "object"}'}
 
 

@@ -16,8 +16,8 @@ PREFIX_BEGIN, PREFIX_END = "<!-- prefix: written by `python -m bench.report` -->
 INTRODUCTION = """\
 `python -m bench.prefix sim`, simulated: hits in percent of prompt tokens, and the share of real-time requests in time.
 "chat" is multi-turn. "documents" asks about long texts, a few of them often, in both classes. "flood" is "chat" beside
-best-effort prompts that share nothing. The oracle is a cache of as many slots that drops the least recently used one, and
-that running requests take nothing from. Requests and pool are {scale:g} of a GPU's ({num_requests} requests a run).
+best-effort prompts that share nothing. The oracle is a cache of as many slots that drops the least recently used one.
+Running requests take nothing from it. Requests and pool are {scale:g} of a GPU's ({num_requests} requests a run).
 Means of seeds {seeds}; the brackets hold the lowest and the highest."""
 
 Run = Mapping[str, Any]

@@ -55,7 +55,7 @@ def _message(index: int, message: Mapping[str, Any]) -> Message:
     place = f"messages[{index}]"
     given = {name: value for name, value in message.items() if value is not None}
     role = given.pop("role", None)
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ApiError(f"{place}.role: {_show(role)} is none of {', '.join(ROLES)}", param="messages")
     calls = given.pop("tool_calls", None) if role == "assistant" else None
     text = _text(f"{place}.content", given.pop("content", "" if calls else None))

@@ -2,7 +2,8 @@
 
     start ──► engine loads ‖ server starts ──► canary ──► ready ──► … stop ──► server drains ──► engine ends
 
-A process that ends unasked is started again after a pause that doubles; a process that keeps failing ends the launch. A
+A process that ends unasked is started again after a pause that doubles. One that fails again and again before it is of
+use ends the launch. A
 server that has lost a stub, or gives no answer, is ended, and so started again: neither mends itself (2.51).
 """
 
@@ -21,9 +22,10 @@ from backend.launcher.probe import answers_canary, front_answers, is_ready
 from backend.launcher.watchdog import first_silence, watched_models
 from backend.wire.protocol import Stage
 
-MAX_FAILURES = 5  # in a row, each within STABLE_S of its start
+MAX_FAILURES = 5  # in a row, without being of use in between
 STABLE_S = 60.0
 FIRST_PAUSE_S = 0.5
+MAX_DOUBLINGS = 3  # of the pause: what a client can end, it cannot keep down for long
 PROBE_PERIOD_S = 0.1
 LAST_WORD_S = 0.5
 
@@ -58,6 +60,7 @@ class Supervisor:
         self._server = Child(launch.server())
         front = launch.front()
         self._fronts = [] if front is None else [Child(front)]  # the front door, where there is one
+        self._of_use: set[Child] = set()  # since they started last
         self._is_loaded = asyncio.Event()
         self._is_ready = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -106,18 +109,20 @@ class Supervisor:
     async def _keep(self, child: Child) -> None:
         """Start `child`, and again whenever it ends."""
         loop = asyncio.get_running_loop()
-        failures = 0
+        failures = num_short = 0
         while True:
             started_s = loop.time()
+            self._of_use.discard(child)
             code = await self._one_life(child)
-            failures = 1 if loop.time() - started_s > STABLE_S else failures + 1
+            failures = 1 if child in self._of_use else failures + 1
+            num_short = 1 if loop.time() - started_s > STABLE_S else num_short + 1
             ending = f"{child.command.name} ended with code {code}"
             is_crash = child is self._server and code < 0  # of its own making: 2.51 may lose a race while it starts
             if failures == MAX_FAILURES or not (self._is_ready.is_set() or is_crash):
                 await asyncio.sleep(LAST_WORD_S)  # the engine says why it fails before it ends, and Triton ends with it
                 raise ServeError(f"{ending}; it last wrote:\n{child.log_tail()}")
-            pause_s = FIRST_PAUSE_S * 2 ** (failures - 1)
-            self._report.news(f"{ending}; starting it again in {pause_s:g} s ({failures} of {MAX_FAILURES - 1})")
+            pause_s = FIRST_PAUSE_S * 2 ** min(num_short - 1, MAX_DOUBLINGS)
+            self._report.news(f"{ending}; starting it again in {pause_s:g} s")
             await asyncio.sleep(pause_s)
 
     async def _one_life(self, child: Child) -> int:
@@ -145,6 +150,7 @@ class Supervisor:
             self._report.news(f"{child.command.name} is not ready after {self._launch.start_timeout_s:g} s; ending it")
             await child.kill()
         else:
+            self._of_use.add(child)
             self._report.news(f"{child.command.name} is ready again")
 
     async def _end_when_broken(self) -> None:
@@ -189,6 +195,7 @@ class Supervisor:
                     await self._until(self._sign_of(front), "bros-openai: starting")
         except TimeoutError:
             raise ServeError(f"not ready after {self._launch.start_timeout_s:g} s: {self._loading}") from None
+        self._of_use.update((self._engine, self._server, *self._fronts))
         self._is_ready.set()
         self._report.ready(asyncio.get_running_loop().time() - started_s)
 

@@ -107,6 +107,7 @@ class TritonPythonModel:
         if wants_snapshot(parameters, self._service):
             self._link.inspect(lambda chunk: self._put(reply, chunk))
             return
+        _check_id(request)
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         reply.generation = validate(inputs, parameters, request.timeout(), self._defaults)
         if self._places is not None:
@@ -115,7 +116,7 @@ class TritonPythonModel:
         if reply.is_cancelled():
             raise RequestCancelledError("the client went away before the request began")
         self._replies[reply] = None
-        client_id = _read_text("request id", request.request_id)[:_MAX_ID_CHARS]
+        client_id = _read_text("request id", request.request_id)
         reply.ticket = self._link.submit(client_id, reply.generation, lambda chunk: self._put(reply, chunk))
 
     def _parameters(self, request: Any) -> dict[str, object]:
@@ -184,6 +185,12 @@ class TritonPythonModel:
                 metrics.flush(self._measured.popleft())
         except Exception:
             logger.exception("metrics could not be flushed")
+
+
+def _check_id(request: Any) -> None:
+    """Refuse a long id: Triton copies it into every response."""
+    if (num_chars := len(_read_text("request id", request.request_id))) > _MAX_ID_CHARS:
+        raise InvalidRequestError(f"request id: {num_chars} characters exceed {_MAX_ID_CHARS}")
 
 
 def _read_text(name: str, read: Callable[[], str]) -> str:

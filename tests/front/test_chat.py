@@ -90,6 +90,8 @@ def test_an_answer_may_be_sent_back_as_it_came() -> None:
     [
         ({"role": "robot", "content": "x"}, "messages[0].role: 'robot'"),
         ({"content": "x"}, "messages[0].role: 'NoneType'"),
+        ({"role": ["user"], "content": "x"}, "messages[0].role: 'list'"),
+        ({"role": {"a": 1}, "content": "x"}, "messages[0].role: 'dict'"),
         ({"role": "user"}, "messages[0].content: expected"),
         (
             {"role": "user", "content": [{"type": "image_url", "image_url": {}}]},

@@ -167,6 +167,16 @@ def test_parameters_beyond_any_limit_are_refused_unread(make_model: MakeModel, m
     assert "7000000 characters of JSON exceed 6100000" in str(giant.sender.wait().responses[0].error)
 
 
+def test_an_id_that_would_weigh_on_every_response_is_refused(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heavy = Request({"text_input": "x"})
+    monkeypatch.setattr(heavy, "request_id", lambda: "i" * 257)
+    make_model("bros").execute([heavy])
+    message = str(heavy.sender.wait().responses[0].error)
+    assert message == "INVALID_REQUEST: request id: 257 characters exceed 256"
+
+
 def test_an_error_of_our_own_is_counted(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Request({"text_input": "x"})
     monkeypatch.setattr(broken, "parameters", lambda: "{")

@@ -206,7 +206,7 @@ class Outbox:
         stream.last_token_s = now_s
         stream.token_ids.append(token_id)
         if log_prob is not None:
-            stream.log_probs.append(log_prob)
+            stream.log_probs.append(float(log_prob))  # the wire knows no other kind
             if isinstance(log_prob, RankedLogProb):
                 stream.top += log_prob.top
         text = stream.detokenizer.push((token_id,))

@@ -43,6 +43,9 @@ EVERY_OPTION: Options = {
     "stop": ["\n\n", "Ende — Schluß"],
     "ignore_eos": True,
     "log_probs": True,
+    "top_log_probs": 3,
+    "json_schema": {"type": "object"},
+    "tools": [{"type": "function", "function": {"name": "f"}}],
     "request_id": "r-1",
 }
 

@@ -29,6 +29,7 @@ from bench.report.page import page
 from bench.report.peers import peer_sections
 from bench.report.prefix import PREFIX_BEGIN, PREFIX_END, prefix_text
 from bench.report.sharing import put_into, sharing_text
+from bench.report.vllm import vllm_sections
 from bench.study import GROUPED_QUERY, KV_BOUND, LOOSE
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +92,7 @@ def _with_replicas(document: str, results: Path) -> str:
 def measured(results: Path) -> str:
     """Return the text of measured.md."""
     sections = [MEASURED, *measured_sections(results), *overhead_sections(results), *cancel_sections(results)]
-    return "\n\n".join([*sections, *engine_sections(results), *peer_sections(results)]) + "\n"
+    return "\n\n".join([*sections, *engine_sections(results), *peer_sections(results), *vllm_sections(results)]) + "\n"
 
 
 def draw(results: Path, images: Path) -> None:

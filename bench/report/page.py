@@ -31,7 +31,7 @@ from bench.report.tables import (
     verdict,
 )
 from bench.report.traffic import traffic_table
-from bench.report.vllm import vllm_sections
+from bench.report.vllm import vllm_summary
 from bench.study import GROUPED_QUERY, KV_BOUND, KV_BOUND_PAIRS, LOOSE, RT_CAPACITY
 
 INTRODUCTION = """\
@@ -97,7 +97,7 @@ def page(results: Path) -> str:
     sections += _simulated(at_loads, BE_SIMULATED, _be_cell)
     shown = [pair for pair in (KV_BOUND, GROUPED_QUERY) if load_runs(at_loads, pair)]
     sections += [f"![RT kept and BE throughput over the load: {pair}](img/loads_{pair}.svg)" for pair in shown[:1]]
-    sections += ["## Cost", *_cost(results), *vllm_sections(results), "## Engine", *_engine(results)]
+    sections += ["## Cost", *_cost(results), *vllm_summary(results), "## Engine", *_engine(results)]
     return "\n\n".join([*sections, "## Where it loses", *_losses(results, at_loads), REASONS]) + "\n"
 
 

@@ -17,6 +17,9 @@ One vLLM, three schedulers, interleaved: its own `fcfs`, its own `priority`, and
 twice the 90th percentiles of real-time alone under `fcfs`. A request that did not end counts as missed. The table has
 means over rounds."""
 
+SUMMARY = """\
+Measured: vLLM on two cores under its own schedulers and under ours. The SLO is twice what real-time gets alone. The
+[whole table](../bench/results/measured.md#vllm-under-three-schedulers) has times and the cost of a step."""
 OVERHEAD = """\
 `schedule()` with {num_running} requests running, medians over the steps of {num_turns} turns of each. A step of the
 model on the same cores empties the processor's caches, so every call after it is slower. Where a GPU computes, nothing
@@ -36,6 +39,22 @@ def vllm_sections(results: Path) -> list[str]:
     about = f"{document['engine']}. {describe(document['provenance'])}"
     cost = [OVERHEAD.format(**overhead), _overhead_table(overhead)]
     return ["## vLLM under three schedulers", COMMAND, ABOUT, about, facts, _table(document["runs"]), *cost]
+
+
+def vllm_summary(results: Path) -> list[str]:
+    """Return the section of the page: a row for each load; nothing without results."""
+    document = load_json(results / "vllm-peers.json")
+    if document is None:
+        return []
+    runs, systems = document["runs"], ("fcfs", "priority", "bros")
+    rows = []
+    for load in dict.fromkeys(run["load"] for run in runs):
+        by = {system: [run for run in runs if (run["load"], run["system"]) == (load, system)] for system in systems}
+        kept = [_mean([run["rt_attainment"]["both"] for run in by[system]], 100.0, "{:.1f} %") for system in systems]
+        rates = [_mean([run["be_requests_per_s"] for run in by[system]], 1.0, "{:.2f}") for system in systems]
+        rows.append([load, " / ".join(kept), " / ".join(rates)])
+    header = ["load", "RT in SLO, `fcfs` / `priority` / `bros`", "BE requests/s"]
+    return ["## vLLM under three schedulers", SUMMARY, markdown_table(header, rows)]
 
 
 def _overhead_table(overhead: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.common.output import put_out
 from bench.common.provenance import provenance
 from bench.live.door import Post, door_client
 from bench.live.server import running_server
@@ -80,17 +81,15 @@ class Talk:
 
 def main() -> int:
     """Measure and print; see the module's docstring."""
-    options = _parser().parse_args()
+    options, source = _parser().parse_args(), provenance()  # of the code that runs
     engine = ["--threads", str(options.threads), "--kv-tokens", "16384"] if options.executor == "torch" else []
     arguments = ["--executor", options.executor, *engine, "--openai-port", "0"]
     with running_server(arguments) as at:
         assert at.openai_url is not None
         with door_client(at.openai_url, CHAT_PATH) as post:
             result = measure(post, at.openai_url, options)
-    result |= {"settings": {name: str(value) for name, value in vars(options).items()}, "provenance": provenance()}
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result) if options.json else describe(result))
+    result |= {"settings": {name: str(value) for name, value in vars(options).items()}, "provenance": source}
+    put_out(result, options, describe)
     return 0 if result["batch"]["num_completed"] == options.lines else 1
 
 

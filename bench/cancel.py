@@ -34,6 +34,7 @@ from typing import Any
 import httpx2
 
 from backend.config import ServiceSettings
+from bench.common.output import put_out
 from bench.common.provenance import provenance
 from bench.live.server import ServerAddress, running_server
 from bench.report.cancel import describe, summary
@@ -94,9 +95,7 @@ def main() -> int:
         "loads": {name: measure(*load, options.cancels) for name, load in loads.items()},
         "provenance": source,
     }
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result) if options.json else describe(result))
+    put_out(result, options, describe)
     return 0
 
 

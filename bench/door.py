@@ -11,7 +11,6 @@ time goes; the figures of such a run are worth nothing else.
 from __future__ import annotations
 
 import argparse
-import json
 import pstats
 import signal
 import statistics
@@ -26,20 +25,21 @@ from backend.config import ExecutorKind
 from backend.core.request import PriorityClass
 from backend.launcher.endpoints import choose_endpoints
 from backend.launcher.probe import front_answers
+from bench.common.output import put_out
 from bench.common.provenance import provenance
 from bench.live.door import door_client
 from bench.live.server import running_server
 from bench.overhead import (
     LOOSE_SLO_MS,
-    NUM_ALONE,
     NUM_STREAMS,
     STREAM_TOKENS,
     Flight,
     Send,
-    alone,
     over_grpc,
     serve_arguments,
     together,
+    ttft_ms,
+    warm_up,
 )
 from bench.report.overhead import THROUGH_TRITON
 
@@ -53,7 +53,7 @@ Round = Mapping[str, Any]
 
 def main() -> int:
     """Measure and print; see the module's docstring."""
-    options = _parser().parse_args()
+    options, source = _parser().parse_args(), provenance()  # of the code that runs
     arguments = [*serve_arguments(ExecutorKind(options.executor), options.threads), "--openai-port", "0"]
     with running_server(arguments) as address, over_grpc(address.grpc_url) as ways:
         assert address.openai_url is not None
@@ -68,23 +68,18 @@ def main() -> int:
     if options.profile is not None:
         pstats.Stats(str(options.profile)).sort_stats("tottime").print_stats(_PROFILE_LINES)
     setup = {"executor": options.executor, "num_streams": NUM_STREAMS, "output_tokens": STREAM_TOKENS}
-    result = {**setup, **compare(rounds), "rounds": rounds, "provenance": provenance()}
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result) if options.json else describe(result))
+    result = {**setup, **compare(rounds), "rounds": rounds, "provenance": source}
+    put_out(result, options, describe)
     return 0
 
 
 def measure(ways: Mapping[str, Send], num_rounds: int) -> list[Round]:
     """Return what each round saw: gRPC, the front door, and gRPC once more."""
-    for send in ways.values():  # warm up
-        together(send, PriorityClass.REAL_TIME, num_tokens=8)
+    warm_up(ways)
     laps = {**ways, GRPC_AGAIN: ways[GRPC]}
     return [
         {
-            "ttft_ms": {
-                way: statistics.median(alone(send) for _ in range(NUM_ALONE)) * 1e3 for way, send in laps.items()
-            },
+            "ttft_ms": ttft_ms(laps),
             **{each.value: {way: together(send, each) for way, send in laps.items()} for each in PriorityClass},
         }
         for _ in range(num_rounds)

@@ -24,6 +24,7 @@ import psutil  # type: ignore[import-untyped]  # it has no stubs
 
 from backend.config import parse_config
 from backend.executors.sim import SimSettings
+from bench import many
 from bench.common.provenance import provenance
 from bench.common.score import Slos, Window, score_be, score_rt
 from bench.common.workload import CHAT_SMALL, PAPER_BE, gamma_arrivals, open_loop, poisson_arrivals
@@ -34,7 +35,7 @@ from bench.sim.fleet import ROUTERS, Fleet, FleetLoad, Frontend
 
 SIZES = (4, 16, 64)
 CORES = (8, 4, 2, 1)  # of the frontend, where it costs something
-RT_RATE, BE_RATE = 1.5, 6.25  # a replica and second: those of bench.many
+RT_RATE, BE_RATE = many.RT_RATE / many.REPLICAS, many.BE_RATE / many.REPLICAS  # requests a replica and second
 _WARM_UP_S = 5.0
 _NUM_SHORT, _NUM_LONG, _LONG_TOKENS, _PROMPT_TOKENS = 400, 40, 250, 512
 
@@ -42,7 +43,7 @@ _NUM_SHORT, _NUM_LONG, _LONG_TOKENS, _PROMPT_TOKENS = 400, 40, 250, 512
 def make_load(num_replicas: int, duration_s: float, seed: int) -> FleetLoad:
     """Draw bursts of real-time requests, and more best-effort work than the replicas can do."""
     rng_rt, rng_be = (np.random.default_rng([seed, num_replicas, which]) for which in (1, 2))
-    rt = open_loop(gamma_arrivals(RT_RATE * num_replicas, duration_s, 3.0, rng_rt), CHAT_SMALL, rng_rt)
+    rt = open_loop(gamma_arrivals(RT_RATE * num_replicas, duration_s, many.RT_CV, rng_rt), CHAT_SMALL, rng_rt)
     be = open_loop(poisson_arrivals(BE_RATE * num_replicas, duration_s, rng_be), PAPER_BE, rng_be)
     return FleetLoad(rt, be, SLOS, duration_s)
 
@@ -129,7 +130,8 @@ def main() -> int:
     """Run the command line; return the exit status."""
     arguments = _parser().parse_args()
     if arguments.measure:
-        document = {"measured": {**measure_frontend(), "provenance": provenance()}}
+        source = provenance()  # of the code that runs
+        document = {"measured": {**measure_frontend(), "provenance": source}}
         print(document["measured"], file=sys.stderr)
     else:
         document = _simulated(json.loads(arguments.out.read_text())["measured"], arguments)

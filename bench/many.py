@@ -36,6 +36,8 @@ from bench.live.load import MAX_LATE_S, Mix, drive
 from bench.live.server import free_port
 
 REPLICAS = 4
+RT_RATE, BE_RATE = 6.0, 25.0  # requests per second, for all replicas
+RT_CV = 3.0  # of the times between real-time requests
 SLOS = Slos(1.0, 0.2)
 CLASS_HEADER = "x-dynamo-meta-policy-class"
 VOCAB_SIZE = 32_000
@@ -123,7 +125,7 @@ def serving(way: Way, directory: Path, engines: Sequence[Mapping[str, Any]]) -> 
 def make_mix(arguments: argparse.Namespace, seed: int) -> Mix:
     """Draw a bursty real-time load, and more best-effort work than the engines can do."""
     rng_rt, rng_be = (np.random.default_rng([seed, which]) for which in (1, 2))
-    times_s = gamma_arrivals(arguments.rt_rate, arguments.duration_s, 3.0, rng_rt)
+    times_s = gamma_arrivals(arguments.rt_rate, arguments.duration_s, RT_CV, rng_rt)
     be = [*_first(arguments.be_rate, rng_be), *poisson_arrivals(arguments.be_rate, arguments.duration_s, rng_be)]
     rt = open_loop(times_s, CHAT_SMALL, rng_rt)
     return Mix(rt, _sorted(open_loop(be, PAPER_BE, rng_be)), SLOS, arguments.duration_s, _DRAIN_S, seed)
@@ -249,8 +251,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs of each way (default: 1)")
     parser.add_argument("--duration-s", type=float, default=60.0, help="requests arrive for so long (default: 60)")
-    parser.add_argument("--rt-rate", type=float, default=6.0, help="real-time requests per second (default: 6)")
-    parser.add_argument("--be-rate", type=float, default=25.0, help="best-effort requests per second (default: 25)")
+    parser.add_argument("--rt-rate", type=float, default=RT_RATE, help="real-time requests a second (default: 6)")
+    parser.add_argument("--be-rate", type=float, default=BE_RATE, help="best-effort requests a second (default: 25)")
     parser.add_argument(
         "--max-late-s",
         type=float,

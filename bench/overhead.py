@@ -25,7 +25,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +44,7 @@ from backend.core.request import PriorityClass, Request, RequestId, SamplingPara
 from backend.engine.engine import Submit
 from backend.launcher.options import engine_config, make_parser
 from backend.server.assembly import Runtime, load_runtime, make_tokenizer
+from bench.common.output import put_out
 from bench.common.provenance import provenance
 from bench.live.server import running_server
 from bench.report.overhead import (
@@ -107,25 +108,31 @@ def main() -> int:
         ways_through = stack.enter_context(through_triton(arguments))
         rounds += measure({IN_PROCESS: send_directly, **ways_through}, options.rounds)
     result = {**setup, **compare(rounds), "rounds": rounds, "provenance": source}
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result) if options.json else describe(result))
+    put_out(result, options, describe)
     return 0
 
 
 def measure(ways: dict[str, Send], num_rounds: int) -> list[Round]:
     """Return what each round saw of every way, and of the engine in this process once more."""
-    for send in ways.values():  # warm up
-        together(send, PriorityClass.REAL_TIME, num_tokens=8)
+    warm_up(ways)
     return [measure_round(ways) for _ in range(num_rounds)]
+
+
+def warm_up(ways: Mapping[str, Send]) -> None:
+    """Send some tokens each way."""
+    for send in ways.values():
+        together(send, PriorityClass.REAL_TIME, num_tokens=8)
+
+
+def ttft_ms(laps: Mapping[str, Send]) -> dict[str, float]:
+    """Return each way's median time to first token on an idle engine, in milliseconds."""
+    return {way: statistics.median(alone(send) for _ in range(NUM_ALONE)) * 1e3 for way, send in laps.items()}
 
 
 def measure_round(ways: dict[str, Send]) -> Round:
     """Return one round: medians of the time to first token, and of either class tokens per second and their cost."""
     laps = {**ways, IN_PROCESS_AGAIN: ways[IN_PROCESS]}
-    found: dict[str, Any] = {
-        "ttft_ms": {way: statistics.median(alone(send) for _ in range(NUM_ALONE)) * 1e3 for way, send in laps.items()}
-    }
+    found: dict[str, Any] = {"ttft_ms": ttft_ms(laps)}
     for priority_class in PriorityClass:
         rates: dict[str, float] = {}
         cpu_us: dict[str, dict[str, float]] = {}

@@ -17,6 +17,7 @@ import numpy as np
 
 from bench.common.score import Slos
 from bench.common.workload import Arrival
+from bench.vllm_loads import as_queries
 
 if TYPE_CHECKING:
     from bench.vllm_peers import World
@@ -56,7 +57,7 @@ def _full_steps(world: World, system: str) -> list[float]:
         return output
 
     arrivals = [Arrival(0.0, 16, 4 * NUM_STEPS)] * NUM_REQUESTS
-    queries = world.queries(arrivals[::2], arrivals[1::2], np.random.default_rng(0))
+    queries = as_queries(arrivals[::2], arrivals[1::2], np.random.default_rng(0))
     world.scheduler.schedule = timed
     try:
         world.play(queries, SLOS, lambda *_: len(times) >= NUM_STEPS, 120.0)

@@ -18,7 +18,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +31,8 @@ from backend.executors.vllm.settings import VllmSettings
 from backend.policy.settings import SchedulerSettings
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord, Slos, Window, score_be, score_rt
-from bench.common.workload import CHAT_SMALL, PAPER_BE, Arrival, closed_loop, open_loop, poisson_arrivals
+from bench.common.workload import PAPER_BE, closed_loop
+from bench.vllm_loads import LOADS, Query, as_queries, draw
 from bench.vllm_overhead import measure_overhead
 
 SYSTEMS = ("fcfs", "priority", "bros")
@@ -40,24 +40,6 @@ BLOCK_SIZE, NUM_BLOCKS, MAX_TOKENS, MAX_SEQS = 128, 96, 512, 128
 SLO_RATIO, SLO_PERCENTILE = 2.0, "p90"
 CALIBRATION_BE, CALIBRATION_S = 40, 75.0
 DRAIN_S = 15.0  # real-time requests that have not ended by then have missed their objectives
-_FIRST_TOKEN_ID, _LAST_TOKEN_ID = 1_000, 30_000
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Arrivals per second of both classes, on the machine of reference, and best-effort requests at time 0."""
-
-    rt_per_s: float
-    be_per_s: float = 0.0
-    backlog: int = 0
-
-
-LOADS = {
-    "rt alone": Load(0.8),
-    "backlog": Load(0.8, backlog=150),
-    "0.8+0.4": Load(0.8, 0.4),
-    "1.2+0.55": Load(1.2, 0.55),
-}
 
 
 def main() -> int:
@@ -119,40 +101,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """A request to come."""
-
-    arrival_s: float
-    is_rt: bool
-    prompt: tuple[int, ...]
-    num_output: int
-
-
-def draw(load: Load, scale: float, duration_s: float, seed: int) -> list[Query]:
-    """Return the arrivals of a load on this machine, in order; the same for every system."""
-    rng = np.random.default_rng(seed)
-    rt = open_loop(poisson_arrivals(load.rt_per_s * scale, duration_s, rng), CHAT_SMALL, rng)
-    be = closed_loop(load.backlog, PAPER_BE, rng)
-    be += open_loop(poisson_arrivals(load.be_per_s * scale, duration_s, rng), PAPER_BE, rng)
-    return as_queries(rt, be, rng)
-
-
-def as_queries(rt: Sequence[Arrival], be: Sequence[Arrival], rng: np.random.Generator) -> list[Query]:
-    """Give each arrival a prompt of its own."""
-    both = [(arrival, True) for arrival in rt] + [(arrival, False) for arrival in be]
-    both.sort(key=lambda pair: pair[0].arrival_s)
-    return [
-        Query(
-            arrival.arrival_s,
-            is_rt,
-            tuple(rng.integers(_FIRST_TOKEN_ID, _LAST_TOKEN_ID, arrival.num_prompt).tolist()),
-            arrival.num_output,
-        )
-        for arrival, is_rt in both
-    ]
-
-
 class World:
     """One vLLM under any of the schedulers."""
 
@@ -192,10 +140,6 @@ class World:
         scheduler.kv_holding_waiting = create_request_queue(scheduler.policy)
         scheduler.scheduler_reserve_full_isl = not is_ours  # vLLM's own default
         self.llm.reset_prefix_cache()
-
-    def queries(self, rt: Sequence[Arrival], be: Sequence[Arrival], rng: np.random.Generator) -> list[Query]:
-        """As `as_queries`."""
-        return as_queries(rt, be, rng)
 
     def run(self, system: str, queries: Sequence[Query], slos: Slos, duration_s: float) -> dict[str, Any]:
         """Play `queries`; return the scores of those that arrived within the duration."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kv.block import BASE, HEAD, HELD, INDEX_OF_SIDE, IS_CACHED, NONE, SIDE, TAIL
+from kv.block import BASE, HEAD, INDEX_OF_SIDE, TAIL
 from kv.budget import KVBudget
 from kv.checkpoint import HostPool
 from kv.invariants import check_invariants
@@ -112,12 +112,10 @@ class KVCacheManager:
     def lend(self, row: Row, prefix: Prefix, num_tokens: int) -> None:
         """Let others borrow what `row` holds: the first `num_tokens` of `prefix`, which were computed, and are not
         copied in, by the steps before this one."""
-        rows = self._pool.rows
-        num_held = rows.item(HELD, row)
-        assert rows.item(SIDE, row) != NONE, f"row {row} is not open"
-        assert not rows.item(IS_CACHED, row), f"row {row} is cached already"
+        self._check_open(row)
+        num_held = self.num_held(row)
         assert num_tokens <= num_held, f"row {row}: lends {num_tokens} of {num_held} positions"
-        self._index.add(row, prefix, rows.item(BASE, row), num_tokens)
+        self._index.add(row, prefix, self.num_borrowed(row), num_tokens)
 
     def leave_cached(self, row: Row, prefix: Prefix, num_tokens: int) -> None:
         """Close `row`, but let others borrow the first `num_tokens` of `prefix` that it holds, as `lend` does, until

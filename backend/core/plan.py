@@ -141,9 +141,9 @@ class RankedLogProb(float):
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """What a step yielded: `token_ids[i]` is sequence i's sampled token, None where it did not reach its last known
-    token. `log_probs` is None unless some sequence wanted them; ranked ones where it wanted
-    others beside its own. `duration_s` is the time the step took. `errors`: by
-    index, why a sequence that was to sample cannot go on; it has no token."""
+    token. `log_probs` is None unless some sequence wanted them; ranked ones where it wanted others beside its own.
+    `duration_s` is the time the step took. `errors`: by index, why a sequence that was to sample cannot go on; it has
+    no token."""
 
     token_ids: Sequence[int | None]
     duration_s: float

@@ -3,8 +3,8 @@
     start ──► engine loads ‖ server starts ──► canary ──► ready ──► … stop ──► server drains ──► engine ends
 
 A process that ends unasked is started again after a pause that doubles. One that fails again and again before it is of
-use ends the launch. A
-server that has lost a stub, or gives no answer, is ended, and so started again: neither mends itself (2.51).
+use ends the launch. A server that has lost a stub, or gives no answer, is ended, and so started again: neither mends
+itself (2.51).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Raw tensors and parameters in, a checked `Generation` out, or one clear InvalidRequestError.
 
 A value may come as an input tensor, as a request parameter of the same name, or inside `sampling_parameters`. They win
-in this order. The generate endpoints make a parameter of every key that is no input. Pure: no Triton, no
-clock, no tokenizer (what messages hold, and whether a prompt fits the model, is seen by `backend.server.intake`, in the
-engine process).
+in this order. The generate endpoints make a parameter of every key that is no input. Pure: no Triton, no clock, no
+tokenizer (what messages hold, and whether a prompt fits the model, is seen by `backend.server.intake`, in the engine
+process).
 
 The class of a request, first match wins:
     1. the model's own (`bros_rt`, `bros_be`: config.pbtxt); a request that names the other class is refused
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from backend.config import ServiceSettings
 from backend.core.errors import InvalidRequestError
 from backend.wire import names as wire
-from backend.wire.coerce import as_bool, as_float, as_int, as_text, parse_json, show
+from backend.wire.coerce import as_bool, as_float, as_int, as_small_text, as_text, parse_json, show
 from backend.wire.json_schema import as_json_schema
 from backend.wire.protocol import Generation, Sampling
 
@@ -226,11 +226,9 @@ def _prompt(values: _Values, service: ServiceSettings) -> tuple[str | None, str 
 
 
 def _tools(values: _Values, messages: str | None) -> str | None:
-    tools = values.get("tools", partial(as_text, max_bytes=MAX_TOOLS_BYTES), None)
+    tools = values.get("tools", partial(as_small_text, max_bytes=MAX_TOOLS_BYTES), None)
     if tools is not None and messages is None:
         raise InvalidRequestError("tools: only with messages")
-    if tools is not None and (num_bytes := len(tools.encode())) > MAX_TOOLS_BYTES:
-        raise InvalidRequestError(f"tools: {num_bytes} bytes exceed {MAX_TOOLS_BYTES}")
     return tools
 
 

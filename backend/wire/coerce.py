@@ -32,6 +32,14 @@ def as_text(name: str, value: object, max_bytes: int = MAX_WORD_BYTES) -> str:
     return value
 
 
+def as_small_text(name: str, value: object, max_bytes: int) -> str:
+    """Return text of at most `max_bytes` as UTF-8."""
+    text = as_text(name, value, max_bytes)
+    if (num_bytes := len(text.encode())) > max_bytes:
+        raise InvalidRequestError(f"{name}: {num_bytes} bytes exceed {max_bytes}")
+    return text
+
+
 def as_int(name: str, value: object) -> int:
     """Return a whole number; the strings and whole floats that load tools send are taken."""
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):

@@ -6,7 +6,7 @@ Texts and names become automata: one of 60,000 characters makes a step take a se
 from __future__ import annotations
 
 from backend.core.errors import InvalidRequestError
-from backend.wire.coerce import as_text, parse_json, show
+from backend.wire.coerce import as_small_text, parse_json, show
 
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_SCHEMA_DEPTH = 32  # of nested lists and objects
@@ -16,9 +16,7 @@ _COMPARED = frozenset({"const", "enum", "pattern"})
 
 def as_json_schema(name: str, value: object) -> str:
     """Return the text of a JSON schema that is no larger and no deeper than allowed. Raises InvalidRequestError."""
-    text = as_text(name, value, MAX_SCHEMA_BYTES)
-    if (num_bytes := len(text.encode())) > MAX_SCHEMA_BYTES:
-        raise InvalidRequestError(f"{name}: {num_bytes} bytes exceed {MAX_SCHEMA_BYTES}")
+    text = as_small_text(name, value, MAX_SCHEMA_BYTES)
     schema = parse_json(name, text)
     if not isinstance(schema, dict):
         raise InvalidRequestError(f"{name}: expected a JSON object, got {show(schema)}")

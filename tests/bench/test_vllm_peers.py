@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report.vllm import vllm_sections
-from bench.vllm_peers import LOADS, draw
+from bench.vllm_loads import LOADS, draw
 
 
 def test_every_system_gets_the_same_arrivals_in_order() -> None:

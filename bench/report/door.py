@@ -13,8 +13,9 @@ from bench.report.tables import markdown_table, verdict
 BEGIN, END = "<!-- door: written by `python -m bench.report` -->", "<!-- /door -->"
 TTFT_BAR_MS, THROUGHPUT_BAR = 3.0, 0.93
 _COST = """\
-`python -m bench.door`: {num_streams} streams of {output_tokens} tokens through the front door and by gRPC, in turns.
-Medians of {num_rounds} rounds; the executor is simulated. Client, front door, Triton and engine shared the machine's cores."""
+`python -m bench.door`: {num_streams} streams of {output_tokens} tokens through the front door and by gRPC, interleaved.
+Medians of {num_rounds} rounds; the executor is simulated. Client, front door, Triton and engine shared the machine's
+cores."""
 _BESIDE = """\
 `python -m bench.beside_batch --executor torch`: chat at {rate:g} requests a second with `service_tier: "priority"`,
 alone and beside a batch of {lines:g} lines. Objectives: {ttft_slo_ms:g} ms to the first token,

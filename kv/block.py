@@ -1,29 +1,33 @@
-"""Blocks: two ends each, two fronts that grow towards each other, and what a newcomer finds between them.
+"""Blocks: each has two ends, which fill towards each other, and room for one more row between them.
 
     slot    0   1   2   3   4   5   6   7   8   9  10  11  12  13  14  15
             H0  H1  H2  H3  H4 ──►  ·   ·   ·   ·   ·   ·  ◄── T2  T1  T0
             head: fill 5            room for either: 8          tail: fill 3
 
-At most one row fills a block from each end. A row *grows* in a block until it leaves it or falls asleep; then it is
-*settled* there. An end is an index: `side * num_blocks + block`, so `_opposite` of an end is half a turn away. The ends
-that a row holds are chained from its last one backwards.
+At most one row fills a block from each end. A row *grows* in its last block. It is *settled* there once it has been
+cut or cached, until it grows again. It is settled in all its earlier blocks.
 
-These are the loops behind kv/pool.py, compiled (kv/compiled.py) over its columns; C of them in each signature:
+An end is an index: `side * num_blocks + block`. The opposite end of the same block is `num_blocks` away. The ends that
+a row holds form a chain from its last end backwards.
 
-    rows      int64 [8, rows]          HELD positions; LAST end or NONE; SIDE, NONE in a row that is not open; then
-                                       what is shared, see below
+These are the compiled loops (kv/compiled.py) behind kv/pool.py. They work on the pool's arrays:
+
+    rows      int64 [8, rows]          HELD: positions; LAST: its last end, or NONE; SIDE: NONE where the row is not
+                                       open; BASE, PARENT, PIN, USE, IS_CACHED: see below
     ends      int16 [3, 2 * blocks]    FILL: slots that the row here has; GROWS: whether it grows here; ROOM: rank of
-                                       the room that a newcomer at this end finds beside the row at the opposite one
+                                       the room that a new row at this end finds beside the row at the opposite end
     previous  int32 [2 * blocks]       the end that the same row holds before this one, or NONE
     numbers   int64 [12]               counts and the layout, see below
 
-Rows form a tree: the first BASE positions of a row are *borrowed*, from its PARENT (NONE where BASE is 0) and the rows
-before that. Each slot so has one owner, at whose end it stands. A row is cut no further than its PIN, the most that
-others borrow from it. IS_CACHED says that no request has the row any more; `evict` takes from those, by USE: the number
-of the last use among all, RT_USED more where a head used it.
+Rows form a tree. A row *borrows* its first BASE positions from its PARENT and from the rows above it. PARENT is NONE
+where BASE is 0. Each slot has one owner: the row that holds the end where the slot lies.
+
+    PIN        the most positions that others borrow from the row; it is never cut below that
+    IS_CACHED  no request has the row any more; `evict` takes slots from such rows only
+    USE        the number of the row's last use, plus RT_USED where a head used it; `evict` begins with the lowest
 """
 
-# an element of an array is Any to mypy.
+# mypy takes an element of an array for Any.
 # mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
@@ -49,20 +53,20 @@ NONE = -1
 HELD, LAST, SIDE, BASE, PARENT, PIN, USE, IS_CACHED = range(8)
 NUM_ROW_COLUMNS = 8
 FILL, GROWS, ROOM = 0, 1, 2
-# HELD_BLOCKS and FIRST_FREE are two numbers each, by side. No block is free before the first that many, counted from
-# the low end of the pool for heads and from its high end for tails: in that order they take them.
+# HELD_BLOCKS and FIRST_FREE are two numbers each, by side. Heads take free blocks from the low end of the pool, tails
+# from the high end. FIRST_FREE counts blocks in that order: the first FIRST_FREE of them are not free.
 FREE_BLOCKS, HELD_BLOCKS, FIRST_FREE, BLOCK_SIZE, IS_SHARED, TAILS_FROM_RIGHT = 0, 1, 3, 5, 6, 7
-NUM_USES, NUM_CACHED, NUM_EVICTED = 8, 9, 10  # uses so far, cached rows, slots taken from such so far
+NUM_USES, NUM_CACHED, NUM_EVICTED = 8, 9, 10  # uses so far, cached rows now, slots evicted so far
 EVICTS_BY_CLASS = 11
 NUM_NUMBERS = 12
 RT_USED = 1 << 40
 EVERYTHING = 1 << 40  # slots, more than there are
 
-# The rank of a room is its slots, plus SETTLED beside a settled row: a newcomer prefers that to any other.
+# The rank of a room is its slots, plus SETTLED beside a settled row. A row enters the room of the highest rank.
 SETTLED = 2 * MAX_BLOCK_SIZE
 ROOM_MASK = SETTLED - 1
 
-_LOOK = 1_024  # blocks whose highest rank is found together
+_LOOK = 1_024  # blocks in one pass of the search for the highest rank
 
 _C = "int64[:,::1], int16[:,::1], int32[::1], int64[::1]"
 
@@ -99,9 +103,9 @@ def _first_slot(ends: EndColumns, numbers: Numbers, end: int) -> tuple[int, int]
 
 @compiled()
 def _rank(ends: EndColumns, numbers: Numbers, end: int, opposite: int) -> int:
-    """Return the rank of the room at `end`. It is 0 where a row is already, and in a free block, which is not shared.
+    """Return the rank of the room at `end`: 0 where a row is already, and in a free block.
 
-    Only the layout TWO_ENDED shares at all; this is all that makes it differ from UNSHARED.
+    It is 0 everywhere unless the layout is TWO_ENDED. TWO_ENDED and UNSHARED differ in nothing else.
     """
     room = numbers[BLOCK_SIZE] - ends[FILL, opposite]
     if not numbers[IS_SHARED] or ends[FILL, end] or not ends[FILL, opposite] or not room:
@@ -111,7 +115,7 @@ def _rank(ends: EndColumns, numbers: Numbers, end: int, opposite: int) -> int:
 
 @compiled()
 def _set_rooms(ends: EndColumns, numbers: Numbers, end: int) -> None:
-    """Derive what newcomers find at both ends of a block, after one of them has changed."""
+    """Compute the rank of the room at both ends of a block, after one of the ends has changed."""
     opposite = _opposite(ends, end)
     ends[ROOM, end] = _rank(ends, numbers, end, opposite)
     ends[ROOM, opposite] = _rank(ends, numbers, opposite, end)
@@ -144,7 +148,7 @@ def _leave(ends: EndColumns, numbers: Numbers, end: int) -> None:
 
 @compiled()
 def _free_end(ends: EndColumns, numbers: Numbers, side: int) -> int:
-    """Return the end of a free block, of which there is one: for heads of the lowest number, for tails the highest."""
+    """Return an end of a free block: the lowest such block for heads, the highest for tails. There must be one."""
     num_blocks = ends.shape[1] // 2
     index = numbers[FIRST_FREE + side]
     block = index if side == HEAD else num_blocks - 1 - index
@@ -157,14 +161,14 @@ def _free_end(ends: EndColumns, numbers: Numbers, side: int) -> int:
 
 @compiled()
 def _best_shared_end(ends: EndColumns, side: int) -> int:
-    """Return the end on `side` of the highest rank, which is not 0; of equals, the lowest number."""
+    """Return the end on `side` of the highest rank, which must not be 0. Among equals it is the lowest end."""
     num_blocks = ends.shape[1] // 2
     rooms = ends[ROOM, side * num_blocks : (side + 1) * num_blocks]
     best, highest = 0, np.int16(0)
     for start in range(0, num_blocks, _LOOK):
         part = rooms[start : start + _LOOK]
         highest_here = np.int16(0)
-        for index in range(len(part)):  # in this form it runs on vectors
+        for index in range(len(part)):  # numba vectorises this form
             highest_here = max(highest_here, part[index])
         if highest_here > highest:
             best, highest = start, highest_here
@@ -177,7 +181,7 @@ def _best_shared_end(ends: EndColumns, side: int) -> int:
 def _head_gain(ends: EndColumns, numbers: Numbers, end: int) -> int:
     """Return the slots by which `newcomer_room(HEAD)` grows when the row at `end` leaves it."""
     num_blocks, size, opposite = ends.shape[1] // 2, numbers[BLOCK_SIZE], _opposite(ends, end)
-    if end >= num_blocks:  # a tail: what a new head could have entered anyway is no gain, nor is a room beside a head
+    if end >= num_blocks:  # a tail. A new head could enter the room beside it already. Beside a head it gains nothing.
         return 0 if ends[FILL, opposite] else size - (ends[ROOM, opposite] & ROOM_MASK)
     if not ends[FILL, opposite]:
         return size
@@ -189,7 +193,7 @@ def _head_gain(ends: EndColumns, numbers: Numbers, end: int) -> int:
 
 @compiled("int64(int16[:,::1], int64[::1], int64)")
 def newcomer_room(ends: EndColumns, numbers: Numbers, side: int) -> int:
-    """Return the slots that a row new on `side` could take in all."""
+    """Return how many slots a new row on `side` could take."""
     num_blocks = ends.shape[1] // 2
     rooms = ends[ROOM, side * num_blocks : (side + 1) * num_blocks]
     num_slots = numbers[FREE_BLOCKS] * numbers[BLOCK_SIZE]
@@ -200,10 +204,14 @@ def newcomer_room(ends: EndColumns, numbers: Numbers, side: int) -> int:
 
 @compiled(f"boolean({_C}, int64, int64)")
 def grow(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int, num_slots: int) -> bool:
-    """Give `row` slots for `num_slots` more positions; return False, with nothing changed, when there is no room.
+    """Give `row` slots for `num_slots` more positions. Return False, with nothing changed, when there is no room.
 
-    First the middle of its own last block; then free blocks; then blocks with a settled row, most room first; then
-    blocks with a growing one, likewise. Of equals the lowest number.
+    The row takes slots in this order. Among equal blocks, the one of the lowest number comes first.
+
+    1. The middle of its own last block.
+    2. Free blocks.
+    3. Blocks beside a settled row, those with most room first.
+    4. Blocks beside a growing row, those with most room first.
     """
     assert 0 <= row < rows.shape[1], "no row to grow has this number"
     assert rows[SIDE, row] != NONE, "a row that is to grow is not open"
@@ -230,12 +238,12 @@ def grow(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, 
 
 @compiled(f"int64({_C}, int64[::1])")
 def grow_each_by_one(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, growing: Indices) -> int:
-    """Do `grow` by one slot for each of `growing` in order until one finds no room; return how many grew."""
+    """Grow each of `growing` by one slot, in order, until one finds no room. Return how many grew."""
     for index in range(len(growing)):
         row = growing[index]
         assert 0 <= row < rows.shape[1], "no row to grow has this number"
         last = rows[LAST, row]
-        if last != NONE and ends[GROWS, last] and _room_at(ends, numbers, last) > 0:  # what most do, in short
+        if last != NONE and ends[GROWS, last] and _room_at(ends, numbers, last) > 0:  # the common case, without `grow`
             rows[HELD, row] += 1
             ends[FILL, last] += 1
             opposite = _opposite(ends, last)
@@ -247,7 +255,7 @@ def grow_each_by_one(rows: RowColumns, ends: EndColumns, previous: Chain, number
 
 @compiled()
 def _held_by_requests(rows: RowColumns) -> Indices:
-    """Return, by row, how many positions other rows borrow from it that are not cached, through others or directly."""
+    """Return int64 [rows]: how many positions of each row the rows of requests borrow, directly or through others."""
     held = np.zeros(rows.shape[1], np.int64)
     for row in range(rows.shape[1]):
         if rows[SIDE, row] != NONE and not rows[IS_CACHED, row]:
@@ -260,7 +268,7 @@ def _held_by_requests(rows: RowColumns) -> Indices:
 
 @compiled()
 def _evictable(rows: RowColumns, ends: EndColumns, previous: Chain) -> NDArray[np.int16]:
-    """Return how many slots of each end are evicted when everything is that can be."""
+    """Return int16 [ends]: how many slots of each end could be evicted."""
     evictable = np.zeros(ends.shape[1], np.int16)
     held = _held_by_requests(rows)
     for row in range(rows.shape[1]):
@@ -274,7 +282,7 @@ def _evictable(rows: RowColumns, ends: EndColumns, previous: Chain) -> NDArray[n
 
 @compiled(f"int64({_C}, int64, int64)")
 def max_growth(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int, side: int) -> int:
-    """Return the most that `row`, or one new on `side` where it is NONE, can grow by once what is cached is evicted."""
+    """Return the most slots that `row` can grow by if all cached rows are evicted. NONE means a new row on `side`."""
     last = rows[LAST, row] if row != NONE else NONE
     own_room = _room_at(ends, numbers, last) if last != NONE else 0
     if not numbers[NUM_CACHED]:
@@ -292,7 +300,7 @@ def max_growth(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Num
 
 @compiled(f"int16[::1]({_C})")
 def cached_fill(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers) -> NDArray[np.int16]:
-    """Return how many slots of each end are those of a cached row."""
+    """Return int16 [ends]: how many slots of each end a cached row owns."""
     found = np.zeros(ends.shape[1], np.int16)
     for row in range(rows.shape[1] if numbers[NUM_CACHED] else 0):
         end = rows[LAST, row] if rows[IS_CACHED, row] else NONE
@@ -320,7 +328,7 @@ def num_borrowed_cached(rows: RowColumns, numbers: Numbers) -> int:
 
 @compiled()
 def _borrow_less(rows: RowColumns, row: int, num_slots: int) -> None:
-    """Let `row`, which owns nothing, borrow only `num_slots`."""
+    """Let `row` borrow only its first `num_slots` positions. It must own none."""
     before = lender = rows[PARENT, row]
     while lender != NONE and num_slots <= rows[BASE, lender]:
         lender = rows[PARENT, lender]
@@ -336,9 +344,9 @@ def _borrow_less(rows: RowColumns, row: int, num_slots: int) -> None:
 
 @compiled(f"int64({_C}, int64, int64)")
 def shrink(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int, num_kept: int) -> int:
-    """Take positions [num_kept, held) from `row`, which is settled, asleep, in what it keeps until it grows again.
+    """Take positions [num_kept, held) from `row`, but none that others borrow. Return how many positions it keeps.
 
-    It keeps what others borrow from it; return what it keeps.
+    The row is settled until it grows again.
     """
     num_kept = max(num_kept, rows[PIN, row])
     if num_kept == rows[HELD, row]:
@@ -362,9 +370,9 @@ def shrink(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers
 
 @compiled(f"int64[:,::1]({_C}, int64)")
 def boundaries(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int) -> Indices:
-    """Return int64 [ends, 2], from the end of `row` backwards: positions kept without it, slots a new head gains.
+    """Return int64 [ends, 2] from the last end of `row` backwards: positions kept without it, slots a new head gains.
 
-    Slots that others borrow are none that it could give up.
+    The slots count from the last end up to this one. Ends with slots that others borrow are left out.
     """
     num_ends, num_kept, end = 0, rows[HELD, row], rows[LAST, row]
     while end != NONE and num_kept - ends[FILL, end] >= rows[PIN, row]:
@@ -384,14 +392,14 @@ def boundaries(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Num
 
 @compiled()
 def _use(rows: RowColumns, numbers: Numbers, row: int, side: int) -> None:
-    """Note that a row on `side` uses `row`, last of all so far."""
+    """Record the latest use: a row on `side` uses `row`."""
     is_rt = numbers[EVICTS_BY_CLASS] and (side == HEAD or rows[USE, row] >= RT_USED)
     rows[USE, row] = numbers[NUM_USES] + (RT_USED if is_rt else 0)
 
 
 @compiled("void(int64[:,::1], int64[::1], int64, int64, int64)")
 def borrow(rows: RowColumns, numbers: Numbers, row: int, lender: int, num_slots: int) -> None:
-    """Let `row`, which holds nothing, begin with the first `num_slots` positions of `lender`."""
+    """Let `row` begin with the first `num_slots` positions of `lender`. It must hold nothing."""
     assert rows[HELD, row] == 0, "a row that is to borrow holds something"
     assert 0 < num_slots <= rows[HELD, lender], "a row lends more than it holds"
     while num_slots <= rows[BASE, lender]:
@@ -407,8 +415,10 @@ def borrow(rows: RowColumns, numbers: Numbers, row: int, lender: int, num_slots:
 
 @compiled(f"int64({_C}, int64, int64)")
 def leave_cached(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, row: int, num_kept: int) -> int:
-    """Take `row` from its request: its first `num_kept` positions stay, or what others borrow of it. Return how many
-    do; if none of its own, the row is closed."""
+    """Take `row` from its request. Its first `num_kept` positions stay, and all that others borrow.
+
+    Return how many stay. Where none of its own positions stays, the row is closed.
+    """
     if num_kept <= rows[BASE, row]:
         num_kept = 0
     num_kept = shrink(rows, ends, previous, numbers, row, num_kept)
@@ -427,7 +437,7 @@ def leave_cached(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: N
 
 @compiled()
 def _newcomer_room_in(ends: EndColumns, numbers: Numbers, side: int, block: int) -> int:
-    """Return the slots of one block that a row new on `side` could take."""
+    """Return how many slots of one block a new row on `side` could take."""
     num_blocks = ends.shape[1] // 2
     if not ends[FILL, block] and not ends[FILL, block + num_blocks]:
         return numbers[BLOCK_SIZE]
@@ -436,7 +446,7 @@ def _newcomer_room_in(ends: EndColumns, numbers: Numbers, side: int, block: int)
 
 @compiled()
 def _first_victim(rows: RowColumns) -> int:
-    """Return the cached row that is to lose something first: used least, of equals the lowest number; or NONE."""
+    """Return the cached row to evict from first: the lowest USE, among equals the lowest number; or NONE."""
     victim = NONE
     for row in range(rows.shape[1]):
         can_give = rows[IS_CACHED, row] and rows[HELD, row] > rows[PIN, row]
@@ -457,11 +467,10 @@ def evict(
     num_free_blocks: int,
     evicted: NDArray[np.int64],
 ) -> int:
-    """Take the ends of cached rows until `row`, or one new on `side` where it is NONE, can grow by `num_slots`, and
-    until `num_free_blocks` are free.
+    """Take ends from cached rows until `row` can grow by `num_slots` and `num_free_blocks` are free.
 
-    Less where nothing is left to take. Write which rows lost something, and what each keeps, to `evicted`, and return
-    how many; a row that keeps nothing is closed.
+    A `row` of NONE means a new row on `side`. Eviction stops early when nothing is left to take. A row that keeps
+    nothing is closed. Write each row that lost slots to `evicted`, with the positions it keeps. Return how many.
     """
     num_blocks, num_evicted = ends.shape[1] // 2, 0
     last = rows[LAST, row] if row != NONE else NONE
@@ -501,7 +510,7 @@ def evict(
 def write_last(
     rows: RowColumns, ends: EndColumns, numbers: Numbers, slots: NDArray[np.int32], written: Indices
 ) -> None:
-    """Write the slot of the last position of each of the rows `written` into the slot table."""
+    """Write the slot of the last position of each row in `written` to `slots`, int32 [rows, max_seq_len]."""
     for index in range(len(written)):
         row = written[index]
         end, position = rows[LAST, row], rows[HELD, row] - 1
@@ -520,7 +529,7 @@ def write_from(
     row: int,
     start: int,
 ) -> None:
-    """Write the slots of positions [start, held) of `row` into the slot table, borrowed ones too."""
+    """Write the slots of positions [start, held) of `row` to `slots`, int32 [rows, max_seq_len], borrowed ones too."""
     stop, owner = rows[HELD, row], row
     assert 0 <= start <= stop <= slots.shape[1], "a row is longer than the slot table is wide"
     while stop > start:

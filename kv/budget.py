@@ -1,4 +1,4 @@
-"""The budget of a plan: growth and reclaim tried on a copy of the pool, which the manager may adopt as it is."""
+"""The budget of a plan: a copy of the pool, on which the plan tries growth and cuts. The manager may adopt it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_ROWS: Indices = np.empty(0, np.intp)
 
 
 class _Growth(NamedTuple):
-    """A row's growth that is promised and not counted in; `opens_on` where the row is to be opened first."""
+    """A row's growth that is promised and not done yet. `opens_on`: the side of a row that must be opened first."""
 
     row: Row
     num_slots: int
@@ -24,34 +24,36 @@ class _Growth(NamedTuple):
 
 
 class KVBudget:
-    """A plan's arithmetic, on the pool's own code: what was counted in here, `KVCacheManager.adopt` makes real.
+    """A trial of growth and cuts with the pool's own code. `KVCacheManager.adopt` makes it real. One plan owns it.
 
-    Owned by the plan that asked for it. Making one is free. As long as free blocks suffice for all growth, whichever
-    blocks it takes, growth is promised without being tried, and counted in by the manager's own pool when adopted. Only
-    when something else is asked the pool is copied (a few memcpys, 11 bytes a block) and everything counted in there.
+    A new budget costs nothing. While free blocks suffice for every growth so far, the budget only promises growth.
+    Another call copies the pool (a few memcpys, 11 bytes a block) and does the promised growth on the copy. Where no
+    copy was made, the manager does the promised growth on its own pool.
 
-    To be adopted, a plan gives up before it grows, row by row, and lets each row grow once. `opened`: the rows of
-    requests that had none, in the order of their calls. `cuts`: positions kept by each row that gave some up. `grown`:
-    positions that each row held before it grew, but for those that grew by one, which are done together.
+    The manager adopts a budget only if each row was cut before it grew, and grew once.
+
+    opened    rows of requests that had none, in the order of the calls
+    cuts      positions kept, by row that was cut
+    grown     positions held before, by row that grew; `decodes` has the rows that grew by one
     """
 
     def __init__(self, pool: Pool, version: int) -> None:
-        """version: number of the pool's state, by which the manager knows whether it still is in that state."""
+        """version: the number of the manager's last change. `adopt` asserts that no other change came after it."""
         self.version = version
         self.opened: list[Row] = []
         self.cuts: dict[Row, int] = {}
         self.grown: dict[Row, int] = {}
         self._before = self._pool = pool
         self._decodes: list[Indices] = []  # rows that grew by one
-        self._promised: list[Indices | _Growth] = []  # not counted in yet; arrays of decodes
-        self._max_blocks = 0  # free blocks that what was promised takes at most
-        self._num_opening = 0  # rows that what was promised opens
+        self._promised: list[Indices | _Growth] = []  # not done yet; an array stands for rows that grow by one
+        self._max_blocks = 0  # the most free blocks that the promised growth can take
+        self._num_opening = 0  # rows that the promised growth opens
         self._reserved: Row | None = None
 
     def try_grow(self, row: Row | None, side: Side, num_slots: int) -> bool:
-        """Count `num_slots` more positions of `row` in; return False, with nothing counted, when there is no room.
+        """Grow `row` by `num_slots` positions. Return False, with nothing changed, when there is no room.
 
-        `row=None` is a request that has no row yet: each such call stands for another request, opened on `side`.
+        `row=None` opens a row on `side`, for a request that has none. Each such call stands for another request.
         """
         is_new = row is None or row == self._reserved
         if is_new and row is not None:
@@ -72,10 +74,10 @@ class KVBudget:
         return has_grown
 
     def reserve(self, side: Side, lenders: Sequence[Row], num_borrowed: int) -> Row | None:
-        """Open a row on `side` that borrows the first `num_borrowed` positions of one of `lenders`, as far as this plan
-        left them; None where it left none of them.
+        """Open a row on `side` that borrows the first `num_borrowed` positions of one of `lenders`.
 
-        It counts once `try_grow` has grown it; another may be reserved after that, or after `release`.
+        Return None where this plan took some of these positions from each lender. `try_grow` must grow the row, or
+        `release` close it, before the next one is reserved.
         """
         assert self._reserved is None, f"row {self._reserved} is reserved already"
         pool = self._counted()
@@ -87,7 +89,7 @@ class KVBudget:
         return None
 
     def release(self) -> None:
-        """Close the row that is reserved and did not grow, if there is one."""
+        """Close the reserved row that did not grow, if there is one."""
         if self._reserved is not None:
             self._counted().close_rows([self._reserved])
             self._reserved = None
@@ -100,8 +102,10 @@ class KVBudget:
         return True
 
     def try_grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64]) -> int:
-        """Do `try_grow` by one slot for each of `rows` (distinct) in order, until one finds no room; return how many
-        grew. A fraction of the time of single calls."""
+        """Grow each of `rows` by one slot, in order, until one finds no room. Return how many grew.
+
+        `rows` are distinct.
+        """
         decodes = np.ascontiguousarray(rows, np.intp)
         if self._max_blocks + len(decodes) <= self._pool.num_free_blocks:
             self._promised.append(decodes)
@@ -112,56 +116,55 @@ class KVBudget:
         return len(decodes)
 
     def max_growth(self, row: Row | None, side: Side, enough: int | None = None) -> int:
-        """Return the largest `num_slots` for which `try_grow` would succeed now; or any that is at least `enough`."""
+        """Return the largest `num_slots` for which `try_grow` would succeed now, or any number of at least `enough`."""
         if enough is not None and self._is_sure(enough):
             return enough
         return self._counted().max_growth(row, INDEX_OF_SIDE[side])
 
     def shrink(self, row: Row, num_kept: int) -> int:
-        """Count positions [num_kept, held) of `row` out, but for what others borrow of it; return what it keeps."""
+        """Take positions [num_kept, held) from `row`, but none that others borrow. Return how many it keeps."""
         self.cuts[row] = self._counted().shrink(row, num_kept)
         return self.cuts[row]
 
     def num_held(self, row: Row) -> int:
-        """Return the positions of `row` that have a slot, with what this budget counted."""
+        """Return the number of positions of `row` that have a slot, with this budget's growth and cuts."""
         return int(self._counted().held[row])
 
     def tail_boundaries(self, row: Row) -> list[tuple[int, int]]:
-        """Return where `row` can be cut, from its end backwards, block by block: (num_kept after giving up this tail,
-        slots a NEW head gains by then, cumulatively).
+        """Return where `row` can be cut, from its last block backwards: (positions kept, slots a new head gains).
 
-        A gain is a rise of `max_growth(None, Side.HEAD)`: slots beside another head are none, nor is the middle that a
-        new head could have entered anyway, nor what others borrow. Defined for a head's row alike, for real-time
-        preempting real-time. Victims come after all that is cached, which is given up here.
+        The gain of a cut is the rise of `max_growth(None, Side.HEAD)`. So it counts no slots beside another head, and
+        no room that a new head could enter already. No cut takes positions that others borrow. `row` may be a head,
+        too: real-time may preempt real-time. All cached rows are evicted first, on this budget.
         """
         pool = self._counted()
         pool.evict(None, HEAD)
         return pool.boundaries(row)
 
     def decodes(self) -> Indices:
-        """Return the rows that were there before and grew by one."""
+        """Return the rows that were open before and grew by one."""
         self._decodes = [_joined(self._decodes)]
         return self._decodes[0]
 
     def settled_pool(self) -> Pool:
-        """Return the pool with everything counted in, for the manager to go on with. Asserts that it may."""
+        """Return the pool with all growth and cuts done. Asserts that the manager may adopt it."""
         assert self._reserved is None, f"row {self._reserved} of an adopted budget is reserved"
         rows = np.concatenate((self.decodes(), np.fromiter(self.grown, np.intp, len(self.grown))))
         assert _are_distinct(rows), "a row of an adopted budget grew more than once"
         for row, num_kept in self.cuts.items():
             assert self.grown.get(row, num_kept) == num_kept, f"row {row} of an adopted budget grew before it was cut"
-        self._keep_promises()  # where nothing had to be counted in so far: on the manager's own pool
+        self._keep_promises()  # on the manager's own pool, where no copy was made
         return self._pool
 
     def _counted(self) -> Pool:
-        """Return the budget's own pool, with everything counted in."""
+        """Return the budget's own copy of the pool, with the promised growth done."""
         if self._pool is self._before:
             self._pool = self._before.copy()
         self._keep_promises()
         return self._pool
 
     def _is_sure(self, num_slots: int) -> bool:
-        """Whether there are free blocks for a growth by `num_slots`, and for all that was promised."""
+        """Whether the free blocks suffice for `num_slots` more and for all promised growth."""
         pool = self._pool
         return self._max_blocks + ceil_div(num_slots, pool.block_size) <= pool.num_free_blocks
 
@@ -187,7 +190,7 @@ class KVBudget:
             self.opened.append(row)
 
     def _keep_promises(self) -> None:
-        """Count in what was promised, in the order in which it was."""
+        """Do the promised growth, in the order of the calls."""
         for growth in self._promised:
             is_kept = self._keep(growth)
             assert is_kept, f"no room for a growth that was promised: {growth}"

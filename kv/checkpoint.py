@@ -1,11 +1,11 @@
-"""The host pool: copies of what preempted rows gave up, so that it can come back without being computed again.
+"""The host pool: copies of positions that preempted rows gave up. They come back without being computed again.
 
     positions of a row      0 ............ held ................. held + n
                             in device slots │ copies in host slots │ lost: recompute
 
-A row's copies are one run that starts at its held length: shrinking extends it downwards, restoring takes it from its
-start, a full pool shortens it from its far end. A host slot that a copy of the current step reads or writes is not
-given out again before the next step.
+A row's checkpoint is one run of positions that starts at its held length. A shrink extends the run at its start. A
+restore takes it from its start. A full pool shortens it at its far end. No host slot that a copy of the current step
+reads or writes is used again before the next step.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class _Checkpoint(NamedTuple):
 
 
 class HostPool:
-    """Host slots: free, in a row's checkpoint, or resting until the copies of this step have been made."""
+    """Host slots. Each is free, in a row's checkpoint, or in flight until the copies of this step have been made."""
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
         self._free = np.arange(num_slots, dtype=np.int32)[::-1].copy()  # a stack: the first `_num_free` entries
         self._num_free = num_slots
-        self._resting: list[HostSlots] = []
-        self._checkpoints: dict[int, _Checkpoint] = {}  # by row, in the order of their last copy
+        self._in_flight: list[HostSlots] = []
+        self._checkpoints: dict[int, _Checkpoint] = {}  # by row, in the order of their last copies
         self._step_index = 0
 
     @property
@@ -50,17 +50,17 @@ class HostPool:
         return len(self._slots_of(row))
 
     def begin_step(self) -> None:
-        """Take all copies handed out so far as made."""
+        """Take the copies of the last step as made."""
         self._step_index += 1
-        for slots in self._resting:
+        for slots in self._in_flight:
             self._push(slots)
-        self._resting.clear()
+        self._in_flight.clear()
 
     def save(self, row: int, num_positions: int) -> HostSlots:
-        """Extend the row's checkpoint downwards by `num_positions`; return the host slots, in the order of positions.
+        """Extend the row's checkpoint by `num_positions` at its start. Return the host slots, in order of position.
 
-        A full pool drops the oldest checkpoints first, from their far ends. Where even that is not enough, the returned
-        run is shorter and is all the row keeps.
+        A full pool shortens the oldest checkpoints first, at their far ends. Where that is not enough, the returned
+        run is shorter, and it is the row's whole checkpoint.
         """
         self._drop_oldest(num_positions - self._num_free)
         slots = self._pop(min(num_positions, self._num_free))
@@ -71,9 +71,9 @@ class HostPool:
         return slots
 
     def take(self, row: int, num_positions: int) -> HostSlots:
-        """Remove the first `num_positions` of the row's checkpoint, which are about to be copied back."""
+        """Remove the first `num_positions` of the row's checkpoint and return their slots, to be copied back."""
         slots = self._cut(row, slice(None, num_positions), slice(num_positions, None))
-        self._resting.append(slots)
+        self._in_flight.append(slots)
         return slots
 
     def forget(self, row: int, num_positions: int) -> None:
@@ -83,7 +83,7 @@ class HostPool:
             self._release(self._cut(row, slice(None, num_positions), slice(num_positions, None)), is_copying)
 
     def forget_first_of_each(self, rows: Indices) -> None:
-        """Do `forget(row, 1)` for each of `rows`, few of which have a checkpoint."""
+        """Do `forget(row, 1)` for each of `rows`. Few of them have a checkpoint."""
         if self._checkpoints:
             computed = set(rows.tolist())
             for row in [row for row in self._checkpoints if row in computed]:
@@ -97,10 +97,10 @@ class HostPool:
         self._release(self._detach(row), is_copying)
 
     def check_invariants(self) -> None:
-        """Assert that every slot is in exactly one place."""
-        places = [self._free[: self._num_free], *self._resting, *(copy.slots for copy in self._checkpoints.values())]
-        slots = np.sort(np.concatenate(places))
-        assert np.array_equal(slots, np.arange(self.num_slots)), "a host slot is lost or in two places"
+        """Assert that every slot is free, in one checkpoint, or in flight."""
+        parts = [self._free[: self._num_free], *self._in_flight, *(copy.slots for copy in self._checkpoints.values())]
+        slots = np.sort(np.concatenate(parts))
+        assert np.array_equal(slots, np.arange(self.num_slots)), "a host slot is lost or has two uses"
         assert all(len(checkpoint.slots) for checkpoint in self._checkpoints.values()), "an empty checkpoint is kept"
 
     def _slots_of(self, row: int) -> HostSlots:
@@ -116,7 +116,7 @@ class HostPool:
         return _NO_SLOTS if checkpoint is None else checkpoint.slots
 
     def _cut(self, row: int, removed: slice, kept: slice) -> HostSlots:
-        """Split the row's checkpoint; return the removed part. Its place among the others stays."""
+        """Split the row's checkpoint. Return the removed part. The order of the checkpoints stays."""
         slots, step_index = self._checkpoints[row]
         if len(slots[kept]):
             self._checkpoints[row] = _Checkpoint(slots[kept], step_index)
@@ -125,7 +125,7 @@ class HostPool:
         return slots[removed]
 
     def _drop_oldest(self, num_slots: int) -> None:
-        """Shorten the oldest checkpoints by `num_slots` in all, or by what is there; none that this step copies to."""
+        """Shorten the oldest checkpoints by `num_slots` in total, but none that this step copies to."""
         for row in list(self._checkpoints):
             if num_slots <= 0 or self._is_copying(row):
                 return
@@ -136,7 +136,7 @@ class HostPool:
 
     def _release(self, slots: HostSlots, is_copying: bool) -> None:
         if is_copying:
-            self._resting.append(slots)
+            self._in_flight.append(slots)
         else:
             self._push(slots)
 

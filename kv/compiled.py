@@ -1,4 +1,4 @@
-"""Compiles loops over columns with numba, so that they may be written as the loops they are."""
+"""Compiles loops over arrays with numba."""
 
 # numba has no type hints.
 # mypy: disable-error-code="no-any-return, no-untyped-call, untyped-decorator"
@@ -15,11 +15,11 @@ R = TypeVar("R")
 
 
 def compiled(signature: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Compile a function of integers and arrays; when it is defined, if its numba `signature` is given.
+    """Compile a function of integers and arrays: at its definition with a numba `signature`, else at its first call.
 
-    The result is kept on disk, if numba finds a directory to write to, until the file of the function changes. What it
-    calls must stand in the same file, since numba does not follow others. Indices are not checked, but with
-    NUMBA_DISABLE_JIT=1, which leaves all functions plain Python.
+    numba keeps the result on disk until the function's file changes, if it finds a directory to write to. Functions
+    that it calls must be in the same file: numba does not watch other files. Compiled code does not check indices.
+    NUMBA_DISABLE_JIT=1 leaves all functions plain Python, which does.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -1,17 +1,17 @@
 """Errors of the KV cache.
 
     KVError
-    └── KVConfigError    the cache's size or layout cannot work; the message names the field, its value and the limit
+    └── KVConfigError    a size is out of range; the message names the field, its value and the limit
 
-No room is not an error: `KVCacheManager.grow` returns False. Misuse by our own code is an assertion.
+No room is not an error: `KVCacheManager.grow` returns False. An assertion catches misuse by our own code.
 """
 
 from __future__ import annotations
 
 
 class KVError(Exception):
-    """Any error this package raises on purpose."""
+    """Base of the errors that this package raises for its callers."""
 
 
 class KVConfigError(KVError, ValueError):
-    """The cache cannot be built as configured."""
+    """A size in the cache's configuration is out of range."""

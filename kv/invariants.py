@@ -1,6 +1,6 @@
-"""What must hold between any two calls of the manager, in one place (design: bros.md §4).
+"""The invariants of the cache, which hold between any two calls of the manager.
 
-Everything kept for speed is derived again here from the rows' chains of ends and how full those are.
+The checks derive every count that is kept for speed again, from the rows' chains of ends and the fill of each end.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from kv.types import KVConfig, Layout
 
 
 def check_invariants(config: KVConfig, pool: Pool, table: SlotTable, host: HostPool) -> None:
-    """Assert every invariant of the cache; O(slots), for tests and for production when in doubt."""
+    """Assert every invariant of the cache. It costs O(slots)."""
     _check_rows(pool)
     _check_lenders(pool)
     fill = _derived_fill(config, pool)
@@ -52,8 +52,10 @@ def check_invariants(config: KVConfig, pool: Pool, table: SlotTable, host: HostP
 
 
 def _check_rows(pool: Pool) -> None:
-    """A row is either open or waits to be opened; one that holds nothing has no ends."""
-    assert sorted(pool.closed_rows) == np.flatnonzero(pool.rows[SIDE] == NONE).tolist(), "a row is neither open nor not"
+    """Each row is either open or in `closed_rows`. A row has ends exactly where it owns positions."""
+    assert sorted(pool.closed_rows) == np.flatnonzero(pool.rows[SIDE] == NONE).tolist(), (
+        "closed_rows are not the closed rows"
+    )
     assert not pool.losses, "the index was not told of a loss"
     for row, (held, last, base) in enumerate(pool.rows[[HELD, LAST, BASE]].T.tolist()):
         assert held == 0 or pool.side_of(row) != NONE, f"closed row {row} holds positions"
@@ -61,7 +63,7 @@ def _check_rows(pool: Pool) -> None:
 
 
 def _check_lenders(pool: Pool) -> None:
-    """A row borrows what its parent holds, and owns in part; nobody keeps more or less for others than they borrow."""
+    """A row borrows positions that its parent holds, and some that the parent owns. PIN is the most borrowed."""
     pins = np.zeros(pool.num_rows, np.intp)
     for row, (base, parent) in enumerate(pool.rows[[BASE, PARENT]].T.tolist()):
         assert (parent == NONE) == (base == 0), f"row {row} borrows {base} positions from {parent}"
@@ -78,7 +80,7 @@ def _check_lenders(pool: Pool) -> None:
 
 
 def _derived_fill(config: KVConfig, pool: Pool) -> Indices:
-    """Count the slots at each end of each block from the chains: at most one row at an end, none without a slot."""
+    """Return [ends]: the slots at each end, from the chains. At most one row holds an end, and it has a slot there."""
     fill = np.zeros(2 * config.num_blocks, np.intp)
     for row in _open_rows(pool):
         stop = int(pool.held[row])
@@ -92,7 +94,7 @@ def _derived_fill(config: KVConfig, pool: Pool) -> Indices:
 
 
 def _check_fronts(config: KVConfig, fill: Indices) -> None:
-    """head_fill + tail_fill <= block_size; without sharing, one of the two is 0."""
+    """head_fill + tail_fill <= block_size. Without sharing, one of the two is 0."""
     heads, tails = fill.reshape(2, -1)
     assert np.all(heads + tails <= config.block_size), "a block is overfull"
     if config.layout is not Layout.TWO_ENDED:
@@ -100,7 +102,7 @@ def _check_fronts(config: KVConfig, fill: Indices) -> None:
 
 
 def _check_columns(config: KVConfig, pool: Pool, fill: Indices) -> None:
-    """What is known of the ends, and told to newcomers, is true; a row grows in its last block, if in any."""
+    """FILL and ROOM agree with the chains. A row grows in no block but its last."""
     assert np.array_equal(pool.ends[FILL], fill), "fill has drifted from the chains"
     grows = pool.ends[GROWS].astype(bool)
     last = [pool.last_end(row) for row in _open_rows(pool)]
@@ -116,7 +118,7 @@ def _check_columns(config: KVConfig, pool: Pool, fill: Indices) -> None:
 
 
 def _check_counts(config: KVConfig, pool: Pool, fill: Indices) -> None:
-    """free + head + tail slots = all slots, and the counts of blocks are those of the columns."""
+    """free + head + tail slots = all slots. The counts of blocks agree with the chains."""
     heads, tails = fill.reshape(2, -1)
     num_free_slots = int((config.block_size - heads - tails).sum())
     assert num_free_slots + int((pool.held - pool.rows[BASE]).sum()) == config.num_slots, "slots are lost"
@@ -126,11 +128,13 @@ def _check_counts(config: KVConfig, pool: Pool, fill: Indices) -> None:
         assert pool.num_held_blocks(side) == np.count_nonzero(fills), "the number of held blocks has drifted"
     first = pool.numbers[FIRST_FREE:]
     assert not np.any(free < first[HEAD]), "a free block lies before the first from the low end"
-    assert not np.any(config.num_blocks - 1 - free < first[TAIL]), "… before the first from the high end"
+    assert not np.any(config.num_blocks - 1 - free < first[TAIL]), (
+        "a free block lies before the first from the high end"
+    )
 
 
 def _check_slots(config: KVConfig, pool: Pool, table: SlotTable) -> None:
-    """Every slot table entry lies at an end its row holds, filled without a gap; no slot has two owners."""
+    """Every slot in the table lies at an end of its row, without a gap. No slot has two owners."""
     size = config.block_size
     seen = np.zeros(config.num_slots, np.bool_)
     for row in _open_rows(pool):
@@ -149,12 +153,12 @@ def _check_slots(config: KVConfig, pool: Pool, table: SlotTable) -> None:
 
 
 def _open_rows(pool: Pool) -> list[int]:
-    """Return the rows that requests have, and the cached ones."""
+    """Return the rows of requests and the cached rows."""
     return [row for row in range(pool.num_rows) if pool.side_of(row) != NONE]
 
 
 def _chain(pool: Pool, row: int) -> Iterator[tuple[int, int]]:
-    """Yield the ends of `row` from its last one backwards, each with the position that is its first there."""
+    """Yield the ends of `row`, the last one first, each with its first position there."""
     end, start = pool.last_end(row), int(pool.held[row])
     while end != NONE:
         start -= int(pool.ends[FILL, end])

@@ -1,12 +1,18 @@
-"""KVCacheManager: who holds which slots, on the device and in the host pool.
+"""KVCacheManager: which row holds which slots, on the device and in the host pool.
 
     open ──► grow … grow ──► shrink ──► restore, grow … ──► close, or leave_cached ─┐
       ▲                        │           ▲                                         │
       │                        └─ host pool ┘                                         │
       └─ borrow ◄──────────────────────── index ◄─────────────────────────────────────┘
 
-Growth and giving up are the pool's (kv/pool.py), positions to slots the table's (kv/table.py), copies the host pool's
-(kv/checkpoint.py), tokens the index's (kv/prefixes.py); this module puts them together.
+The manager puts four parts together:
+
+    kv/pool.py        how rows grow, shrink and are evicted
+    kv/table.py       the slot of each position
+    kv/checkpoint.py  copies in the host pool
+    kv/prefixes.py    which tokens the rows hold
+
+Blocks are shared in kv/block.py: `grow` gives a row room beside the row at the opposite end.
 """
 
 from __future__ import annotations
@@ -31,21 +37,24 @@ _NOTHING: Mapping[Row, int] = MappingProxyType({})
 
 
 class Adopted(NamedTuple):
-    """The copies of an adopted budget: out of each row it cut (none for those that are computed again), and in."""
+    """The copies of an adopted budget, device to host and host to device.
+
+    `copies_out` has an entry for each row that was cut. It is empty for a row that is computed again.
+    """
 
     copies_out: Mapping[Row, SlotCopy]
     copies_in: list[SlotCopy]
 
 
 class KVCacheManager:
-    """The cache's bookkeeping; owned by the engine's thread. Same calls, same slots: nothing here depends on a hash.
+    """The cache's bookkeeping. The engine's thread owns it. The same calls give the same slots.
 
-    A step is: `begin_step`, then changes, whose copies the executor makes in the order copies out (of `shrink`), copies
-    in (of `restore`), compute. Shrink before you restore: what a step restores is not copied out again in that step.
+    A step is `begin_step`, then changes. The executor makes the copies out (of `shrink`), then the copies in (of
+    `restore`), then it computes. Shrink before you restore: a restored position cannot be copied out in that step.
     """
 
     def __init__(self, config: KVConfig) -> None:
-        """Raises KVConfigError (from `config`) where the cache cannot work."""
+        """Make an empty cache."""
         self.config = config
         self._pool = Pool(config)
         self._table = SlotTable(config.max_seq_len)
@@ -53,35 +62,35 @@ class KVCacheManager:
         self._index = PrefixIndex(config.block_size)
         self._written = self._pool.held.copy()  # by row: leading positions that were computed before this step
         self._num_changes = 0
-        self._borrowed_cached = 0, 0  # as of which change
+        self._borrowed_cached = 0, 0  # the change it was counted at, and the count
 
     @property
     def slot_table(self) -> NDArray[np.int32]:
-        """int32 [num_rows, max_seq_len]; replaced when rows are added, so read it anew each step."""
+        """int32 [num_rows, max_seq_len]. Read it anew each step: added rows replace the array."""
         return self._table.slots
 
     def begin_step(self) -> None:
-        """Take as done what earlier calls asked for: copies are made, positions held are computed.
+        """Take the last step as done: its copies are made, and the positions it grew are computed.
 
-        Call it once before a step's changes. Until then host slots of copied-back or dropped checkpoints are not used
-        again, and positions grown since are not worth a copy.
+        Call it once before a step's changes. Until then no host slot of that step's copies is used again, and no
+        position of that step is checkpointed.
         """
         self._host.begin_step()
         self._written = self._pool.held.copy()
 
     def open(self, side: Side) -> Row:
-        """Return a new row, which holds nothing."""
+        """Return a new row that fills from `side` and holds nothing."""
         self._num_changes += 1
         row = self._pool.open_row(INDEX_OF_SIDE[side])
         self._fit_rows()
         return Row(row)
 
     def close(self, row: Row) -> None:
-        """Free the row, all its slots and its copies on the host. What others borrow of it stays, cached."""
+        """Free the row, all its slots and its copies on the host. Positions that others borrow stay cached."""
         self.close_each([row])
 
     def close_each(self, rows: Sequence[Row]) -> None:
-        """Do `close` for each of `rows` (distinct), in a fraction of the time of single calls."""
+        """Do `close` for each of `rows`, which are distinct."""
         for row in rows:
             self._check_open(row)
             self._leave_cached(row, 0)
@@ -89,13 +98,12 @@ class KVCacheManager:
     # Prefixes
 
     def find(self, prefix: Prefix) -> int:
-        """Return how many of the tokens of `prefix`, from the first on, a new row could borrow; all but the last, which
-        is always computed."""
+        """Return how many leading tokens of `prefix` a new row could borrow. The last token is always computed."""
         num_found = self._index.find(prefix)
         return num_found if num_found < prefix.num_tokens else prefix.num_tokens - 1
 
     def borrow(self, row: Row, prefix: Prefix) -> int:
-        """Let `row`, which holds nothing, begin with what can be borrowed of `prefix`; return how many positions."""
+        """Let `row` begin with the positions of `prefix` that it can borrow. Return how many. It must hold nothing."""
         self._check_open(row)
         num_slots = self.find(prefix)
         if num_slots:
@@ -106,12 +114,14 @@ class KVCacheManager:
         return num_slots
 
     def num_borrowed(self, row: Row) -> int:
-        """Return the leading positions of `row` that are at slots of others."""
+        """Return how many leading positions `row` borrows."""
         return self._pool.rows.item(BASE, row)
 
     def lend(self, row: Row, prefix: Prefix, num_tokens: int) -> None:
-        """Let others borrow what `row` holds: the first `num_tokens` of `prefix`, which were computed, and are not
-        copied in, by the steps before this one."""
+        """Let others borrow the first `num_tokens` positions of `row`, which hold the tokens of `prefix`.
+
+        Earlier steps must have computed them, and no copy into their slots may be outstanding.
+        """
         self._check_open(row)
         rows = self._pool.rows
         num_held = rows.item(HELD, row)
@@ -119,21 +129,25 @@ class KVCacheManager:
         self._index.add(row, prefix, rows.item(BASE, row), num_tokens)
 
     def leave_cached(self, row: Row, prefix: Prefix, num_tokens: int) -> None:
-        """Close `row`, but let others borrow the first `num_tokens` of `prefix` that it holds, as `lend` does, until
-        their slots are needed. Where others hold the same, only that stays which others borrow already."""
+        """Close `row`, but let others borrow its first `num_tokens` positions (see `lend`) until they are evicted.
+
+        Where another row lends the same tokens, only those positions stay that others borrow already.
+        """
         self.lend(row, prefix, num_tokens)
         size = self._index.block_size
         self._leave_cached(row, 0 if self._index.is_double(row) else num_tokens // size * size)
 
     def evict_all(self) -> None:
-        """Forget all that is cached and that no request borrows."""
+        """Free all cached positions that no request borrows."""
         self._num_changes += 1
         self._pool.evict(None, HEAD)
         self._note_losses()
 
     def keep_free(self, least: int, enough: int) -> None:
-        """Where fewer than `least` blocks are free, evict until `enough` are, or nothing is left to evict: growth into
-        free blocks is cheap, and so is one eviction of many."""
+        """Where fewer than `least` blocks are free, evict until `enough` are, or until nothing is left to evict.
+
+        One eviction of many blocks costs less than many of one, and growth into a free block costs least.
+        """
         if self._pool.num_free_blocks < least and self._pool.num_cached:
             self._num_changes += 1
             self._pool.evict(None, HEAD, 0, enough)
@@ -141,19 +155,19 @@ class KVCacheManager:
 
     @property
     def num_evicted_slots(self) -> int:
-        """Slots that cached rows lost so far."""
+        """Slots evicted so far."""
         return self._pool.num_evicted
 
     @property
     def num_borrowed_cached(self) -> int:
-        """Slots of cached rows that requests borrow: nobody can have them. Asked often in a plan, counted once."""
+        """Slots of cached rows that requests borrow. They cannot be evicted. Counted once between two changes."""
         if self._borrowed_cached[0] != self._num_changes:
             self._borrowed_cached = self._num_changes, self._pool.num_borrowed_cached()
         return self._borrowed_cached[1]
 
     @property
     def held(self) -> NDArray[np.int64]:
-        """The number of positions that have a slot, by row: to read."""
+        """int64 [num_rows]: the number of positions of each row that have a slot. Do not write to it."""
         return self._pool.held
 
     def num_held(self, row: Row) -> int:
@@ -161,9 +175,9 @@ class KVCacheManager:
         return self._pool.held.item(row)
 
     def grow(self, row: Row, num_slots: int) -> bool:
-        """Append slots for `num_slots` more positions, all or nothing; False = no room.
+        """Append slots for `num_slots` more positions. Return False, with nothing changed, when there is no room.
 
-        Copies that the host pool has of these positions are freed: they are computed again.
+        The host pool drops its copies of these positions: they are computed again.
         """
         if not self._append(row, num_slots):
             return False
@@ -171,7 +185,7 @@ class KVCacheManager:
         return True
 
     def grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64]) -> bool:
-        """The decode path: `grow(row, 1)` for every one of `rows` (distinct) in order, vectorised; all or nothing."""
+        """Grow each of `rows` by one slot, in order: all of them, or none and return False. `rows` are distinct."""
         budget = self.budget()
         if budget.try_grow_each_by_one(rows) < len(rows):
             return False
@@ -181,10 +195,10 @@ class KVCacheManager:
     def adopt(
         self, budget: KVBudget, checkpoints: Collection[Row] = (), restores: Mapping[Row, int] = _NOTHING
     ) -> Adopted:
-        """Make all that `budget` counted real, at the slots it found; it must be of the manager's present state.
+        """Make the growth and the cuts of `budget` real. The manager must not have changed since `budget()`.
 
-        What rows lost is checkpointed for those in `checkpoints`; of what a row grew by, the first `restores[row]`
-        positions come back from the host. The same as `shrink` of each row cut, then `restore` and `grow` of the rest.
+        Rows in `checkpoints` keep copies of their lost positions on the host. The first `restores[row]` positions by
+        which a row grew come back from the host. The result is that of `shrink`, then `restore`, then `grow`.
         """
         assert budget.version == self._num_changes, "the cache has changed since this budget was made"
         self._num_changes += 1
@@ -202,10 +216,10 @@ class KVCacheManager:
         return Adopted(copies_out, [copy for copy in copies_in if len(copy)])
 
     def shrink(self, row: Row, num_kept: int, checkpoint: bool) -> SlotCopy:
-        """Give up positions [num_kept, held), but for those that others borrow. With `checkpoint`, as many of them as
-        the host pool takes are kept there: a run that starts where the row ends.
+        """Give up positions [num_kept, held), but none that others borrow. Return the device-to-host copies.
 
-        Returns the device-to-host copies to make before anything is overwritten.
+        With `checkpoint` the host pool keeps as many of them as it has room for, from the new end of the row on. The
+        executor makes the copies before it overwrites a slot.
         """
         self._check_open(row)
         self._num_changes += 1
@@ -215,14 +229,14 @@ class KVCacheManager:
         return copies
 
     def num_restorable(self, row: Row) -> int:
-        """Return the number of positions directly after the held ones that the host pool has.
+        """Return how many positions directly after the held ones the host pool has.
 
-        It falls when another row's checkpoint needs the room: read it after the step's shrinks.
+        Read it after the step's shrinks: another row's checkpoint may take the room.
         """
         return self._host.num_copies(row)
 
     def restore(self, row: Row, num_slots: int) -> SlotCopy:
-        """Grow by `num_slots` restorable positions and return the host-to-device copies; asserts that there is room."""
+        """Grow by `num_slots` restorable positions. Return the host-to-device copies. Asserts that there is room."""
         assert 0 < num_slots <= self.num_restorable(row), (
             f"row {row}: {num_slots} positions to restore, {self.num_restorable(row)} on the host"
         )
@@ -232,17 +246,17 @@ class KVCacheManager:
         return self._copy_in(row, num_held, num_slots)
 
     def discard_copies(self, row: Row) -> None:
-        """Free what the host pool has of `row`: the step that was to copy it failed."""
+        """Free the host pool's copies of `row`, after the step that was to make them failed."""
         self._check_open(row)
         self._host.drop(row)
 
     def budget(self) -> KVBudget:
-        """Return a fresh budget in the manager's present state; it is good until the manager's next change."""
+        """Return a budget of the manager's present state. It is valid until the manager's next change."""
         return KVBudget(self._pool, self._num_changes)
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that nobody holds: of `usage`, what costs nothing to know."""
+        """Blocks that no row holds. Unlike `usage`, it costs no count."""
         return self._pool.num_free_blocks
 
     def usage(self) -> KVUsage:
@@ -267,18 +281,18 @@ class KVCacheManager:
         )
 
     def block_fills(self) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-        """Return how many slots of each block requests hold as heads, and as tails; int16 [num_blocks] each, copies."""
+        """Return two copies, int16 [num_blocks]: the slots of each block that requests hold as heads, and as tails."""
         fills = self._pool.fills() - self._pool.cached_fills()
         return fills[HEAD], fills[TAIL]
 
     def cached_fills(self) -> NDArray[np.int16]:
-        """Return how many slots of each block are cached; int16 [num_blocks]."""
+        """Return int16 [num_blocks]: how many slots of each block are cached."""
         heads, tails = self._pool.cached_fills()
         cached: NDArray[np.int16] = heads + tails
         return cached
 
     def check_invariants(self) -> None:
-        """Assert all that must hold between any two calls (see kv/invariants.py); O(slots)."""
+        """Assert the invariants between any two calls (see kv/invariants.py). It costs O(slots)."""
         check_invariants(self.config, self._pool, self._table, self._host)
         self._index.check_invariants(self._pool.held.tolist())
         if self._borrowed_cached[0] == self._num_changes:
@@ -301,24 +315,24 @@ class KVCacheManager:
         return True
 
     def _bring_in(self, row: Row, start: int, num_restored: int) -> SlotCopy:
-        """Note that `row` grew from `start` positions on: first by `num_restored` that the host has."""
+        """Record that `row` grew from `start` on. Its first `num_restored` new positions come from the host."""
         self._table.write_from(self._pool, row, start)
         copies = self._copy_in(row, start, num_restored) if num_restored else NO_COPIES
         self._host.forget(row, self.num_held(row) - start - num_restored)
         return copies
 
     def _copy_in(self, row: Row, start: int, num_slots: int) -> SlotCopy:
-        """Return the copies of `num_slots` positions from `start` on, whose slots are in the table, out of the host."""
+        """Return the host-to-device copies of `num_slots` positions from `start` on. The table has their slots."""
         device_slots = self.slot_table[row, start : start + num_slots].copy()
         return SlotCopy(device_slots, self._host.take(row, num_slots))
 
     def _give_up(self, row: Row, num_held: int, num_kept: int, checkpoint: bool) -> SlotCopy:
-        """Do what `shrink` does, but for the pool: save to the host, or drop what it has."""
+        """Do the host's part of `shrink`: save the lost positions there, or drop the row's copies."""
         num_written = int(self._written[row]) if row < len(self._written) else 0
         if num_kept == num_held:
             return NO_COPIES
         self._written[row : row + 1] = min(num_written, num_kept)
-        if not checkpoint or num_written < num_held:  # what the host has lies beyond a gap now
+        if not checkpoint or num_written < num_held:  # a gap would lie between the row and its copies
             self._host.drop(row)
         if not checkpoint or num_written <= num_kept:
             return NO_COPIES
@@ -326,7 +340,7 @@ class KVCacheManager:
         return SlotCopy(self.slot_table[row, num_kept : num_kept + len(host_slots)].copy(), host_slots)
 
     def _leave_cached(self, row: Row, num_kept: int) -> None:
-        """Close the row; keep its first `num_kept` positions cached, or what others borrow of it."""
+        """Close the row. Keep its first `num_kept` positions cached, and all that others borrow."""
         self._num_changes += 1
         self._host.drop(row)
         num_kept = self._pool.leave_cached(row, num_kept)
@@ -335,7 +349,7 @@ class KVCacheManager:
             self._written[row] = num_kept
 
     def _note_losses(self) -> None:
-        """Take in what the pool took from rows; only then may those that it closed be used again."""
+        """Tell the index which positions rows lost. Only then may the rows that the pool closed be used again."""
         written = self._written
         for row, num_kept in self._pool.losses:
             self._index.cut(Row(row), num_kept)

@@ -1,7 +1,7 @@
-"""The pool: rows that hold ends of blocks, without a word about slot tables or the host.
+"""The pool: rows and the ends of blocks that they hold. It knows neither slot tables nor the host.
 
-The columns over rows and ends are those of kv/block.py, whose loops do the work. `copy()` is a few memcpys: the budget
-of a plan is a copy of the pool on which the plan's growth is tried.
+Its arrays are those of kv/block.py, whose compiled loops do the work. `copy()` costs a few memcpys, so a plan's budget
+can try the plan's growth on a copy of the pool.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Pool:
     def __init__(self, config: KVConfig) -> None:
         self.block_size = config.block_size
         self.closed_rows: list[int] = []
-        self.losses: list[tuple[int, int]] = []  # rows that lost positions, in order, and how many each kept
+        self.losses: list[tuple[int, int]] = []  # (row that lost positions, positions it kept), in order
         self.rows: RowColumns = np.zeros((NUM_ROW_COLUMNS, 0), np.int64)
         self.ends: EndColumns = np.zeros((3, 2 * config.num_blocks), np.int16)
         self.previous: Chain = np.full(2 * config.num_blocks, NONE, np.int32)
@@ -78,7 +78,7 @@ class Pool:
 
     @property
     def num_rows(self) -> int:
-        """Rows the columns have, open or not."""
+        """Rows in the arrays, open or not."""
         return self.rows.shape[1]
 
     @property
@@ -86,76 +86,76 @@ class Pool:
         return int(self.numbers[FREE_BLOCKS])
 
     def num_held_blocks(self, side: int) -> int:
-        """Return the blocks that heads hold, or tails."""
+        """Return how many blocks the rows of `side` hold."""
         return int(self.numbers[HELD_BLOCKS + side])
 
     def num_held_slots(self, side: int, is_cached: bool = False) -> int:
-        """Return the slots that rows of a side own: those that requests have, or the cached ones."""
+        """Return the slots that rows of `side` own: the cached rows, or the rows of requests."""
         rows = self.rows
         is_asked = (rows[SIDE] == side) & (rows[IS_CACHED] == is_cached)
         return int(rows[HELD, is_asked].sum() - rows[BASE, is_asked].sum())
 
     @property
     def num_cached(self) -> int:
-        """Rows that no request has."""
+        """Cached rows: no request has them."""
         return int(self.numbers[NUM_CACHED])
 
     @property
     def num_evicted(self) -> int:
-        """Slots taken from cached rows so far."""
+        """Slots evicted so far."""
         return int(self.numbers[NUM_EVICTED])
 
     def num_borrowed_cached(self) -> int:
-        """Return the slots that cached rows own and requests borrow."""
+        """Return how many slots cached rows own and requests borrow."""
         return block.num_borrowed_cached(self.rows, self.numbers)
 
     def fills(self) -> NDArray[np.int16]:
-        """Return int16 [2, blocks]: how many slots of each block a head holds, and a tail, cached or not."""
+        """Return int16 [2, blocks]: the slots of each block that heads hold, and that tails hold, cached or not."""
         fills: NDArray[np.int16] = self.ends[block.FILL].reshape(2, -1)
         return fills
 
     def cached_fills(self) -> NDArray[np.int16]:
-        """Return int16 [2, blocks]: those of them that no request has."""
+        """Return int16 [2, blocks]: the same for cached rows only."""
         fills: NDArray[np.int16] = block.cached_fill(*self.columns).reshape(2, -1)
         return fills
 
     def is_open(self, row: int) -> bool:
-        """Whether a request has `row`: it was opened, and neither closed nor left to the cache since."""
+        """Whether a request has `row`: it is neither closed nor cached."""
         rows = self.rows
         is_there = 0 <= row < rows.shape[1] and rows.item(SIDE, row) != NONE
         return is_there and not rows.item(IS_CACHED, row)
 
     def can_lend(self, row: int, num_slots: int) -> bool:
-        """Whether the first `num_slots` positions of `row` are what they were when `losses` was empty."""
+        """Whether `row` still holds its first `num_slots` positions, and lost none of them according to `losses`."""
         is_whole = all(num_kept >= num_slots for loser, num_kept in self.losses if loser == row)
         return is_whole and int(self.held[row]) >= num_slots
 
     def side_of(self, row: int) -> int:
-        """Return HEAD or TAIL; NONE of a row that is not open."""
+        """Return HEAD or TAIL, or NONE for a closed row."""
         return int(self.rows[SIDE, row])
 
     def last_end(self, row: int) -> int:
-        """Return the end where the last position of `row` is; NONE where it holds nothing."""
+        """Return the end that holds the last position of `row`, or NONE where `row` owns nothing."""
         return int(self.rows[LAST, row])
 
     def newcomer_room(self, side: int) -> int:
-        """Return the slots that a row new on `side` could take in all."""
+        """Return how many slots a new row on `side` could take."""
         return block.newcomer_room(self.ends, self.numbers, side)
 
     def max_growth(self, row: int | None, side: int) -> int:
-        """Return the largest `num_slots` that `grow` can give to `row`, or, where it is None, to one new on `side`."""
+        """Return the largest `num_slots` that `grow` can give to `row`. None means a new row on `side`."""
         if row is None:
             return block.max_growth(*self.columns, NONE, side)
         return block.max_growth(*self.columns, row, self.side_of(row))
 
     def boundaries(self, row: int) -> list[tuple[int, int]]:
-        """From the end of `row` backwards, end by end: (positions kept without it, slots a new head gains so far)."""
+        """Return for each end of `row`, the last one first: (positions kept without it, slots a new head gains)."""
         return [(num_kept, num_gained) for num_kept, num_gained in block.boundaries(*self.columns, row).tolist()]
 
     # Rows
 
     def open_row(self, side: int) -> int:
-        """Return a row that holds nothing yet."""
+        """Open a row on `side` and return it. It holds nothing."""
         if not self.closed_rows:
             self._add_rows()
         row = self.closed_rows.pop()
@@ -163,24 +163,26 @@ class Pool:
         return row
 
     def close_rows(self, rows: Sequence[int]) -> None:
-        """Free what `rows` hold, and the rows themselves; what others borrow stays, cached."""
+        """Free `rows` and their slots. Positions that others borrow stay cached."""
         for row in rows:
             self.leave_cached(row, 0)
 
     def leave_cached(self, row: int, num_kept: int) -> int:
-        """Take `row` from its request: its first `num_kept` positions stay, or what others borrow of it. Return how
-        many do."""
+        """Take `row` from its request. Its first `num_kept` positions stay, and all that others borrow.
+
+        Return how many stay.
+        """
         num_kept = block.leave_cached(*self.columns, row, num_kept)
         if not num_kept:
             self.closed_rows.append(row)
         return num_kept
 
     def borrow(self, row: int, lender: int, num_slots: int) -> None:
-        """Let `row`, which holds nothing, begin with the first `num_slots` positions of `lender`."""
+        """Let `row` begin with the first `num_slots` positions of `lender`. It must hold nothing."""
         block.borrow(self.rows, self.numbers, row, lender, num_slots)
 
     def _add_rows(self) -> None:
-        num_rows, num_added = self.num_rows, max(self.num_rows // 2, _MIN_ROWS)  # loops run over all of them
+        num_rows, num_added = self.num_rows, max(self.num_rows // 2, _MIN_ROWS)  # few: loops run over all rows
         self.closed_rows.extend(range(num_rows + num_added - 1, num_rows - 1, -1))
         self.rows = np.pad(self.rows, ((0, 0), (0, num_added)))
         self.rows[LAST, num_rows:] = self.rows[SIDE, num_rows:] = self.rows[PARENT, num_rows:] = NONE
@@ -189,10 +191,9 @@ class Pool:
     # Growing and giving up
 
     def grow(self, row: int, num_slots: int) -> bool:
-        """Give `row` slots for `num_slots` more positions; return False, with nothing changed, when there is no room.
+        """Give `row` slots for `num_slots` more positions. Return False, with nothing changed, when there is no room.
 
-        First the middle of its own last block, then other blocks in the order of `kv.block.grow`, then those of cached
-        rows.
+        `kv.block.grow` says in which order. Cached rows are evicted only where that finds no room.
         """
         if block.grow(*self.columns, row, num_slots):
             return True
@@ -202,7 +203,10 @@ class Pool:
         return block.grow(*self.columns, row, num_slots)
 
     def grow_each_by_one(self, rows: Indices) -> int:
-        """Do `grow(row, 1)` for each of `rows` (distinct) in order until one finds no room; return how many grew."""
+        """Grow each of `rows` by one slot, in order, until one finds no room. Return how many grew.
+
+        `rows` are distinct.
+        """
         num_grown = block.grow_each_by_one(*self.columns, rows)
         while num_grown < len(rows) and self.num_cached and self.grow(int(rows[num_grown]), 1):
             num_grown += 1
@@ -210,9 +214,9 @@ class Pool:
         return num_grown
 
     def shrink(self, row: int, num_kept: int) -> int:
-        """Take positions [num_kept, held) from `row`, which then sleeps: it is settled until it grows again.
+        """Take positions [num_kept, held) from `row`, but none that others borrow. Return how many positions it keeps.
 
-        It keeps what others borrow from it; return what it keeps.
+        The row is settled until it grows again.
         """
         num_held = int(self.rows[HELD, row])
         assert 0 <= num_kept <= num_held, f"row {row}: cannot keep {num_kept} of {num_held} positions"
@@ -221,12 +225,17 @@ class Pool:
         return num_kept
 
     def evict(self, row: int | None, side: int, num_slots: int = EVERYTHING, num_free_blocks: int = 0) -> None:
-        """Take from cached rows, those used least first, until `row`, or one new on `side`, can grow by `num_slots` and
-        so many blocks are free; or all that no request borrows."""
+        """Evict until `row` can grow by `num_slots` and `num_free_blocks` are free. None means a new row on `side`.
+
+        Cached rows of the lowest USE (see kv/block.py) come first. Eviction stops early when only borrowed slots are
+        left.
+        """
         if not self.num_cached:
             return
         side = side if row is None else self.side_of(row)
-        evicted = np.empty((2 * self.num_cached, 2), np.int64)  # again where a borrower was evicted
+        evicted = np.empty(
+            (2 * self.num_cached, 2), np.int64
+        )  # a row appears twice where its borrower was evicted between
         num = block.evict(*self.columns, NONE if row is None else row, side, num_slots, num_free_blocks, evicted)
         pairs: list[tuple[int, int]] = [(lost, kept) for lost, kept in evicted[:num].tolist()]
         self.closed_rows += [lost for lost, kept in pairs if not kept]

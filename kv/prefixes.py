@@ -1,12 +1,13 @@
-"""Which tokens the rows hold: a tree of runs, in which a new request finds the longest prefix that it can borrow.
+"""The tokens that rows hold: a tree of runs, in which a new request finds the longest prefix that it can borrow.
 
     (salt) ─ "You are a helpful assistant." ─┬─ "What is a cat?" …    each run: the tokens of some segments, and
              rows 3, 8                       └─ "What is a dog?" …    the rows that can lend all of them
 
-A segment is `block_size` tokens, from a multiple of it on; a run is whole segments, and is split where one of its rows
-lends less. A row that shares with nobody is thus one run, however long it is. Tokens themselves are compared, so
-nothing is ever taken for something else. A row lends what it owns; what it borrows, its lenders lend: they keep it as
-long as it does, so a run that has rows is led to by runs that have some.
+A segment is `block_size` tokens and starts at a multiple of `block_size`. A run is one or more whole segments. A run is
+split where one of its rows lends only a part of it. A row that shares with no other is therefore one run of any length.
+
+The index compares tokens, not hashes, so it never confuses two prefixes. A row lends only the positions that it owns.
+Its lenders lend the positions that it borrows, and they keep them as long as it does. So each run in the tree has rows.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ TOKEN_BYTES = 4  # tokens are int32
 
 
 def token_bytes(token_ids: Sequence[int]) -> bytes:
-    """Return tokens as the index compares them."""
-    return struct.pack(f"={len(token_ids)}i", *token_ids)  # twice as fast as an array of them
+    """Return tokens as int32 bytes, which the index compares."""
+    return struct.pack(f"={len(token_ids)}i", *token_ids)  # twice as fast as through a numpy array
 
 
 class _Run:
-    """Segments after all those before them: tokens [start, stop). Without `rows` it is no longer in the tree."""
+    """Tokens [start, stop) after those of its parents. A run without `rows` is no longer in the tree."""
 
     __slots__ = ("children", "parent", "rows", "salt", "start", "stop", "tokens")
 
@@ -37,49 +38,51 @@ class _Run:
         self.parent = parent
         self.start = start
         self.stop = start + len(tokens) // TOKEN_BYTES
-        self.children: dict[bytes, _Run] = {}  # by their first segments
+        self.children: dict[bytes, _Run] = {}  # by the first segment of each
         self.rows: list[Row] = []
 
 
 class Prefix:
-    """The tokens of a request and, as of the last look, where they leave the tree (see `PrefixIndex.find`)."""
+    """The tokens of a request, and where they left the tree at the last search (see `PrefixIndex.find`)."""
 
     __slots__ = ("data", "last", "lent", "num_known", "num_tokens", "salt")
 
     def __init__(self, token_ids: Sequence[int], salt: str = "") -> None:
-        """Tokens of different `salt` are never shared."""
+        """Take the tokens of a request. Prefixes share only under the same `salt`."""
         self.data = token_bytes(token_ids)
         self.num_tokens = len(token_ids)
         self.salt = salt
-        self.last: _Run | None = None  # the last run that is wholly in the tokens
+        self.last: _Run | None = None  # the last run whose tokens all match
         self.num_known = 0  # tokens up to its end, when it was found
-        self.lent: _Run | None = None  # the last run of which they have a part
+        self.lent: _Run | None = None  # the last run of which at least the first segment matches
 
     @property
     def lenders(self) -> Sequence[Row]:
-        """The rows that could lend what was found."""
+        """The rows that can lend the prefix that the last search found."""
         return () if self.lent is None else self.lent.rows
 
     def append(self, token_ids: Sequence[int]) -> None:
-        """Note that the request went on with `token_ids`."""
+        """Add `token_ids`, which the request generated."""
         self.data += token_bytes(token_ids)
         self.num_tokens += len(token_ids)
 
 
 class PrefixIndex:
-    """The tree. Rows are told by the manager: what they hold, and when they hold less."""
+    """The tree. The manager reports which tokens each row holds, and when it loses some."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
-        self._size = block_size * TOKEN_BYTES  # of a segment
+        self._size = block_size * TOKEN_BYTES  # bytes of a segment
         self._roots: dict[str, dict[bytes, _Run]] = {}
         self._owned: dict[Row, list[_Run]] = {}  # the runs that a row can lend, in order
 
     def find(self, prefix: Prefix) -> int:
-        """Return how many of the tokens of `prefix`, from the first on, can be borrowed, in whole segments. Note there
-        where they leave the tree; the next look begins at it."""
+        """Return how many leading tokens of `prefix` a row could borrow, in whole segments.
+
+        Record in `prefix` where its tokens leave the tree. The next search starts there.
+        """
         data, size, last = prefix.data, self._size, prefix.last
-        while last is not None and (not last.rows or last.stop > prefix.num_known):  # it is gone, or has grown
+        while last is not None and (not last.rows or last.stop > prefix.num_known):  # it left the tree, or grew
             last = last.parent
         children = self._roots.get(prefix.salt) if last is None else last.children
         start = 0 if last is None else last.stop * TOKEN_BYTES
@@ -95,8 +98,10 @@ class PrefixIndex:
         return prefix.num_known + num_alike
 
     def add(self, row: Row, prefix: Prefix, num_borrowed: int, num_held: int) -> None:
-        """Note that `row` holds the first `num_held` tokens of `prefix`, of which the first `num_borrowed` are not its
-        own; what is noted already is skipped."""
+        """Record that `row` holds the first `num_held` tokens of `prefix` and borrows the first `num_borrowed` of them.
+
+        Tokens that an earlier call recorded are skipped.
+        """
         size, stop = self.block_size, num_held // self.block_size * self.block_size
         owned = self._owned.get(row)
         start = owned[-1].stop if owned else num_borrowed // size * size
@@ -107,7 +112,7 @@ class PrefixIndex:
             owned = self._owned[row] = []
         else:
             last = owned[-1]
-            if len(last.rows) == 1 and not last.children:  # it is the row's alone, and goes on
+            if len(last.rows) == 1 and not last.children:  # no other row has this run: extend it
                 last.tokens += prefix.data[start * TOKEN_BYTES : stop * TOKEN_BYTES]
                 last.stop = stop
                 return
@@ -118,7 +123,7 @@ class PrefixIndex:
             start = last.stop
 
     def cut(self, row: Row, num_kept: int) -> None:
-        """Note that `row` holds its first `num_kept` positions only."""
+        """Record that `row` holds only its first `num_kept` positions."""
         owned = self._owned.get(row)
         if owned is None or owned[-1].stop <= num_kept:
             return
@@ -132,15 +137,15 @@ class PrefixIndex:
             self._leave(owned.pop(), row)
 
     def is_double(self, row: Row) -> bool:
-        """Whether others hold all that `row` can lend."""
+        """Whether other rows lend all the tokens that `row` can lend."""
         return row not in self._owned or len(self._owned[row][-1].rows) > 1
 
     def check_invariants(self, held: Sequence[int]) -> None:
-        """Assert that the tree is the rows' runs; `held`: positions by row."""
+        """Assert that the tree holds exactly the runs of the rows. `held`: the positions of each row."""
         for row, owned in self._owned.items():
             assert owned[-1].stop <= held[row], f"row {row} lends what it does not hold"
             for run, after in zip(owned, [*owned[1:], None], strict=True):
-                assert run.rows.count(row) == 1, f"row {row} is not once in a run it owns"
+                assert run.rows.count(row) == 1, f"row {row} is not listed once in a run it owns"
                 assert after is None or after.parent is run, f"row {row} owns runs that do not follow each other"
         num_rows = 0
         for salt, children in self._roots.items():
@@ -162,7 +167,7 @@ class PrefixIndex:
         assert run.start == (parent.stop if parent else 0), "a run does not begin where the one before ends"
 
     def _lent_to(self, row: Row, prefix: Prefix, stop: int) -> _Run | None:
-        """Return the run that ends where `row`, which borrows the first `stop` tokens, begins to own."""
+        """Return the run that ends at `stop`. `row` borrows all tokens before `stop`."""
         last, start = None, 0
         while start < stop:
             last = self._next(last, prefix, start, stop)
@@ -171,8 +176,10 @@ class PrefixIndex:
         return last
 
     def _next(self, last: _Run | None, prefix: Prefix, start: int, stop: int) -> _Run:
-        """Return the run after `last` that is tokens [start, stop) of `prefix`, or their beginning; a new one where
-        there is none."""
+        """Return the run after `last` that holds tokens [start, stop) of `prefix`, or the first of them.
+
+        Add such a run where the tree has none. Split a run that holds other tokens too.
+        """
         tokens = prefix.data[start * TOKEN_BYTES : stop * TOKEN_BYTES]
         first = tokens[: self._size]
         children = self._roots.setdefault(prefix.salt, {}) if last is None else last.children
@@ -184,7 +191,7 @@ class PrefixIndex:
         return run if start + num_alike == run.stop else self._split(run, start + num_alike)
 
     def _num_alike(self, tokens: bytes, others: bytes) -> int:
-        """Return how many tokens are the same in both from the first on, in whole segments."""
+        """Return how many leading tokens are equal, in whole segments."""
         size = min(len(tokens), len(others)) // self._size * self._size
         if tokens[:size] == others[:size]:
             return size // TOKEN_BYTES
@@ -192,7 +199,7 @@ class PrefixIndex:
         return int(differs.argmax()) // self.block_size * self.block_size
 
     def _split(self, run: _Run, stop: int) -> _Run:
-        """Let `run` begin at `stop` only; return the new run of what was before, of the same rows."""
+        """Let `run` begin at `stop`. Return a new run of the same rows that holds the tokens before it."""
         size = (stop - run.start) * TOKEN_BYTES
         before = _Run(run.tokens[:size], run.salt, run.parent, run.start)
         before.rows = run.rows.copy()
@@ -206,7 +213,7 @@ class PrefixIndex:
         return before
 
     def _leave(self, run: _Run, row: Row) -> None:
-        """Note that `row` no longer holds `run`."""
+        """Record that `row` no longer holds `run`."""
         run.rows.remove(row)
         if run.rows:
             return
@@ -217,5 +224,5 @@ class PrefixIndex:
             del self._roots[run.salt]
 
     def _siblings(self, run: _Run) -> dict[bytes, _Run]:
-        """Return the runs after the same one, with it."""
+        """Return the children of the run's parent, the run itself among them."""
         return self._roots[run.salt] if run.parent is None else run.parent.children

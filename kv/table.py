@@ -11,14 +11,14 @@ from kv.pool import Pool
 
 
 class SlotTable:
-    """Slots by row and position, written from the pool's chains. Entries at and beyond a row's length mean nothing."""
+    """int32 [rows, max_seq_len]: the slot of each position. Entries from a row's length on have no meaning."""
 
     def __init__(self, max_seq_len: int) -> None:
         self.slots: NDArray[np.int32] = np.zeros((0, max_seq_len), np.int32)
 
     def add_rows(self, num_rows: int, max_held: int) -> None:
-        """Enlarge the table to `num_rows`, of which the present ones hold `max_held` positions at most."""
-        slots = np.zeros((num_rows, self.slots.shape[1]), np.int32)  # pages that nobody writes cost nothing
+        """Enlarge the table to `num_rows`. The present rows hold at most `max_held` positions each."""
+        slots = np.zeros((num_rows, self.slots.shape[1]), np.int32)  # the system maps a page at its first write
         slots[: len(self.slots), :max_held] = self.slots[:, :max_held]
         self.slots = slots
 

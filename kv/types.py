@@ -11,25 +11,25 @@ from numpy.typing import NDArray
 
 from kv.errors import KVConfigError
 
-MAX_BLOCK_SIZE = 4096  # slots of a block are counted in int16, with a bit to spare
+MAX_BLOCK_SIZE = 4096  # a rank below 4 * MAX_BLOCK_SIZE must fit int16
 MAX_SLOTS = 2**31 - 1  # slots are int32
 
-Row = NewType("Row", int)  # a holder of slots: its index in the slot table
+Row = NewType("Row", int)  # the index of a row in the slot table; a request or the cache has it
 
 
 class Side(enum.Enum):
-    """From which end of a block a holder fills: real-time from the head, best-effort from the tail."""
+    """The end from which a row fills a block: real-time from the head, best-effort from the tail."""
 
     HEAD = "head"
     TAIL = "tail"
 
 
 class Layout(enum.Enum):
-    """How blocks are given out.
+    """How rows take blocks. Heads take free blocks from one end of the pool, tails from the other.
 
-    TWO_ENDED: a head and a tail may share a block. UNSHARED: one holder per block (the ablation).
-    WHOLE_BLOCK: for engines that fill from the left only: whole blocks, heads from one end of the pool, tails from
-    the other, every holder filling left to right.
+    TWO_ENDED      a head and a tail may share a block
+    UNSHARED       one row a block, for the ablation
+    WHOLE_BLOCK    one row a block, and every row fills it from the left, for engines that can do no other
     """
 
     TWO_ENDED = "two_ended"
@@ -39,9 +39,10 @@ class Layout(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class KVConfig:
-    """Size and layout of the cache. `num_host_slots` bounds the host pool; 0 means that preemption recomputes.
+    """Size and layout of the cache.
 
-    evicts_by_class: what a head used is evicted after all that only tails did; else the last use alone decides.
+    num_host_slots     slots of the host pool; 0 means that a preempted request recomputes
+    evicts_by_class    rows that a head used are evicted last; otherwise the last use alone decides
     """
 
     num_blocks: int
@@ -66,7 +67,7 @@ class KVConfig:
 
 @dataclass(frozen=True, slots=True)
 class SlotCopy:
-    """Pairs of slots to copy between the device pool and the host pool; both int32 [n], same length."""
+    """Pairs of slots to copy between the device pool and the host pool: two arrays, int32 [n]."""
 
     device_slots: NDArray[np.int32]
     host_slots: NDArray[np.int32]
@@ -80,7 +81,7 @@ NO_COPIES = SlotCopy(np.empty(0, np.int32), np.empty(0, np.int32))
 
 @dataclass(frozen=True, slots=True)
 class KVUsage:
-    """A count of the pool: slots by state, blocks by sharing. Cached: no request has them, but some may borrow them."""
+    """Slots by state, and blocks by holder. No request has the cached slots, but requests may borrow some of them."""
 
     num_free_slots: int
     num_head_slots: int

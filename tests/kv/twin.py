@@ -31,7 +31,7 @@ class Twin:
         self.num_written: dict[int, int] = {}
         self.copies: dict[int, int] = {}  # row: length of its checkpoint; oldest copy first
         self.copied_now: set[int] = set()  # rows whose checkpoint a copy of this step writes
-        self.num_resting = 0
+        self.num_in_flight = 0
         self.num_uses = 0
         self.lenders: dict[tuple[object, ...], list[int]] = {}  # by salt and tokens of a prefix, in whole segments
 
@@ -46,7 +46,7 @@ class Twin:
         self._leave(row, 0)
 
     def begin_step(self) -> None:
-        self.num_resting = 0
+        self.num_in_flight = 0
         self.copied_now.clear()
         self.num_written = {row: len(holder.slots) for row, holder in self.rows.items()}
 
@@ -255,7 +255,7 @@ class Twin:
     # The host pool
 
     def num_host_free(self) -> int:
-        return self.config.num_host_slots - sum(self.copies.values()) - self.num_resting
+        return self.config.num_host_slots - sum(self.copies.values()) - self.num_in_flight
 
     def discard_copies(self, row: int) -> None:
         self.cut_copies(row, self.copies.get(row, 0), is_read=False)
@@ -280,7 +280,7 @@ class Twin:
         if not num_slots:
             return
         if is_read or row in self.copied_now:
-            self.num_resting += num_slots
+            self.num_in_flight += num_slots
         self.copies[row] -= num_slots
         if not self.copies[row]:
             del self.copies[row]

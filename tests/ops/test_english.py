@@ -29,6 +29,7 @@ ROOMS = (
     "backend/executors/vllm",
     "bench",
     "client",
+    "kv",
 )
 
 

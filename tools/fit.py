@@ -3,12 +3,15 @@
     python -m tools.fit steps --out bench/results/step_model_cpu.json
     python -m tools.fit error --out bench/results/simulator_error.json
 
-Both load a live server that records what each step of its engine computed and how long it took. `steps` fits the table
-of `bench.sim.step_table` to 70 % of the steps, and the linear coefficients that the scheduler's own latency model takes
-(`scheduler.latency_coefficients`). `error` measures RT under BE load, one run a load and seed, the loads in turn, and
-simulates each run's arrivals with what the *other* runs say: their steps, and the time to the first token that passes
-outside the engine. So nothing is fitted to the run it is compared with, and what is compared lies between what is
-fitted: the speed of a shared machine wanders from minute to minute.
+Both put load on a live server that records the work and the duration of each step of its engine.
+
+`steps` fits two forms to 70 % of the steps: the table of `bench.sim.step_table`, and the linear coefficients of the
+scheduler's own latency model (`scheduler.latency_coefficients`).
+
+`error` measures RT under BE load. It makes one run per load and seed, and interleaves the loads. It then simulates each
+run's arrivals with a model fitted to the *other* runs. The model has their steps, and the part of the time to first
+token that passes outside the engine. So no model is fitted to the run that it is compared with. The other runs lie
+before and after it, because the speed of a shared machine changes from minute to minute.
 """
 
 from __future__ import annotations
@@ -38,9 +41,9 @@ from bench.simulate import Replay, Simulation
 from tools.fit_step_models import fit, predict
 
 HELD_OUT = 0.3
-_WARM_UP_S = 2.0  # kernels compile and pages come in
-_BETWEEN_S = 0.01  # an engine that does nothing for longer between two steps was idle
-_STEPS = Setup("fit", rt_rate=1.0, be_backlog=25, drain_s=5.0)  # a backlog, and when it is done real-time alone
+_WARM_UP_S = 2.0  # kernels compile, and the system maps pages
+_BETWEEN_S = 0.01  # the engine was idle if more time passed between two steps
+_STEPS = Setup("fit", rt_rate=1.0, be_backlog=25, drain_s=5.0)  # a BE backlog, then RT alone
 # Moderate: the machine is busy, but not so full that the queue, and not the steps, decides the latency.
 LOADS = (Setup("rt_0.4_be_0.2", rt_rate=0.4, be_rate=0.2), Setup("rt_0.8_be_0.4", rt_rate=0.8, be_rate=0.4))
 _STATISTICS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
@@ -53,9 +56,9 @@ _NUM_RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A live run. `times_ms`: how long the engine's steps took, each of which computed the work at its index.
+    """A live run. `times_ms[i]` is the time of the step that computed `work[i]`.
 
-    delivery_s: what clients saw beyond what the engine measured, mean over first tokens of real-time requests.
+    delivery_s: time to first token at the client less that in the engine, mean over real-time requests.
     """
 
     setup: Setup
@@ -68,7 +71,7 @@ class Recording:
 
 
 def record(setup: Setup, seed: int) -> Recording:
-    """Start a server that writes down its steps, load it, stop it."""
+    """Start a server that records its steps, put load on it, and stop it."""
     targets: list[BrosTarget] = []
 
     def connect(url: str) -> BrosTarget:
@@ -103,7 +106,7 @@ def read_steps(text: str) -> tuple[list[StepWork], NDArray[np.float64]]:
 
 
 def fit_steps(works: Sequence[StepWork], times_ms: NDArray[np.float64], seed: int) -> dict[str, Any]:
-    """Fit both forms to a random 70 % of the steps and return what was fitted, and how wrong it is on the others."""
+    """Fit both forms to a random 70 % of the steps. Return them with their errors on the other steps."""
     order = np.random.default_rng(seed).permutation(len(works))
     num_fitted = int(len(works) * (1 - HELD_OUT))
     train, test = order[:num_fitted], order[num_fitted:]
@@ -119,7 +122,7 @@ def fit_steps(works: Sequence[StepWork], times_ms: NDArray[np.float64], seed: in
 
 
 def step_error(fitted_ms: NDArray[np.float64], times_ms: NDArray[np.float64]) -> dict[str, float]:
-    """Errors of single steps, relative and without sign, and that of their sum, in percent."""
+    """Return the absolute relative errors of single steps, and the error of their sum, in percent."""
     errors = np.abs(fitted_ms / times_ms - 1.0) * 100
     return {
         "mean_pct": float(errors.mean()),
@@ -129,7 +132,7 @@ def step_error(fitted_ms: NDArray[np.float64], times_ms: NDArray[np.float64]) ->
 
 
 def compare(run: Recording, others: Sequence[Recording]) -> tuple[dict[str, Any], list[RequestRecord]]:
-    """Simulate what arrived in `run` with a model fitted to `others`; return the errors of steps, and the answers."""
+    """Simulate the arrivals of `run` with a model fitted to `others`. Return the errors of steps, and the answers."""
     works = [work for other in others for work in other.works]
     times_ms = np.concatenate([other.times_ms for other in others])
     delivery_s = float(np.mean([other.delivery_s for other in others]))
@@ -150,7 +153,7 @@ def compare(run: Recording, others: Sequence[Recording]) -> tuple[dict[str, Any]
 
 
 def compare_load(name: str, recordings: Sequence[Recording]) -> dict[str, Any]:
-    """Compare the runs of one load, each simulated with what all the other `recordings` say, all seeds together."""
+    """Compare the runs of one load with their simulations, over all seeds. Each model is fitted to the other runs."""
     runs, measured, simulated = [], [], []
     for run in recordings:
         if run.setup.name == name:
@@ -162,7 +165,7 @@ def compare_load(name: str, recordings: Sequence[Recording]) -> dict[str, Any]:
 
 
 def scenario_of(setup: Setup, seed: int) -> Scenario:
-    """Return `setup` as what the simulator takes; the arrivals are replayed, so they are not in it."""
+    """Return the simulator's scenario for `setup`, without arrivals: those are replayed."""
     return Scenario(
         policy="bros",
         be_rate=setup.be_rate,
@@ -211,7 +214,7 @@ def main() -> int:
 
 
 def _comparisons(measured: Sequence[RequestRecord], simulated: Sequence[RequestRecord]) -> dict[str, Any]:
-    """Both sides have the same requests in the same order: intervals come from drawing them anew, in pairs."""
+    """Compare two sides that have the same requests in the same order. Intervals come from a paired bootstrap."""
     picks = np.random.default_rng(0).integers(len(measured), size=(_NUM_RESAMPLES, len(measured)))
     comparisons = {}
     for what in ("tpot_s", "ttft_s"):
@@ -228,7 +231,7 @@ def _comparisons(measured: Sequence[RequestRecord], simulated: Sequence[RequestR
 
 
 def _scored(records: Sequence[RequestRecord], setup: Setup) -> list[RequestRecord]:
-    """Real-time requests that arrived in the window. Raises LoadError where one was not answered."""
+    """Return the real-time requests that arrived in the window. Raises LoadError where one was not answered."""
     scored = [r for r in records if r.is_rt and r.arrival_s in setup.window]
     if unanswered := [r.request_id for r in scored if not r.is_finished]:
         raise LoadError(f"{setup.name}: {unanswered[0]} was not answered, so the load was not moderate")
@@ -236,7 +239,7 @@ def _scored(records: Sequence[RequestRecord], setup: Setup) -> list[RequestRecor
 
 
 def _delivered(record: RequestRecord, delivery_s: float) -> RequestRecord:
-    """What a client sees of a simulated request."""
+    """Return a simulated request as its client sees it."""
     return replace(record, token_times_s=[time_s + delivery_s for time_s in record.token_times_s])
 
 

@@ -4,9 +4,10 @@
     fit/bin/python -m tools.fit_step_models --out bench/sim/step_models.json
 
 aiconfigurator-core (Apache-2.0) ships timings of TensorRT-LLM's kernels on real GPUs and adds them up for one engine
-step. It needs numpy 2 and so an environment of its own. Here random steps are timed by it, the roofline
-of `bench.sim.step_models` is fitted to 70 % of them by non-negative least squares on relative errors; the rest is held
-out.
+step. It needs numpy 2, and so an environment of its own.
+
+The package times random steps. The fit uses 70 % of them and holds the others out. It fits the roofline of
+`bench.sim.step_models` by non-negative least squares on relative errors.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _SMOOTHS = (0.05, 0.25, 0.5)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What to time. `model` is a name the package knows, or the fields of a llama-shaped configuration.
+    """A pair to time. `model` is a name that the package knows, or the fields of a llama-shaped configuration.
 
     The OPT shapes are stand-ins: OPT's two feed-forward matrices of width 4h become three of 8h/3, as many FLOPs.
     """
@@ -133,7 +134,7 @@ def random_step(rng: Generator) -> StepWork:
 
 
 def fit(works: list[StepWork], times_ms: NDArray[np.float64]) -> Coefficients:
-    """Search the knee and its width over a grid; solve the rest by non-negative least squares on relative errors."""
+    """Search the knee and its width over a grid. Fit the other coefficients by non-negative least squares."""
     best: tuple[float, Coefficients] | None = None
     for knee in _KNEES:
         for smooth in _SMOOTHS:
@@ -191,7 +192,7 @@ def _time_steps(source: Source, works: list[StepWork], folder: Path) -> NDArray[
 
 
 def _metrics(work: StepWork) -> dict[str, Any]:
-    """A step in the package's terms; chunks are equal, so sums say all."""
+    """Return a step in the package's terms. Chunks are equal, so their sums suffice."""
     num_prefill = work.num_new_tokens - work.num_decodes
     chunk = num_prefill / work.num_prefills if work.num_prefills else 0.0
     cached = (work.prefill_pairs / num_prefill - chunk / 2) if num_prefill else 0.0

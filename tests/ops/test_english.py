@@ -26,10 +26,12 @@ ROOMS = (
     "backend/launcher",
     "backend/executors/foreign",
     "backend/executors/torch_engine",
+    "backend/executors/trtllm",
     "backend/executors/vllm",
     "bench",
     "client",
     "kv",
+    "tools",
 )
 
 

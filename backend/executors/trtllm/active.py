@@ -1,4 +1,4 @@
-"""TensorRT-LLM's active list, as the mirror of our books reads it."""
+"""TensorRT-LLM's active list, as a source for the mirror (backend/executors/foreign)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backend.executors.trtllm.tickets import Tickets
 
 
 class ActiveRequests:
-    """Where the requests of the active list stand: a `Source` for the mirror."""
+    """The state of each request in the active list: a `Source` for the mirror."""
 
     def __init__(self, manager: ManagerAdapter, tickets: Tickets) -> None:
         self.passed_on: list[LlmRequest] = []  # active, but not ours or not schedulable now
@@ -43,7 +43,7 @@ class ActiveRequests:
         return None  # it comes back from the host whole, or not at all
 
     def catch_up(self, mirror: Mirror[LlmRequest], active: Sequence[LlmRequest], now_s: float) -> None:
-        """Let the mirror follow the active list."""
+        """Update the mirror from the active list."""
         self.passed_on = []
         ours: set[int] = set()
         for llm in active:

@@ -1,4 +1,4 @@
-"""A step as TensorRT-LLM is asked for it, and the face of its two KV managers that turns it into their own terms."""
+"""A step decided for TensorRT-LLM, and the interface of the adapters that hand it to its two KV managers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backend.executors.trtllm.surface import LlmRequest, SchedulerOutput
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one request gets of a step: `num_tokens` new ones, the last of its known tokens if `reaches_end`."""
+    """The part of a step for one request: `num_tokens` new tokens, up to its last known one if `reaches_end`."""
 
     request: LlmRequest
     num_tokens: int
@@ -24,9 +24,10 @@ class Share:
 class Decision:
     """One step, decided.
 
-    passed_on: requests that are not ours, or not schedulable now; TensorRT-LLM's scheduler must see them all the same.
-    shares: who runs, in the order in which KV blocks are taken. victims: who gives its KV blocks up, the first one
-    first. withheld: started requests that hold blocks and neither run nor lose them; the first to lose them first.
+    passed_on    requests that are not ours or not schedulable now; TensorRT-LLM's scheduler must still see them
+    shares       requests that run, in the order in which they take KV blocks
+    victims      requests that give up their KV blocks, in this order
+    withheld     started requests that hold blocks and do not run; where blocks are short they lose them in this order
     """
 
     passed_on: Sequence[LlmRequest]
@@ -35,13 +36,15 @@ class Decision:
     withheld: Sequence[LlmRequest]
 
     def num_tokens(self, chunk_unit: int) -> int:
-        """Return the token budget of the step. A chunk that does not end its prompt counts in whole `chunk_unit`s, at
-        least one, because TensorRT-LLM rounds such chunks down."""
+        """Return the token budget of the step.
+
+        A chunk that does not end its prompt counts as whole `chunk_unit`s, at least one: TensorRT-LLM rounds it down.
+        """
         return len(self.passed_on) + sum(_in_units(share, chunk_unit) for share in self.shares)
 
     @property
     def num_seqs(self) -> int:
-        """Return the places of the step."""
+        """Return the batch slots of the step."""
         return len(self.passed_on) + len(self.shares)
 
 
@@ -54,11 +57,11 @@ class ManagerAdapter(Protocol):
     def pool_size(self) -> PoolSize: ...
 
     def max_step(self) -> tuple[int, int]:
-        """Return the tokens and the requests that a step may hold."""
+        """Return the limits of a step: (tokens, requests)."""
         ...
 
     def num_free_blocks(self) -> int:
-        """Return the GPU blocks that could be had now, of those `pool_size` counts."""
+        """Return how many of the GPU blocks of `pool_size` are available now."""
         ...
 
     def num_reserved_blocks(self, request: LlmRequest, /) -> int:
@@ -66,7 +69,7 @@ class ManagerAdapter(Protocol):
         ...
 
     def is_resident(self, request: LlmRequest, /) -> bool:
-        """Return whether the KV of `request` is on the GPU, as far as it has been computed."""
+        """Return whether the computed KV of `request` is on the GPU."""
         ...
 
     def answer(self, decision: Decision, inflight_request_ids: set[int]) -> SchedulerOutput:
@@ -74,7 +77,7 @@ class ManagerAdapter(Protocol):
         ...
 
     def release(self) -> None:
-        """Give TensorRT-LLM's scheduler its own limits back."""
+        """Restore the limits of TensorRT-LLM's scheduler."""
         ...
 
 

@@ -1,10 +1,10 @@
-"""TrtllmEngine: the engine's face over TensorRT-LLM, which owns the step loop.
+"""TrtllmEngine: the engine's interface over TensorRT-LLM, which owns the step loop.
 
     post ──inbox──► gate ──generate_async──► TensorRT-LLM (inner mode: our scheduler inside its loop)
                                                   │ one task follows each answer
     emit ◄──StepOutput, one per turn of the loop──┘
 
-One thread, one event loop: it owns the gate, the requests and what is emitted.
+One thread with one event loop owns the gate, the requests and the answers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Accounts(Protocol):
-    """Where the statistics come from: our scheduler inside TensorRT-LLM, or the gate alone."""
+    """The source of the statistics: our scheduler inside TensorRT-LLM, or the gate alone."""
 
     @property
     def honours_plans(self) -> bool: ...
@@ -42,7 +42,7 @@ class Accounts(Protocol):
     def stats(self) -> SchedulerStats: ...
 
     async def note_answer(self) -> None:
-        """Called after each answer."""
+        """Learn from an answer that has ended. The engine calls it after each."""
         ...
 
 
@@ -50,13 +50,13 @@ class TrtllmEngine:
     """Serves through TensorRT-LLM. `run` belongs to one thread; `post` and `stop` may be called from any."""
 
     def __init__(self, gate: Gate, runtime: Runtime, accounts: Accounts, clock: Clock, emit: Emit) -> None:
-        self.error: BaseException | None = None  # what ended `run`, if it was not `stop`
+        self.error: BaseException | None = None  # the error that ended `run`
         self.clock = clock
         self._gate = gate
         self._runtime = runtime
         self._accounts = accounts
         self._emit = emit
-        self._inside: dict[RequestId, tuple[Request, RequestOutput]] = {}  # until TensorRT-LLM lets go of them
+        self._inside: dict[RequestId, tuple[Request, RequestOutput]] = {}  # until TensorRT-LLM releases them
         self._followers: set[asyncio.Task[None]] = set()
         self._answers = Answers()  # not emitted yet
         self._num_submitted = 0
@@ -68,7 +68,7 @@ class TrtllmEngine:
 
     @property
     def honours_plans(self) -> bool:
-        """Whether each step is our policy's (inner mode), or only the admission is (outer mode)."""
+        """Whether our policy plans each step (inner mode), or only the admission (outer mode)."""
         return self._accounts.honours_plans
 
     @property
@@ -82,11 +82,11 @@ class TrtllmEngine:
         return self._gate.limits.max_tokens
 
     def stats(self) -> SchedulerStats:
-        """Return where the scheduling stands."""
+        """Return a snapshot of the scheduler."""
         return self._accounts.stats()
 
     def post(self, command: Command) -> None:
-        """Hand a command to the engine's thread. Raises OverloadedError when the inbox is full; never blocks."""
+        """Hand a command to the engine's thread. Never blocks. Raises OverloadedError when the inbox is full."""
         with self._lock:
             if len(self._inbox) >= MAX_INBOX and not isinstance(command, Cancel):
                 raise OverloadedError(f"engine inbox: {MAX_INBOX} commands are waiting", retry_after_s=1.0)
@@ -94,7 +94,7 @@ class TrtllmEngine:
             self._notify()
 
     def stop(self) -> None:
-        """Make `run` return soon; requests still in the engine fail."""
+        """Make `run` return soon. Requests still in the engine fail."""
         with self._lock:
             self._stopping = True
             self._notify()
@@ -143,7 +143,7 @@ class TrtllmEngine:
                 case Cancel(request_id):
                     self._cancel(request_id)
                 case Inspect(look):
-                    look_at(cast(Scheduler, self), look)  # of a scheduler, an inspector reads `stats()`
+                    look_at(cast(Scheduler, self), look)  # an inspector calls only its `stats()`
 
     def _add(self, request: Request) -> None:
         request.arrival_index = self._num_submitted
@@ -159,7 +159,7 @@ class TrtllmEngine:
         elif request_id in self._inside:
             request, output = self._inside[request_id]
             self._finish(request, FinishReason.CANCELLED)
-            output.abort()  # TensorRT-LLM lets go of it an iteration or two from now; its follower waits for that
+            output.abort()  # TensorRT-LLM releases it in an iteration or two; its follower waits for that
 
     def _admit(self) -> None:
         now_s = self.clock.now_s()
@@ -172,7 +172,7 @@ class TrtllmEngine:
             ticket = Ticket(request)
             try:
                 output = self._runtime.submit(ticket)
-            except Exception as error:  # whatever TensorRT-LLM finds wrong with one request is that request's error
+            except Exception as error:  # an error that concerns this request only
                 self._gate.leave(request)
                 self._fail(request, ExecutorError(f"TensorRT-LLM refused {request.request_id!r}: {error}"))
                 continue
@@ -191,7 +191,7 @@ class TrtllmEngine:
             return
 
     async def _follow(self, ticket: Ticket, output: RequestOutput) -> None:
-        """Carry one answer's tokens and end to the client."""
+        """Record each token and the end of one answer, to be emitted to the client."""
         request = ticket.request
         num_seen = 0
         try:
@@ -204,7 +204,7 @@ class TrtllmEngine:
             request.first_scheduled_s = ticket.first_scheduled_s or request.first_scheduled_s
             self._finish(request, FINISH_REASONS.get(answer.finish_reason or "", FinishReason.ERROR))
             await self._accounts.note_answer()
-        except Exception as error:  # TensorRT-LLM raises what went wrong with this request out of its iterator
+        except Exception as error:  # TensorRT-LLM's iterator raises the errors of this request
             self._fail(request, ExecutorError(f"TensorRT-LLM failed {request.request_id!r}: {error}"))
         finally:
             del self._inside[request.request_id]
@@ -229,7 +229,7 @@ class TrtllmEngine:
 
     @contextmanager
     def _flushing(self) -> Iterator[None]:
-        """Emit at the end of this turn of the loop, so that the tokens of one step travel together."""
+        """Emit at the end of this turn of the loop, so that the tokens of one step are sent together."""
         was_empty = not len(self._answers)
         yield
         if was_empty and len(self._answers):
@@ -240,7 +240,7 @@ class TrtllmEngine:
             self._emit(self._answers.take())
 
     async def _end_all(self, error: BrosError) -> None:
-        """Fail every request, and wait until nothing follows an answer any more."""
+        """Fail every request, and wait until every follower has ended."""
         self._drain_inbox()
         for request in self._gate.requests():
             self._fail(request, error)

@@ -1,9 +1,10 @@
-"""The gate in front of TensorRT-LLM: who may enter its active list, and who waits here.
+"""The gate in front of TensorRT-LLM: which requests may enter its active list, and which wait here.
 
-A request inside keeps one of TensorRT-LLM's active places until it ends, paused or not, and a full list keeps real-time
-requests out whatever their priority. So best-effort requests are let in only while `reserved_rt_seqs` places stay
-free, and, where nothing inside takes KV blocks back from them (outer mode), only while their worst case stays below a
-share of the pool.
+A request inside keeps one of TensorRT-LLM's active slots until it ends, paused or not. A full list keeps real-time
+requests out, whatever their priority. So best-effort requests enter only while `reserved_rt_seqs` slots stay free.
+
+In outer mode nothing inside takes KV blocks back from best-effort requests. There they also enter only while their
+worst case stays below a share of the pool.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from backend.policy.state.waiting_queue import WaitingQueue
 
 @dataclass(frozen=True, slots=True)
 class GateLimits:
-    """What TensorRT-LLM holds, and how much of it each class may take.
+    """The size of TensorRT-LLM's active list and KV pool, and how much of them each class may take.
 
-    max_inside: its active places. max_be_blocks: worst-case KV blocks of best-effort requests inside; None: no bound.
-    num_blocks: the whole pool. refuse_late_rt: refuse, rather than serve late, real-time requests whose first token is
-    overdue before they could enter.
+    max_inside        active slots of TensorRT-LLM
+    num_blocks        KV blocks of the whole pool
+    max_be_blocks     bound on the worst-case KV blocks of best-effort requests inside; None is no bound
+    refuse_late_rt    refuse a real-time request that waits here past its first token's deadline, else serve it late
     """
 
     max_inside: int
@@ -51,7 +53,7 @@ class GateLimits:
 
 
 class Gate:
-    """Waiting requests by class, and those inside. Owned by the engine's thread; sets `Request.state`, nothing else."""
+    """Waiting requests by class, and those inside. The engine's thread owns it. Of a request it sets only `state`."""
 
     def __init__(self, limits: GateLimits) -> None:
         self.limits = limits
@@ -65,7 +67,7 @@ class Gate:
         self._be_blocks = 0
 
     def add(self, request: Request) -> None:
-        """Take a request in. Raises RequestTooLargeError or OverloadedError, and then keeps nothing."""
+        """Add a request to its class's queue. Raises RequestTooLargeError or OverloadedError, with nothing changed."""
         limits = self.limits
         if request.max_total_tokens > limits.max_tokens:
             raise RequestTooLargeError(
@@ -85,14 +87,14 @@ class Gate:
         self._requests[request.request_id] = request
 
     def admit(self, now_s: float) -> list[Request]:
-        """Return who enters TensorRT-LLM now, in this order: real-time by deadline, overdue ones last, then BE."""
+        """Return the requests that enter TensorRT-LLM now: real-time by deadline, overdue real-time, best-effort."""
         self._queues[PriorityClass.REAL_TIME].settle(lambda request: first_deadline_s(request) < now_s)
         return self._enter_while(PriorityClass.REAL_TIME, self._has_place, now_s) + self._enter_while(
             PriorityClass.BEST_EFFORT, self._has_room_for_be, now_s
         )
 
     def refuse(self, now_s: float) -> list[Request]:
-        """Take out, and return, the overdue real-time requests, where they are to be refused."""
+        """Remove the overdue real-time requests and return them. Empty unless `refuse_late_rt`."""
         if not self.limits.refuse_late_rt:
             return []
         queue = self._queues[PriorityClass.REAL_TIME]
@@ -102,20 +104,20 @@ class Gate:
         return late
 
     def set_pool(self, num_blocks: int, block_size: int, max_be_blocks: int) -> None:
-        """Take the pool's true size, found out while requests are inside."""
+        """Set the pool's true size. Requests may be inside already."""
         self.limits = replace(self.limits, num_blocks=num_blocks, block_size=block_size, max_be_blocks=max_be_blocks)
         inside = (request for request in self._requests.values() if request.state is not RequestState.WAITING)
         self._be_blocks = sum(self.limits.worst_case_blocks(request) for request in inside if not request.is_rt)
 
     def next_refusal_s(self) -> float | None:
-        """Return when the next waiting request would be overdue, if it is to be refused then."""
+        """Return when the next waiting request must be refused, or None."""
         if not self.limits.refuse_late_rt:
             return None
         first = next(self._queues[PriorityClass.REAL_TIME].in_time(), None)
         return None if first is None else first_deadline_s(first)
 
     def withdraw(self, request_id: RequestId) -> Request | None:
-        """Take a request out that has not entered; None when it is inside, or unknown."""
+        """Remove a waiting request and return it. Return None when it is inside or unknown."""
         request = self._requests.get(request_id)
         if request is None or request.state is not RequestState.WAITING:
             return None
@@ -125,14 +127,14 @@ class Gate:
         return request
 
     def leave(self, request: Request) -> None:
-        """Note that TensorRT-LLM has let go of `request`: its place is free."""
+        """Record that TensorRT-LLM has released `request`: its active slot is free."""
         del self._requests[request.request_id]
         self._num_inside[request.priority_class] -= 1
         if not request.is_rt:
             self._be_blocks -= self.limits.worst_case_blocks(request)
 
     def requests(self) -> list[Request]:
-        """Return all requests, waiting and inside, in order of arrival here."""
+        """Return all requests, waiting and inside, in order of arrival."""
         return list(self._requests.values())
 
     def num_waiting(self, priority_class: PriorityClass) -> int:
@@ -147,7 +149,7 @@ class Gate:
         return self._be_blocks
 
     def check_invariants(self) -> None:
-        """Assert what must hold between two calls."""
+        """Assert the invariants between two calls."""
         inside = [request for request in self._requests.values() if request.state is not RequestState.WAITING]
         assert len(inside) == sum(self._num_inside.values()) <= self.limits.max_inside
         assert len(self._requests) - len(inside) == sum(map(len, self._queues.values()))
@@ -181,6 +183,6 @@ class Gate:
         limits = self.limits
         if sum(self._num_inside.values()) >= limits.max_inside - limits.reserved_rt_seqs:
             return False
-        if limits.max_be_blocks is None or self._be_blocks == 0:  # one alone always may: it must be able to finish
+        if limits.max_be_blocks is None or self._be_blocks == 0:  # the only one may always enter, so that it can finish
             return True
         return self._be_blocks + limits.worst_case_blocks(request) <= limits.max_be_blocks

@@ -1,9 +1,9 @@
-"""Inner mode: our policy inside TensorRT-LLM's step loop, as the scheduler that the loop asks in every iteration.
+"""Inner mode: our policy inside TensorRT-LLM's step loop. The loop calls our scheduler in every iteration.
 
     schedule_request:  mirror.catch_up ──view──► policy.plan ──StepPlan──► manager.answer ──► mirror.adopt
 
-It delegates to TensorRT-LLM's own scheduler, which keeps allocating and checking: ours only decides who is in the list,
-in which order, who gives up KV, and how large the step may be.
+Our scheduler decides which requests are in the list, in which order, which give up KV, and how large the step is.
+TensorRT-LLM's own scheduler still allocates and checks.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 
 
 class BrosRequestScheduler:
-    """Stands where TensorRT-LLM's `RequestScheduler` stood; what it does not know itself, it asks that one.
+    """Replaces TensorRT-LLM's `RequestScheduler`, and delegates all other attributes to it.
 
-    A scheduler that raises ends TensorRT-LLM's loop and every request in it. So an error of ours is logged and kept in
-    `error`, and from then on TensorRT-LLM schedules by itself: `honours_plans` turns false.
+    A scheduler that raises ends TensorRT-LLM's loop and every request in it. So our own error is logged and kept in
+    `error`. From then on TensorRT-LLM schedules by itself, and `honours_plans` is false.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class BrosRequestScheduler:
     def schedule_request(
         self, active_requests: Sequence[LlmRequest], inflight_request_ids: set[int]
     ) -> SchedulerOutput:
-        """Schedule one iteration; called by TensorRT-LLM's loop."""
+        """Schedule one iteration. TensorRT-LLM's loop calls it."""
         if self.error is None:
             try:
                 plan = self._pilot.plan(lambda now_s: self.active.catch_up(self.mirror, active_requests, now_s))
@@ -92,14 +92,14 @@ class BrosRequestScheduler:
         return output
 
     async def note_answer(self) -> None:
-        """Nothing is learned from answers here."""
+        """Do nothing: the step loop itself reports here."""
 
     def stats(self) -> SchedulerStats:
-        """Return a snapshot; any thread may ask."""
+        """Return a snapshot. Any thread may call it."""
         return self._pilot.stats(is_at_rest=self._tickets.is_empty)
 
     def _decide(self, plan: StepPlan, inflight_request_ids: set[int]) -> Decision:
-        """Say the plan in terms of TensorRT-LLM's own requests, leaving out those it must not touch now."""
+        """Translate the plan to TensorRT-LLM's requests. A request in flight is neither a victim nor withheld."""
         planned = plan.num_new_tokens
         shares = [_share(self.mirror.twin(request), num_tokens) for request, num_tokens in planned.items()]
         movable = {
@@ -130,6 +130,6 @@ def _share(twin: Twin[LlmRequest], num_tokens: int) -> Share:
 
 
 def _chunk_size(llm: LlmRequest) -> int:
-    """Return the tokens of a prompt that a step computes."""
+    """Return how many tokens of a prompt a step computes."""
     remaining = llm.prompt_len - llm.context_current_position
     return min(remaining, llm.context_chunk_size) if llm.context_chunk_size else remaining

@@ -1,8 +1,8 @@
-"""Makes the `LLM`, finds out what this version of TensorRT-LLM allows, and puts our scheduler in or in front.
+"""Makes the `LLM`, and puts our scheduler inside it or in front of it, as this version of TensorRT-LLM allows.
 
-Inner mode swaps `llm._executor.engine.scheduler` right after `LLM()` has returned, before any request: one attribute
-that the step loop reads anew in every iteration. That needs the loop in our process, where TensorRT-LLM puts it for one
-rank when TLLM_WORKER_USE_SINGLE_PROCESS is set.
+Inner mode replaces `llm._executor.engine.scheduler` when `LLM()` has returned, before any request. The step loop reads
+this attribute in every iteration. The loop must run in our process. TensorRT-LLM runs it there for one rank when
+TLLM_WORKER_USE_SINGLE_PROCESS is set.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from backend.policy.settings import SchedulerSettings
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, float | None], None]  # what is being done, and the fraction done where it is known
+Progress = Callable[[str, float | None], None]  # takes the activity, and the fraction done if known
 
 _SINGLE_PROCESS = "TLLM_WORKER_USE_SINGLE_PROCESS"
 _EXECUTOR_ATTRIBUTES = ("scheduler", "kv_cache_manager", "max_num_active_requests")
-_MAX_UTIL_FOR_RESUME = 0.95  # TensorRT-LLM's default
-_DEFAULT_MAX_BATCH_SIZE = 2048  # likewise, as the three below
+_MAX_UTIL_FOR_RESUME = 0.95  # this and the next three are TensorRT-LLM's defaults
+_DEFAULT_MAX_BATCH_SIZE = 2048
 _DEFAULT_MAX_SEQ_LEN = 8192
 _DEFAULT_TOKENS_PER_BLOCK = 32
 
 
 class NoInnerMode(Exception):
-    """This installation does not let our scheduler in; the message says why."""
+    """This installation does not allow inner mode. The message says why."""
 
 
 def load_engine(
@@ -79,14 +79,14 @@ def load_engine(
 
 
 def llm_arguments(settings: TrtllmSettings, library: Library, is_inner: bool) -> dict[str, object]:
-    """Return the arguments of `LLM`: the operator's, over what our scheduling needs where nothing else was said."""
+    """Return the arguments of `LLM`: the defaults that our scheduling needs, overridden by the operator's."""
     defaults: dict[str, object] = {"enable_chunked_prefill": True}
     scheduler_config: dict[str, object] = {}
     if takes_priority(library.LLM):  # the same version brought request priorities and this queue policy
         scheduler_config["waiting_queue_policy"] = "priority"
     if not is_inner:
         defaults["enable_iter_perf_stats"] = True  # tells the size of the KV pool
-    if is_inner:  # the only policy under which V1 can be made to pause requests; V2 has no other
+    if is_inner:  # V1 pauses requests under no other policy, and V2 has no other
         scheduler_config["capacity_scheduler_policy"] = "MAX_UTILIZATION"
     if scheduler_config:
         defaults["scheduler_config"] = _scheduler_config(library, scheduler_config)
@@ -162,7 +162,7 @@ def _inner_engine(
 
 
 def _manager(executor: PyExecutor, settings: TrtllmSettings) -> ManagerAdapter:
-    """Return the adapter of the KV manager found. Raises NoInnerMode when it cannot do what a plan asks."""
+    """Return the adapter of the executor's KV manager. Raises NoInnerMode when that cannot follow a plan."""
     inner, kv = executor.scheduler, executor.kv_cache_manager
     if hasattr(inner, "micro_batch_scheduler") and hasattr(kv, "get_kv_cache_stats"):
         if not hasattr(cast(Any, inner).capacity_scheduler, "impl"):
@@ -190,10 +190,10 @@ def _outer_engine(
 
 
 def outer_limits(settings: TrtllmSettings, scheduler_settings: SchedulerSettings) -> GateLimits:
-    """Return the gate's limits where TensorRT-LLM's state cannot be read: from its arguments and their defaults.
+    """Return the gate's limits from TensorRT-LLM's arguments and their defaults: outer mode cannot read its state.
 
-    Without `kv_cache_config.max_tokens` the pool is known only when TensorRT-LLM reports it, with the first answers;
-    until then best-effort requests run one at a time.
+    Without `kv_cache_config.max_tokens`, TensorRT-LLM reports the pool's size with the first answers. Until then
+    best-effort requests run one at a time.
     """
     max_inside = _int_argument(settings.llm_args, "max_batch_size", _DEFAULT_MAX_BATCH_SIZE)
     max_seq_len = _int_argument(settings.llm_args, "max_seq_len", _DEFAULT_MAX_SEQ_LEN)

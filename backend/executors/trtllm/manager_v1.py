@@ -1,7 +1,7 @@
 """KV manager V1 under MAX_UTILIZATION: a victim is paused, which frees its blocks and makes it prefill again.
 
-Its capacity scheduler walks the list in our order and pauses started requests from the end of the list while something
-before them does not fit, so victims go last. A prompt's blocks are all allocated with its first chunk.
+Its capacity scheduler walks the list in our order. While an earlier request does not fit, it pauses started requests
+from the end of the list. So victims go last. It allocates all blocks of a prompt with the first chunk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class ManagerV1:
     """Adapter of `KVCacheManager` with `SimpleScheduler` or `SimpleUnifiedScheduler`."""
 
     keeps_kv = False
-    has_chunked_prefill = True  # without it, its micro-batch scheduler takes whole prompts only, and ours offers chunks
+    has_chunked_prefill = True  # otherwise its micro-batch scheduler takes whole prompts only; ours offers chunks
 
     def __init__(self, inner: Any, kv: Any) -> None:
         self._inner = inner
@@ -44,7 +44,7 @@ class ManagerV1:
         return self._blocks(request.prompt_len) - self._blocks(request.context_current_position)
 
     def is_resident(self, _: LlmRequest) -> bool:
-        """A paused request starts over: what it has computed is nothing, and that is resident."""
+        """Return True: a paused request starts over, so it has no computed KV that could be elsewhere."""
         return True
 
     def answer(self, decision: Decision, inflight_request_ids: set[int]) -> SchedulerOutput:
@@ -61,8 +61,11 @@ class ManagerV1:
         self._micro_batch.max_num_tokens = self._max_tokens
 
     def _with_room(self, shares: Any) -> tuple[list[Share], bool]:
-        """Leave out best-effort prompts that do not fit whole: MAX_UTILIZATION would pause others for them. Return the
-        rest, and whether a real-time prompt does not fit, so that withheld requests must be there to be paused."""
+        """Leave out best-effort prompts that do not fit whole, because MAX_UTILIZATION would pause others for them.
+
+        Return the other shares, and whether a real-time prompt does not fit. Then withheld requests must be in the
+        list, so that they can be paused.
+        """
         num_free = self.num_free_blocks()
         kept, is_short = [], False
         for share in shares:
@@ -81,7 +84,7 @@ class ManagerV1:
 
 
 def _pause(output: SchedulerOutput, victims: Any) -> SchedulerOutput:
-    """Add the victims to those that TensorRT-LLM paused by itself, unless it lets them run."""
+    """Add the victims to the requests that TensorRT-LLM paused by itself, unless it runs them."""
     known = {request.py_request_id for request in output.paused_requests}
     known |= {request.py_request_id for request in (*output.context_requests, *output.generation_requests)}
     paused = [request for request in victims if request.py_request_id not in known]

@@ -1,7 +1,7 @@
-"""KV manager V2: a victim is suspended and its KV moves to the tier below the GPU; without a tier it is recomputed.
+"""KV manager V2: it suspends a victim and moves its KV to the tier below the GPU. Without a tier it recomputes it.
 
-Its scheduler allocates while it schedules, generation before prefill, so a real-time prompt cannot displace decodes by
-its place in the list: victims are suspended before the call, and who does not run is not in the list.
+Its scheduler allocates while it schedules, generation before prefill. So a real-time prompt cannot displace decodes by
+its position in the list. This adapter suspends victims before the call, and lists only the requests that run.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from backend.executors.trtllm.surface import LlmRequest, SchedulerOutput
 
 logger = logging.getLogger(__name__)
 
-_MAX_STALLED = 100  # steps in a row without anything, before TensorRT-LLM's deadlock error counts
+_MAX_STALLED = 100  # empty steps in a row after which TensorRT-LLM's deadlock error is raised
 
 
 class ManagerV2:
     """Adapter of `KVCacheManagerV2` with `KVCacheV2Scheduler`.
 
-    max_util_for_resume: above this share of used pages TensorRT-LLM resumes nobody, so no policy is shown more pages.
+    max_util_for_resume: share of used pages, 0 to 1, above which TensorRT-LLM resumes no request. The policy sees only
+    the pages below it.
     """
 
     def __init__(self, inner: Any, kv: Any, max_util_for_resume: float) -> None:
@@ -67,9 +68,11 @@ class ManagerV2:
         self._inner.max_num_tokens = self._max_tokens
 
     def _schedule(self, decision: Decision, evicted: list[LlmRequest], inflight: set[int]) -> SchedulerOutput:
-        """Ask TensorRT-LLM's scheduler. Where it can run nothing, evict who is withheld, one after the other: newer
-        versions call it a deadlock after 1,000 such steps only, and a real-time request would wait for them. Where it
-        does say deadlock, those that were to run may be evicted, too."""
+        """Call TensorRT-LLM's scheduler. While it can run nothing, evict one withheld request and call it again.
+
+        Newer versions report a deadlock only after 1,000 such steps, for which a real-time request would wait. Once
+        the scheduler reports a deadlock, requests that should run may be evicted, too.
+        """
         runnable = [*decision.passed_on, *(share.request for share in decision.shares)]
         started = [request for request in reversed(runnable) if is_started(request)]
         while True:
@@ -93,8 +96,10 @@ class ManagerV2:
             runnable = [request for request in runnable if request not in taken]
 
     def _wait_out(self, error: RuntimeError, inflight: set[int]) -> SchedulerOutput:
-        """Return an empty step: pages of a request whose last step is in flight come back by themselves. Raises `error`
-        when that has not helped for many steps."""
+        """Return an empty step: a request whose last step is in flight will free its pages.
+
+        Raises `error` after `_MAX_STALLED` such steps in a row.
+        """
         self._num_stalled += 1
         if self._num_stalled >= _MAX_STALLED:
             raise error
@@ -102,14 +107,14 @@ class ManagerV2:
         return output
 
     def _evict(self, victims: Sequence[LlmRequest], at_most: int | None = None) -> list[LlmRequest]:
-        """Take the pages of `victims`, as far as they have any; return those that lost theirs."""
+        """Take the pages of the first `at_most` resident `victims`, by default of all. Return those requests."""
         resident = [victim for victim in victims if self.is_resident(victim)][:at_most]
         for victim in resident:
             self._take_pages(victim)
         return resident
 
     def _amend(self, output: SchedulerOutput, evicted: list[LlmRequest]) -> SchedulerOutput:
-        """Report those we evicted next to those that TensorRT-LLM evicted by itself."""
+        """Add the requests that we evicted to those that TensorRT-LLM evicted by itself."""
         if not evicted:
             return output
         field = "paused_requests" if self.keeps_kv else "recompute_paused_requests"
@@ -121,7 +126,7 @@ class ManagerV2:
 
 
 def _has_effect(output: SchedulerOutput) -> bool:
-    """Return whether a step runs or evicts anybody."""
+    """Return whether a step runs or evicts a request."""
     paused = [*output.paused_requests, *getattr(output, "recompute_paused_requests", ())]
     return bool(output.context_requests or output.generation_requests or paused)
 
@@ -132,5 +137,5 @@ def has_lower_tier(kv: Any) -> bool:
 
 
 def can_evict(inner: Any, kv: Any) -> bool:
-    """Return whether a scheduler of this version can take pages from a request at our request."""
+    """Return whether this version lets us take pages from a request."""
     return has_lower_tier(kv) or hasattr(inner, "_recompute_pause_request")

@@ -1,4 +1,4 @@
-"""Outer mode: TensorRT-LLM schedules its steps by itself; only who may enter, and when, is ours."""
+"""Outer mode: TensorRT-LLM schedules its steps by itself. We decide only which requests enter it, and when."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kv.types import KVUsage
 
 
 class GateAccounts:
-    """Statistics of the gate. Blocks of best-effort requests are their worst case; what runs inside is not seen."""
+    """Statistics of the gate. It counts best-effort blocks at their worst case: it cannot see inside TensorRT-LLM."""
 
     honours_plans = False
 
@@ -20,14 +20,14 @@ class GateAccounts:
         self._be_kv_ratio = be_kv_ratio
 
     async def note_answer(self) -> None:
-        """Ask for the size of the KV pool after an answer, until it is known."""
+        """After an answer, ask for the size of the KV pool if it is still unknown."""
         if self._gate.limits.max_be_blocks or (size := await self._runtime.pool_size()) is None:
             return
         num_blocks, block_size = size
         self._gate.set_pool(num_blocks, block_size, int(self._be_kv_ratio * num_blocks))
 
     def stats(self) -> SchedulerStats:
-        """Return a snapshot; what only an inner scheduler could count is zero."""
+        """Return a snapshot. Counts that need an inner scheduler are zero."""
         gate, limits = self._gate, self._gate.limits
         num_be_blocks = min(gate.num_be_blocks, limits.num_blocks)
         num_be_slots, num_slots = num_be_blocks * limits.block_size, limits.num_blocks * limits.block_size

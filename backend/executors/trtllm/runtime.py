@@ -15,7 +15,7 @@ _STATS_TIMEOUT_S = 1.0
 
 
 class Runtime:
-    """Submits requests and looks after the LLM. `tickets` is where our scheduler looks them up, in inner mode."""
+    """Submits requests to the LLM and closes it. In inner mode our scheduler finds the requests in `tickets`."""
 
     def __init__(self, llm: Llm, sampling_params: type[Any], tickets: Tickets) -> None:
         self._llm = llm
@@ -24,7 +24,7 @@ class Runtime:
         self._takes_priority = takes_priority(llm)
 
     def submit(self, ticket: Ticket) -> RequestOutput:
-        """Hand a request to TensorRT-LLM. Call it on a running event loop, which its answers are bound to."""
+        """Hand a request to TensorRT-LLM. Call it on a running event loop: the answer is bound to that loop."""
         request = ticket.request
         options: dict[str, object] = {"streaming": True}
         if self._takes_priority:
@@ -34,16 +34,16 @@ class Runtime:
         return self._tickets.submit(ticket, lambda: self._llm.generate_async(prompt, sampling_params, **options))
 
     def forget(self, output: RequestOutput) -> None:
-        """Note that TensorRT-LLM has let go of a request."""
+        """Drop the ticket of a request that TensorRT-LLM has released."""
         self._tickets.forget(output)
 
     def is_shut_down(self) -> bool:
-        """Return whether TensorRT-LLM's executor has ended, as far as this version says."""
+        """Return whether TensorRT-LLM's executor has ended. False where this version cannot say."""
         is_shutdown = getattr(self._llm._executor, "is_shutdown", None)
         return is_shutdown is not None and bool(is_shutdown())
 
     async def pool_size(self) -> tuple[int, int] | None:
-        """Return the KV pool as (blocks, tokens per block), from its statistics; None before there are any."""
+        """Return the KV pool as (blocks, tokens per block), or None while TensorRT-LLM has no statistics."""
         async for statistics in self._llm.get_stats_async(timeout=_STATS_TIMEOUT_S):
             if kv := statistics.get("kvCacheStats"):
                 return kv["maxNumBlocks"], kv["tokensPerBlock"]

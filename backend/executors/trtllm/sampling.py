@@ -1,4 +1,4 @@
-"""Our sampling parameters in TensorRT-LLM's words, and its outcome in ours: one to one, nothing invented."""
+"""Translates our sampling parameters to TensorRT-LLM's, and its finish reasons to ours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FINISH_REASONS = {
 def sampling_arguments(params: SamplingParams) -> dict[str, object]:
     """Return the keyword arguments of `tensorrt_llm.SamplingParams` for `params`.
 
-    Text is made by our tokenizer, so detokenisation is off, and stop tokens stay in the output as ours do.
+    Our tokenizer makes the text, so detokenisation is off. Stop tokens stay in the output, as with our own engines.
     """
     arguments: dict[str, object] = {
         "max_tokens": params.max_tokens,
@@ -33,8 +33,10 @@ def sampling_arguments(params: SamplingParams) -> dict[str, object]:
 
 
 def _choice(params: SamplingParams) -> dict[str, object]:
-    """How the token is drawn. TensorRT-LLM reads `top_k=1` as greedy, and absent `top_k` and `top_p` as greedy too, so
-    both are always said."""
+    """Return the arguments that say how a token is drawn.
+
+    TensorRT-LLM takes `top_k=1` as greedy, and also the absence of `top_k` and `top_p`. So a random draw sets both.
+    """
     if params.temperature == 0.0:
         return {"top_k": 1}
     return {
@@ -46,7 +48,7 @@ def _choice(params: SamplingParams) -> dict[str, object]:
 
 
 def _where_not_neutral(params: SamplingParams) -> dict[str, object]:
-    """Parameters whose mere presence costs time in TensorRT-LLM's sampler, said only where they change something."""
+    """Return the parameters that are not neutral. The presence of one costs time in TensorRT-LLM's sampler."""
     neutral = SamplingParams()
     names = ("min_tokens", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
     return {name: value for name in names if (value := getattr(params, name)) != getattr(neutral, name)}

@@ -1,4 +1,4 @@
-"""Settings of the TensorRT-LLM executor: what `engine.json` says under `executor` when its kind is `trtllm`."""
+"""Settings of the TensorRT-LLM executor: `executor` in `engine.json` where its kind is `trtllm`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class TrtllmSettings:
 
     model: directory of a checkpoint (no built engine needed), or whatever else `LLM(model=...)` takes.
     llm_args: keyword arguments of `LLM`, passed through as they are (`tensor_parallel_size`, `kv_cache_config`, ...).
-    reserved_rt_seqs: active places of TensorRT-LLM (`max_batch_size`) that best-effort requests never take.
-    be_kv_ratio: outer mode only: share of the KV pool, 0 to 1, that best-effort requests may fill in the worst case.
+    reserved_rt_seqs: active slots of TensorRT-LLM (`max_batch_size`) that best-effort requests never take.
+    be_kv_ratio: share of the KV pool, 0 to 1, that best-effort requests may fill in the worst case; outer mode only.
     """
 
     model: str
@@ -49,6 +49,6 @@ class TrtllmSettings:
 
     @property
     def num_ranks(self) -> int:
-        """Processes TensorRT-LLM will spread the model over; inner mode needs one."""
+        """The processes over which TensorRT-LLM spreads the model. Inner mode needs one."""
         sizes = (self.llm_args.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "context"))
         return math.prod(size if isinstance(size, int) else 1 for size in sizes)

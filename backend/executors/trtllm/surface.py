@@ -1,7 +1,7 @@
-"""The parts of TensorRT-LLM that this adapter touches, as protocols: nothing else of it is relied upon.
+"""The parts of TensorRT-LLM that this adapter uses, as protocols. It relies on no others.
 
-Names and behaviour as read in TensorRT-LLM 1.2 to main of autumn 2026 (docs/trtllm.md lists the versions). Attributes
-that only some versions have are read with `getattr` where they are used, never assumed.
+Names and behaviour were read in TensorRT-LLM 1.2 to main of autumn 2026 (docs/trtllm.md lists the versions). The
+adapter reads attributes that only some versions have with `getattr`, at the point of use.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class LlmRequest(Protocol):
     py_client_id: int | None  # `RequestOutput.request_id` of the answer
 
     def get_num_tokens(self, beam: int) -> int:
-        """Return prompt and generated tokens of a beam; without the token of a step that is still in flight."""
+        """Return the number of prompt and generated tokens of a beam, without the token of a step in flight."""
         ...
 
 
 class SchedulerOutput(Protocol):
-    """The named tuple that a scheduler returns. Its fields differ by version, so it is only ever amended by keyword."""
+    """The named tuple that a scheduler returns. Its fields differ by version, so change them by keyword only."""
 
     context_requests: list[Any]
     generation_requests: list[Any]
@@ -66,9 +66,9 @@ class CompletionOutput(Protocol):
 
 
 class RequestOutput(Protocol):
-    """What `generate_async` returns: iterate over it for news, `abort` it to end it in an iteration or two."""
+    """The result of `generate_async`. Iterate over it for new tokens. `abort` ends it in an iteration or two."""
 
-    request_id: int  # of the client side; the executor has an id of its own
+    request_id: int  # the client id; the executor has an id of its own
     outputs: Sequence[CompletionOutput]
     finished: bool
 

@@ -1,9 +1,11 @@
-"""How our scheduler, inside TensorRT-LLM's loop, comes to know a request's class and SLO: by the id of its client side.
+"""Tickets carry a request's class and SLO to our scheduler inside TensorRT-LLM's loop. Their key is the client id.
 
-No object of ours gets as far as the active list: `SchedulingParams` end at the executor's own request, and
-`LlmRequest` keeps none of them (read in 1.0 to main of autumn 2026). Both sides have the client id: it is the answer's
-`request_id`, and the active request's `py_client_id`. It is known only when `generate_async` has returned, and the
-request may be active by then: whoever looks for a ticket waits for the submission under way.
+None of our objects reaches the active list. `SchedulingParams` end at the executor's request, and `LlmRequest` keeps
+none of them (read in 1.0 to main of autumn 2026). Both sides have the client id: it is the answer's `request_id` and
+the active request's `py_client_id`.
+
+The id is known only when `generate_async` returns. By then the request may be active. So a search for a ticket waits
+for the submission under way.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from backend.executors.trtllm.surface import RequestOutput
 
 
 class Tickets:
-    """The requests inside TensorRT-LLM by client id. The engine's thread submits and forgets, the step loop's finds."""
+    """The requests inside TensorRT-LLM by client id. The engine's thread submits and forgets; the step loop's finds."""
 
     def __init__(self) -> None:
         self._by_client_id: dict[int, Ticket] = {}
@@ -30,7 +32,7 @@ class Tickets:
         return output
 
     def find(self, client_id: int | None) -> Ticket | None:
-        """Return the ticket of a request; None for one that is not ours, such as a warm-up request."""
+        """Return the ticket of a request, or None where it is not ours, such as a warm-up request."""
         if client_id is None:
             return None
         with self._lock:

@@ -1,7 +1,7 @@
 """Choose an SLO and a number of replicas: what real-time keeps and best-effort gets, simulated with the real scheduler.
 
-    python -m bench.plan --pair llama8b-a100 --rt-rate 30 --ttft-slo-s 0.4 --tpot-slo-s 0.1
-    python -m bench.plan --pair llama8b-a100 --region --out bench/results/region.json
+    bros-plan --pair llama8b-a100 --rt-rate 30 --ttft-slo-s 0.4 --tpot-slo-s 0.1
+    bros-plan --pair llama8b-a100 --rt-rate 14 --region --out bench/results/region.json
 
 The first command says whether one replica keeps the SLOs. If not, it finds how many do: the number is doubled, then
 bisected. Replicas share real-time requests in turn, and one of them is simulated. Each has as many best-effort requests
@@ -57,8 +57,10 @@ def outcome(scenario: Scenario, pair: Pair, num_replicas: int) -> Outcome:
 
 
 def plan(scenario: Scenario, pair: Pair, goal: float, max_replicas: int) -> dict[str, Any]:
-    """Return whether one replica keeps the SLOs for `goal` of the requests, and the fewest that do; None: not even
-    `max_replicas`. `runs` holds what was simulated."""
+    """Return whether one replica keeps the SLOs for `goal` of the requests, and the fewest replicas that do.
+
+    That number is None where `max_replicas` do not. `runs` holds the simulated runs.
+    """
     runs: dict[int, Outcome] = {}
 
     def is_enough(num_replicas: int) -> bool:
@@ -126,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="bros-plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, base = parser.add_argument, Scenario(be_outstanding=256, warmup_s=30.0, duration_s=120.0)
     add("--pair", choices=sorted(load_pairs()), help=f"model and GPUs (default: {base.pair})")

@@ -1,7 +1,7 @@
 """The feasible region: the tightest SLOs that each policy keeps at each real-time load beside best-effort work.
 
 A policy that looks at SLOs is asked for each one on a ladder, by bisection. Of the others one run tells what they keep.
-`python -m bench.plan --region` is the command.
+`bros-plan --region` is the command.
 """
 
 from __future__ import annotations
@@ -40,7 +40,13 @@ def region(scenario: Scenario, pair: Pair, rates: Sequence[float], goal: float) 
     points = [
         _point(replace(scenario, policy=policy, rt_rate=rate), run, goal) for rate in rates for policy in POLICIES
     ]
-    return {"scenario": scenario.to_json(), "goal": goal, "points": points}
+    return {
+        "scenario": scenario.to_json(),
+        "goal": goal,
+        "loosest_ttft_slo_s": TTFT_LADDER_S[-1],
+        "loosest_tpot_slo_s": TPOT_LADDER_S[-1],
+        "points": points,
+    }
 
 
 def _point(scenario: Scenario, run: Run, goal: float) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any, cast
 
 from client.generation import Chunk, Generation, Message, Options
-from front.asked import Asked, Endpoint, Json, asked_of
-from front.bodies import ChatBody, parse
-from front.errors import ApiError
-from front.log_probs import chat_log_probs
-from front.response_format import schema_of
-from front.tools import Offer, Reader, calls_for_template, offer_of
+from client.openai.asked import Asked, Endpoint, Json, asked_of
+from client.openai.bodies import ChatBody, parse
+from client.openai.errors import ApiError
+from client.openai.log_probs import chat_log_probs
+from client.openai.response_format import schema_of
+from client.openai.tools import Offer, Reader, calls_for_template, offer_of
 
 CALLED = "tool_calls"  # the finish reason
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}

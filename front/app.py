@@ -17,6 +17,7 @@ from front.engine import Engine
 from front.failures import FailuresInOneLine
 from front.http import answer_errors
 from front.keys import open_keys
+from front.origins import OwnNamesOnly, names_of
 from front.page.view import Watch
 from front.settings import Settings
 
@@ -43,6 +44,7 @@ def make_app(settings: Settings, connect: Connect = connect_async) -> FastAPI:
     app.state.keys = open_keys(settings.api_key_file, settings.default_class)
     answer_errors(app)
     app.add_middleware(FailuresInOneLine)
+    app.add_middleware(OwnNamesOnly, names=names_of(settings))
     app.include_router(routes.make_router(settings))
     app.include_router(front.batches.routes.make_router())
     app.include_router(front.page.routes.make_router())

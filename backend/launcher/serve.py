@@ -115,7 +115,7 @@ def check_front(launch: Launch) -> None:
         [*command.arguments, "--check"], env=command.environment, capture_output=True, text=True, check=False
     )
     if found.returncode:
-        raise ConfigError(found.stderr.strip()[-_MAX_WORDS:])
+        raise ConfigError(f"--api-key-file: {found.stderr.strip()[-_MAX_WORDS:].removeprefix('bros-openai: ')}")
 
 
 class ConsoleReport:

@@ -44,6 +44,12 @@ def require_few(text: bytes, what: str = "the body", param: str | None = None) -
             raise ApiError(f"{what} holds {found} {kind}; the most are {limit}", param)
 
 
+def require_short(name: str, value: object, max_bytes: int) -> None:
+    """Raise ApiError where a field takes more bytes than `max_bytes` as JSON."""
+    if (size := len(msgspec.json.encode(value))) > max_bytes:
+        raise ApiError(f"{name}: {size} bytes of JSON exceed {max_bytes}", param=name)
+
+
 def _outside_of_strings(text: bytes) -> npt.NDArray[np.uint8]:
     """Return the bytes that stand in no string. Right up to where `text` ceases to be JSON, which nobody reads past."""
     signs = np.frombuffer(text.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)

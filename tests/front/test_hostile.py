@@ -82,6 +82,17 @@ def test_arguments_of_a_call_are_bounded_too() -> None:
         batch_job(CHAT_PATH, body.encode())
 
 
+@pytest.mark.parametrize("name", ["tools", "response_format"])
+def test_schemas_are_bounded_in_bytes_too(name: str) -> None:
+    schema = {"enum": [1] * 200_000}
+    value = {
+        "tools": [{"type": "function", "function": {"name": "a", "parameters": schema}}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+    }[name]
+    response = Door().chat(**{name: value})
+    assert (response.status_code, error_of(response)["param"]) == (400, name)
+
+
 def test_many_choices_of_a_long_prompt_are_refused() -> None:
     response = Door().complete(prompt="a " * 500_000, n=128)
     assert (response.status_code, error_of(response)["param"]) == (400, "n")

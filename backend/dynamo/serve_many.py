@@ -189,7 +189,7 @@ class _Many:
         arguments += ["--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq"]
         arguments += ["--migration-limit", str(_MIGRATIONS), "--router-mode", self._arguments.router]
         if self._arguments.router == "kv":
-            arguments += ["--no-router-kv-events"]
+            arguments += [] if self._arguments.kv_events else ["--no-router-kv-events"]
             arguments += ["--router-policy-config", str(policy)] if self._arguments.class_queues else []
         return self._child("frontend", ["-m", "dynamo.frontend", *arguments])
 
@@ -255,6 +255,12 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="with --router kv, let real-time requests go first at the frontend (default: yes)",
+    )
+    parser.add_argument(
+        "--kv-events",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="with --router kv, go by what the workers' prefix caches hold, not by what was sent there (default: yes)",
     )
     parser.add_argument(
         "--drain-timeout-s",

@@ -1,6 +1,6 @@
 """Four engines with prefix caches behind NVIDIA Dynamo's frontend: what it is worth to route by prefix.
 
-    python -m bench.many_prefixes --out bench/results/many.json         three minutes a seed; after `make serve-many`
+    python -m bench.many_prefixes --out bench/results/many.json         four minutes a seed; after `make serve-many`
 
 Conversations and jobs share prompts (bench/live/shared_prompts.py); the cache of one engine is too small for all of
 them. The result is the key `prefixes` of the file; what else the file has stays. Engines and frontend are those of
@@ -29,7 +29,8 @@ WAYS = (
     Way("round robin", ("--router", "round-robin"), has_faults=False),
     Way("least loaded", ("--router", "least-loaded"), has_faults=False),
     Way("KV-aware, predicted", ("--router", "kv", "--no-kv-events"), has_faults=False),
-    Way("KV-aware, by events", ("--router", "kv"), has_faults=False),
+    Way("KV-aware, events only", ("--router", "kv", "--predict-s", "0"), has_faults=False),
+    Way("KV-aware, events and predicted", ("--router", "kv"), has_faults=False),
 )
 _WARM_UP_S, _DRAIN_S = 10.0, 10.0
 _BAD = ("num_lost", "num_missing", "num_double", "num_foreign")
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.many_prefixes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs of each way (default: 1)")
-    parser.add_argument("--duration-s", type=float, default=35.0, help="requests arrive for so long (default: 35)")
+    parser.add_argument("--duration-s", type=float, default=30.0, help="requests arrive for so long (default: 30)")
     parser.add_argument(
         "--job-rate", type=float, default=Sizes().job_rate, help="best-effort requests a second (default: %(default)g)"
     )

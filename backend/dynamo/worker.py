@@ -65,10 +65,10 @@ class BrosEngine(LLMEngine):  # type: ignore[misc]  # dynamo has no type informa
 
     async def start(self, worker_id: int) -> EngineConfig:
         """Start the engine process, or connect to the one that is there; return what the router may know of it."""
-        if self._id_file is not None:
-            self._id_file.write_text(str(worker_id))
         self._link = EngineLink(self._file, f"dynamo-{worker_id}", self._note)
         await asyncio.to_thread(self._link.wait_until_ready, _log_state)
+        if self._id_file is not None:
+            self._id_file.write_text(str(worker_id))
         self._session = Session(self._link, Defaults("bros", wire.PER_REQUEST, self._file.config.service))
         blocks = LlmRegistration(kv_cache_block_size=_block_size(self._file.config))
         return EngineConfig(model=str(self._folder), served_model_name=self._name, llm=blocks)
@@ -144,7 +144,11 @@ def _parser() -> argparse.ArgumentParser:
         help="tokenizer and config.json for the frontend",
     )
     parser.add_argument("--name", default="bros", help="the model's name for clients (default: bros)")
-    parser.add_argument("--id-file", type=Path, help="write the worker's id there, by which Dynamo registers it")
+    parser.add_argument(
+        "--id-file",
+        type=Path,
+        help="write the worker's id there once it is about to join, by which Dynamo registers it",
+    )
     parser.add_argument("--namespace", default="dynamo", help="Dynamo's namespace (default: dynamo)")
     return parser
 

@@ -28,7 +28,7 @@ class Sizes:
     turn_tokens: int = 100
     turn_output: int = 32
     max_talk_tokens: int = 1600  # then the conversation ends, and another begins
-    num_systems: int = 16
+    num_systems: int = 32
     system_tokens: int = 1024
     own_tokens: int = 48
     job_output: int = 24

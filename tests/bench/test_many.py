@@ -156,6 +156,6 @@ def test_the_result_stands_beside_what_the_file_has(tmp_path: Path, monkeypatch:
     assert prefixes_main() == 0
     document = json.loads(path.read_text())
     assert document["runs"] == [1]
-    assert [each["name"] for each in document["prefixes"]["runs"]][-1] == "KV-aware, by events"
+    assert [each["name"] for each in document["prefixes"]["runs"]][-1] == "KV-aware, events and predicted"
     monkeypatch.setattr("bench.many_prefixes.run_way", lambda way, _load: result | {"name": way.name, "num_lost": 1})
     assert prefixes_main() == 1

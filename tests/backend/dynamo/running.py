@@ -44,6 +44,13 @@ class Many:
         found = {pid: re.search(r"backend\.dynamo\.worker .*/(\d+)\.json", words) for pid, words in commands.items()}
         return sorted((pid for pid, match in found.items() if match), key=lambda pid: int(found[pid][1]))  # type: ignore[index]
 
+    @property
+    def frontend_pid(self) -> int:
+        """The frontend that runs now."""
+        found = [child.pid for child in self.process.children() if "dynamo.frontend" in child.cmdline()]
+        assert len(found) == 1
+        return found[0]
+
     def instances(self) -> set[int]:
         """Return the workers that the frontend knows."""
         listed = httpx.get(f"{self.url}/health", timeout=10.0).json()["instances"]

@@ -1,9 +1,9 @@
-"""Four engines with prefix caches behind NVIDIA Dynamo's frontend: what it is worth to route by prefix.
+"""Four engines with prefix caches behind NVIDIA Dynamo's frontend: the worth of routing by prefix.
 
     python -m bench.many_prefixes --out bench/results/many.json         four minutes a seed; after `make serve-many`
 
 Conversations and jobs share prompts (bench/live/shared_prompts.py); the cache of one engine is too small for all of
-them. The result is the key `prefixes` of the file; what else the file has stays. Engines and frontend are those of
+them. The result is the key `prefixes` of the file; its other keys stay. Engines and frontend are those of
 `bench.many`.
 """
 
@@ -59,7 +59,7 @@ def run_way(way: Way, load: SharedLoad) -> dict[str, Any]:
 
 
 def score(records: list[RequestRecord], target: CountingTarget, duration_s: float) -> dict[str, Any]:
-    """Return what a run was worth: hits and attainment after the warm-up, and what went wrong at any time."""
+    """Return the worth of a run: hits and attainment after the warm-up, and what went wrong at any time."""
     window = Window(_WARM_UP_S, duration_s)
     warm = [record for record in records if record.arrival_s >= _WARM_UP_S]
     ids = {kind: [each.request_id for each in warm if each.is_rt == (kind == "rt")] for kind in ("rt", "be")}

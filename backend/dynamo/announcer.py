@@ -20,7 +20,7 @@ _MAX_BLOCKS = 1024  # of one event that takes blocks back
 
 
 class Publisher(Protocol):
-    """What is used of Dynamo's `KvEventPublisher`."""
+    """The part of Dynamo's `KvEventPublisher` that is used."""
 
     def publish_batch(self, events: Sequence[dict[str, Any]]) -> None: ...
 

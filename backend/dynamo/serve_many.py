@@ -2,8 +2,8 @@
 
     python -m backend.dynamo.serve_many --replicas 2 --executor sim
 
-It needs no etcd and no NATS. Ctrl-C ends all: the workers drain, then the frontend stops. What dies is started again.
-The open streams of a worker that dies go on at another one.
+It needs no etcd and no NATS. Ctrl-C ends all: the workers drain, then the frontend stops. A process that dies is started
+again. The open streams of a worker that dies go on at another one.
 """
 
 from __future__ import annotations

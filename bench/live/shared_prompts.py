@@ -1,7 +1,7 @@
 """A load whose prompts begin alike: conversations that grow, and jobs with a few long system prompts.
 
 A conversation is real-time: each turn sends all that was said before, and waits for its answer. The requests of the
-jobs are best-effort and arrive whatever the server does. Every draw is made in advance, but for what is answered.
+jobs are best-effort and arrive whatever the server does. Every draw is made in advance, but for the answers.
 """
 
 from __future__ import annotations

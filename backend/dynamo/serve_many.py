@@ -2,8 +2,8 @@
 
     python -m backend.dynamo.serve_many --replicas 2 --executor sim
 
-It needs no etcd and no NATS. Ctrl-C ends all: the workers drain, then the frontend stops. A process that dies is started
-again. The open streams of a worker that dies go on at another one.
+It needs no etcd and no NATS. Ctrl-C ends all: the workers drain, then the frontend stops. A process that dies is
+started again. The open streams of a worker that dies go on at another one.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class _Many:
 
     async def run(self) -> None:
         """Start everything, say what to type, keep the workers alive, and stop all when asked to."""
-        _check_free(self._arguments.host, self._arguments.port)
+        for option, port in (("--port", self._arguments.port), ("--tiers-port", self._arguments.tiers_port)):
+            if port is not None:
+                _check_free(option, self._arguments.host, port)
         every = _engine_values(self._arguments)
         configs = [parse_config(each) for each in every]
         self._has_prefix_cache = any(config.scheduler.prefix_caching for config in configs)
@@ -90,21 +92,21 @@ class _Many:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
-        frontend = self._frontend()
+        fronts = [self._frontend(), *([] if self._arguments.tiers_port is None else [self._tier_door()])]
         workers = [self._worker(index, each, folder) for index, each in enumerate(every)]
         try:
-            for child in (frontend, *workers):
+            for child in (*fronts, *workers):
                 await child.start()
-            await self._wait_until_ready(frontend, workers)
+            await self._wait_until_ready(fronts, workers)
             self._say_hint(workers)
-            await self._watch(frontend, workers)
+            await self._watch(fronts, workers)
         finally:
             self._stop.set()
             await asyncio.gather(
                 *(worker.stop(self._arguments.drain_timeout_s + _STOP_TIMEOUT_S) for worker in workers)
             )
-            await frontend.stop(_STOP_TIMEOUT_S)
-            for child in (*workers, frontend):
+            await asyncio.gather(*(front.stop(_STOP_TIMEOUT_S) for front in fronts))
+            for child in (*workers, *fronts):
                 await child.kill()
             await self._engines_end()
 
@@ -114,9 +116,9 @@ class _Many:
         while list(self._directory.glob("*.sock")) and time.monotonic() < give_up_s:
             await asyncio.sleep(0.1)
 
-    async def _watch(self, frontend: Child, workers: Sequence[Child]) -> None:
-        """Keep the frontend and the workers alive until asked to stop."""
-        keepers = [asyncio.create_task(self._keep(child)) for child in (frontend, *workers)]
+    async def _watch(self, fronts: Sequence[Child], workers: Sequence[Child]) -> None:
+        """Keep all alive until asked to stop."""
+        keepers = [asyncio.create_task(self._keep(child)) for child in (*fronts, *workers)]
         keepers += [asyncio.create_task(self._end_when_lost(worker)) for worker in workers]
         await self._stop.wait()
         for keeper in keepers:
@@ -165,11 +167,11 @@ class _Many:
     def _id_file(self, name: str) -> Path:
         return self._directory / f"{name}.id"
 
-    async def _wait_until_ready(self, frontend: Child, workers: list[Child]) -> None:
+    async def _wait_until_ready(self, fronts: Sequence[Child], workers: Sequence[Child]) -> None:
         """Wait until every worker has joined and the frontend answers; it knows its workers before their model."""
         give_up_s = time.monotonic() + _START_TIMEOUT_S
         while not self._stop.is_set():
-            for child in (frontend, *workers):
+            for child in (*fronts, *workers):
                 if not child.is_running:
                     raise RuntimeError(f"{child.command.name} ended while starting; its log:\n{child.log_tail()}")
             if await asyncio.to_thread(self._num_instances) >= len(workers) and await asyncio.to_thread(self._answers):
@@ -207,6 +209,8 @@ class _Many:
             pids=pids,
             logs=self._directory,
         )
+        if self._arguments.tiers_port is not None:
+            text += f"Tiers of OpenAI's API: http://{self._arguments.host}:{self._arguments.tiers_port}/v1\n"
         print(text, end="", flush=True)
 
     def _frontend(self) -> Child:
@@ -219,6 +223,10 @@ class _Many:
             arguments += self._index_options()
             arguments += ["--router-policy-config", str(policy)] if self._arguments.class_queues else []
         return self._child("frontend", ["-m", "dynamo.frontend", *arguments])
+
+    def _tier_door(self) -> Child:
+        arguments = ["--host", self._arguments.host, "--port", str(self._arguments.tiers_port)]
+        return self._child("tier-door", ["-m", "backend.dynamo.tier_door", *arguments, "--frontend", self._url])
 
     def _index_options(self) -> list[str]:
         """Return where the router knows from which prefixes a worker holds."""
@@ -253,13 +261,13 @@ class _Many:
         return Child(Command(name, [str(python), *arguments], environment, self._directory / f"{name}.log"))
 
 
-def _check_free(host: str, port: int) -> None:
+def _check_free(option: str, host: str, port: int) -> None:
     """Raise ConfigError where somebody listens already."""
     try:
         socket.create_connection((host, port), timeout=1.0).close()
     except OSError:
         return
-    raise ConfigError(f"--port: somebody listens on {host}:{port} already; choose another")
+    raise ConfigError(f"{option}: somebody listens on {host}:{port} already; choose another")
 
 
 def _engine_values(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -287,6 +295,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address of the frontend (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port of the frontend (default: 8000)")
+    parser.add_argument(
+        "--tiers-port",
+        type=int,
+        help="listen there too, for clients whose class is OpenAI's service_tier (default: nowhere)",
+    )
     parser.add_argument(
         "--router",
         choices=["round-robin", "random", "least-loaded", "kv"],

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kv.block import BASE, HEAD, INDEX_OF_SIDE, TAIL
+from kv.block import BASE, HEAD, HELD, INDEX_OF_SIDE, TAIL
 from kv.budget import KVBudget
 from kv.checkpoint import HostPool
 from kv.invariants import check_invariants
@@ -92,7 +92,7 @@ class KVCacheManager:
     def find(self, prefix: Prefix) -> int:
         """Return how many of the tokens of `prefix`, from the first on, a new row could borrow; all but the last, which
         is always computed."""
-        num_found = prefix.find(self._index)
+        num_found = self._index.find(prefix)
         return num_found if num_found < prefix.num_tokens else prefix.num_tokens - 1
 
     def borrow(self, row: Row, prefix: Prefix) -> int:
@@ -114,9 +114,10 @@ class KVCacheManager:
         """Let others borrow what `row` holds: the first `num_tokens` of `prefix`, which were computed, and are not
         copied in, by the steps before this one."""
         self._check_open(row)
-        num_held = self.num_held(row)
+        rows = self._pool.rows
+        num_held = rows.item(HELD, row)
         assert num_tokens <= num_held, f"row {row}: lends {num_tokens} of {num_held} positions"
-        self._index.add(row, prefix, self.num_borrowed(row), num_tokens)
+        self._index.add(row, prefix, rows.item(BASE, row), num_tokens)
 
     def leave_cached(self, row: Row, prefix: Prefix, num_tokens: int) -> None:
         """Close `row`, but let others borrow the first `num_tokens` of `prefix` that it holds, as `lend` does, until

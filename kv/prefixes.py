@@ -49,38 +49,28 @@ class _Run:
 
 
 class Prefix:
-    """The tokens of a request and, as of the last look, where they leave the tree."""
+    """The tokens of a request and, as of the last look, where they leave the tree (see `PrefixIndex.find`)."""
 
-    __slots__ = ("_last", "_lent", "_num_known", "data", "num_tokens", "salt")
+    __slots__ = ("data", "last", "lent", "num_known", "num_tokens", "salt")
 
     def __init__(self, token_ids: Sequence[int], salt: str = "") -> None:
         """Tokens of different `salt` are never shared."""
         self.data = token_bytes(token_ids)
         self.num_tokens = len(token_ids)
         self.salt = salt
-        self._last: _Run | None = None  # the last run that is wholly in the tokens
-        self._num_known = 0  # tokens up to its end, when it was found
-        self._lent: _Run | None = None  # the last run of which they have a part
+        self.last: _Run | None = None  # the last run that is wholly in the tokens
+        self.num_known = 0  # tokens up to its end, when it was found
+        self.lent: _Run | None = None  # the last run of which they have a part
 
     @property
     def lenders(self) -> Sequence[Row]:
         """The rows that could lend what was found."""
-        return () if self._lent is None else self._lent.rows
+        return () if self.lent is None else self.lent.rows
 
     def append(self, token_ids: Sequence[int]) -> None:
         """Note that the request went on with `token_ids`."""
-        num_tokens = len(token_ids)
-        self.data += struct.pack(f"={num_tokens}i", *token_ids)
-        self.num_tokens += num_tokens
-
-    def find(self, index: PrefixIndex) -> int:
-        """Return how many of the tokens, from the first on, can be borrowed, in whole segments; it remembers where."""
-        last = self._last
-        while last is not None and (not last.rows or last.stop > self._num_known):  # it is gone, or has grown
-            last = last.parent
-        self._last, self._lent, num_found = index.search(last, self.salt, self.data)
-        self._num_known = 0 if self._last is None else self._last.stop
-        return num_found
+        self.data += token_bytes(token_ids)
+        self.num_tokens += len(token_ids)
 
 
 class PrefixIndex:
@@ -112,20 +102,24 @@ class PrefixIndex:
         """Return what came and went since the last call, or since `watch`."""
         return [] if self._log is None else self._log.take()
 
-    def search(self, last: _Run | None, salt: str, data: bytes) -> tuple[_Run | None, _Run | None, int]:
-        """Follow `data`, of which `last` (None: nothing) is known to be in the tree: return the last run that is wholly
-        in it, the last that is in part, and how many tokens were found."""
-        children = self._roots.get(salt) if last is None else last.children
+    def find(self, prefix: Prefix) -> int:
+        """Return how many of the tokens of `prefix`, from the first on, can be borrowed, in whole segments. Note there
+        where they leave the tree; the next look begins at it."""
+        data, size, last = prefix.data, self._size, prefix.last
+        while last is not None and (not last.rows or last.stop > prefix.num_known):  # it is gone, or has grown
+            last = last.parent
+        children = self._roots.get(prefix.salt) if last is None else last.children
         start = 0 if last is None else last.stop * TOKEN_BYTES
-        while children:
-            run = children.get(data[start : start + self._size])
-            if run is None:
-                break
+        lent, num_alike = last, 0
+        while children and (run := children.get(data[start : start + size])) is not None:
+            lent = run
             if not data.startswith(run.tokens, start):
-                return last, run, run.start + self._num_alike(run.tokens, data[start:])
+                num_alike = self._num_alike(run.tokens, data[start:])
+                break
             last, children = run, run.children
             start += len(run.tokens)
-        return last, last, start // TOKEN_BYTES
+        prefix.last, prefix.lent, prefix.num_known = last, lent, start // TOKEN_BYTES
+        return prefix.num_known + num_alike
 
     def add(self, row: Row, prefix: Prefix, num_borrowed: int, num_held: int) -> None:
         """Note that `row` holds the first `num_held` tokens of `prefix`, of which the first `num_borrowed` are not its

@@ -20,7 +20,7 @@ INTRODUCTION = """\
 requests come in bursts, {rt_rate:g} a second on average. Their objectives are {ttft_s:g} s to the first token and
 {tpot_ms:g} ms for each further one. Best-effort requests are more than the engines can do. One engine is {slowness:g}
 times as slow as the others, and the worker of another is killed half way. The limit is one engine with the capacity of
-all. Means over {num_seeds} seeds; lost streams and wrong tokens are sums. Client, frontend, workers and engines shared
+all. Means over {seeds}; lost streams and wrong tokens are sums. Client, frontend, workers and engines shared
 the machine's cores."""
 PREFIXES = """\
 `python -m bench.many_prefixes`: prompts that begin alike, {replicas} engines with prefix caches of {kv_tokens} tokens
@@ -43,7 +43,9 @@ def many_text(results: Path) -> str | None:
         **{key: document[key] for key in ("replicas", "duration_s", "rt_rate", "slowness")},
         ttft_s=slos["ttft_slo_s"],
         tpot_ms=slos["tpot_slo_s"] * 1e3,
-        num_seeds=len({run["seed"] for run in document["runs"]}),
+        seeds="one seed"
+        if (num_seeds := len({run["seed"] for run in document["runs"]})) == 1
+        else f"{num_seeds} seeds",
     )
     sections = [introduction]
     for has_faults, title in ((True, "One slow, one killed:"), (False, "All alike, none killed:")):

@@ -59,9 +59,12 @@ def run_way(way: Way, load: SharedLoad) -> dict[str, Any]:
 
 
 def score(records: list[RequestRecord], target: CountingTarget, duration_s: float) -> dict[str, Any]:
-    """Return the worth of a run: hits and attainment after the warm-up, and what went wrong at any time."""
+    """Return the worth of a run: hits and attainment after the warm-up, and what went wrong at any time.
+
+    Hits are of requests answered after it: of those that arrive then, some routers answer none in time.
+    """
     window = Window(_WARM_UP_S, duration_s)
-    warm = [record for record in records if record.arrival_s >= _WARM_UP_S]
+    warm = [each for each in records if each.is_finished and (each.finished_s or 0.0) >= _WARM_UP_S]
     ids = {kind: [each.request_id for each in warm if each.is_rt == (kind == "rt")] for kind in ("rt", "be")}
     return {
         **score_rt(records, SLOS, window),

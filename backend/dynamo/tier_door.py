@@ -20,7 +20,6 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
-from yarl import URL
 
 CLASS_HEADER = "x-dynamo-meta-policy-class"
 # As `front.tiers` has them; a test compares both.
@@ -75,7 +74,7 @@ async def _pass_on(request: web.Request) -> web.StreamResponse:
         body, added = translated(await request.read(), request.headers)
     except ValueError as error:
         return _error(HTTPStatus.BAD_REQUEST, str(error), "invalid_request_error")
-    url = URL(request.app[_FRONTEND] + request.raw_path, encoded=True)
+    url = request.app[_FRONTEND] + request.raw_path
     headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP} | added
     try:
         upstream = await request.app[_SESSION].request(request.method, url, data=body or None, headers=headers)

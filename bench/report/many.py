@@ -28,7 +28,7 @@ each, {duration_s:g} s. {num_talks} conversations send all that was said before 
 {think_s:g} s on average. Best-effort requests come {job_rate:g} a second, each with one of {num_systems} system prompts
 of {system_tokens} tokens and {own_tokens} tokens of its own. Hits are prompt tokens that an engine had cached, of all
 prompt tokens of answered requests. Predicted: the router assumes that what it sent is still there. Events: the workers
-tell it what their caches hold. Means over {num_seeds} seeds."""
+tell it what their caches hold. Means over {seeds}."""
 _PREFIX_HEADER = ("router", "hits", "RT hits", "BE hits", "RT in time", "BE tokens/s", "lost", "missing", "double")
 _WRONG = ("num_lost", "num_missing", "num_double", "num_foreign")
 
@@ -43,9 +43,7 @@ def many_text(results: Path) -> str | None:
         **{key: document[key] for key in ("replicas", "duration_s", "rt_rate", "slowness")},
         ttft_s=slos["ttft_slo_s"],
         tpot_ms=slos["tpot_slo_s"] * 1e3,
-        seeds="one seed"
-        if (num_seeds := len({run["seed"] for run in document["runs"]})) == 1
-        else f"{num_seeds} seeds",
+        seeds=_seeds(document["runs"]),
     )
     sections = [introduction]
     for has_faults, title in ((True, "One slow, one killed:"), (False, "All alike, none killed:")):
@@ -62,7 +60,7 @@ def _prefixes(part: Mapping[str, Any]) -> list[str]:
     """Return what routing by prefix brings."""
     runs = part["runs"]
     facts = {key: part[key] for key in ("replicas", "kv_tokens", "duration_s")} | part["sizes"]
-    introduction = PREFIXES.format(**facts, num_seeds=len({run["seed"] for run in runs}))
+    introduction = PREFIXES.format(**facts, seeds=_seeds(runs))
     rows = [_prefix_row(name, group) for name, group in _by_name(runs).items()]
     return [introduction, markdown_table(_PREFIX_HEADER, rows), describe(part["provenance"])]
 
@@ -108,6 +106,11 @@ def _bars(runs: Sequence[Mapping[str, Any]]) -> str:
     )
     lines.append(f"- Best router, {name}: {words} (bar: {BE_BAR:.0%} at equal attainment: {verdict(is_met)})")
     return "\n".join(lines)
+
+
+def _seeds(runs: Sequence[Mapping[str, Any]]) -> str:
+    num_seeds = len({run["seed"] for run in runs})
+    return "one seed" if num_seeds == 1 else f"{num_seeds} seeds"
 
 
 def _share(shares: Sequence[float | None]) -> str:

@@ -133,11 +133,11 @@ def test_engines_with_prefix_caches_are_smaller_and_have_them() -> None:
     assert config.sim.coefficients == usual.sim.coefficients
 
 
-def test_hits_are_of_requests_after_the_warm_up() -> None:
+def test_hits_are_of_requests_answered_after_the_warm_up() -> None:
     target = object.__new__(CountingTarget)
     target.answers = {}
     records = []
-    for name, arrival_s, num_cached in (("early", 1.0, 0), ("late", 11.0, 50)):
+    for name, arrival_s, num_cached in (("early", 1.0, 0), ("between", 9.95, 60), ("late", 11.0, 40)):
         query = Query(name, True, [40], 1, SLOS)
         target.answers[name] = Answer(query, usage=Usage(100, num_cached))
         records.append(RequestRecord(name, True, arrival_s, 1, 1, [arrival_s + 0.1], arrival_s + 0.1))

@@ -13,7 +13,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -25,20 +24,17 @@ from typing import Any
 
 from backend.config import REPOSITORY_ROOT, parse_config
 from backend.core.errors import ConfigError
+from backend.dynamo.many_options import check_free, engine_values, parser
 from backend.dynamo.model_folder import model_folder
 from backend.launcher.child import Child
 from backend.launcher.launch import Command
 
 _DISCOVERY = "discovery"
-ENVIRONMENT = REPOSITORY_ROOT / ".venv-dynamo"  # made by `make serve-many`
 NAME = "bros"
 _MIGRATIONS = 16  # how often a stream may move to another worker; a dead one is tried again until its lease ends
 _START_TIMEOUT_S = 300.0
 _LOOK_S, _LOST_S = 1.0, 5.0  # how often leases are looked at, and how long one may be lacking beyond a drain
 _RESTART_PAUSE_S = 1.0
-# A prompt enters the cache when it is computed; until then the router would send its like elsewhere. Of the prompt
-# tokens in bench.many_prefixes, on a busy machine, 61 % were hits with events only, 85 % with 5 s, 80 % with 60 s.
-_PREDICT_S = 5.0
 _STOP_TIMEOUT_S = 30.0  # beyond the drain
 _DRAIN_VARIABLE = "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS"  # so long a worker goes on; then its streams move
 _HOST_VARIABLES = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST")  # else all interfaces
@@ -60,7 +56,7 @@ Best effort: the same with 'x-dynamo-meta-policy-class: be'. Workers: {pids}. Lo
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    arguments = _parser().parse_args()
+    arguments = parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory(prefix="bros-many-", ignore_cleanup_errors=True) as directory:
         try:
             asyncio.run(_Many(arguments, Path(directory)).run())
@@ -84,8 +80,8 @@ class _Many:
         """Start everything, say what to type, keep the workers alive, and stop all when asked to."""
         for option, port in (("--port", self._arguments.port), ("--tiers-port", self._arguments.tiers_port)):
             if port is not None:
-                _check_free(option, self._arguments.host, port)
-        every = _engine_values(self._arguments)
+                check_free(option, self._arguments.host, port)
+        every = engine_values(self._arguments)
         configs = [parse_config(each) for each in every]
         self._has_prefix_cache = any(config.scheduler.prefix_caching for config in configs)
         folder = model_folder(configs[0], self._directory / "model")
@@ -259,79 +255,6 @@ class _Many:
             _DRAIN_VARIABLE: str(round(self._arguments.drain_timeout_s)),
         }
         return Child(Command(name, [str(python), *arguments], environment, self._directory / f"{name}.log"))
-
-
-def _check_free(option: str, host: str, port: int) -> None:
-    """Raise ConfigError where somebody listens already."""
-    try:
-        socket.create_connection((host, port), timeout=1.0).close()
-    except OSError:
-        return
-    raise ConfigError(f"{option}: somebody listens on {host}:{port} already; choose another")
-
-
-def _engine_values(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the configuration of each engine. Raises ConfigError."""
-    if not arguments.config:
-        return [{"executor": arguments.executor}] * arguments.replicas
-    try:
-        given = [json.loads(path.read_text()) for path in arguments.config]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--config: {error}") from error
-    arguments.executor = given[0].get("executor", arguments.executor)
-    return given * arguments.replicas if len(given) == 1 else given
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m backend.dynamo.serve_many",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--replicas", type=int, default=2, help="workers, each with an engine (default: 2)")
-    parser.add_argument("--executor", choices=["sim", "torch"], default="sim", help="of each engine (default: sim)")
-    parser.add_argument(
-        "--config", type=Path, nargs="+", help="engine.json of every engine, or one for each, instead of --executor"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address of the frontend (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="port of the frontend (default: 8000)")
-    parser.add_argument(
-        "--tiers-port",
-        type=int,
-        help="listen there too, for clients whose class is OpenAI's service_tier (default: nowhere)",
-    )
-    parser.add_argument(
-        "--router",
-        choices=["round-robin", "random", "least-loaded", "kv"],
-        default="kv",
-        help="how the frontend chooses a worker; kv also queues by class (default: kv)",
-    )
-    parser.add_argument(
-        "--class-queues",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="with --router kv, let real-time requests go first at the frontend (default: yes)",
-    )
-    parser.add_argument(
-        "--kv-events",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="with --router kv, go by what the workers' prefix caches hold, not by what was sent there (default: yes)",
-    )
-    parser.add_argument(
-        "--predict-s",
-        type=float,
-        default=_PREDICT_S,
-        help="with --kv-events, count on what was sent there so many seconds ago, too; 0: no (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--drain-timeout-s",
-        type=float,
-        default=5.0,
-        help="a worker that is asked to end serves its open streams for so long, whole seconds (default: %(default)g)",
-    )
-    parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="where ai-dynamo is installed")
-    return parser
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from backend.config import REPOSITORY_ROOT
-from backend.dynamo.serve_many import ENVIRONMENT
+from backend.dynamo.many_options import ENVIRONMENT
 from bench.live.server import free_port
 from tests.triton.servers import wait_until
 

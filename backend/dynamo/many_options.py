@@ -12,8 +12,8 @@ from backend.config import REPOSITORY_ROOT
 from backend.core.errors import ConfigError
 
 ENVIRONMENT = REPOSITORY_ROOT / ".venv-dynamo"  # made by `make serve-many`
-# A prompt enters the cache when it is computed; until then the router would send its like elsewhere. Seconds: longer than
-# a prompt waits and computes. bench.many_prefixes compares it with events only, and found 60 s to be worse.
+# A prompt enters the cache when it is computed; until then the router would send its like elsewhere. Seconds: longer
+# than a prompt waits and computes, and much shorter than the minute that found less in bench.many_prefixes.
 _PREDICT_S = 5.0
 
 

@@ -22,7 +22,7 @@ import aiohttp
 from aiohttp import web
 
 CLASS_HEADER = "x-dynamo-meta-policy-class"
-# As `front.tiers` has them; a test compares both.
+# As `client.openai.tiers` has them; a test compares both.
 CLASS_OF_TIER = {"flex": "be", "priority": "rt", "fast": "rt", "scale": "rt", "default": None, "auto": None}
 _OBJECTIVES = ("ttft_slo_ms", "tpot_slo_ms", "deadline_ms")
 _MAX_BODY_BYTES = 8 * 1024 * 1024

@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from backend.dynamo.tier_door import CLASS_HEADER, CLASS_OF_TIER, make_app, translated
-from front.tiers import TIER_NAMES, Rule
+from client.openai.tiers import TIER_NAMES, Rule
 
 
 def test_the_tiers_are_those_of_the_other_front_door() -> None:

@@ -18,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kv.block import BASE, HEAD, INDEX_OF_SIDE, TAIL
+from kv.block import BASE, HEAD, HELD, INDEX_OF_SIDE, TAIL
 from kv.budget import KVBudget
 from kv.checkpoint import HostPool
 from kv.invariants import check_invariants
 from kv.pool import Pool
+from kv.prefix_log import PrefixEvent
 from kv.prefixes import Prefix, PrefixIndex
 from kv.table import SlotTable
 from kv.types import NO_COPIES, KVConfig, KVUsage, Row, Side, SlotCopy
@@ -91,7 +92,7 @@ class KVCacheManager:
     def find(self, prefix: Prefix) -> int:
         """Return how many of the tokens of `prefix`, from the first on, a new row could borrow; all but the last, which
         is always computed."""
-        num_found = prefix.find(self._index)
+        num_found = self._index.find(prefix)
         return num_found if num_found < prefix.num_tokens else prefix.num_tokens - 1
 
     def borrow(self, row: Row, prefix: Prefix) -> int:
@@ -113,9 +114,10 @@ class KVCacheManager:
         """Let others borrow what `row` holds: the first `num_tokens` of `prefix`, which were computed, and are not
         copied in, by the steps before this one."""
         self._check_open(row)
-        num_held = self.num_held(row)
+        rows = self._pool.rows
+        num_held = rows.item(HELD, row)
         assert num_tokens <= num_held, f"row {row}: lends {num_tokens} of {num_held} positions"
-        self._index.add(row, prefix, self.num_borrowed(row), num_tokens)
+        self._index.add(row, prefix, rows.item(BASE, row), num_tokens)
 
     def leave_cached(self, row: Row, prefix: Prefix, num_tokens: int) -> None:
         """Close `row`, but let others borrow the first `num_tokens` of `prefix` that it holds, as `lend` does, until
@@ -123,6 +125,19 @@ class KVCacheManager:
         self.lend(row, prefix, num_tokens)
         size = self._index.block_size
         self._leave_cached(row, 0 if self._index.is_double(row) else num_tokens // size * size)
+
+    def watch_prefixes(self) -> list[PrefixEvent]:
+        """Note from now on which prefixes can be borrowed, and which no longer; return all that can be now, as if they
+        had just come."""
+        return self._index.watch()
+
+    def unwatch_prefixes(self) -> None:
+        """Note nothing any more."""
+        self._index.unwatch()
+
+    def take_prefix_events(self) -> list[PrefixEvent]:
+        """Return what was noted since the last call, in order; nothing where nobody watches."""
+        return self._index.take_events()
 
     def evict_all(self) -> None:
         """Forget all that is cached and that no request borrows."""

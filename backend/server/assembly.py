@@ -15,7 +15,7 @@ from backend.core.executor import Executor
 from backend.engine.engine import Command, Emit, Engine, Record
 from backend.engine.scheduler import make_scheduler
 from backend.server.intake import Abilities, PromptTokenizer
-from backend.server.startup import measure_speed, memory_line, speed_line
+from backend.server.startup import measure_speed, memory_line, speed_line, speed_of
 from backend.text.grammar import Grammars
 from backend.text.sim_tokenizer import SimTokenizer
 from backend.text.tokenizer import Tokenizer, load_tokenizer
@@ -99,7 +99,8 @@ def load_runtime(
         check_vocabulary(tokenizer, vllm.vocab_size)
         if vllm.follows_schemas:
             abilities = replace(abilities, compile_schema=lambda *_: None)  # it does so itself
-        return Runtime(vllm.engine, vllm.engine.max_seq_len, vllm.vocab_size, abilities, facts=[vllm.facts])
+        facts = [vllm.facts, speed_line(speed_of(vllm.latency), config.service.default_slo)]
+        return Runtime(vllm.engine, vllm.engine.max_seq_len, vllm.vocab_size, abilities, facts=facts)
     executor = _make_executor(config, clock, report)
     capacity = executor.capacity()
     vocab_size = tokenizer.vocab_size if capacity.vocab_size is None else capacity.vocab_size

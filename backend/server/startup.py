@@ -9,6 +9,7 @@ import numpy as np
 from backend.core.executor import Executor, ExecutorCapacity
 from backend.core.plan import StepBatch
 from backend.core.request import PriorityClass, Request, RequestId, SamplingParams, Slo
+from backend.policy.state.latency_model import LatencyModel, StepFeatures
 
 _PREFILL_TOKENS = 128  # a short question's prompt; a longer one costs more for each token
 _NUM_DECODES = 3
@@ -44,6 +45,14 @@ def measure_speed(executor: Executor) -> Speed:
     prefill_s = step(num_prompt)
     request.num_computed = num_prompt - 1  # its last token again, as if that had just been sampled
     return Speed(min(step(1) for _ in range(_NUM_DECODES)), prefill_s, num_prompt)
+
+
+def speed_of(latency: LatencyModel) -> Speed:
+    """Return what a model says of the same steps."""
+    n = _PREFILL_TOKENS
+    prefill = StepFeatures(new_tokens=n, prefill_pairs=0.5 * n * n, has_prefill=True)
+    decode = StepFeatures(new_tokens=1, context_tokens=n)
+    return Speed(latency.predict_s(decode), latency.predict_s(prefill), n)
 
 
 def speed_line(speed: Speed, objectives: Slo) -> str:

@@ -1,6 +1,6 @@
 """Write docs/benchmarks.md, its pictures, and the tables beside the results; a result file holds every number.
 
-The tables in docs/kv.md, docs/algorithm.md, docs/many.md and docs/planning.md are written too.
+The tables in docs/kv.md, docs/algorithm.md, docs/many.md, docs/openai.md and docs/planning.md are written too.
 
     python -m bench.report                write docs/benchmarks.md, bench/results/measured.md and grid.md, docs/img
     python -m bench.report --check        fail if a document differs from the results
@@ -15,6 +15,9 @@ from pathlib import Path
 from bench.report import plots
 from bench.report.ablations import BEGIN, END, ablations_text
 from bench.report.cancel import cancel_sections
+from bench.report.door import BEGIN as DOOR_BEGIN
+from bench.report.door import END as DOOR_END
+from bench.report.door import door_text
 from bench.report.engine import engine_sections
 from bench.report.fleet import BEGIN as FLEET_BEGIN
 from bench.report.fleet import END as FLEET_END
@@ -79,6 +82,9 @@ def render(results: Path, docs: Path) -> dict[Path, str]:
         written[planning] = put_into(planning.read_text(), region, REGION_BEGIN, REGION_END)
     if (replicas := docs / "many.md").exists():
         written[replicas] = _with_replicas(replicas.read_text(), results)
+    front, door = docs / "openai.md", door_text(results)
+    if door and front.exists():
+        written[front] = put_into(front.read_text(), door, DOOR_BEGIN, DOOR_END)
     if cache.exists() and (sharing or prefix):
         text = cache.read_text()
         text = put_into(text, sharing) if sharing else text

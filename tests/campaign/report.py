@@ -41,7 +41,7 @@ starts `bros-serve` with the simulated executor, whose tokens are known in advan
 and machines do. A *fault* is a request without exactly one end, an end that is neither an answer nor a typed error, a
 token lost, repeated or out of order, a slot, process or file left behind, memory, descriptors or threads that do not
 come back, or a canary of either class that does not return. *Recovery* is the longest time until all models served
-again."""
+again. Phases may run beside each other on the same cores, which lengthens it."""
 LIMITS = """\
 ## What Triton 2.51 itself does not survive
 

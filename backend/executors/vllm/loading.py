@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backend.core.clock import Clock
@@ -19,7 +19,9 @@ from backend.executors.vllm.runtime import VllmRuntime
 from backend.executors.vllm.settings import VllmSettings
 from backend.executors.vllm.steering import Steering
 from backend.executors.vllm.surface import require_known
+from backend.executors.vllm.trial import Room, trial_coefficients
 from backend.policy.settings import SchedulerSettings
+from backend.policy.state.latency_model import LatencyModel
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class Loaded:
     engine: VllmEngine
     vocab_size: int
     facts: str
+    latency: LatencyModel
     follows_schemas: bool  # it does where it has a tokenizer
 
 
@@ -63,16 +66,38 @@ def load_engine(
     scheduler = core.scheduler
     require_known(scheduler, _base(), version)
     tickets: dict[str, Ticket] = {}
-    steering = scheduler.steering = Steering(scheduler, tickets, scheduler_settings, clock)
     runtime = VllmRuntime(llm, _make_params, tickets, eos_token_ids)
+    vocab_size = int(llm.model_config.get_vocab_size())
+    if scheduler_settings.latency_coefficients is None:
+        report("measuring steps", None)
+        scheduler_settings = _measured(runtime, scheduler, vocab_size, scheduler_settings, clock)
+    steering = scheduler.steering = Steering(scheduler, tickets, scheduler_settings, clock)
     facts = _facts(version, scheduler, steering, scheduler_settings.policy)
     logger.info("%s", facts)
     return Loaded(
         VllmEngine(runtime, steering, clock, emit),
-        int(llm.model_config.get_vocab_size()),
+        vocab_size,
         facts,
+        steering.pilot.view.latency,
         follows_schemas=not llm.model_config.skip_tokenizer_init,
     )
+
+
+def _measured(
+    runtime: VllmRuntime, scheduler: Any, vocab_size: int, settings: SchedulerSettings, clock: Clock
+) -> SchedulerSettings:
+    """Return the settings with what trial steps cost here."""
+    room = Room(
+        max_tokens=scheduler.max_num_scheduled_tokens,
+        max_seqs=scheduler.max_num_running_reqs,
+        max_seq_len=scheduler.max_model_len,
+        num_slots=(scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1) * scheduler.block_size,
+    )
+    try:
+        measured = trial_coefficients(runtime, room, vocab_size, clock)
+    except Exception as error:
+        raise ExecutorError(f"vLLM cannot run a step: {error}") from error
+    return settings if measured is None else replace(settings, latency_coefficients=measured)
 
 
 def engine_arguments(settings: VllmSettings) -> dict[str, Any]:

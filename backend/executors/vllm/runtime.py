@@ -48,6 +48,10 @@ class VllmRuntime:
         """Take one step of vLLM."""
         return list(self.llm.step())
 
+    def drop_prefixes(self) -> None:
+        """Empty the prefix cache; nobody may be inside."""
+        self.llm.reset_prefix_cache()
+
     def close(self) -> None:
         """Shut vLLM's workers down."""
         core: Any = self.llm

@@ -34,6 +34,9 @@ _UNBOUNDED = 1 << 30  # tokens that no step reaches
 _OVERSHOOT_QUANTILE = 0.95
 
 
+Coefficients: TypeAlias = tuple[float, float, float, float, float, float]  # c0..c5
+
+
 class StepFeatures(NamedTuple):
     """What the model knows of a step: counts, and whether any chunk of a prompt is in it."""
 
@@ -75,7 +78,7 @@ class LatencyModel:
         self._publish()
 
     @property
-    def coefficients(self) -> tuple[float, ...]:
+    def coefficients(self) -> Coefficients:
         return (self.c0, self.c1, self.c2, self.c3, self.c4, self.c5)
 
     def predict_s(self, features: StepFeatures) -> float:

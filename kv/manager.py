@@ -23,6 +23,7 @@ from kv.budget import KVBudget
 from kv.checkpoint import HostPool
 from kv.invariants import check_invariants
 from kv.pool import Pool
+from kv.prefix_log import PrefixEvent
 from kv.prefixes import Prefix, PrefixIndex
 from kv.table import SlotTable
 from kv.types import NO_COPIES, KVConfig, KVUsage, Row, Side, SlotCopy
@@ -124,6 +125,19 @@ class KVCacheManager:
         self.lend(row, prefix, num_tokens)
         size = self._index.block_size
         self._leave_cached(row, 0 if self._index.is_double(row) else num_tokens // size * size)
+
+    def watch_prefixes(self) -> list[PrefixEvent]:
+        """Note from now on which prefixes can be borrowed, and which no longer; return all that can be now, as if they
+        had just come."""
+        return self._index.watch()
+
+    def unwatch_prefixes(self) -> None:
+        """Note nothing any more."""
+        self._index.unwatch()
+
+    def take_prefix_events(self) -> list[PrefixEvent]:
+        """Return what was noted since the last call, in order; nothing where nobody watches."""
+        return self._index.take_events()
 
     def evict_all(self) -> None:
         """Forget all that is cached and that no request borrows."""

@@ -67,6 +67,7 @@ def serve(options: argparse.Namespace, console: Console) -> None:
     os.umask(0o077)  # prompts and answers are in logs, sockets and shared memory
     values = engine_config(options)
     check_model(values)
+    service = parse_config(values).service
     ports = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
     if options.openai_port is not None:
         ports["openai"] = options.openai_port
@@ -75,12 +76,12 @@ def serve(options: argparse.Namespace, console: Console) -> None:
         launch = Launch(
             run_directory=directory,
             log_directory=options.log_dir or directory / "logs",
-            triton=find_triton(options.tritonserver, directory),
+            triton=find_triton(options.tritonserver, directory, service.max_prompt_bytes),
             endpoints=endpoints,
             drain_timeout_s=options.drain_timeout_s,
             start_timeout_s=options.start_timeout_s,
             canary_timeout_s=options.canary_timeout_s,
-            front_options=front_options(options, parse_config(values).service.default_class, directory),
+            front_options=front_options(options, service.default_class, directory),
         )
         check_front(launch)
         write_files(launch, values, options.model_repository)

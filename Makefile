@@ -44,8 +44,8 @@ serve-many: $(STAMPS)/serve $(STAMPS)/dynamo ## REPLICAS engines behind NVIDIA D
 test: $(STAMPS)/dev ## all tests but the long runs: unit, property, simulator, torch engine, real Triton server
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-full: $(STAMPS)/dev ## the long runs too
-	$(PYTEST) $(ARGS)
+test-full: $(STAMPS)/dev .venv-clients/installed ## the long runs too, and other people's clients
+	BROS_CLIENTS_PYTHON=$(CURDIR)/$(CLIENTS_PYTHON) $(PYTEST) $(ARGS)
 
 campaign: $(STAMPS)/dev ## attack a server for an hour, as its clients and its machine might; write docs/reliability.md
 	$(BIN)/python -m tests.campaign --out bench/results/campaign.json $(ARGS)

@@ -78,7 +78,14 @@ class Replay:
 class Simulation:
     """One run: feeds arrivals to an Engine on a VirtualClock and records what every request gets."""
 
-    def __init__(self, scenario: Scenario, replay: Replay | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        replay: Replay | None = None,
+        pair: Pair | None = None,
+        rt: Sequence[Arrival] | None = None,
+    ) -> None:
+        """pair, rt: step times, and real-time arrivals, in place of those of the scenario."""
         self.scenario = scenario
         self.clock = VirtualClock()
         self.records: dict[str, RequestRecord] = {}
@@ -89,7 +96,8 @@ class Simulation:
         self.requests: dict[str, Request] = {}
         self._note_token: dict[Request, Callable[[float], None]] = {}  # a call per token: nothing is looked up twice
         self._be_given: list[Arrival] = []
-        machine = scenario.machine if replay is None else dataclasses.replace(scenario.machine, pair=replay.pair)
+        pair = pair if replay is None else replay.pair
+        machine = scenario.machine if pair is None else dataclasses.replace(scenario.machine, pair=pair)
         self._machine = machine
         capacity = ExecutorCapacity(
             block_size=scenario.block_size,
@@ -105,7 +113,8 @@ class Simulation:
         executor = GpuExecutor(machine.pair, capacity, self.clock, disturbed)
         self._engine = Engine(self.scheduler, executor, self.clock, self._emit, self._record)
         self._executor = executor
-        self.rt = scenario.rt_arrivals() if replay is None else list(replay.rt)
+        rt = rt if replay is None else replay.rt
+        self.rt = scenario.rt_arrivals() if rt is None else list(rt)
         self._rt_due = deque(self.rt)
         self._rt_slos = iter(scenario.rt_slos(len(self.rt)))
         self._num_rt_open = len(self.rt)

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import re
 
-from client import wire
+from client.wire import ERROR_CODES
 
-_CODED = re.compile(rf"\b(?P<code>{'|'.join(wire.ERROR_CODES)}): ")
+_CODED = re.compile(rf"\b(?P<code>{'|'.join(ERROR_CODES)}): ")
 _RETRY_AFTER = re.compile(r"retry_after_ms=(?P<ms>\d+)")
 
 

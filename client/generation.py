@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypedDict, cast
 from uuid import uuid4
 
-from client import wire
+from client.wire import MODEL
 
 Scalar = str | int | float | bool
 Value = Scalar | Sequence[Scalar]
@@ -136,7 +136,7 @@ _AS_JSON = {"json_schema", "tools"}
 _NOT_SENT = {"timeout_s", "request_id"}
 
 
-def encode(prompt: Prompt, options: Options, model: str = wire.MODEL, stream: bool = True) -> Call:
+def encode(prompt: Prompt, options: Options, model: str = MODEL, stream: bool = True) -> Call:
     """Return the call for a prompt; `stream` False asks for the whole answer in one response."""
     inputs: dict[str, Value] = dict([_encode_prompt(prompt)])
     for name, value in options.items():

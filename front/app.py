@@ -14,8 +14,10 @@ from client.transports import AsyncTransport, connect_async
 from front import routes
 from front.batches.service import Batches, open_batches
 from front.engine import Engine
+from front.failures import FailuresInOneLine
 from front.http import answer_errors
 from front.keys import open_keys
+from front.origins import OwnNamesOnly, names_of
 from front.page.view import Watch
 from front.settings import Settings
 
@@ -27,7 +29,7 @@ def make_app(settings: Settings, connect: Connect = connect_async) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = Engine(connect(settings.triton_url), settings.default_class)
+        engine = Engine(connect(settings.triton_url))
         app.state.engine = engine
         app.state.health = routes.Health(engine)
         app.state.watch = Watch(engine.inspect)
@@ -41,6 +43,8 @@ def make_app(settings: Settings, connect: Connect = connect_async) -> FastAPI:
     app.state.settings = settings
     app.state.keys = open_keys(settings.api_key_file, settings.default_class)
     answer_errors(app)
+    app.add_middleware(FailuresInOneLine)
+    app.add_middleware(OwnNamesOnly, names=names_of(settings))
     app.include_router(routes.make_router(settings))
     app.include_router(front.batches.routes.make_router())
     app.include_router(front.page.routes.make_router())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from front.bodies import REFUSED, Body, ChatBody, CompletionBody, field_docs
-from front.chat import CHAT
-from front.completions import COMPLETIONS
+from client.openai.bodies import REFUSED, Body, ChatBody, CompletionBody, field_docs
+from client.openai.chat import CHAT
+from client.openai.completions import COMPLETIONS
 
 BODIES: dict[str, type[Body]] = {CHAT.path: ChatBody, COMPLETIONS.path: CompletionBody}
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from starlette.datastructures import Headers
 
 from client.generation import PriorityClass
-from front.errors import ApiError
-from front.tiers import parse_class
+from client.openai.errors import ApiError
+from client.openai.tiers import parse_class
 
 CLASS_HEADER = "x-priority-class"
 SLO_HEADERS = {  # header -> field of a body; the first that is there counts
@@ -18,18 +17,23 @@ SLO_HEADERS = {  # header -> field of a body; the first that is there counts
 }
 
 
-def class_of(headers: Mapping[str, str]) -> PriorityClass | None:
+def class_of(headers: Headers) -> PriorityClass | None:
     """Return the class that a header names. Raises ApiError."""
-    word = headers.get(CLASS_HEADER)
-    return None if word is None else parse_class(word)
+    classes = {parse_class(word) for word in headers.getlist(CLASS_HEADER)}
+    if len(classes) > 1:
+        raise ApiError(f"{CLASS_HEADER}: given as rt and as be", param=CLASS_HEADER)
+    return next(iter(classes), None)
 
 
-def with_slos(body: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
-    """Return `body` with the SLOs that headers name and it does not. Raises ApiError."""
-    given = dict(body)
+def slos_of(headers: Headers) -> dict[str, float]:
+    """Return the SLOs that headers name, by the fields of a body that they stand for. Raises ApiError."""
+    given: dict[str, float] = {}
     for header, name in SLO_HEADERS.items():
-        if given.get(name) is None and (word := headers.get(header)) is not None:
-            given[name] = _number(header, word)
+        numbers = {_number(header, word) for word in headers.getlist(header)}
+        if len(numbers) > 1:
+            raise ApiError(f"{header}: given as {' and as '.join(map(str, sorted(numbers)))}", param=header)
+        for number in numbers:
+            given.setdefault(name, number)
     return given
 
 

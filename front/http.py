@@ -11,12 +11,12 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from front.errors import ApiError
+from client.openai.errors import ApiError
 
 BODY_TIMEOUT_S = 60.0  # for a whole body; who sends slower holds memory for nothing
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 T = TypeVar("T")
 
 
@@ -34,23 +34,17 @@ def error_response(error: ApiError) -> Response:
     return json_response(error.body, error.status, error.headers)
 
 
-async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
-    """Return the JSON object that the body holds. Raises ApiError."""
+async def read_json(request: Request, max_bytes: int) -> bytes:
+    """Return the body of a request, which says that it is JSON. Raises ApiError."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":  # also what a page of another site may send unasked
         raise ApiError(f"content-type: {media_type[:60]!r} is not application/json", status=415)
-    body = await read_body(request, max_bytes)
-    try:
-        value = msgspec.json.decode(body)
-    except _UNREADABLE as error:
-        raise ApiError(f"the body is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ApiError("the body is not a JSON object")
-    return value
+    return await read_body(request, max_bytes)
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Return the body of a request. Raises ApiError for one that is too long or takes too long."""
+    """Return the body of a request. Raises ApiError for one that is encoded, too long, or takes too long."""
+    require_plain(request)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -61,6 +55,12 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     except TimeoutError as error:
         raise ApiError(f"no whole body within {BODY_TIMEOUT_S:g} s", status=408) from error
     return bytes(body)
+
+
+def require_plain(request: Request) -> None:
+    """Raise ApiError where a body is compressed: none is unpacked here."""
+    if (coding := request.headers.get("content-encoding", "identity").strip().lower()) not in ("identity", ""):
+        raise ApiError(f"content-encoding: {coding[:60]!r} is not served; send the body as it is", status=415)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -90,8 +90,9 @@ def answer_errors(app: FastAPI) -> None:
     async def refuse(_: Request, error: ApiError) -> Response:
         return error_response(error)
 
+    @app.exception_handler(ClientDisconnect)
     @app.exception_handler(ClientGoneError)
-    async def forget(_: Request, __: ClientGoneError) -> Response:
+    async def forget(_: Request, __: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(RequestValidationError)
@@ -104,8 +105,3 @@ def answer_errors(app: FastAPI) -> None:
     async def refuse_path(request: Request, error: HTTPException) -> Response:
         words = f"{request.method} {request.url.path[:200]}: {HTTPStatus(error.status_code).phrase}"
         return error_response(ApiError(words, status=error.status_code, headers=error.headers))
-
-    @app.exception_handler(Exception)
-    async def fail(_: Request, error: Exception) -> Response:
-        words = f"the front door failed: {type(error).__name__}"
-        return error_response(ApiError(words, status=500, kind="server_error", code="server_error"))

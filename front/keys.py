@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from client.generation import PriorityClass
-from front.errors import ApiError
-from front.tiers import TIER_NAMES, Rule, classes_of
+from client.openai.errors import ApiError
+from client.openai.tiers import TIER_NAMES, Rule, classes_of
 
 _MIN_KEY_CHARS = 8
 _SCHEME = "bearer"

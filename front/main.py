@@ -25,7 +25,8 @@ _GRPC_EXPERIMENTS = "-event_engine_client"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `bros-openai` until SIGINT or SIGTERM, then let open requests finish."""
-    settings = parse_settings(arguments)
+    options = (parser := make_parser()).parse_args(arguments)
+    settings = _settings(parser, options)
     os.environ.setdefault("GRPC_EXPERIMENTS", _GRPC_EXPERIMENTS)
     os.umask(0o077)  # files of batches hold prompts and answers
     try:
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyFileError as error:
         print(f"bros-openai: {error}", file=sys.stderr)
         sys.exit(2)
+    if options.check:
+        return
     uvicorn.run(
         app,
         host=settings.host,
@@ -50,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse_settings(arguments: Sequence[str] | None) -> Settings:
     """Return what the command line says; ends the process where it says nonsense."""
     parser = make_parser()
-    options = parser.parse_args(arguments)
+    return _settings(parser, parser.parse_args(arguments))
+
+
+def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Settings:
     try:
         scheme_of(options.triton)
     except UrlError as error:
@@ -59,6 +65,7 @@ def parse_settings(arguments: Sequence[str] | None) -> Settings:
         triton_url=options.triton,
         host=options.host,
         port=options.port,
+        allowed_hosts=tuple(options.allow_host),
         api_key_file=options.api_key_file,
         default_class=options.default_class,
         data_dir=options.data_dir,
@@ -83,6 +90,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--data-dir", Path, None, "where files and batches are kept (default: none are)", "DIR")
     add("--max-body-mib", float, _DEFAULTS.max_body_bytes / 2**20, "longest body, MiB (default: %(default)g)", "MIB")
     add("--drain-timeout-s", float, _DEFAULTS.drain_timeout_s, "for open requests (default: %(default)s)", "S")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name of this server; may be given several times (default: names of loopback)",
+    )
+    parser.add_argument("--check", action="store_true", help="check the options and the file of keys, then end")
     parser.add_argument(
         "--default-class",
         choices=get_args(PriorityClass),

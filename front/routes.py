@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -10,19 +11,22 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 
 from client import wire
-from front.asked import Asked, Endpoint, Json
-from front.bodies import ChatBody, CompletionBody
-from front.chat import CHAT
-from front.completions import COMPLETIONS
-from front.engine import Engine, Job, Part, make_job
-from front.errors import ApiError, not_found
-from front.headers import class_of, with_slos
+from client.openai.asked import Asked, Endpoint, Json
+from client.openai.bodies import ChatBody, CompletionBody
+from client.openai.chat import CHAT
+from client.openai.completions import COMPLETIONS
+from client.openai.errors import ApiError, not_found
+from client.openai.job import Job, make_job
+from client.openai.objects import read_object
+from front.engine import Engine, Part
+from front.headers import class_of, slos_of
 from front.http import json_response, read_json, unless_gone
 from front.keys import Caller, Keys
 from front.settings import Settings
 from front.streaming import events
 
 _HEALTH_S = 1.0  # an answer of /health holds so long: who asks oftener costs the engine nothing
+_MAX_SENT_BYTES = 16 * 1024 * 1024  # by one request to the engine: each of its `n` choices brings the prompt along
 _CREATED_S = 1_700_000_000  # of the models, which nobody notes
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -85,14 +89,24 @@ def make_router(settings: Settings) -> APIRouter:
 
 
 async def _answer(endpoint: Endpoint, request: Request, caller: Caller, max_bytes: int) -> Response:
-    body = with_slos(await read_json(request, max_bytes), request.headers)
-    asked: Asked = endpoint.parse(body)
-    job = make_job(endpoint, asked, caller.rule.served(asked.tier, asked.model, class_of(request.headers)))
     engine: Engine = request.app.state.engine
+    text, slos = await read_json(request, max_bytes), slos_of(request.headers)
+    asked = await engine.reading(len(text), _read, endpoint, text, slos)
+    job = make_job(endpoint, asked, caller.rule.served(asked.tier, asked.model, class_of(request.headers)))
     headers = {"x-request-id": job.request_id}
     if not asked.is_streamed:
         return json_response(await unless_gone(request, engine.complete(job)), headers=headers)
     return await _stream(engine, job, request, headers | _STREAM_HEADERS)
+
+
+def _read(endpoint: Endpoint, text: bytes, slos: Mapping[str, float]) -> Asked:
+    """Return what a body asks for; it wins over what headers say. Raises ApiError."""
+    body = read_object(text)
+    asked = endpoint.parse({**body, **{name: slo for name, slo in slos.items() if body.get(name) is None}})
+    if asked.n * len(text) > _MAX_SENT_BYTES:
+        words = f"n: {asked.n} choices for a body of {len(text)} bytes exceed {_MAX_SENT_BYTES} bytes in all"
+        raise ApiError(words, param="n")
+    return asked
 
 
 async def _stream(engine: Engine, job: Job, request: Request, headers: dict[str, str]) -> Response:

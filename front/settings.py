@@ -17,6 +17,7 @@ class Settings:
 
     triton_url          the server behind it: `[grpc[s]://]host:port`
     host, port          where it listens
+    allowed_hosts       further names of this door (see `front.origins`)
     api_key_file        JSON, key -> allowed tiers (see `front.keys`); None: everybody may everything
     default_class       class of a request that names no tier; the engine's own `service.default_class`
     data_dir            files and batches; one process at a time owns it. None: no files and batches
@@ -27,8 +28,9 @@ class Settings:
     triton_url: str = wire.DEFAULT_GRPC_URL
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
+    allowed_hosts: tuple[str, ...] = ()
     api_key_file: Path | None = None
     default_class: PriorityClass = "be"
     data_dir: Path | None = None
-    max_body_bytes: int = 8 * 1024 * 1024
+    max_body_bytes: int = 2 * 1024 * 1024
     drain_timeout_s: float = 20.0

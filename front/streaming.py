@@ -14,12 +14,14 @@ from dataclasses import replace
 import msgspec
 
 from client.generation import Chunk
-from front.asked import Json
-from front.chat import CALLED, calls_piece
-from front.engine import Job, Part
-from front.errors import ApiError
-from front.tools import Reader
-from front.usage import Tally
+from client.openai.asked import Json
+from client.openai.chat import CALLED, calls_piece
+from client.openai.errors import ApiError
+from client.openai.job import Job
+from client.openai.tools import Reader
+from client.openai.usage import Tally
+from front.engine import Part
+from front.failures import note
 
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
@@ -35,8 +37,9 @@ async def events(job: Job, first: Part, rest: AsyncGenerator[Part, None]) -> Asy
             async for choice, chunk in rest:
                 if event := writer.part(choice, chunk):
                     yield event
-        except ApiError as error:
-            yield _event(error.body)
+        except Exception as error:
+            told = error if isinstance(error, ApiError) else note(f"stream {job.request_id}", error)
+            yield _event(told.body)
             return
         yield writer.end()
 

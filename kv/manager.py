@@ -29,6 +29,7 @@ from kv.budget import KVBudget
 from kv.checkpoint import HostPool
 from kv.invariants import check_invariants
 from kv.pool import Pool
+from kv.prefix_log import PrefixEvent
 from kv.prefixes import Prefix, PrefixIndex
 from kv.table import SlotTable
 from kv.types import NO_COPIES, KVConfig, KVUsage, Row, Side, SlotCopy
@@ -136,6 +137,18 @@ class KVCacheManager:
         self.lend(row, prefix, num_tokens)
         size = self._index.block_size
         self._leave_cached(row, 0 if self._index.is_double(row) else num_tokens // size * size)
+
+    def watch_prefixes(self) -> list[PrefixEvent]:
+        """Record from now on which prefixes can be borrowed, and which no longer. Return an event for each of now."""
+        return self._index.watch()
+
+    def unwatch_prefixes(self) -> None:
+        """Stop the record of prefixes."""
+        self._index.unwatch()
+
+    def take_prefix_events(self) -> list[PrefixEvent]:
+        """Return the events since the last call, in order. Empty unless `watch_prefixes` was called."""
+        return self._index.take_events()
 
     def evict_all(self) -> None:
         """Free all cached positions that no request borrows."""

@@ -8,6 +8,8 @@ split where one of its rows lends only a part of it. A row that shares with no o
 
 The index compares tokens, not hashes, so it never confuses two prefixes. A row lends only the positions that it owns.
 Its lenders lend the positions that it borrows, and they keep them as long as it does. So each run in the tree has rows.
+
+While a `PrefixLog` is attached, the index records in it each segment that enters or leaves the tree (kv/prefix_log.py).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kv.prefix_log import PrefixEvent, PrefixLog, Removed, Stored, hashes_of
 from kv.types import Row
 
 TOKEN_BYTES = 4  # tokens are int32
@@ -28,9 +31,12 @@ def token_bytes(token_ids: Sequence[int]) -> bytes:
 
 
 class _Run:
-    """Tokens [start, stop) after those of its parents. A run without `rows` is no longer in the tree."""
+    """Tokens [start, stop) after those of its parents. A run without `rows` is no longer in the tree.
 
-    __slots__ = ("children", "parent", "rows", "salt", "start", "stop", "tokens")
+    hashes: one per segment while a log is attached; else empty.
+    """
+
+    __slots__ = ("children", "hashes", "parent", "rows", "salt", "start", "stop", "tokens")
 
     def __init__(self, tokens: bytes, salt: str, parent: _Run | None, start: int) -> None:
         self.tokens = tokens
@@ -40,6 +46,7 @@ class _Run:
         self.stop = start + len(tokens) // TOKEN_BYTES
         self.children: dict[bytes, _Run] = {}  # by the first segment of each
         self.rows: list[Row] = []
+        self.hashes: list[int] = []
 
 
 class Prefix:
@@ -75,6 +82,26 @@ class PrefixIndex:
         self._size = block_size * TOKEN_BYTES  # bytes of a segment
         self._roots: dict[str, dict[bytes, _Run]] = {}
         self._owned: dict[Row, list[_Run]] = {}  # the runs that a row can lend, in order
+        self._log: PrefixLog | None = None
+
+    def watch(self) -> list[PrefixEvent]:
+        """Attach a log. Return an event for each run that is in the tree already."""
+        self._log = PrefixLog()
+        stack = [run for children in self._roots.values() for run in children.values()]
+        while stack:
+            run = stack.pop()
+            run.hashes = []
+            self._note_stored(run, run.tokens)
+            stack += run.children.values()
+        return self._log.take()
+
+    def unwatch(self) -> None:
+        """Remove the log."""
+        self._log = None
+
+    def take_events(self) -> list[PrefixEvent]:
+        """Return the events since the last call, or since `watch`."""
+        return [] if self._log is None else self._log.take()
 
     def find(self, prefix: Prefix) -> int:
         """Return how many leading tokens of `prefix` a row could borrow, in whole segments.
@@ -113,8 +140,10 @@ class PrefixIndex:
         else:
             last = owned[-1]
             if len(last.rows) == 1 and not last.children:  # no other row has this run: extend it
-                last.tokens += prefix.data[start * TOKEN_BYTES : stop * TOKEN_BYTES]
+                tokens = prefix.data[start * TOKEN_BYTES : stop * TOKEN_BYTES]
+                last.tokens += tokens
                 last.stop = stop
+                self._note_stored(last, tokens)
                 return
         while start < stop:
             last = self._next(last, prefix, start, stop)
@@ -163,6 +192,8 @@ class PrefixIndex:
         assert run.tokens[: self._size] == first, "a run is not found by its first segment"
         assert len(run.tokens) % self._size == 0, "a run is not whole segments"
         assert run.stop == run.start + len(run.tokens) // TOKEN_BYTES, "a run does not know where it ends"
+        num_segments = len(run.tokens) // self._size
+        assert self._log is None or len(run.hashes) == num_segments, "segments of a run were not noted"
         assert run.parent is parent, "a run does not know what leads to it"
         assert run.start == (parent.stop if parent else 0), "a run does not begin where the one before ends"
 
@@ -186,6 +217,7 @@ class PrefixIndex:
         run = children.get(first)
         if run is None:
             run = children[first] = _Run(tokens, prefix.salt, last, start)
+            self._note_stored(run, tokens)
             return run
         num_alike = self._num_alike(run.tokens, tokens)
         return run if start + num_alike == run.stop else self._split(run, start + num_alike)
@@ -206,6 +238,8 @@ class PrefixIndex:
         siblings = self._siblings(run)
         siblings[run.tokens[: self._size]] = before
         run.tokens, run.parent, run.start = run.tokens[size:], before, stop
+        num_before = size // self._size
+        before.hashes, run.hashes = run.hashes[:num_before], run.hashes[num_before:]
         before.children[run.tokens[: self._size]] = run
         for row in run.rows:
             owned = self._owned[row]
@@ -222,6 +256,18 @@ class PrefixIndex:
         del siblings[run.tokens[: self._size]]
         if run.parent is None and not siblings:
             del self._roots[run.salt]
+        if self._log is not None:
+            self._log.note(Removed(run.hashes))
+
+    def _note_stored(self, run: _Run, tokens: bytes) -> None:
+        """Record in the log that `run` entered the tree, or grew by `tokens`."""
+        if self._log is None:
+            return
+        before = run if run.hashes else run.parent
+        parent = None if before is None else before.hashes[-1]
+        hashes = hashes_of(parent, run.salt, tokens, self._size)
+        run.hashes += hashes
+        self._log.note(Stored(parent, hashes, tokens, run.salt))
 
     def _siblings(self, run: _Run) -> dict[bytes, _Run]:
         """Return the children of the run's parent, the run itself among them."""

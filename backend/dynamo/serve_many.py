@@ -2,8 +2,8 @@
 
     python -m backend.dynamo.serve_many --replicas 2 --executor sim
 
-It needs no etcd and no NATS. Ctrl-C ends all: the workers drain, then the frontend stops. A worker that dies is started
-again; its open streams go on at another one.
+It needs no etcd and no NATS. Ctrl-C ends all: the workers drain, then the frontend stops. A process that dies is
+started again. The open streams of a worker that dies go on at another one.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from backend.config import REPOSITORY_ROOT, parse_config
 from backend.core.errors import ConfigError
+from backend.dynamo.many_options import check_free, engine_values, parser
 from backend.dynamo.model_folder import model_folder
 from backend.launcher.child import Child
 from backend.launcher.launch import Command
 
 _DISCOVERY = "discovery"
-ENVIRONMENT = REPOSITORY_ROOT / ".venv-dynamo"  # made by `make serve-many`
 NAME = "bros"
 _MIGRATIONS = 16  # how often a stream may move to another worker; a dead one is tried again until its lease ends
 _START_TIMEOUT_S = 300.0
+_LOOK_S, _LOST_S = 1.0, 5.0  # how often leases are looked at, and how long one may be lacking beyond a drain
 _RESTART_PAUSE_S = 1.0
 _STOP_TIMEOUT_S = 30.0  # beyond the drain
 _DRAIN_VARIABLE = "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS"  # so long a worker goes on; then its streams move
@@ -55,7 +56,7 @@ Best effort: the same with 'x-dynamo-meta-policy-class: be'. Workers: {pids}. Lo
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    arguments = _parser().parse_args()
+    arguments = parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory(prefix="bros-many-", ignore_cleanup_errors=True) as directory:
         try:
             asyncio.run(_Many(arguments, Path(directory)).run())
@@ -72,30 +73,36 @@ class _Many:
         self._arguments = arguments
         self._directory = directory
         self._stop = asyncio.Event()
+        self._has_prefix_cache = False
         self._url = f"http://{arguments.host}:{arguments.port}"
 
     async def run(self) -> None:
         """Start everything, say what to type, keep the workers alive, and stop all when asked to."""
-        every = _engine_values(self._arguments)
-        folder = model_folder(parse_config(every[0]), self._directory / "model")
+        for option, port in (("--port", self._arguments.port), ("--tiers-port", self._arguments.tiers_port)):
+            if port is not None:
+                check_free(option, self._arguments.host, port)
+        every = engine_values(self._arguments)
+        configs = [parse_config(each) for each in every]
+        self._has_prefix_cache = any(config.scheduler.prefix_caching for config in configs)
+        folder = model_folder(configs[0], self._directory / "model")
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
-        frontend = self._frontend()
+        fronts = [self._frontend(), *([] if self._arguments.tiers_port is None else [self._tier_door()])]
         workers = [self._worker(index, each, folder) for index, each in enumerate(every)]
         try:
-            for child in (frontend, *workers):
+            for child in (*fronts, *workers):
                 await child.start()
-            await self._wait_until_ready(frontend, workers)
+            await self._wait_until_ready(fronts, workers)
             self._say_hint(workers)
-            await self._watch(frontend, workers)
+            await self._watch(fronts, workers)
         finally:
             self._stop.set()
             await asyncio.gather(
                 *(worker.stop(self._arguments.drain_timeout_s + _STOP_TIMEOUT_S) for worker in workers)
             )
-            await frontend.stop(_STOP_TIMEOUT_S)
-            for child in (*workers, frontend):
+            await asyncio.gather(*(front.stop(_STOP_TIMEOUT_S) for front in fronts))
+            for child in (*workers, *fronts):
                 await child.kill()
             await self._engines_end()
 
@@ -105,44 +112,62 @@ class _Many:
         while list(self._directory.glob("*.sock")) and time.monotonic() < give_up_s:
             await asyncio.sleep(0.1)
 
-    async def _watch(self, frontend: Child, workers: list[Child]) -> None:
-        """Keep the workers alive until asked to stop. Raises RuntimeError when the frontend ends before."""
-        keepers = [asyncio.create_task(self._keep(worker)) for worker in workers]
-        ends, stops = asyncio.create_task(frontend.exited()), asyncio.create_task(self._stop.wait())
-        await asyncio.wait([ends, stops], return_when=asyncio.FIRST_COMPLETED)
-        for keeper in (*keepers, stops):
+    async def _watch(self, fronts: Sequence[Child], workers: Sequence[Child]) -> None:
+        """Keep all alive until asked to stop."""
+        keepers = [asyncio.create_task(self._keep(child)) for child in (*fronts, *workers)]
+        keepers += [asyncio.create_task(self._end_when_lost(worker)) for worker in workers]
+        await self._stop.wait()
+        for keeper in keepers:
             keeper.cancel()
-        if ends.done() and not self._stop.is_set():
-            raise RuntimeError(f"the frontend ended with code {ends.result()}; its log:\n{frontend.log_tail()}")
 
-    async def _keep(self, worker: Child) -> None:
+    async def _keep(self, child: Child) -> None:
         while not self._stop.is_set():
-            code = await worker.exited()
+            code = await child.exited()
             if not self._stop.is_set():
-                self._unregister(worker)
-                print(f"{worker.command.name} ended with code {code}; starting it again", file=sys.stderr, flush=True)
+                self._unregister(child)
+                print(f"{child.command.name} ended with code {code}; starting it again", file=sys.stderr, flush=True)
                 await asyncio.sleep(_RESTART_PAUSE_S)
-                await worker.start()
+                await child.start()
+
+    async def _end_when_lost(self, worker: Child) -> None:
+        """End a worker that runs, but whose lease has ended: it hung, for its streams too, and Dynamo never takes it
+        back. One that drains has no lease either; it ends by itself."""
+        lost_s = 0.0
+        while not self._stop.is_set():
+            await asyncio.sleep(_LOOK_S)
+            is_lost = worker.is_running and self._has_joined(worker) and not self._entries(worker)
+            lost_s = lost_s + _LOOK_S if is_lost else 0.0
+            if lost_s > self._arguments.drain_timeout_s + _LOST_S:
+                print(f"{worker.command.name} has lost its lease; ending it", file=sys.stderr, flush=True)
+                await worker.kill()
+                lost_s = 0.0
 
     def _unregister(self, worker: Child) -> None:
         """Take a worker that has died out of Dynamo's directory at once, not when its lease ends seconds later.
 
         Dynamo 1.6.1 fails requests, rather than moving them, that come in a burst for a worker that is not there.
         """
-        id_file = self._id_file(worker.command.name)
-        if id_file.exists():
-            for entry in (self._directory / _DISCOVERY).rglob(f"*{int(id_file.read_text()):x}"):
+        if self._has_joined(worker):
+            for entry in self._entries(worker):
                 entry.unlink(missing_ok=True)
-            id_file.unlink()
+            self._id_file(worker.command.name).unlink()
+
+    def _has_joined(self, worker: Child) -> bool:
+        return self._id_file(worker.command.name).exists()
+
+    def _entries(self, worker: Child) -> list[Path]:
+        """Return what Dynamo's directory has of a worker that has joined."""
+        worker_id = int(self._id_file(worker.command.name).read_text())
+        return list((self._directory / _DISCOVERY).rglob(f"*{worker_id:x}"))
 
     def _id_file(self, name: str) -> Path:
         return self._directory / f"{name}.id"
 
-    async def _wait_until_ready(self, frontend: Child, workers: list[Child]) -> None:
+    async def _wait_until_ready(self, fronts: Sequence[Child], workers: Sequence[Child]) -> None:
         """Wait until every worker has joined and the frontend answers; it knows its workers before their model."""
         give_up_s = time.monotonic() + _START_TIMEOUT_S
         while not self._stop.is_set():
-            for child in (frontend, *workers):
+            for child in (*fronts, *workers):
                 if not child.is_running:
                     raise RuntimeError(f"{child.command.name} ended while starting; its log:\n{child.log_tail()}")
             if await asyncio.to_thread(self._num_instances) >= len(workers) and await asyncio.to_thread(self._answers):
@@ -180,6 +205,8 @@ class _Many:
             pids=pids,
             logs=self._directory,
         )
+        if self._arguments.tiers_port is not None:
+            text += f"Tiers of OpenAI's API: http://{self._arguments.host}:{self._arguments.tiers_port}/v1\n"
         print(text, end="", flush=True)
 
     def _frontend(self) -> Child:
@@ -189,9 +216,20 @@ class _Many:
         arguments += ["--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq"]
         arguments += ["--migration-limit", str(_MIGRATIONS), "--router-mode", self._arguments.router]
         if self._arguments.router == "kv":
-            arguments += ["--no-router-kv-events"]
+            arguments += self._index_options()
             arguments += ["--router-policy-config", str(policy)] if self._arguments.class_queues else []
         return self._child("frontend", ["-m", "dynamo.frontend", *arguments])
+
+    def _tier_door(self) -> Child:
+        arguments = ["--host", self._arguments.host, "--port", str(self._arguments.tiers_port)]
+        return self._child("tier-door", ["-m", "backend.dynamo.tier_door", *arguments, "--frontend", self._url])
+
+    def _index_options(self) -> list[str]:
+        """Return where the router knows from which prefixes a worker holds."""
+        if not self._arguments.kv_events:
+            return ["--no-router-kv-events"]
+        ttl_s = self._arguments.predict_s if self._has_prefix_cache else 0.0
+        return ["--router-predicted-ttl-secs", f"{ttl_s:g}"] if ttl_s else []
 
     def _worker(self, index: int, values: Mapping[str, Any], folder: Path) -> Child:
         """A worker whose engine runs under the interpreter of this process."""
@@ -217,53 +255,6 @@ class _Many:
             _DRAIN_VARIABLE: str(round(self._arguments.drain_timeout_s)),
         }
         return Child(Command(name, [str(python), *arguments], environment, self._directory / f"{name}.log"))
-
-
-def _engine_values(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the configuration of each engine. Raises ConfigError."""
-    if not arguments.config:
-        return [{"executor": arguments.executor}] * arguments.replicas
-    try:
-        given = [json.loads(path.read_text()) for path in arguments.config]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--config: {error}") from error
-    arguments.executor = given[0].get("executor", arguments.executor)
-    return given * arguments.replicas if len(given) == 1 else given
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m backend.dynamo.serve_many",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--replicas", type=int, default=2, help="workers, each with an engine (default: 2)")
-    parser.add_argument("--executor", choices=["sim", "torch"], default="sim", help="of each engine (default: sim)")
-    parser.add_argument(
-        "--config", type=Path, nargs="+", help="engine.json of every engine, or one for each, instead of --executor"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address of the frontend (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="port of the frontend (default: 8000)")
-    parser.add_argument(
-        "--router",
-        choices=["round-robin", "random", "least-loaded", "kv"],
-        default="kv",
-        help="how the frontend chooses a worker; kv also queues by class (default: kv)",
-    )
-    parser.add_argument(
-        "--class-queues",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="with --router kv, let real-time requests go first at the frontend (default: yes)",
-    )
-    parser.add_argument(
-        "--drain-timeout-s",
-        type=float,
-        default=5.0,
-        help="a worker that is asked to end serves its open streams for so long, whole seconds (default: %(default)g)",
-    )
-    parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="where ai-dynamo is installed")
-    return parser
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Session:
             ticket = self._link.submit(f"dynamo-{next(self._numbers)}", generation, deliver)
         except EngineUnavailableError as error:
             raise MoveElsewhere(str(error)) from error
-        num_prompt, num_sent, has_ended = len(generation.token_ids or ()), 0, False
+        num_sent, has_ended = 0, False
         try:
             while not has_ended:
                 chunk = await chunks.get()
@@ -51,7 +51,7 @@ class Session:
                 has_ended = chunk.end is not None
                 if chunk.end is not None:
                     _raise_error(chunk.end)
-                yield answer_of(chunk, num_prompt, num_sent)
+                yield answer_of(chunk, generation, num_sent)
         finally:
             if not has_ended:
                 self._link.cancel(ticket)

@@ -37,30 +37,44 @@ def generation_of(request: Mapping[str, Any], metadata: Mapping[str, str], defau
     output = _section(request, "output_options")
     if output.get("prompt_logprobs") is not None:
         raise InvalidRequestError("prompt_logprobs: not supported by this engine")
-    if (output.get("logprobs") or 0) > 0:
-        raise InvalidRequestError(
-            f"logprobs: {output['logprobs']} alternatives; this engine gives the chosen token only"
-        )
     parameters: dict[str, object] = {ours: metadata[theirs] for theirs, ours in _METADATA.items() if theirs in metadata}
     parameters["sampling_parameters"] = json.dumps(_sampling(request))
-    parameters |= {"stream": True, "return_log_probs": output.get("logprobs") is not None}
+    num_top = output.get("logprobs")  # alternatives; 0: of the token drawn only
+    parameters |= {"stream": True, "return_log_probs": num_top is not None, "num_top_log_probs": num_top or 0}
+    if (salt := _section(request, "routing").get("cache_salt")) is not None:
+        parameters["cache_salt"] = salt
     return validate({"input_ids": np.asarray(request["token_ids"], np.int32)}, parameters, 0, defaults)
 
 
-def answer_of(chunk: Chunk, num_prompt: int, num_sent: int) -> dict[str, Any]:
+def answer_of(chunk: Chunk, generation: Generation, num_sent: int) -> dict[str, Any]:
     """Return a chunk in Dynamo's words; `num_sent` output tokens, this chunk's included, have left by now."""
     answer: dict[str, Any] = {"token_ids": list(chunk.token_ids), "index": 0}
     if chunk.log_probs is not None:
         answer["log_probs"] = list(chunk.log_probs)
+    if chunk.top_ids:
+        answer["top_logprobs"] = _alternatives(chunk, generation.sampling.num_top_log_probs)
     if chunk.end is not None:
         assert chunk.end.finish_reason is not None, "an error is raised, not answered"
         answer["finish_reason"] = chunk.end.finish_reason
+        num_prompt = len(generation.token_ids or ())
         answer["completion_usage"] = {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_sent,
             "total_tokens": num_prompt + num_sent,
         }
+        if chunk.end.timings is not None:
+            details = {"cached_tokens": chunk.end.timings.num_cached_tokens}
+            answer["completion_usage"]["prompt_tokens_details"] = details
     return answer
+
+
+def _alternatives(chunk: Chunk, num_top: int) -> list[list[dict[str, Any]]]:
+    """Return the likeliest tokens at each position of a chunk, likeliest first; the frontend knows their text."""
+    ranked = [
+        {"rank": index % num_top + 1, "token_id": token_id, "token": None, "logprob": log_prob}
+        for index, (token_id, log_prob) in enumerate(zip(chunk.top_ids, chunk.top_log_probs, strict=True))
+    ]
+    return [ranked[start : start + num_top] for start in range(0, len(ranked), num_top)]
 
 
 def is_worth_moving(error_code: str) -> bool:

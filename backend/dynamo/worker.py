@@ -15,13 +15,15 @@ from typing import Any
 
 from dynamo.common.backend import LLMEngine
 from dynamo.common.backend.engine import EngineConfig, LlmRegistration
-from dynamo.common.backend.publisher import ComponentSnapshot
+from dynamo.common.backend.publisher import ComponentSnapshot, PushSource
 from dynamo.common.backend.run import run
 from dynamo.common.backend.worker import WorkerConfig
 from dynamo.llm.exceptions import EngineShutdown, InvalidArgument
 
-from backend.config import ConfigFile, load_config
+from backend.config import ConfigFile, ExecutorKind, load_config
+from backend.config import EngineConfig as BrosConfig
 from backend.core.errors import InvalidRequestError
+from backend.dynamo.announcer import Announcer
 from backend.dynamo.session import MoveElsewhere, Session
 from backend.link.engine_link import EngineLink
 from backend.link.validate import Defaults
@@ -63,14 +65,25 @@ class BrosEngine(LLMEngine):  # type: ignore[misc]  # dynamo has no type informa
 
     async def start(self, worker_id: int) -> EngineConfig:
         """Start the engine process, or connect to the one that is there; return what the router may know of it."""
-        if self._id_file is not None:
-            self._id_file.write_text(str(worker_id))
         self._link = EngineLink(self._file, f"dynamo-{worker_id}", self._note)
         await asyncio.to_thread(self._link.wait_until_ready, _log_state)
+        if self._id_file is not None:
+            self._id_file.write_text(str(worker_id))
         self._session = Session(self._link, Defaults("bros", wire.PER_REQUEST, self._file.config.service))
-        return EngineConfig(
-            model=str(self._folder), served_model_name=self._name, llm=LlmRegistration(kv_cache_block_size=16)
-        )
+        blocks = LlmRegistration(kv_cache_block_size=_block_size(self._file.config))
+        return EngineConfig(model=str(self._folder), served_model_name=self._name, llm=blocks)
+
+    async def kv_event_sources(self) -> list[Any]:
+        """Return where the router learns what the prefix cache holds; nowhere without one."""
+        if not self._file.config.scheduler.prefix_caching:
+            return []
+        return [PushSource(self._announce, dp_rank=0)]
+
+    def _announce(self, publisher: Any) -> None:
+        """Tell the router through `publisher` from now on, until the link is closed."""
+        assert self._link is not None, "the link comes before its listeners"
+        announcer = Announcer(publisher, _block_size(self._file.config), self._link.watch_prefixes_anew)
+        self._link.watch_prefixes(announcer.take)
 
     async def generate(self, request: dict[str, Any], context: Any) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the answer. A client that has gone, and a request that Dynamo ends, cancel it in the engine."""
@@ -112,6 +125,10 @@ class BrosEngine(LLMEngine):  # type: ignore[misc]  # dynamo has no type informa
             self._publisher.publish(0, snapshot)
 
 
+def _block_size(config: BrosConfig) -> int:
+    return config.sim.block_size if config.executor is ExecutorKind.SIM else config.torch.block_size
+
+
 def _log_state(state: EngineState) -> None:
     percent = "" if state.fraction is None else f" {state.fraction:.0%}"
     logger.info("engine %s%s %s", state.stage.value, percent, state.detail)
@@ -127,7 +144,11 @@ def _parser() -> argparse.ArgumentParser:
         help="tokenizer and config.json for the frontend",
     )
     parser.add_argument("--name", default="bros", help="the model's name for clients (default: bros)")
-    parser.add_argument("--id-file", type=Path, help="write the worker's id there, by which Dynamo registers it")
+    parser.add_argument(
+        "--id-file",
+        type=Path,
+        help="write the worker's id there once it is about to join, by which Dynamo registers it",
+    )
     parser.add_argument("--namespace", default="dynamo", help="Dynamo's namespace (default: dynamo)")
     return parser
 

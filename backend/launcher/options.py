@@ -132,6 +132,13 @@ def _add_front_options(server: argparse._ArgumentGroup) -> None:
         "--api-key-file", type=Path, metavar="FILE", help="JSON, OpenAI API key -> allowed tiers (default: no keys)"
     )
     server.add_argument(
+        "--openai-allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name under which OpenAI's API is reached, e.g. that of a proxy; may be given several times",
+    )
+    server.add_argument(
         "--openai-data-dir",
         type=Path,
         metavar="DIR",
@@ -147,6 +154,7 @@ def front_options(options: argparse.Namespace, default_class: PriorityClass, run
     """Return the options of `bros-openai` that follow from those of `bros-serve`. Raises ConfigError."""
     data_dir = options.openai_data_dir or _usual_data_dir(options, run_directory)
     words = ["--default-class", default_class.value, "--data-dir", str(data_dir.absolute())]
+    words += [word for name in options.openai_allow_host for word in ("--allow-host", name)]
     if options.api_key_file is None:
         return words
     if not options.api_key_file.is_file():

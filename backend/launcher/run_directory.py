@@ -13,6 +13,7 @@ import fcntl
 import os
 import re
 import secrets
+import stat
 import subprocess
 import sys
 import tempfile
@@ -83,11 +84,22 @@ def _base_directory() -> Path:
     """Return this user's directory of launches. Raises ConfigError if none can be made."""
     parent = _temporary_directory() / f"bros-{os.getuid()}"
     base = parent / "run"
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if parent.lstat().st_uid != os.getuid():
-        raise ConfigError(f"{parent} belongs to another user: remove it, or set TMPDIR")
-    parent.chmod(0o700)
+    for path in (parent, base):
+        _make_own(path)
     return base
+
+
+def _make_own(path: Path) -> None:
+    """Make a directory of this user; write nothing into what another user, or a link, put there before."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        found = path.lstat()
+        if found.st_uid != os.getuid():
+            raise ConfigError(f"{path} belongs to another user: remove it, or set TMPDIR") from None
+        if not stat.S_ISDIR(found.st_mode):
+            raise ConfigError(f"{path} is no directory: remove it, or set TMPDIR") from None
+        path.chmod(0o700)
 
 
 def _temporary_directory() -> Path:

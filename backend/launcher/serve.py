@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from backend.launcher.triton_install import find_triton
 from backend.text.gguf_file import read_gguf
 from backend.text.model_files import resolve_model
 
+_MAX_WORDS = 2000  # of what another program says
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -65,6 +67,7 @@ def serve(options: argparse.Namespace, console: Console) -> None:
     os.umask(0o077)  # prompts and answers are in logs, sockets and shared memory
     values = engine_config(options)
     check_model(values)
+    service = parse_config(values).service
     ports = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
     if options.openai_port is not None:
         ports["openai"] = options.openai_port
@@ -73,13 +76,14 @@ def serve(options: argparse.Namespace, console: Console) -> None:
         launch = Launch(
             run_directory=directory,
             log_directory=options.log_dir or directory / "logs",
-            triton=find_triton(options.tritonserver, directory),
+            triton=find_triton(options.tritonserver, directory, service.max_prompt_bytes),
             endpoints=endpoints,
             drain_timeout_s=options.drain_timeout_s,
             start_timeout_s=options.start_timeout_s,
             canary_timeout_s=options.canary_timeout_s,
-            front_options=front_options(options, parse_config(values).service.default_class, directory),
+            front_options=front_options(options, service.default_class, directory),
         )
+        check_front(launch)
         write_files(launch, values, options.model_repository)
         with ConsoleReport(console, launch, prints_json=options.json) as report:
             asyncio.run(supervise(launch, report))
@@ -101,6 +105,18 @@ def check_model(values: dict[str, Any]) -> None:
         files = resolve_model(config.torch.model_path)
         if files.is_gguf:
             read_gguf(files.path)
+
+
+def check_front(launch: Launch) -> None:
+    """Have `bros-openai` check its file of keys before anything is loaded. Raises ConfigError."""
+    command = launch.front()
+    if command is None or "--api-key-file" not in launch.front_options:
+        return
+    found = subprocess.run(
+        [*command.arguments, "--check"], env=command.environment, capture_output=True, text=True, check=False
+    )
+    if found.returncode:
+        raise ConfigError(f"--api-key-file: {found.stderr.strip()[-_MAX_WORDS:].removeprefix('bros-openai: ')}")
 
 
 class ConsoleReport:

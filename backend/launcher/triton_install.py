@@ -18,12 +18,21 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from backend.config import REPOSITORY_ROOT
+from backend.config import REPOSITORY_ROOT, ServiceSettings
 from backend.core.errors import ConfigError
 
 STUB = "triton_python_backend_stub"
 _LIBRARIES = "nvidia_pytriton.libs"
-_ERROR_MODE = b"\0triton_grpc_error\0"
+# Names in the embedded server (2.51) by which any client can end it, and names of the same length that none can send.
+_DANGEROUS_NAMES = {
+    b"\0triton_grpc_error\0": b"\0TRITON_GRPC_ERROR\0",  # a header, which HTTP/2 allows in small letters only
+    b"\0classification\0": b"\0\xfflassification\0",  # a parameter of an output, which must be UTF-8
+}
+# Of the embedded server for x86-64: `builder.max_receive_message_size_ = INT32_MAX`, for which it has no option.
+_NO_LIMIT = bytes.fromhex("41 c7 45 50 ff ff ff 7f")
+_BYTES_PER_PROMPT_BYTE = 5  # a prompt may come as token ids, of up to five bytes each in a message
+_USUAL_PROMPT_BYTES = ServiceSettings().max_prompt_bytes
+_BYTES_BESIDE_PROMPT = 1 << 20  # tools, a JSON schema, sampling parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +44,18 @@ class TritonInstall:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_triton(named: str | None, run_directory: Path) -> TritonInstall:
+def find_triton(named: str | None, run_directory: Path, max_prompt_bytes: int = _USUAL_PROMPT_BYTES) -> TritonInstall:
     """Return the server to run; the embedded one gets its backends laid out in `run_directory`. Raises ConfigError."""
     if named is not None:
         return TritonInstall(_executable(named))
     if on_path := shutil.which("tritonserver"):
         return TritonInstall(Path(on_path))
-    return _embedded(run_directory)
+    return _embedded(run_directory, max_message_bytes(max_prompt_bytes))
+
+
+def max_message_bytes(max_prompt_bytes: int) -> int:
+    """Return how long a gRPC message to the embedded server may be."""
+    return _BYTES_PER_PROMPT_BYTE * max_prompt_bytes + _BYTES_BESIDE_PROMPT
 
 
 def _executable(named: str) -> Path:
@@ -51,7 +65,7 @@ def _executable(named: str) -> Path:
     return Path(found)
 
 
-def _embedded(run_directory: Path) -> TritonInstall:
+def _embedded(run_directory: Path, max_bytes: int) -> TritonInstall:
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
@@ -64,7 +78,8 @@ def _embedded(run_directory: Path) -> TritonInstall:
     environment = {"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")}
     stub = root / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / STUB
     _check_stub(stub, environment)
-    return TritonInstall(_server(root, run_directory), _make_backends(root, stub, run_directory), environment)
+    server = _server(root, run_directory, max_bytes)
+    return TritonInstall(server, _make_backends(root, stub, run_directory), environment)
 
 
 def _check_paths(paths: Sequence[str]) -> None:
@@ -82,20 +97,26 @@ def _check_stub(stub: Path, environment: Mapping[str, str]) -> None:
         raise ConfigError(f"the Triton stub for Python {stub.parent.name} does not start: {result.stderr.strip()}")
 
 
-def _server(root: Path, run_directory: Path) -> Path:
-    """Return the server without its error mode: a copy that looks for that header by a name that HTTP/2 forbids.
+def _server(root: Path, run_directory: Path, max_bytes: int) -> Path:
+    """Return a copy of the server that looks for dangerous names under names that no client can send.
 
     With `triton_grpc_error: true` an error ends a gRPC stream. Server 2.51 may then use the stream's state after it was
-    freed, so any client could end the server. Later releases have the fix. If no copy can run, the original runs.
+    freed. The parameter `classification` of an output makes it divide by the size of the output's type, which is 0 for
+    strings. Either way any client could end the server. It also takes gRPC messages of 2 GB, which hold up all others;
+    the copy refuses those above `max_bytes`. If no copy can run, the original runs.
     """
     original = root / "bin" / "tritonserver"
     content = original.read_bytes()
     copy = run_directory / "pytriton" / "tritonserver" / "bin" / "tritonserver"
-    if content.count(_ERROR_MODE) != 1:
-        return original
+    for name, harmless in _DANGEROUS_NAMES.items():
+        if content.count(name) != 1:
+            return original
+        content = content.replace(name, harmless)
+    if content.count(_NO_LIMIT) == 1:
+        content = content.replace(_NO_LIMIT, _NO_LIMIT[:-4] + max_bytes.to_bytes(4, "little"))
     try:
         copy.parent.mkdir(parents=True)
-        copy.write_bytes(content.replace(_ERROR_MODE, _ERROR_MODE.upper()))
+        copy.write_bytes(content)
         copy.chmod(0o700)
         (copy.parents[1] / "lib").symlink_to(root / "lib")  # both searched relative to the server
         (run_directory / _LIBRARIES).symlink_to(root.parents[1] / _LIBRARIES)

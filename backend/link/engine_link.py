@@ -31,6 +31,7 @@ from backend.wire.protocol import (
     Generation,
     Hello,
     Metrics,
+    Prefixes,
     ProtocolError,
     Refused,
     Snapshot,
@@ -38,6 +39,7 @@ from backend.wire.protocol import (
     Submit,
     ToEngine,
     ToStub,
+    WatchPrefixes,
     error_end,
     peer_of,
     send,
@@ -75,6 +77,7 @@ class EngineLink:
         self._file = file
         self._hello = Hello(VERSION, name, on_metrics is not None, server_pid)
         self._on_metrics = on_metrics
+        self._on_prefixes: Callable[[Prefixes | None], None] | None = None
         self._handles = itertools.count(1)
         self._sinks: dict[int, tuple[Ticket, Sink]] = {}  # by handle
         self._socket: socket.socket | None = None
@@ -109,6 +112,20 @@ class EngineLink:
     def inspect(self, sink: Sink) -> None:
         """Ask for the engine's snapshot; `sink` gets it as one chunk. Raises EngineUnavailableError."""
         self._open(sink, "", Snapshot)
+
+    def watch_prefixes(self, on_prefixes: Callable[[Prefixes | None], None]) -> None:
+        """Let `on_prefixes` get what the engine's prefix cache holds, now and from now on; None: the engine is gone.
+
+        To be called once. An engine that comes after this one is asked again.
+        """
+        with self._changed:
+            self._on_prefixes = on_prefixes
+            connection = self._socket
+        self._try_to_send(connection, WatchPrefixes())
+
+    def watch_prefixes_anew(self) -> None:
+        """Ask to be told everything again."""
+        self._try_to_send(self._socket, WatchPrefixes())
 
     def note_refusal(self, priority_class: str, error: BrosError) -> None:
         """Let the engine count a request that was refused here; forgotten where there is no engine."""
@@ -213,6 +230,9 @@ class EngineLink:
             if self._is_closed:
                 _disconnect(connection)
             self._socket = connection
+            is_watching = self._on_prefixes is not None
+        if is_watching:
+            self._try_to_send(connection, WatchPrefixes())
         try:
             with connection, stub_reader(connection) as reader:
                 for message in reader:
@@ -232,6 +252,8 @@ class EngineLink:
                 self._set_state(message)
             case Metrics() if self._on_metrics is not None:
                 self._on_metrics(message)
+            case Prefixes() if self._on_prefixes is not None:
+                self._on_prefixes(message)
 
     def _deliver(self, chunks: tuple[Chunk, ...]) -> None:
         for chunk in chunks:
@@ -267,6 +289,8 @@ class EngineLink:
             self._state = None
             lost, self._sinks = self._sinks, {}
             self._changed.notify_all()
+        if self._on_prefixes is not None:
+            self._on_prefixes(None)
         if lost and not self._is_closed:
             logger.error("the engine is gone; %d open requests fail", len(lost))
         end = error_end(EngineUnavailableError("the engine went away during this request"))

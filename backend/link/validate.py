@@ -171,10 +171,22 @@ class _Values:
 
 
 def _put(values: dict[str, _Named], field: wire.Field, value: object, *, overwrite: bool = True) -> None:
+    """Note a value under its canonical name. Raises InvalidRequestError where an alias says something else."""
+    name = field.alias_of or field.name
+    given_as, other = values.get(name, (field.name, value))
+    if given_as != field.name and _plain(other) != _plain(value):
+        raise InvalidRequestError(f"{given_as}: {show(other)} contradicts {field.name}: {show(value)}")
     if field.alias_of is None and overwrite:
-        values[field.name] = (field.name, value)
+        values[name] = (field.name, value)
     else:
-        values.setdefault(field.alias_of or field.name, (field.name, value))
+        values.setdefault(name, (field.name, value))
+
+
+def _plain(value: object) -> str:
+    """Return a value so that the forms in which clients send it are the same."""
+    value = value.item() if isinstance(value, np.generic) else value
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return {"true": "1", "false": "0"}.get(text.lower(), text)
 
 
 def _is_known_parameter(name: str) -> bool:

@@ -36,6 +36,11 @@ class Connection:
         self._last_taken_s = time.monotonic()  # when the socket last took something, or there was nothing to take
         self._writer: threading.Thread | None = None
 
+    @property
+    def num_unsent_bytes(self) -> int:
+        """Bytes that the socket has not taken yet."""
+        return len(self._unsent)
+
     def request_id(self, handle: int, client_id: str) -> RequestId:
         """Return the engine's name of a request: the client's, made unique."""
         return RequestId(f"{client_id or self.name}#{self.index}.{handle}")

@@ -23,7 +23,7 @@ from backend.config import ConfigFile
 from backend.core.errors import BrosError, ConfigError, EngineUnavailableError
 from backend.core.plan import StepBatch, StepOutput, StepPlan, StepResult
 from backend.core.request import RequestId
-from backend.engine.engine import Cancel, Inspect
+from backend.engine.engine import Cancel, Emit, Engine, Inspect
 from backend.engine.step_file import StepFile
 from backend.server.assembly import EngineLike, Progress, Runtime, load_runtime, make_tokenizer
 from backend.server.connection import Connection
@@ -34,6 +34,7 @@ from backend.server.listener import Listener
 from backend.server.metrics import Recorder
 from backend.server.orphans import watch_stub
 from backend.server.outbox import Outbox
+from backend.server.prefix_feed import PrefixFeed
 from backend.server.snapshot import StepLog
 from backend.wire.protocol import (
     VERSION,
@@ -45,6 +46,7 @@ from backend.wire.protocol import (
     Snapshot,
     Stage,
     ToEngine,
+    WatchPrefixes,
     engine_reader,
 )
 from backend.wire.protocol import Cancel as CancelMessage
@@ -67,6 +69,7 @@ class EngineServer:
         self._metrics = Recorder()
         self._steps = StepLog()
         self._inspection = Inspection(self._steps)
+        self._prefixes = PrefixFeed()
         self._step_file: StepFile | None = None
         self._connections: dict[Connection, None] = {}
         self._is_closed = False
@@ -128,11 +131,22 @@ class EngineServer:
         outbox = Outbox(tokenizer, service.coalesce_s, self._metrics, self._cancel)
         if service.step_file is not None:  # here, where this process has the socket: another's file stays as it is
             self._step_file = StepFile(Path(service.step_file))
-        runtime = load_runtime(self._config, tokenizer, outbox.emit, self._record, on_progress)
+        emit: Emit = lambda output: self._emit(outbox, output)  # noqa: E731
+        runtime = load_runtime(self._config, tokenizer, emit, self._record, on_progress)
         intake = Intake(tokenizer, service, runtime.max_seq_len, runtime.vocab_size, runtime.abilities)
         self._outbox, self._engine = outbox, runtime.engine
         self._intake = IntakeQueue(intake, outbox, runtime.engine.post, self._metrics, service.max_waiting_prompt_bytes)
         return runtime, outbox
+
+    def _emit(self, outbox: Outbox, output: StepOutput) -> None:
+        """Carry away what a step gave, or a command; called on the engine's thread."""
+        outbox.emit(output)
+        self._prefixes.flush()
+
+    def _watch_prefixes(self, connection: Connection) -> None:
+        self._prefixes.watch(connection)
+        if (engine := self._engine) is not None and engine.can_be_inspected:
+            engine.post(Inspect(lambda _: self._prefixes.flush()))
 
     def _cancel(self, request_id: RequestId) -> None:
         if self._engine is not None:
@@ -167,6 +181,8 @@ class EngineServer:
     def _run_engine(self, engine: EngineLike) -> None:
         gc.collect()
         gc.freeze()  # the model's objects outlive every step: collections that walk them would stretch steps
+        if isinstance(engine, Engine):
+            self._prefixes.start(engine.scheduler.kv)
         try:
             engine.run()
         finally:
@@ -273,6 +289,7 @@ class EngineServer:
             if self._intake is not None and self._outbox is not None:
                 self._intake.drop(connection)
                 self._outbox.drop(connection)
+            self._prefixes.drop(connection)
             connection.socket.close()
 
     def _read(self, connection: Connection, reader: Reader[ToEngine]) -> None:
@@ -310,6 +327,8 @@ class EngineServer:
                 self._metrics.refused(priority_class, error_code)
             case Snapshot(handle):
                 self._inspection.ask(connection, handle, self._engine)
+            case WatchPrefixes():
+                self._watch_prefixes(connection)
 
     def _submit(self, connection: Connection, message: SubmitMessage) -> None:
         if self._state.stage is Stage.READY and self._intake is not None:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from backend.config import load_config
 from backend.core.errors import BrosError, InvalidRequestError, RequestCancelledError, to_bros_error
 from backend.link.engine_link import EngineLink, Ticket
 from backend.link.validate import MAX_SAMPLING_BYTES, Defaults, validate, wants_snapshot
+from backend.stub.strings import decode_strings
 from backend.stub.triton_metrics import TritonMetrics
 from backend.wire import names as wire
 from backend.wire.protocol import Chunk, End, EngineState, Generation, Metrics, Sample, Timings, error_end
@@ -56,6 +57,7 @@ class TritonPythonModel:
         }
         self._service = file.config.service
         self._defaults = Defaults(name, parameters[wire.MODEL_CLASS], self._service)
+        pb_utils.deserialize_bytes_tensor = partial(decode_strings, max(1, self._service.max_stop_words))
         max_inflight = int(parameters[wire.MODEL_MAX_INFLIGHT])
         self._places = threading.Semaphore(max_inflight) if max_inflight else None
         reports_metrics = parameters[wire.MODEL_REPORTS_METRICS] == "true"

@@ -1,7 +1,9 @@
 """Messages between the Triton stubs and the engine process, and their frames on a Unix socket.
 
     stub ── Hello, Submit, Cancel, Refused, Snapshot ──► engine
-    stub ◄── EngineState, Chunks, Metrics, SnapshotReply ── engine
+    stub ◄────────── EngineState, Chunks, Metrics ────── engine
+
+A worker of a router in front of many engines also sends `WatchPrefixes`, and then gets `Prefixes`.
 
 A frame is four bytes of length (big-endian) and one message in msgpack. A message's type is its first element; a
 connection opens with `Hello` and is closed by the engine when the versions differ. `handle` numbers the requests of
@@ -125,6 +127,10 @@ class Snapshot(msgspec.Struct, frozen=True, tag=True, array_like=True):
     handle: int
 
 
+class WatchPrefixes(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Ask for which prefixes the cache holds, now and from now on. Asked again, all is told again."""
+
+
 class Timings(msgspec.Struct, frozen=True, array_like=True):
     """What happened to a request. Seconds; None where there was no such moment."""
 
@@ -197,8 +203,33 @@ class Metrics(msgspec.Struct, frozen=True, tag=True, array_like=True):
     samples: tuple[Sample, ...]
 
 
-ToEngine = Hello | Submit | Cancel | Refused | Snapshot
-ToStub = Chunks | EngineState | Metrics
+class Stored(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Segments that can be borrowed from now on. See kv/prefix_log.py."""
+
+    parent: int | None
+    hashes: list[int]
+    tokens: bytes
+    salt: str = ""
+
+
+class Removed(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Segments that cannot be borrowed any more."""
+
+    hashes: list[int]
+
+
+class Prefixes(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """What came into the prefix cache and left it, in order. Number 0 is all that it holds; each later one is one more.
+
+    A receiver that does not read in time misses some; number 0 then comes again.
+    """
+
+    number: int
+    events: list[Stored | Removed]
+
+
+ToEngine = Hello | Submit | Cancel | Refused | Snapshot | WatchPrefixes
+ToStub = Chunks | EngineState | Metrics | Prefixes
 
 M = TypeVar("M")
 _encoder = msgspec.msgpack.Encoder()

@@ -19,6 +19,14 @@ from bench.live.load import Query, TargetError
 _WORD = re.compile(r" t(\d+)")
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the server says of a prompt: its tokens, and how many of them were cached."""
+
+    num_prompt: int
+    num_cached: int
+
+
 @dataclass(slots=True)
 class Answer:
     """What came of one request. Token ids; `rest` is text that is no word of the simulated vocabulary."""
@@ -27,6 +35,7 @@ class Answer:
     token_ids: list[int] = field(default_factory=list)
     rest: str = ""
     is_whole: bool = False
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,7 @@ class CountingTarget:
         """Yield the number of new tokens with each event. Raises TargetError."""
         answer = self.answers[query.request_id] = Answer(query)
         body = {"model": self._model, "prompt": query.prompt_ids, "max_tokens": query.num_output}
-        body |= {"temperature": 0.0, "ignore_eos": True, "stream": True}
+        body |= {"temperature": 0.0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
         headers = {self._class_header: "rt" if query.is_rt else "be"}
         try:
             async with self._session.post(self._url, json=body, headers=headers) as response:
@@ -80,6 +89,9 @@ def _take(answer: Answer, line: str) -> int:
     event = json.loads(line.removeprefix("data: "))
     if "error" in event:
         raise TargetError(str(event["error"])[:200])
+    if (usage := event.get("usage")) is not None:
+        details = usage.get("prompt_tokens_details") or {}
+        answer.usage = Usage(usage["prompt_tokens"], details.get("cached_tokens") or 0)
     for choice in event["choices"]:
         answer.is_whole |= choice.get("finish_reason") == "length"
     text = "".join(choice.get("text") or "" for choice in event["choices"])

@@ -23,7 +23,7 @@ from bench.common.workload import Arrival
 from client import AsyncClient
 from client.errors import ClientError
 
-_FIRST_TOKEN_ID, _LAST_TOKEN_ID = 1_000, 30_000  # ordinary words in every vocabulary here, the simulated one too
+FIRST_TOKEN_ID, LAST_TOKEN_ID = 1_000, 30_000  # ordinary words in every vocabulary here, the simulated one too
 MAX_LATE_S = 0.25  # a generator later than this is overloaded itself
 
 
@@ -164,7 +164,7 @@ async def drive(target: Target, mix: Mix, max_late_s: float = MAX_LATE_S) -> lis
         record = RequestRecord(
             query.request_id, query.is_rt, arrival.arrival_s, len(query.prompt_ids), query.num_output
         )
-        task = asyncio.create_task(_follow(target, query, record, start_s))
+        task = asyncio.create_task(follow(target, query, record, start_s))
         records.append(record)
         tasks.append(task)
         if query.is_rt:
@@ -183,7 +183,8 @@ async def drive(target: Target, mix: Mix, max_late_s: float = MAX_LATE_S) -> lis
     return records
 
 
-async def _follow(target: Target, query: Query, record: RequestRecord, start_s: float) -> None:
+async def follow(target: Target, query: Query, record: RequestRecord, start_s: float) -> None:
+    """Send one request, and note in `record` what comes of it; times count from `start_s`."""
     try:
         async with aclosing(target.stream(query)) as pieces:
             async for num_tokens in pieces:
@@ -200,7 +201,7 @@ def _queries(mix: Mix) -> Iterable[tuple[Query, Arrival]]:
     both = [(arrival, True) for arrival in mix.rt] + [(arrival, False) for arrival in mix.be]
     both.sort(key=lambda entry: entry[0].arrival_s)
     for index, (arrival, is_rt) in enumerate(both):
-        prompt_ids = rng.integers(_FIRST_TOKEN_ID, _LAST_TOKEN_ID, arrival.num_prompt).tolist()
+        prompt_ids = rng.integers(FIRST_TOKEN_ID, LAST_TOKEN_ID, arrival.num_prompt).tolist()
         name = f"{'rt' if is_rt else 'be'}-{mix.seed}-{index}"
         yield Query(name, is_rt, prompt_ids, arrival.num_output, mix.slos), arrival
 

@@ -1,6 +1,6 @@
 """Write docs/benchmarks.md, its pictures, and the tables beside the results; a result file holds every number.
 
-The tables in docs/kv.md, docs/algorithm.md, docs/many.md and docs/openai.md are written too.
+The tables in docs/kv.md, docs/algorithm.md, docs/many.md, docs/openai.md and docs/planning.md are written too.
 
     python -m bench.report                write docs/benchmarks.md, bench/results/measured.md and grid.md, docs/img
     python -m bench.report --check        fail if a document differs from the results
@@ -31,6 +31,9 @@ from bench.report.overhead import overhead_sections
 from bench.report.page import page
 from bench.report.peers import peer_sections
 from bench.report.prefix import PREFIX_BEGIN, PREFIX_END, prefix_text
+from bench.report.region import BEGIN as REGION_BEGIN
+from bench.report.region import END as REGION_END
+from bench.report.region import region_result, region_text
 from bench.report.sharing import put_into, sharing_text
 from bench.report.vllm import vllm_sections
 from bench.study import GROUPED_QUERY, KV_BOUND, LOOSE
@@ -75,6 +78,8 @@ def render(results: Path, docs: Path) -> dict[Path, str]:
     rules, ablations = docs / "algorithm.md", ablations_text(results)
     if ablations and rules.exists():
         written[rules] = put_into(rules.read_text(), ablations, BEGIN, END)
+    if (region := region_text(results)) and (planning := docs / "planning.md").exists():
+        written[planning] = put_into(planning.read_text(), region, REGION_BEGIN, REGION_END)
     if (replicas := docs / "many.md").exists():
         written[replicas] = _with_replicas(replicas.read_text(), results)
     front, door = docs / "openai.md", door_text(results)
@@ -103,6 +108,8 @@ def measured(results: Path) -> str:
 
 def draw(results: Path, images: Path) -> None:
     """Write the pictures that the documents show."""
+    if region := region_result(results):
+        plots.plot_region(region["points"], images / "region.svg")
     document = study(results)
     if document is None:
         return

@@ -22,6 +22,14 @@ requests come in bursts, {rt_rate:g} a second on average. Their objectives are {
 times as slow as the others, and the worker of another is killed half way. The limit is one engine with the capacity of
 all. Means over {seeds}; lost streams and wrong tokens are sums. Client, frontend, workers and engines shared
 the machine's cores."""
+PREFIXES = """\
+`python -m bench.many_prefixes`: prompts that begin alike, {replicas} engines with prefix caches of {kv_tokens} tokens
+each, {duration_s:g} s. {num_talks} conversations send all that was said before with each turn, and pause for
+{think_s:g} s on average. Best-effort requests come {job_rate:g} a second, each with one of {num_systems} system prompts
+of {system_tokens} tokens and {own_tokens} tokens of its own. Hits are prompt tokens that an engine had cached, of all
+prompt tokens of answered requests. Predicted: the router assumes that what it sent is still there. Events: the workers
+tell it what their caches hold. Means over {seeds}."""
+_PREFIX_HEADER = ("router", "hits", "RT hits", "BE hits", "RT in time", "BE tokens/s", "lost", "missing", "double")
 _WRONG = ("num_lost", "num_missing", "num_double", "num_foreign")
 
 
@@ -35,16 +43,32 @@ def many_text(results: Path) -> str | None:
         **{key: document[key] for key in ("replicas", "duration_s", "rt_rate", "slowness")},
         ttft_s=slos["ttft_slo_s"],
         tpot_ms=slos["tpot_slo_s"] * 1e3,
-        seeds="one seed"
-        if (num_seeds := len({run["seed"] for run in document["runs"]})) == 1
-        else f"{num_seeds} seeds",
+        seeds=_seeds(document["runs"]),
     )
     sections = [introduction]
     for has_faults, title in ((True, "One slow, one killed:"), (False, "All alike, none killed:")):
         runs = [run for run in document["runs"] if run["has_faults"] == has_faults]
         if runs:
             sections += [title, markdown_table(_HEADER, _rows(runs)), _bars(runs)]
-    return "\n\n".join([*sections, describe(document["provenance"])])
+    sections.append(describe(document["provenance"]))
+    if "prefixes" in document:
+        sections += _prefixes(document["prefixes"])
+    return "\n\n".join(sections)
+
+
+def _prefixes(part: Mapping[str, Any]) -> list[str]:
+    """Return what routing by prefix brings."""
+    runs = part["runs"]
+    facts = {key: part[key] for key in ("replicas", "kv_tokens", "duration_s")} | part["sizes"]
+    introduction = PREFIXES.format(**facts, seeds=_seeds(runs))
+    rows = [_prefix_row(name, group) for name, group in _by_name(runs).items()]
+    return [introduction, markdown_table(_PREFIX_HEADER, rows), describe(part["provenance"])]
+
+
+def _prefix_row(name: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    hits = [_share([run["hits"][kind] for run in runs]) for kind in ("both", "rt", "be")]
+    sums = [str(sum(run[key] for run in runs)) for key in _WRONG[:3]]
+    return [name, *hits, f"{_attained(runs):.1%}", f"{_mean(runs, 'be_tokens_per_s'):.0f}", *sums]
 
 
 def _rows(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -82,6 +106,16 @@ def _bars(runs: Sequence[Mapping[str, Any]]) -> str:
     )
     lines.append(f"- Best router, {name}: {words} (bar: {BE_BAR:.0%} at equal attainment: {verdict(is_met)})")
     return "\n".join(lines)
+
+
+def _seeds(runs: Sequence[Mapping[str, Any]]) -> str:
+    num_seeds = len({run["seed"] for run in runs})
+    return "one seed" if num_seeds == 1 else f"{num_seeds} seeds"
+
+
+def _share(shares: Sequence[float | None]) -> str:
+    known = [share for share in shares if share is not None]
+    return f"{np.mean(known):.1%}" if known else "-"
 
 
 def _by_name(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -90,6 +90,22 @@ def plot_burst(runs: Sequence[Run], path: Path) -> None:
     plt.close(figure)
 
 
+def plot_region(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The tightest SLOs kept, over load: a policy keeps what lies above its line; beyond its last point, none."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    for axis, name in zip(axes, ("ttft_slo_s", "tpot_slo_s"), strict=True):
+        for policy in (policy for policy in _STYLES if any(point["policy"] == policy for point in points)):
+            own = [point for point in points if point["policy"] == policy and point[name] is not None]
+            colour, line, marker = _STYLES[policy]
+            style: Mapping[str, Any] = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
+            axis.plot([point["rt_rate"] for point in own], [point[name] for point in own], label=policy, **style)
+        axis.set(xlabel="RT requests/s", ylabel=f"tightest {name[:4].upper()} SLO kept, s", yscale="log")
+        axis.yaxis.label.set_color(RT_COLOR)
+    axes[1].legend(frameon=False, fontsize=8)
+    _save(path)
+    plt.close(figure)
+
+
 def _present(runs: Sequence[Run]) -> list[str]:
     present = {run["scenario"]["policy"] for run in runs}
     return [policy for policy in _STYLES if policy in present]

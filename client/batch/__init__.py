@@ -2,5 +2,5 @@
 
 in.jsonl ──► lines.parse_line ──► run.run_lines ──► results.Results ──► out.jsonl, out.errors.jsonl
                                        ▲
-                                       └── who answers: for `bros batch` the engine (`format`), else who calls
+                                       └── sender.Sender ──► who answers: the engine
 """

@@ -12,40 +12,48 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import msgspec
 
 from client.errors import InvalidRequestError
+from client.openai.errors import ApiError
 
 RESULT_ID = "batch_req_"  # a result's id without its number
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 OK = 200
-REFUSED = 400
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # how reading a line of JSON fails
 
 
+_Name = Annotated[str, msgspec.Meta(min_length=1)]
+
+
 class _Named(msgspec.Struct):
-    custom_id: str
+    custom_id: _Name
 
 
 class _Written(msgspec.Struct):
-    custom_id: str
+    """OpenAI publishes no schema of a line; its last one left further fields free, so they have no effect."""
+
+    custom_id: _Name
     url: str
-    body: dict[str, Any]
+    body: msgspec.Raw
     method: str = "POST"
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the input: which endpoint it asks, and what. A line that cannot be read has an index only."""
+    """One line of the input: which endpoint it asks, and what (`body`: JSON that nobody has read yet).
+
+    A line that cannot be read has an index only.
+    """
 
     index: int
     crc32: int
     custom_id: str | None
     url: str
-    body: Mapping[str, Any]
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,10 @@ def parse_line(index: int, text: bytes) -> Line:
     if written.url not in (CHAT, COMPLETIONS):
         words = f"line {index}: url: {written.url[:60]!r} is neither {CHAT} nor {COMPLETIONS}"
         raise LineError(words, written.custom_id)
-    return Line(index, checksum(text), written.custom_id, written.url, written.body)
+    body = bytes(written.body)
+    if not body.startswith(b"{"):
+        raise LineError(f"line {index}: body: expected an object", written.custom_id)
+    return Line(index, checksum(text), written.custom_id, written.url, body)
 
 
 def custom_id_of(text: bytes) -> str | None:
@@ -101,10 +112,9 @@ def responded(body: Mapping[str, object], request_id: str | None, status: int = 
     return Reply(num_output, {"status_code": status, "request_id": request_id, "body": body})
 
 
-def refused(message: str) -> Reply:
-    """Return the reply to what can never be served as it is written."""
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-    return responded({"error": error}, None, REFUSED)
+def refused(error: ApiError) -> Reply:
+    """Return the reply to a request that an endpoint refused, or failed to answer."""
+    return responded(error.body, None, error.status)
 
 
 def lost(code: str, message: str) -> Reply:

@@ -11,17 +11,16 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.batch.format import BatchRequest, answer, refusal, request_of
-from client.batch.lines import Line, LineError, Reply, checksum, parse_line, result_line
+from client.batch.lines import Line, LineError, Reply, checksum, parse_line, refused, result_line
 from client.batch.results import Results, find_repeated, read_lines
+from client.batch.sender import FIRST_WAIT_S, Sender
+from client.choices import complete
 from client.client import AsyncClient
-from client.errors import ClientError, ExecutionError, InvalidRequestError, UnavailableError
-from client.generation import Generation, Options
-from client.retry import Retry
+from client.openai.asked import Json
+from client.openai.errors import ApiError
+from client.openai.job import batch_job
 
-OVERLOAD_RETRY = Retry(max_attempts=10_000, max_wait_s=10.0)  # a full queue empties: hours of waiting are fine
-_MAX_ATTEMPTS = 6  # of a request that the engine, or the way to it, loses
-_FIRST_WAIT_S = 0.5  # before the second attempt; doubles
+_MAX_SHOWN = 60  # characters of a custom_id in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class BatchSettings:
     concurrency: int = 32
     max_tokens: int = 256
     finish_by_s: float | None = None
-    first_wait_s: float = _FIRST_WAIT_S
+    first_wait_s: float = FIRST_WAIT_S
 
 
 OnResult = Callable[[int], None]  # the result's number of output tokens; 0 for a failure
@@ -46,9 +45,14 @@ async def run_batch(
 ) -> None:
     """Send what has no result yet and append its result. Raises UnavailableError when the server is gone for good;
     cancelling it cancels the open requests. Run again, it goes on where it was."""
-    sender = _Sender(client, settings, time.monotonic())
+
+    async def answer(url: str, body: bytes, left_ms: float | None) -> Json:
+        return await complete(client, batch_job(url, body, left_ms, settings.max_tokens))
+
+    sender = Sender(answer, _left_ms(settings), settings.first_wait_s, waits_for_engine=False)
     pending = pending_lines(source, results, find_repeated(source), on_result)
-    await run_lines(pending, results, sender.send, asyncio.Semaphore(settings.concurrency), on_result)
+    places = asyncio.Semaphore(settings.concurrency)
+    await run_lines(pending, results, sender.send, places, on_result)
 
 
 async def run_lines(
@@ -84,7 +88,7 @@ def pending_lines(source: Path, results: Results, repeated: Mapping[int, int], o
             line = _parse_named_once(index, text, repeated)
         except LineError as error:
             if not results.is_done(index, crc32, error.custom_id):
-                _write(results, Line(index, crc32, error.custom_id, "", {}), refusal(error), on_result)
+                _write(results, Line(index, crc32, error.custom_id, "", b""), refused(ApiError(str(error))), on_result)
             continue
         if not results.is_done(index, crc32, line.custom_id):
             yield line
@@ -102,52 +106,14 @@ def _write(results: Results, line: Line, reply: Reply, on_result: OnResult) -> N
 def _parse_named_once(index: int, text: bytes, repeated: Mapping[int, int]) -> Line:
     line = parse_line(index, text)
     if index in repeated:
-        message = f"line {index}: custom_id {line.custom_id!r} is that of line {repeated[index]}"
+        message = f"line {index}: custom_id {str(line.custom_id)[:_MAX_SHOWN]!r} is that of line {repeated[index]}"
         raise LineError(message, line.custom_id)
     return line
 
 
-@dataclass(frozen=True, slots=True)
-class _Sender:
-    client: AsyncClient
-    settings: BatchSettings
-    started_s: float
-
-    async def send(self, line: Line) -> Reply:
-        """Return what a line comes to. Raises UnavailableError."""
-        try:
-            request = request_of(line)
-            return answer(request, await self._generate(request), int(time.time()))
-        except UnavailableError:
-            raise
-        except ClientError as error:
-            return refusal(error)
-
-    async def _generate(self, request: BatchRequest) -> Generation:
-        index = request.line.index
-        failure: ClientError = ExecutionError(f"line {index}: the server cancelled it")
-        for wait_s in (0.0, *lost_waits_s(self.settings.first_wait_s)):
-            await asyncio.sleep(wait_s)
-            try:
-                generation = await self.client.generate(request.prompt, **self._options(request))
-            except (UnavailableError, ExecutionError) as error:
-                failure = error
-            except (ValueError, TypeError) as error:  # a value that no request can carry
-                raise InvalidRequestError(f"line {index}: {type(error).__name__}: {error}") from error
-            else:
-                if generation.finish_reason != "cancelled":
-                    return generation
-        raise failure
-
-    def _options(self, request: BatchRequest) -> Options:
-        options: Options = {"max_tokens": self.settings.max_tokens, **request.options, "priority_class": "be"}
-        if self.settings.finish_by_s is not None:
-            left_s = self.started_s + self.settings.finish_by_s - time.monotonic()
-            if left_s > 0.0:
-                options["deadline_s"] = left_s
-        return options
-
-
-def lost_waits_s(first_wait_s: float) -> list[float]:
-    """Return the waits before the second and each further attempt of a request that was lost."""
-    return [first_wait_s * 2**number for number in range(_MAX_ATTEMPTS - 1)]
+def _left_ms(settings: BatchSettings) -> Callable[[], float | None]:
+    """Return a function that tells how long the batch still has: None without a limit, and when its time is over."""
+    if settings.finish_by_s is None:
+        return lambda: None
+    due_s = time.monotonic() + settings.finish_by_s
+    return lambda: left_ms if (left_ms := (due_s - time.monotonic()) * 1e3) > 0.0 else None

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from client.batch.results import Results, count_lines, open_results
-from client.batch.run import OVERLOAD_RETRY, BatchSettings, run_batch
+from client.batch.run import BatchSettings, run_batch
+from client.batch.sender import OVERLOAD_RETRY
 from client.client import AsyncClient
 from client.commands.arguments import Subparsers, add_count, add_seconds, add_url
 

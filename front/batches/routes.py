@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, BinaryIO, Literal
 from urllib.parse import quote
 
@@ -13,11 +13,12 @@ from fastapi.responses import StreamingResponse
 from msgspec import Meta
 
 from client import wire
+from client.openai.bodies import parse
+from client.openai.errors import ApiError, not_found
+from client.openai.objects import read_object
 from front.batches.objects import Batch, StoredFile
 from front.batches.service import Batches
 from front.batches.store import Cut
-from front.bodies import parse
-from front.errors import ApiError, not_found
 from front.http import json_response, read_json
 from front.keys import Caller
 from front.routes import caller_of, takes
@@ -60,6 +61,17 @@ def batcher(caller: Annotated[Caller, Depends(caller_of)]) -> Caller:
     return caller
 
 
+def only(*names: str) -> Callable[[Request], None]:
+    """Return a dependency that refuses query parameters with other names."""
+
+    def require(request: Request) -> None:
+        if unknown := sorted(set(request.query_params) - {*names}):
+            name = unknown[0][:100]
+            raise ApiError(f"unknown query parameter {name!r}", param=name, code="unknown_parameter")
+
+    return require
+
+
 _Caller = Annotated[Caller, Depends(batcher)]
 _Batches = Annotated[Batches, Depends(batches_of)]
 
@@ -79,7 +91,7 @@ def _add_files(router: APIRouter) -> None:
             file = await batches.add_file(caller.name, taken)
         return json_response(file.shown)
 
-    @router.get("/v1/files", tags=["files"])
+    @router.get("/v1/files", tags=["files"], dependencies=[Depends(only("purpose", "limit", "order", "after"))])
     async def list_files(
         caller: _Caller,
         batches: _Batches,
@@ -114,11 +126,11 @@ def _add_files(router: APIRouter) -> None:
 def _add_batches(router: APIRouter) -> None:
     @router.post("/v1/batches", tags=["batches"], openapi_extra=takes(BatchBody))
     async def add_batch(request: Request, caller: _Caller, batches: _Batches) -> Response:
-        body = parse(BatchBody, await read_json(request, _MAX_BODY_BYTES))
+        body = parse(BatchBody, read_object(await read_json(request, _MAX_BODY_BYTES)))
         batch = await batches.add_batch(caller.name, body.endpoint, body.input_file_id, body.metadata)
         return json_response(batch.shown)
 
-    @router.get("/v1/batches", tags=["batches"])
+    @router.get("/v1/batches", tags=["batches"], dependencies=[Depends(only("limit", "after"))])
     async def list_batches(
         caller: _Caller,
         batches: _Batches,

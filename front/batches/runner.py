@@ -6,21 +6,22 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 
 from msgspec.structs import replace
 
 from client.batch.results import BatchFileError, Results, open_results
 from client.batch.run import pending_lines, run_lines
+from client.batch.sender import Answer, Sender
 from front.batches.check import check_input
 from front.batches.disk import Disk
 from front.batches.objects import Batch, Counts, InputError, Status, StoredFile
-from front.batches.sender import Answer, Clock, Sender
 from front.batches.settings import BatchSettings
 from front.batches.settle import results_counts, settle
 
 _LOG = logging.getLogger(__name__)
+Clock = Callable[[], float]  # Unix time, seconds
 
 
 class Runner:
@@ -110,9 +111,14 @@ class Runner:
         return await (self._move(batch, Status.CANCELLING) if stop.is_set() else self._end(batch, Status.EXPIRED))
 
     async def _send(self, batch: Batch, results: Results) -> None:
-        sender = Sender(self._answer, batch.expires_s, self._settings.first_wait_s, self._now_s)
+        sender = Sender(
+            self._answer, lambda: max(1.0, (batch.expires_s - self._now_s()) * 1e3), self._settings.first_wait_s
+        )
         source = self._disk.folder.content(batch.input_id)
         await run_lines(pending_lines(source, results, {}, _ignore), results, sender.send, self._places, _ignore)
+
+    def _left_ms(self, batch: Batch) -> float:
+        return max(1.0, (batch.expires_s - self._now_s()) * 1e3)
 
     @asynccontextmanager
     async def _opened(self, batch: Batch) -> AsyncIterator[Results]:

@@ -10,15 +10,15 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
+from client.batch.sender import Answer
+from client.openai.errors import ApiError, not_found
 from front.batches.disk import Disk
 from front.batches.folder import open_folder
 from front.batches.objects import INPUT, Batch, Status, StoredFile, new_batch_id, new_file_id
-from front.batches.runner import Runner
-from front.batches.sender import Answer, Clock
+from front.batches.runner import Clock, Runner
 from front.batches.settings import WINDOW_S, BatchSettings
 from front.batches.store import Cut
 from front.batches.uploads import Upload, Uploads
-from front.errors import ApiError, not_found
 
 T = TypeVar("T")
 

@@ -14,10 +14,11 @@ from uuid import uuid4
 import multipart
 from fastapi import Request
 
+from client.openai.errors import ApiError, retry_after
 from front.batches.folder import Folder
 from front.batches.objects import INPUT
 from front.batches.settings import BatchSettings
-from front.errors import ApiError, retry_after
+from front.http import require_plain
 
 _MAX_FIELD_BYTES = 1024  # of a field that is no file
 _MAX_FIELDS = 8
@@ -52,6 +53,7 @@ class Uploads:
         if self._num_open >= self._settings.max_uploads:
             words = f"{self._num_open} files are being uploaded, the most at once"
             raise ApiError(words, status=429, kind="rate_limit_error", headers=retry_after(1.0))
+        require_plain(request)
         part = self._folder.parts / uuid4().hex
         self._num_open += 1
         try:

@@ -18,7 +18,7 @@ from bench.door import compare, describe, measure
 from bench.live.door import door_client
 from bench.overhead import Flight, Send
 from client.batch.lines import parse_line
-from front.chat import parse_chat
+from client.openai.chat import parse_chat
 
 
 def send_for_free(_prompt: Sequence[int], num_tokens: int, _priority_class: PriorityClass) -> Flight:
@@ -88,5 +88,5 @@ def test_a_chat_meets_its_slo_when_both_its_times_do() -> None:
 def test_the_batch_is_one_that_the_endpoint_takes() -> None:
     lines = batch_lines(3, 8, np.random.default_rng(0)).splitlines()
     assert [json.loads(line)["custom_id"] for line in lines] == ["line-0", "line-1", "line-2"]
-    asked = parse_chat(parse_line(0, lines[0]).body)
+    asked = parse_chat(json.loads(parse_line(0, lines[0]).body))
     assert asked.options["max_tokens"] == 8

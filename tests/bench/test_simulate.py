@@ -89,6 +89,19 @@ def test_bursts_come_in_the_first_ten_seconds_of_a_minute() -> None:
     assert np.count_nonzero(times_s % 60.0 >= 10.0) / 500.0 == pytest.approx(SMALL.rt_rate, rel=0.1)
 
 
+def test_best_effort_keeps_its_share_of_tokens_where_real_time_fills_the_batch_slots() -> None:
+    """Real-time needs 1.07 times the machine, and two thirds of the KV slots are free."""
+    run = Simulation(
+        Scenario(rt_rate=15.0, max_seqs=64, be_outstanding=64, warmup_s=10.0, duration_s=30.0, drain_s=0.0)
+    )
+    run.notes = []
+    run.run()
+    for start_s in (10.0, 15.0, 20.0):
+        notes = [note for note in run.notes if start_s <= note.end_s < start_s + 10.0]
+        num_be, num_rt = (sum(getattr(note, name) for note in notes) for name in ("num_be_tokens", "num_rt_tokens"))
+        assert num_be >= 0.02 * (num_be + num_rt), f"{num_be} of {num_be + num_rt} tokens from {start_s} s on"
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

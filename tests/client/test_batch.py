@@ -17,14 +17,12 @@ import psutil
 import pytest
 
 from client import AsyncClient, AsyncFakeTransport, FakeServer, Retry
-from client.batch.format import parse
-from client.batch.lines import CHAT, COMPLETIONS, LineError, checksum
+from client.batch.lines import CHAT, COMPLETIONS, LineError, checksum, parse_line
 from client.batch.results import BatchFileError, Results, find_repeated, open_results
 from client.batch.run import BatchSettings, run_batch
 from client.cli import main
 from client.errors import ExecutionError, UnavailableError
 from client.generation import Call, Outputs
-from client.transports.grpc import encode_request
 from tests.triton.servers import PATIENCE_S, START_TIMEOUT_S, Server, serving, wait_until
 
 NO_WAIT = BatchSettings(concurrency=8, first_wait_s=0.0)
@@ -91,15 +89,16 @@ def test_chat_and_completions_are_answered_in_openais_format(tmp_path: Path) -> 
         "url": COMPLETIONS,
         "body": {"prompt": "one two", "max_tokens": 2},
     }
-    source = write_batch(tmp_path / "in.jsonl", [chat_line("a", model="m"), json.dumps(completion)])
+    source = write_batch(tmp_path / "in.jsonl", [chat_line("a", model="bros_be"), json.dumps(completion)])
     run_on(AsyncFakeTransport(), source, tmp_path)
     chat, text = sorted(read_results(tmp_path / "out.jsonl"), key=lambda result: result["custom_id"])
     assert (chat["id"], chat["error"], chat["response"]["status_code"]) == ("batch_req_0", None, 200)
     body = chat["response"]["body"]
-    assert (body["object"], body["model"]) == ("chat.completion", "m")
+    assert (body["object"], body["model"]) == ("chat.completion", "bros_be")
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "say a say ", "refusal": None}
     assert body["choices"][0]["finish_reason"] == "length"
     counts = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    assert body["service_tier"] == "flex"
     assert body["usage"] == counts | {"prompt_tokens_details": {"cached_tokens": 0}}
     assert text["response"]["body"]["object"] == "text_completion"
     assert text["response"]["body"]["choices"][0]["text"] == "one two "
@@ -120,30 +119,68 @@ def test_everything_is_sent_as_best_effort_with_a_deadline(tmp_path: Path) -> No
         "not json",
         "{}",
         '{"custom_id": 7, "url": "/v1/completions", "body": {"prompt": "x"}}',
+        '{"custom_id": "", "url": "/v1/completions", "body": {"prompt": "x"}}',
+        '{"custom_id": "x", "url": "/v1/completions", "body": "x"}',
         json.dumps({"custom_id": "x", "url": "/v1/embeddings", "body": {"input": "x"}}),
         json.dumps({"custom_id": "x", "url": COMPLETIONS, "body": {"prompt": "x"}, "method": "GET"}),
-        json.dumps({"custom_id": "x", "url": COMPLETIONS, "body": {}}),
-        json.dumps({"custom_id": "x", "url": COMPLETIONS, "body": {"prompt": ["a", "b"]}}),
-        chat_line("x", messages=[]),
-        chat_line("x", messages=[{"role": "user", "content": [{"type": "image_url"}]}]),
-        chat_line("x", n=2),
-        chat_line("x", stream=True),
-        chat_line("x", logprobs=True),
-        chat_line("x", tools=[{"type": "function"}]),
-        chat_line("x", unheard_of=1),
     ],
 )
-def test_a_line_that_cannot_be_honoured_is_refused(line: str) -> None:
+def test_a_line_that_cannot_be_read_is_refused(line: str) -> None:
     with pytest.raises(LineError, match="line 7"):
-        parse(7, line.encode())
+        parse_line(7, line.encode())
 
 
-def test_neutral_and_ignored_fields_are_accepted() -> None:
-    line = chat_line(
-        "x", n=1, stream=False, user="me", model="m", stop="END", temperature=None, max_completion_tokens=9
-    )
-    request = parse(0, line.encode())
-    assert request.options == {"max_tokens": 9, "stop": ["END"]}
+def test_a_field_beside_the_body_has_no_effect() -> None:
+    written = json.loads(chat_line("a")) | {"note": "mine"}
+    assert parse_line(0, json.dumps(written).encode()).custom_id == "a"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        ({"model": "gpt-5"}, "model"),
+        ({"service_tier": "priority"}, "service_tier"),
+        ({"stream": True}, "stream"),
+        ({"temperature": {}}, "temperature"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"unheard_of": 1}, "unheard_of"),
+    ],
+)
+def test_what_cannot_be_honoured_fails_its_own_line_in_openais_words(
+    tmp_path: Path, body: dict[str, object], param: str
+) -> None:
+    source = write_batch(tmp_path / "in.jsonl", [chat_line("a", **body), chat_line("b")])
+    results = run_on(AsyncFakeTransport(), source, tmp_path)
+    assert [result["custom_id"] for result in read_results(tmp_path / "out.jsonl")] == ["b"]
+    (failed,) = read_results(tmp_path / "errors.jsonl")
+    assert (failed["error"], failed["response"]["body"]["error"]["param"]) == (None, param)
+    assert 400 <= failed["response"]["status_code"] < 500
+    assert (results.num_done, results.num_failed) == (2, 1)
+
+
+def test_a_line_asks_for_whatever_a_request_may(tmp_path: Path) -> None:
+    server = FakeServer()
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "array"}}}
+    body = {"n": 2, "seed": 4, "logprobs": True, "response_format": schema, "metadata": {"a": "b"}, "stop": "END"}
+    run_on(AsyncFakeTransport(server), write_batch(tmp_path / "in.jsonl", [chat_line("a", **body)]), tmp_path)
+    (result,) = read_results(tmp_path / "out.jsonl")
+    choices = result["response"]["body"]["choices"]
+    assert [(choice["index"], len(choice["logprobs"]["content"])) for choice in choices] == [(0, 3), (1, 3)]
+    assert [call.inputs["seed"] for call in server.calls] == [4, 5]
+    assert json.loads(str(server.calls[0].inputs["json_schema"])) == {"type": "array"}
+    assert server.calls[0].inputs["stop_words"] == ["END"]
+
+
+@pytest.mark.parametrize("url", [CHAT, COMPLETIONS])
+def test_a_line_that_names_no_length_gets_that_of_the_command(tmp_path: Path, url: str) -> None:
+    server = FakeServer()
+    body = {"messages": [{"role": "user", "content": "a"}]} if url == CHAT else {"prompt": "a"}
+    line = json.dumps({"custom_id": "a", "url": url, "body": body})
+    settings = BatchSettings(max_tokens=7, first_wait_s=0.0)
+    run_on(AsyncFakeTransport(server), write_batch(tmp_path / "in.jsonl", [line]), tmp_path, settings)
+    assert server.calls[0].inputs["max_tokens"] == 7
 
 
 @pytest.mark.parametrize(
@@ -153,21 +190,8 @@ def test_neutral_and_ignored_fields_are_accepted() -> None:
 )
 def test_a_line_that_cannot_be_read_keeps_its_custom_id_where_that_can(broken: bytes, custom_id: str | None) -> None:
     with pytest.raises(LineError, match="line 7") as caught:
-        parse(7, b'{"custom_id": "me", %b}' % broken)
+        parse_line(7, b'{"custom_id": "me", %b}' % broken)
     assert caught.value.custom_id == custom_id
-
-
-@pytest.mark.parametrize("body", [{"temperature": {}}, {"max_tokens": [[]]}, {"seed": "x"}, {"stop": [["a"]]}])
-def test_a_value_that_no_request_can_carry_fails_its_own_line(tmp_path: Path, body: dict[str, object]) -> None:
-    class Encoding(AsyncFakeTransport):
-        async def stream(self, call: Call) -> AsyncGenerator[Outputs, None]:
-            encode_request(call)
-            async for outputs in super().stream(call):
-                yield outputs
-
-    results = run_on(Encoding(), write_batch(tmp_path / "in.jsonl", [chat_line("a", **body), chat_line("b")]), tmp_path)
-    assert "b" in [result["custom_id"] for result in read_results(tmp_path / "out.jsonl")]
-    assert results.num_done == 2
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
@@ -195,7 +219,7 @@ def test_repeats_are_told_from_custom_ids_of_one_checksum(tmp_path: Path) -> Non
 
 
 def test_a_changed_line_of_the_same_custom_id_is_not_taken_for_done(tmp_path: Path) -> None:
-    run_on(AsyncFakeTransport(), write_batch(tmp_path / "in.jsonl", [chat_line("a", n=2)]), tmp_path)
+    run_on(AsyncFakeTransport(), write_batch(tmp_path / "in.jsonl", [chat_line("a", n=0)]), tmp_path)
     with pytest.raises(BatchFileError, match=r"errors\.jsonl holds another request's result"):
         run_on(AsyncFakeTransport(), write_batch(tmp_path / "in.jsonl", [chat_line("a")]), tmp_path)
 
@@ -209,7 +233,7 @@ def test_results_without_a_checksum_of_their_line_are_resumed_by_custom_id(tmp_p
 
 
 def test_two_batches_in_one_folder_share_nothing(tmp_path: Path) -> None:
-    monday = write_batch(tmp_path / "monday.jsonl", [chat_line("a"), chat_line("b", n=2)])
+    monday = write_batch(tmp_path / "monday.jsonl", [chat_line("a"), chat_line("b", n=0)])
     tuesday = write_batch(tmp_path / "tuesday.jsonl", [chat_line("a"), chat_line("b")])
     codes = [main(["batch", str(day), "-o", f"{day}.out.jsonl", "--url", "fake://"]) for day in (monday, tuesday)]
     assert codes == [1, 0]
@@ -247,7 +271,7 @@ def test_a_full_disk_ends_the_batch_in_words_and_tears_no_line(tmp_path: Path) -
 
 
 def test_failures_go_to_the_errors_file_and_the_rest_goes_on(tmp_path: Path) -> None:
-    lines = [chat_line("good"), "not json", chat_line("bad", n=3), chat_line("long", max_tokens=10**6)]
+    lines = [chat_line("good"), "not json", chat_line("bad", n=-3), chat_line("long", max_tokens=10**6)]
     results = run_on(AsyncFakeTransport(), write_batch(tmp_path / "in.jsonl", [*lines, ""]), tmp_path)
     assert [result["custom_id"] for result in read_results(tmp_path / "out.jsonl")] == ["good"]
     errors = {result["custom_id"]: result for result in read_results(tmp_path / "errors.jsonl")}

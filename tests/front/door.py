@@ -12,9 +12,9 @@ import httpx2
 from fastapi import FastAPI
 
 from client import AsyncFakeTransport, FakeServer
+from client.openai.chat import CHAT
+from client.openai.completions import COMPLETIONS
 from front.app import make_app
-from front.chat import CHAT
-from front.completions import COMPLETIONS
 from front.settings import Settings
 
 CHAT_PATH, COMPLETIONS_PATH = CHAT.path, COMPLETIONS.path
@@ -29,7 +29,7 @@ async def opened(
     transport = httpx2.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://door") as http,
+        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http,
     ):
         yield app, http
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from front.bodies import REFUSED, ChatBody, CompletionBody
+from client.openai.bodies import REFUSED, ChatBody, CompletionBody
 from tests.front.door import Door, error_of
 
 
@@ -29,6 +29,9 @@ from tests.front.door import Door, error_of
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"ttft_slo_ms": 0}, "ttft_slo_ms"),
         ({"service_tier": "gold"}, "service_tier"),
+        ({"service_tier": ["flex"]}, "service_tier"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+        ({"cache_salt": "é" * 129}, "cache_salt"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"pace": 1}}, "stream_options"),
         ({"messages": []}, "messages"),
@@ -43,6 +46,15 @@ def test_a_value_out_of_range_is_refused_by_name(fields: dict[str, Any], param: 
     error = error_of(response)
     assert (error["param"], error["type"]) == (param, "invalid_request_error")
     assert param in error["message"]
+
+
+def test_an_unknown_tier_is_told_those_there_are() -> None:
+    message = error_of(Door().chat(service_tier="gold"))["message"]
+    assert message == "service_tier: 'gold' is none of auto, default, flex, scale, priority, fast"
+
+
+def test_a_salt_is_counted_in_characters() -> None:
+    assert Door().chat(cache_salt="é" * 128).status_code == 200
 
 
 def test_a_body_without_what_it_must_have_is_refused_by_name() -> None:

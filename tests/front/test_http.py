@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,7 +81,8 @@ def test_what_is_not_there_is_an_error_in_openais_words(method: str, path: str, 
         (b"{", "not JSON"),
         (b'{"a": NaN}', "not JSON"),
         (b'"\xff"', "not JSON"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 10_000, "not JSON"),
+        (b"[" * 100_000, "100000 lists and objects; the most are 20000"),
         (b"[]", "not a JSON object"),
     ],
 )
@@ -170,3 +172,35 @@ def test_a_client_that_leaves_before_its_answer_cancels_every_choice(n: int) -> 
     assert sent[0]["status"] == http.CLIENT_CLOSED_REQUEST
     assert len(server.calls) == n
     assert server.open_ids == set()
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip"])
+def test_a_compressed_body_is_refused(coding: str) -> None:
+    response = Door().chat({"content-encoding": coding})
+    assert response.status_code == 415
+    assert repr(coding) in error_of(response)["message"]
+    assert Door().chat({"content-encoding": "identity"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "param"),
+    [
+        ([("x-priority-class", "rt"), ("x-priority-class", "be")], "x-priority-class"),
+        ([("x-slo-ttft-ms", "5"), ("x-slo-ttft-ms", "6")], "x-slo-ttft-ms"),
+    ],
+)
+def test_a_header_that_contradicts_itself_is_refused(headers: list[tuple[str, str]], param: str) -> None:
+    response = Door().send("POST", CHAT_PATH, json=BODY, headers=headers)
+    assert (response.status_code, error_of(response)["param"]) == (400, param)
+    twice = [headers[0], headers[0]]
+    assert Door().send("POST", CHAT_PATH, json=BODY, headers=twice).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [("files?order=zz", "order"), ("files?limit=0", "limit"), ("batches?order=asc", "order"), ("files?page=2", "page")],
+)
+def test_a_list_names_the_parameter_that_it_refuses(tmp_path: Path, query: str, param: str) -> None:
+    response = Door(settings=Settings(data_dir=tmp_path)).get(f"/v1/{query}")
+    assert (response.status_code, error_of(response)["param"]) == (400, param)
+    assert param in error_of(response)["message"]

@@ -11,13 +11,13 @@ from front.keys import KeyFileError, open_keys
 from front.settings import Settings
 from tests.front.door import Door, error_of
 
-CHAT_KEY, JOB_KEY = "sk-chat-12345", "sk-jobs-12345"
+CHAT_KEY, JOB_KEY, FAST_KEY = "sk-chat-12345", "sk-jobs-12345", "sk-fast-12345"
 
 
 @pytest.fixture
 def door(tmp_path: Path) -> Door:
     path = tmp_path / "keys.json"
-    path.write_text(json.dumps({CHAT_KEY: ["priority", "default"], JOB_KEY: ["flex"]}))
+    path.write_text(json.dumps({CHAT_KEY: ["priority", "default"], JOB_KEY: ["flex"], FAST_KEY: ["priority"]}))
     return Door(settings=Settings(api_key_file=path))
 
 
@@ -45,6 +45,16 @@ def test_a_key_has_the_tiers_that_the_file_names(door: Door) -> None:
     assert door.chat(bearer(JOB_KEY)).json()["service_tier"] == "default"
     refused = door.chat(bearer(JOB_KEY), service_tier="priority")
     assert (refused.status_code, error_of(refused)["code"]) == (403, "tier_not_allowed")
+
+
+@pytest.mark.parametrize("fields", [{}, {"service_tier": "auto"}])
+def test_a_key_with_one_class_gets_it_unasked_and_the_answer_says_so(door: Door, fields: dict[str, str]) -> None:
+    assert door.chat(bearer(FAST_KEY), **fields).json()["service_tier"] == "priority"
+    assert door.inputs["priority_class"] == "rt"
+
+
+def test_a_key_with_one_class_does_not_get_the_default_by_its_name(door: Door) -> None:
+    assert door.chat(bearer(FAST_KEY), service_tier="default").status_code == 403
 
 
 @pytest.mark.parametrize("headers", [{"x-priority-class": "rt"}, {}])

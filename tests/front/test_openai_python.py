@@ -32,7 +32,8 @@ def test_a_chat_is_served_in_the_class_of_its_tier(
     assert (answer.service_tier, answer.choices[0].finish_reason) == (tier, "length")
     assert answer.choices[0].message.content
     assert answer.usage.completion_tokens == 5
-    wait_until(lambda: sim.metric(series) == num_before + 1, "a request of that class")
+    # A canary of the launcher may be among the real-time ones.
+    wait_until(lambda: sim.metric(series) >= num_before + 1, "a request of that class")
 
 
 def test_a_stream_says_the_same_as_its_parts_and_ends_with_the_usage(client: openai.OpenAI) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from front.bodies import Tier
-from front.errors import ApiError
+from client.openai.bodies import Tier
+from client.openai.errors import ApiError
+from client.openai.tiers import TIER_NAMES, Rule, classes_of
 from front.settings import Settings
-from front.tiers import TIER_NAMES, Rule, classes_of
 from tests.front.door import Door, error_of
 
 

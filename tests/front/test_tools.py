@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from client import FakeServer
-from front.tools import Function, Offer, Reader, Tool, offer_of, read_calls
+from client.openai.tools import Function, Offer, Reader, Tool, offer_of, read_calls
 from tests.front.door import Door, error_of, events_of
 from tests.triton.servers import Server
 

@@ -16,6 +16,7 @@ from kv.manager import KVCacheManager
 from kv.prefixes import Prefix
 from kv.types import KVConfig, Row, Side, SlotCopy
 from tests.kv.factories import slots_of
+from tests.kv.prefix_watcher import PrefixWatcher
 from tests.kv.twin import Twin
 
 # "cut" or "save" to a length, "grow" by some, "decode", open a "head" or "tail", or one that borrows, or "evict" all
@@ -37,6 +38,7 @@ class SideBySide:
     def __init__(self, config: KVConfig) -> None:
         self.config = config
         self.manager, self.twin = KVCacheManager(config), Twin(config)
+        self.watcher = PrefixWatcher(config.block_size, self.manager.watch_prefixes())
         self.device = np.full(config.num_slots, -1)
         self.host = np.full(config.num_host_slots, -1)
         self.copies_out: list[SlotCopy] = []
@@ -244,9 +246,18 @@ class SideBySide:
         self.manager.begin_step()
         self.twin.begin_step()
 
+    def watch_anew(self) -> None:
+        """Let another watcher take the place of the one that was there: it is told what that one knows."""
+        known = self.watcher.known_after(self.manager.take_prefix_events())
+        self.watcher = PrefixWatcher(self.config.block_size, self.manager.watch_prefixes())
+        assert self.watcher.known == known
+
     def check(self) -> None:
         """Assert that both are in the same state, and the manager in a sound one."""
         self.manager.check_invariants()
+        self.watcher.known_after(self.manager.take_prefix_events())
+        lent = [(str(salt), tokens) for (salt, *tokens), lenders in self.twin.lenders.items() if lenders]
+        self.watcher.check(lent)
         usage = self.manager.usage()
         owned = [(row.is_cached, len(row.slots) - row.base) for row in self.twin.rows.values()]
         assert usage.num_head_slots + usage.num_tail_slots == sum(num for is_cached, num in owned if not is_cached)

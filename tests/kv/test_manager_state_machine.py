@@ -91,6 +91,10 @@ class KVMachine(RuleBasedStateMachine):
     def keep_free(self, least: int, num_more: int) -> None:
         self.both.keep_free(least, least + num_more)
 
+    @rule()
+    def watch_anew(self) -> None:
+        self.both.watch_anew()
+
     @precondition(has_rows)
     @rule(index=ROWS)
     def discard_copies(self, index: int) -> None:

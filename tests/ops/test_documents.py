@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import pytest
 
 import backend.launcher.serve
+import bench.plan
 import client.cli
 from backend.launcher.triton_install import find_triton
 from tests.ops.documents import DOCUMENTS, ROOT, commands, fences, loose_commands, program_of
@@ -120,6 +121,10 @@ def check_bros(words: list[str], monkeypatch: Patch) -> None:
     parse_only(client.cli.main, words[1:], monkeypatch)
 
 
+def check_plan(words: list[str], monkeypatch: Patch) -> None:
+    parse_only(bench.plan.main, words[1:], monkeypatch)
+
+
 def check_python(words: list[str], monkeypatch: Patch) -> None:
     """A program parses its arguments; without any, it has to exist."""
     if words[1] != "-m":
@@ -184,6 +189,7 @@ CHECKS: dict[str, Callable[[list[str], Patch], None]] = {
     "make": check_make,
     "bros": check_bros,
     "bros-serve": check_serve,
+    "bros-plan": check_plan,
     "python": check_python,
     "python3": check_python,
     "sh": check_script,

@@ -6,8 +6,12 @@ import json
 import shutil
 from typing import Any
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from backend.config import ServiceSettings
+from backend.launcher.triton_install import max_message_bytes
 from backend.wire import names as wire
 from backend.wire.metrics import METRICS
 from tests.backend.bad_requests import BAD_REQUESTS, BadRequest
@@ -188,3 +192,42 @@ def test_outputs_are_declared(sim: Server) -> None:
     answer = sim.generate(return_metrics=True, return_log_probs=True)
     names = {field.name for field in wire.OUTPUTS} - {"log_probs", "top_ids", "top_log_probs"}  # sim tells none
     assert names <= set(answer)
+
+
+def ask_raw(sim: Server, request: Any) -> Any:
+    """Send a request that client libraries would not make; return the first response."""
+    unlimited = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(sim.grpc_url, options=unlimited) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        return next(stub.ModelStreamInfer(iter([request]), timeout=60))
+
+
+def make_raw(text: bytes) -> Any:
+    request = service_pb2.ModelInferRequest(model_name="bros")
+    request.inputs.add(name="text_input", datatype="BYTES", shape=[1]).contents.bytes_contents.append(text)
+    return request
+
+
+@pytest.mark.parametrize("output", ["text_output", "output_ids"])
+def test_an_output_asked_for_as_classes_comes_as_it_is(sim: Server, output: str) -> None:
+    request = make_raw(b"hi")
+    request.outputs.add(name=output).parameters["classification"].int64_param = 1
+    (found,) = ask_raw(sim, request).infer_response.outputs
+    assert (found.name, found.datatype) == (output, "BYTES" if output == "text_output" else "INT32")
+    assert sim.generate()["finish_reason"] == "length"
+
+
+def test_a_message_above_the_limit_is_refused_before_it_is_read(sim: Server) -> None:
+    limit = max_message_bytes(ServiceSettings().max_prompt_bytes)
+    with pytest.raises(grpc.RpcError) as refusal:
+        ask_raw(sim, make_raw(b"x" * limit))
+    assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(limit) in refusal.value.details()
+    assert sim.generate()["finish_reason"] == "length"
+
+
+def test_far_too_many_stop_words_are_counted_but_not_read(sim: Server) -> None:
+    request = make_raw(b"hi")
+    words = request.inputs.add(name="stop_words", datatype="BYTES", shape=[1_000_000])
+    words.contents.bytes_contents.extend([b"x"] * 1_000_000)
+    assert "stop_words: 1000000 exceed max_stop_words 16" in ask_raw(sim, request).error_message

@@ -169,24 +169,24 @@ class Mirror(Generic[H]):
     def follow(self, twins: Iterable[Twin[H]], now_s: float) -> None:
         """Begin a step: bring `twins` up to date."""
         self.kv.begin_step()
-        position = self._source.position
-        stands = [(twin, *position(twin.handle)) for twin in twins]
-        for twin, _, num_computed in stands:
-            if twin.request.row is None and num_computed > 0:
-                self._enter(twin.request)
-        stands = [stand for stand in stands if stand[0].request.row is not None]
-        self._follow_started(
-            [twin for twin, _, _ in stands], np.array([stand[1:] for stand in stands], np.int64), now_s
-        )
+        twins = list(twins)
+        stands = self._source.positions([twin.handle for twin in twins])
+        if not all(has_row := [twin.request.row is not None for twin in twins]):
+            for twin, num_computed in zip(twins, stands[1].tolist(), strict=True):
+                if twin.request.row is None and num_computed > 0:
+                    self._enter(twin.request)
+            has_row = [twin.request.row is not None for twin in twins]
+            twins, stands = [twin for twin in twins if twin.request.row is not None], stands[:, has_row]
+        self._follow_started(twins, stands, now_s)
         self._count_foreign_blocks()
 
     def _follow_started(self, twins: Sequence[Twin[H]], stands: NDArray[np.int64], now_s: float) -> None:
-        """Follow requests with a row, whose known and computed tokens are `stands`. Nearly all have decoded one token,
-        or have not run; those take a few array operations."""
+        """Follow requests with a row; the rows of `stands` are their known and their computed tokens. Nearly all have
+        decoded one token, or have not run; those take a few array operations."""
         if not twins:
             return
         table, rows = self.table, np.array([twin.request.row for twin in twins], np.int64)
-        known, computed = stands.T
+        known, computed = stands
         num_come, num_run = known - table.num_known[rows], computed - table.num_computed[rows]
         num_ahead = self.kv.held[rows] - computed
         is_usual = ~table.is_preempted[rows]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from backend.core.request import Request
 
@@ -50,8 +54,8 @@ class Source(Protocol[H_contra]):
         """Return the blocks that a request holds beyond what it has computed."""
         ...
 
-    def position(self, handle: H_contra, /) -> tuple[int, int]:
-        """Return a request's known tokens, and how many of them have their KV where the next step reads it."""
+    def positions(self, handles: Sequence[H_contra], /) -> NDArray[np.int64]:
+        """Return int64 [2, requests]: known tokens, and how many of them have their KV where the next step reads it."""
         ...
 
     def num_kept(self, handle: H_contra, /) -> int | None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from backend.executors.foreign.mirror import Mirror
 from backend.executors.foreign.source import PoolSize
 from backend.executors.trtllm.decision import ManagerAdapter, is_schedulable
@@ -32,7 +35,10 @@ class ActiveRequests:
     def num_reserved_blocks(self, llm: LlmRequest) -> int:
         return self._manager.num_reserved_blocks(llm)
 
-    def position(self, llm: LlmRequest) -> tuple[int, int]:
+    def positions(self, llms: Sequence[LlmRequest]) -> NDArray[np.int64]:
+        return np.array([self._position(llm) for llm in llms], np.int64).reshape(-1, 2).T
+
+    def _position(self, llm: LlmRequest) -> tuple[int, int]:
         num_known = llm.get_num_tokens(0)
         is_prefill = llm.is_context_init_state
         num_computed = min(num_known - 1, llm.context_current_position) if is_prefill else num_known - 1

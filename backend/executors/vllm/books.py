@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
 from backend.executors.foreign.source import PoolSize
 from backend.executors.vllm.surface import VllmRequest, VllmScheduler
 
@@ -29,10 +34,11 @@ class Books:
     def num_reserved_blocks(self, _: VllmRequest) -> int:
         return 0
 
-    def position(self, request: VllmRequest) -> tuple[int, int]:
+    def positions(self, requests: Sequence[VllmRequest]) -> NDArray[np.int64]:
         """A token whose step is in flight is not known yet, so its position does not count as computed either."""
-        num_known = request.num_tokens
-        return num_known, min(num_known - 1, request.num_computed_tokens)
+        known = np.array([request.num_tokens for request in requests], np.int64)
+        computed = np.array([request.num_computed_tokens for request in requests], np.int64)
+        return np.stack((known, np.minimum(known - 1, computed)))
 
     def num_kept(self, request: VllmRequest) -> int | None:
         """Ask the prefix cache. What a connector holds besides, only its own queue knows: all, then."""

@@ -44,6 +44,13 @@ class BrosScheduler(AsyncScheduler):  # type: ignore[misc]  # vLLM's class, of n
             self.steering.note_end(request)
         return super()._free_request(request, *arguments, **options)
 
+    def bind_caps(self, do_bind: bool) -> None:
+        """Let our caps bind, or spare vLLM the question for each request in a step without any."""
+        if do_bind:
+            self.__dict__.pop("_reserve_prefill_lookahead", None)
+        else:
+            self._reserve_prefill_lookahead = super()._reserve_prefill_lookahead  # type: ignore[method-assign]
+
     def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
         """vLLM asks this, last of all, how many tokens of a request a step gets: here our caps bind."""
         if self.steering is not None:

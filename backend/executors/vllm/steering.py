@@ -57,6 +57,7 @@ class Steering:
         self._caps: dict[str, int] | None = None  # while a step is scheduled
         self._decodes: dict[str, int] | None = None  # that the plan has, if it has nothing else
         self._set_aside: RequestQueue | None = None  # while a step is scheduled: all who wait
+        self._newcomers: list[VllmRequest] = []  # of this step
         self._is_stalled = False
         scheduler.waiting = WaitingRequests(scheduler.waiting)
 
@@ -127,6 +128,12 @@ class Steering:
     def _arrange(self, plan: StepPlan) -> None:
         """Bring vLLM's queues into the order of the plan, and preempt who gives way."""
         scheduler, mirror = self._scheduler, self.pilot.mirror
+        if self._runs_all(plan):
+            self._decodes = {request.request_id: 1 for request in scheduler.running}
+            scheduler.bind_caps(do_bind=False)
+            self._newcomers = []
+            self._set_aside, scheduler.waiting = scheduler.waiting, WaitingRequests()
+            return
         not_ours, idle = self._split_running()
         caps: dict[str, int] = {}
         running, newcomers = [], []
@@ -146,7 +153,23 @@ class Steering:
         caps.update((request.request_id, _WHOLE) for request in (*not_ours, *scheduler.kv_holding_waiting))
         self._caps = caps
         scheduler.running = [*not_ours, *running, *reversed(withheld)]
-        self._set_aside, scheduler.waiting = waiting, WaitingRequests(self._with_places(newcomers))
+        self._newcomers = self._with_places(newcomers)
+        self._set_aside, scheduler.waiting = waiting, WaitingRequests(self._newcomers)
+
+    def _runs_all(self, plan: StepPlan) -> bool:
+        """Whether the step is one token of everybody who runs, and has room for it: vLLM needs no arranging then."""
+        running, mirror = self._scheduler.running, self.pilot.mirror
+        table, by_key = mirror.table, mirror.by_key
+        rows = table.rows()
+        return (
+            len(plan.num_new_tokens) == len(rows) == len(running)
+            and not (plan.reclaims or plan.restores or self._scheduler.kv_holding_waiting)
+            and bool((table.num_known[rows] - table.num_computed[rows] == 1).all())
+            and not table.is_preempted[rows].any()
+            and self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks() >= len(running)
+            and all(request.row is not None for request in plan.num_new_tokens)
+            and all(request.request_id in by_key for request in running)
+        )
 
     def _split_running(self) -> tuple[list[VllmRequest], dict[Request, _VllmTwin]]:
         """Return who is running and not ours, and who is."""
@@ -190,13 +213,15 @@ class Steering:
     def _restore_queues(self) -> None:
         """Put all who wait together again."""
         self._caps = None
+        self._scheduler.bind_caps(do_bind=True)
         if self._set_aside is None:
             return
         scheduler, waiting = self._scheduler, self._set_aside
         self._set_aside = None
         left: RequestQueue = scheduler.waiting
-        for request in scheduler.running:
-            waiting.remove_request(request)
+        for request in self._newcomers:
+            if request not in left:
+                waiting.remove_request(request)
         for request in left:
             if request not in waiting:  # preempted by vLLM in this step
                 waiting.prepend_request(request)

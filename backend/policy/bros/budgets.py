@@ -111,6 +111,16 @@ class Budgets:
         usable = limits.num_slots - _KV_RESERVE * min(limits.num_slots, kv_slots * predicted_s)
         return Sustainable(limits.max_seqs / max(batch_slots, 1e-9), usable / max(kv_slots, 1e-9))
 
+    def leaves_kv_slots(self) -> bool:
+        """Return whether real-time leaves KV slots to best-effort: at its peak of the last seconds, or by Little's law.
+
+        Each real-time decode may soon need a block more.
+        """
+        view = self._view
+        num_reserved = len(self._decodes) * view.limits.block_size
+        num_usable = view.limits.num_slots * (1.0 - view.settings.kv_headroom_ratio) - num_reserved
+        return view.traffic.rt_slots < num_usable or self.sustainable_s(self._decodes_s).by_kv_slots >= self._decodes_s
+
 
 def responsiveness_cap_s(view: SchedulerView, now_s: float) -> float:
     """Return the longest step: a real-time request that arrives just after its start must still make its TTFT."""

@@ -53,13 +53,6 @@ class Pausing:
         """Return whether `request` is paused and should come back, at the cost of others if need be."""
         return request.row in self.due
 
-    def is_wanted(self) -> bool:
-        """Return whether a request that waits, or that is due, finds no room but what others may leave."""
-        first = next(self._view.rt_waiting.in_time(), None)
-        if first is None or self._forecast.has_room_for(first):
-            first = self._view.table.request(self.due[0]) if self.due else None
-        return first is not None and not self._forecast.has_room_for(first) and self._is_cheap()
-
     def make_room_for(self, request: Request, decodes: Rows) -> bool:
         """Pause those of `decodes` that are furthest ahead, as many as it takes to let `request` in.
 

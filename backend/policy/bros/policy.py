@@ -51,6 +51,9 @@ class Bros:
     def plan(self, view: SchedulerView, now_s: float) -> StepPlan:
         packing = Packing(view)
         budgets = Budgets(view, packing.groups.rt_decodes, now_s)
+        credit_s = self._be_credit_s if budgets.leaves_kv_slots() else 0.0
+        num_kept = _num_kept(view, packing, credit_s)
+        packing.seqs_left -= num_kept
         real_time = RealTimeFill(view, packing, budgets, now_s)
         real_time.pack_decodes()
         late = real_time.pack_prefills()
@@ -58,8 +61,20 @@ class Bros:
         best_effort = BestEffortFill(view, packing, budgets.best_effort_end_s(packing.predicted_s), now_s)
         best_effort.pack_urgent()
         real_time.pack_late(late)
+        packing.seqs_left += num_kept
         sustainable = budgets.sustainable_s(packing.predicted_s)
         num_free = packing.seqs_left - len(packing.groups.be_decodes)
         prefill_end_s = self._pacing.prefill_end_s(num_free, view.latency.c0, sustainable.by_batch_slots)
-        best_effort.pack(prefill_end_s, self._be_credit_s if sustainable.by_kv_slots >= packing.predicted_s else 0.0)
+        best_effort.pack(prefill_end_s, credit_s)
         return packing.plan(budgets.in_time_s)
+
+
+def _num_kept(view: SchedulerView, packing: Packing, credit_s: float) -> int:
+    """Return the batch slots that real-time leaves to best-effort: as many as it can fill and `credit_s` pays for.
+
+    That is one for a prompt, and one for each decode. Real-time keeps one.
+    """
+    groups = packing.groups
+    has_prefills = len(groups.be_prefills) > 0 or len(view.be_waiting) > 0
+    num_paid = int(credit_s / view.traffic.step_s * view.limits.max_seqs)
+    return min(len(groups.be_decodes) + has_prefills, num_paid, packing.seqs_left - 1)

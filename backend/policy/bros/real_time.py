@@ -42,9 +42,9 @@ class RealTimeFill:
     def pack_decodes(self) -> None:
         """Take the decodes by slack, late ones last; where time is short, those furthest ahead are left out.
 
-        Where batch slots or KV slots are short, those that can wait are left to `pack_deferred_decodes`, the oldest
-        first. By slack, new ones would overtake those that are about to end and to free their slots. Nothing else
-        holds decodes back (docs/decisions/0001-real-time-runs-ahead.md).
+        Those that can wait are left to `pack_deferred_decodes`, the oldest first: a prompt that is due needs their
+        time, batch slots and KV slots. By slack, new ones would overtake those that are about to end and to free their
+        slots. Nothing else holds decodes back (docs/decisions/0001-real-time-runs-ahead.md).
         """
         rows = self._decodes
         if not len(rows):
@@ -52,12 +52,10 @@ class RealTimeFill:
         slack_s, is_late = self._budgets.heed_decodes()
         arrival_index = self._view.table.arrival_index
         order = np.lexsort((arrival_index[rows], slack_s, is_late))
-        if self._num_rt + len(self._view.rt_waiting) > self._view.limits.max_seqs or self._pausing.is_wanted():
-            can_wait = (slack_s > _DEFERRABLE_STEPS * self._budgets.in_time_s)[order]
-            deferred = rows[order[can_wait]]
-            self._deferred = deferred[arrival_index[deferred].argsort()]
-            order = order[~can_wait]
-        self._take_decodes(rows[order])
+        can_wait = (slack_s > _DEFERRABLE_STEPS * self._budgets.in_time_s)[order]
+        deferred = rows[order[can_wait]]
+        self._deferred = deferred[arrival_index[deferred].argsort()]
+        self._take_decodes(rows[order[~can_wait]])
 
     def pack_deferred_decodes(self) -> None:
         """Take the decodes that would have left their slots to prefills, and did not have to."""

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from backend.config import REPOSITORY_ROOT
-from backend.dynamo.serve_many import ENVIRONMENT
+from backend.dynamo.many_options import ENVIRONMENT
 from bench.live.server import free_port
 from tests.triton.servers import wait_until
 
@@ -43,6 +43,13 @@ class Many:
         commands = {child.pid: " ".join(child.cmdline()) for child in self.process.children()}
         found = {pid: re.search(r"backend\.dynamo\.worker .*/(\d+)\.json", words) for pid, words in commands.items()}
         return sorted((pid for pid, match in found.items() if match), key=lambda pid: int(found[pid][1]))  # type: ignore[index]
+
+    @property
+    def frontend_pid(self) -> int:
+        """The frontend that runs now."""
+        found = [child.pid for child in self.process.children() if "dynamo.frontend" in child.cmdline()]
+        assert len(found) == 1
+        return found[0]
 
     def instances(self) -> set[int]:
         """Return the workers that the frontend knows."""

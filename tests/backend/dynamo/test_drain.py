@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import httpx2 as httpx
 import pytest
 
 from bench.common.score import Slos
@@ -21,7 +22,8 @@ from tests.triton.servers import wait_until
 pytestmark = needs_dynamo
 VOCAB_SIZE, STEP_S = 32_000, 0.04
 DRAIN_S = 4.0
-GONE_S = 5.0  # until the frontend has forgotten a worker; a lease ends after 8 s and more
+GONE_S = 5.0  # until the frontend has forgotten a worker that ended; a lease ends after 8 s and more
+HUNG_S = 20.0  # … and one that hangs
 SHORT, LONG = round(0.5 * DRAIN_S / STEP_S), round(2.5 * DRAIN_S / STEP_S)  # tokens: within the limit, and beyond it
 
 
@@ -50,7 +52,8 @@ def answers_of(many: Many, lengths: Sequence[int], victim: int, how: signal.Sign
             await begun.acquire()
         os.kill(victim, how)
         try:
-            await asyncio.to_thread(many.wait_for_instances, 1, GONE_S)  # it gets nothing new
+            timeout_s = HUNG_S if how is signal.SIGSTOP else GONE_S
+            await asyncio.to_thread(many.wait_for_instances, 1, timeout_s)  # it gets nothing new
             more = range(len(lengths), 2 * len(lengths))
             tasks += [asyncio.create_task(follow(target, index, begun)) for index in more]
             await asyncio.gather(*tasks)
@@ -59,6 +62,15 @@ def answers_of(many: Many, lengths: Sequence[int], victim: int, how: signal.Sign
         return list(target.answers.values())
 
     return asyncio.run(main())
+
+
+def answers(many: Many) -> bool:
+    """Return whether the frontend answers a request."""
+    body = {"model": "bros", "prompt": "?", "max_tokens": 1}
+    try:
+        return httpx.post(f"{many.url}/v1/completions", json=body, timeout=10.0).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @pytest.mark.parametrize("num_tokens", [SHORT, LONG])
@@ -82,3 +94,20 @@ def test_a_worker_that_dies_leaves_before_its_lease_ends(many: Many) -> None:
     assert len(answers) == 40
     assert all(answer.is_whole for answer in answers)
     many.wait_for_instances(2)
+
+
+def test_a_worker_that_hangs_is_ended_and_its_streams_go_on(many: Many) -> None:
+    """Its lease ends after some ten seconds; a drain and five seconds later it is ended."""
+    victim = many.worker_pids[0]
+    answers = answers_of(many, [LONG] * 4, victim, signal.SIGSTOP)
+    assert count(answers, VOCAB_SIZE) == Count(0, 0, 0)
+    assert all(answer.is_whole for answer in answers)
+    many.wait_for_instances(2)
+    assert victim not in many.worker_pids
+
+
+def test_a_frontend_that_dies_is_started_again_and_finds_its_workers(many: Many) -> None:
+    before = many.instances()
+    os.kill(many.frontend_pid, signal.SIGKILL)
+    wait_until(lambda: answers(many), "the frontend", START_TIMEOUT_S)
+    assert many.instances() == before

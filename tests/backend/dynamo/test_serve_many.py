@@ -56,6 +56,13 @@ def test_a_class_that_does_not_exist_is_the_clients_error(many: Many) -> None:
     assert "vip" in answer.text
 
 
+@pytest.mark.parametrize(("fields", "named"), [({"n": 2}, "n: 2"), ({"logprobs": 2}, "num_top_log_probs")])
+def test_what_an_engine_lacks_is_a_400_that_names_it(many: Many, fields: dict[str, int], named: str) -> None:
+    body = {"model": "bros", "prompt": "Hello", "max_tokens": 4, **fields}
+    answer = httpx.post(f"{many.url}/v1/completions", json=body)
+    assert (answer.status_code, named in answer.text) == (400, True)
+
+
 def test_both_classes_are_served_and_counted(many: Many) -> None:
     for priority_class in ("rt", "be"):
         assert len(list(stream(many, 3, priority_class))) >= 2

@@ -12,7 +12,7 @@ from backend.core.request import PriorityClass
 from backend.dynamo.translate import answer_of, generation_of
 from backend.link.validate import Defaults
 from backend.wire import names as wire
-from backend.wire.protocol import Chunk, End, Generation, Sampling
+from backend.wire.protocol import Chunk, End, Generation, Sampling, Timings
 
 DEFAULTS = Defaults("bros", wire.PER_REQUEST, ServiceSettings(default_class=PriorityClass.BEST_EFFORT))
 
@@ -68,7 +68,9 @@ def test_a_request_without_a_temperature_gets_openais() -> None:
         ({"sampling_options": {"n": 2}}, {}, r"n: 2"),
         ({"sampling_options": {"guided_decoding": {"json": "{}"}}}, {}, "guided_decoding"),
         ({"sampling_options": {"logit_bias": {"3": 1.0}}}, {}, "logit_bias"),
-        ({"output_options": {"logprobs": 4}}, {}, "logprobs: 4"),
+        ({"sampling_options": {"best_of": 2}}, {}, r"best_of: 2"),
+        ({"output_options": {"logprobs": 21}}, {}, "num_top_log_probs: 21"),
+        ({"routing": {"cache_salt": "a" * 129}}, {}, "cache_salt: 129 characters"),
         ({"output_options": {"prompt_logprobs": 1}}, {}, "prompt_logprobs"),
         ({"sampling_options": {"temperature": -1.0}}, {}, "temperature"),
         ({}, {"policy-class": "vip"}, "vip"),
@@ -81,15 +83,44 @@ def test_what_the_engine_lacks_is_refused_by_name(sections: Any, metadata: dict[
         generation_of(request(**sections), metadata, DEFAULTS)
 
 
+def test_a_salt_comes_as_the_router_has_it() -> None:
+    assert generation_of(request(routing={"dp_rank": 0, "cache_salt": "mine"}), {}, DEFAULTS).cache_salt == "mine"
+    assert generation_of(request(routing={"dp_rank": 0}), {}, DEFAULTS).cache_salt == ""
+
+
+@pytest.mark.parametrize("num_top", [0, 2])
+def test_alternatives_are_asked_for_by_their_number(num_top: int) -> None:
+    generation = generation_of(request(output_options={"logprobs": num_top}), {}, DEFAULTS)
+    assert (generation.wants_log_probs, generation.sampling.num_top_log_probs) == (True, num_top)
+    assert not generation_of(request(), {}, DEFAULTS).wants_log_probs
+
+
+def test_alternatives_stand_by_the_token_they_belong_to() -> None:
+    chunk = Chunk(1, "ab", (3, 4), (-0.1, -2.0), top_ids=(3, 9, 8, 4), top_log_probs=(-0.1, -3.0, -0.5, -2.0))
+    generation = generation_of(request(output_options={"logprobs": 2}), {}, DEFAULTS)
+    tops = answer_of(chunk, generation, 2)["top_logprobs"]
+    assert [[(top["rank"], top["token_id"], top["logprob"]) for top in each] for each in tops] == [
+        [(1, 3, -0.1), (2, 9, -3.0)],
+        [(1, 8, -0.5), (2, 4, -2.0)],
+    ]
+
+
 def test_only_the_last_chunk_says_how_it_ended_and_what_was_used() -> None:
-    assert answer_of(Chunk(1, "ab", (3, 4), (-0.1, -0.2)), 3, 2) == {
+    generation = generation_of(request(), {}, DEFAULTS)
+    assert answer_of(Chunk(1, "ab", (3, 4), (-0.1, -0.2)), generation, 2) == {
         "token_ids": [3, 4],
         "index": 0,
         "log_probs": [-0.1, -0.2],
     }
-    assert answer_of(Chunk(1, "", (), end=End("length")), 3, 2) == {
+    timings = Timings(0.0, 0.1, None, 0, 3, 2, num_cached_tokens=1)
+    assert answer_of(Chunk(1, "", (), end=End("length", timings)), generation, 2) == {
         "token_ids": [],
         "index": 0,
         "finish_reason": "length",
-        "completion_usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        "completion_usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 2,
+            "total_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 1},
+        },
     }

@@ -12,8 +12,8 @@ from backend.engine.engine import Engine
 from tests.backend.factories import Harness, be, rt
 
 GOLDEN = {
-    "mixed": "31713b13638278cd",
-    "memory": "1b6699953f5ecae0",
+    "mixed": "d62d122c549c7a2d",
+    "memory": "febc0d6bdd569dcb",
     "baseline": "699cab6bcd3c5750",
 }
 KNOBS: dict[str, dict[str, object]] = {

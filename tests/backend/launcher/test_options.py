@@ -11,7 +11,7 @@ from backend.config import ExecutorKind, parse_config
 from backend.core.errors import ConfigError
 from backend.core.request import PriorityClass
 from backend.launcher.endpoints import choose_endpoints
-from backend.launcher.options import ENGINE_OPTIONS, engine_config, make_parser
+from backend.launcher.options import ENGINE_OPTIONS, engine_config, front_options, make_parser
 
 
 def parse(tmp_path: Path, *arguments: str, text: str = "{}") -> dict[str, object]:
@@ -76,3 +76,9 @@ def test_equal_ports_are_refused() -> None:
 def test_port_zero_takes_different_free_ports() -> None:
     at = choose_endpoints("127.0.0.1", {"http": 0, "grpc": 0, "metrics": 0})
     assert len({at.http_port, at.grpc_port, at.metrics_port}) == 3
+
+
+def test_further_names_of_the_front_door_reach_it(tmp_path: Path) -> None:
+    names = ["--openai-allow-host", "chat.example.com", "--openai-allow-host", "chat.internal"]
+    words = front_options(make_parser().parse_args(names), PriorityClass.BEST_EFFORT, tmp_path)
+    assert words[-4:] == ["--allow-host", "chat.example.com", "--allow-host", "chat.internal"]

@@ -167,3 +167,26 @@ def test_a_directory_of_launches_that_others_may_enter_is_closed(tmp_path: Path)
     shared.chmod(0o777)
     with run_directory():
         assert shared.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("name", ["", "run"])
+def test_nothing_is_written_behind_a_link_in_the_place_of_a_directory(name: str, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o755)
+    link = tmp_path / f"bros-{os.getuid()}" / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match="is no directory: remove it, or set TMPDIR"):
+        run_directory().__enter__()
+    assert list(elsewhere.iterdir()) == []
+    assert elsewhere.stat().st_mode & 0o777 == 0o755
+
+
+def test_what_another_user_put_there_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    somebody = os.getuid() + 1
+    planted = tmp_path / f"bros-{somebody}"
+    planted.mkdir(mode=0o755)
+    monkeypatch.setattr(os, "getuid", lambda: somebody)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        run_directory().__enter__()
+    assert list(planted.iterdir()) == []

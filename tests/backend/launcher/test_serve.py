@@ -288,6 +288,17 @@ def test_a_missing_model_is_one_clear_line() -> None:
     assert "'/no/such/model' does not exist" in result.stderr
 
 
+@pytest.mark.parametrize(("text", "words"), [(None, "is no file"), ("[]", "is not an object of keys")])
+def test_keys_that_cannot_be_used_are_told_before_anything_is_loaded(base: Path, text: str | None, words: str) -> None:
+    keys = base / "keys.json"
+    if text is not None:
+        keys.write_text(text)
+    result = run_to_end(*SIM, "--api-key-file", str(keys))
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+
+
 def test_a_port_in_use_is_one_clear_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

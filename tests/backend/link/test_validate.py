@@ -232,3 +232,28 @@ def test_whatever_comes_is_taken_or_refused_and_never_breaks(
     tensors = {name: tensor(name, value) for name, value in inputs.items()}
     with suppress(InvalidRequestError):
         assert validate(tensors, parameters, timeout_us, defaults()).text == "hi"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "parameters"),
+    [
+        ({"min_tokens": 2, "min_length": 3}, {}),
+        ({"min_length": 3, "min_tokens": 2}, {}),
+        ({"stream": True}, {"streaming": False}),
+        ({"streaming": True}, {"stream": "false"}),
+        ({}, {"seed": 1, "random_seed": 2}),
+    ],
+)
+def test_two_names_of_a_parameter_that_contradict_are_refused(
+    inputs: dict[str, Any], parameters: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidRequestError) as refusal:
+        check(inputs, parameters)
+    assert "contradicts" in str(refusal.value)
+    assert all(name in str(refusal.value) for name in {*inputs, *parameters})
+
+
+def test_two_names_of_a_parameter_may_say_the_same() -> None:
+    generation = check({"stream": True, "random_seed": 7}, {"streaming": "true", "seed": "7"})
+    assert generation.is_streamed
+    assert generation.sampling.seed == 7

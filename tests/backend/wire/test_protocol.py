@@ -21,14 +21,18 @@ from backend.wire.protocol import (
     Generation,
     Hello,
     Metrics,
+    Prefixes,
     ProtocolError,
     Refused,
+    Removed,
     Sample,
     Sampling,
     Snapshot,
     Stage,
+    Stored,
     Submit,
     Timings,
+    WatchPrefixes,
     engine_reader,
     error_end,
     frame,
@@ -45,11 +49,13 @@ TO_ENGINE = [
     Cancel(1, "a7", True),
     Refused("rt", "INVALID_REQUEST"),
     Snapshot(2),
+    WatchPrefixes(),
 ]
 TO_STUB = [
     EngineState(Stage.LOADING, "reading", 0.5),
     Chunks((Chunk(1, " ü", (3, 4), (-0.5,)), Chunk(2, end=End("stop", Timings(0.1, 0.2, None, 0, 5, 1))))),
     Metrics((Sample("bros_steps_total", {"class": "rt"}, 3.0, (0.1, 0.2)),)),
+    Prefixes(0, [Stored(None, [-(2**63), 5], bytes(128), "salt"), Removed([2**63 - 1])]),
 ]
 
 

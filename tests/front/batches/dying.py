@@ -18,18 +18,18 @@ import select
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from client.openai.errors import ApiError
 from front.batches.folder import open_folder
 from front.batches.objects import Batch, StoredFile, new_batch_id, new_file_id
 from front.batches.service import open_batches
 from front.batches.settings import WINDOW_S, BatchSettings
 from front.batches.store import Cut
-from front.errors import ApiError
 from tests.front.batches.house import chat_line, to_bytes
 
 OWNER = "me"
@@ -41,14 +41,15 @@ _SETTINGS = BatchSettings(max_open_requests=4, first_wait_s=0.0, disk_wait_s=0.0
 _STEPS = ("write", "fsync", "replace", "ftruncate")
 
 
-async def answer(body: Mapping[str, Any], url: str, *, priority_class: str) -> dict[str, Any]:
+async def answer(url: str, body: bytes, left_ms: float | None) -> dict[str, Any]:
     """Stand for `Engine.answer`: takes a moment, names who asked, and refuses one."""
-    assert (url, priority_class) == ("/v1/chat/completions", "be")
-    name = body["messages"][0]["content"]
+    assert url == "/v1/chat/completions"
+    assert left_ms is not None
+    name = json.loads(body)["messages"][0]["content"]
     await asyncio.sleep(0.001)
     if name == f"say {REFUSED}":
         raise ApiError("temperature: no", "temperature")
-    return {"id": name, "choices": [{"message": {"content": name}}]}
+    return {"id": name, "choices": [{"message": {"content": name}}], "usage": {"completion_tokens": 1}}
 
 
 def prepare(root: Path) -> None:

@@ -36,14 +36,14 @@ async def serving(
         asyncio.timeout(PATIENCE_S),
         app.router.lifespan_context(app),
         open_batches(root, app.state.engine.answer, settings) as app.state.batches,
-        httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://door") as http,
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1") as http,
     ):
         yield http
 
 
 def openai_of(http: httpx2.AsyncClient, key: str = "any") -> AsyncOpenAI:
     """Return openai-python on that client."""
-    return AsyncOpenAI(http_client=http, base_url="http://door/v1", api_key=key, max_retries=0)
+    return AsyncOpenAI(http_client=http, base_url="http://127.0.0.1/v1", api_key=key, max_retries=0)
 
 
 async def ended(client: AsyncOpenAI, batch: Batch) -> Batch:

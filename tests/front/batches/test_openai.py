@@ -44,7 +44,7 @@ def test_lines_are_best_effort_and_due_with_their_batch(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path, server) as http:
             client = openai_of(http)
-            lines = [chat_line("a", service_tier="priority"), chat_line("b", deadline_ms=5000)]
+            lines = [chat_line("a", service_tier="auto"), chat_line("b", deadline_ms=5000)]
             await ended(client, await begin(client, lines))
 
     asyncio.run(main())

@@ -1,10 +1,12 @@
-"""Schemas of the custom resources in `deploy/kubernetes/llm-d/`: only the fields that a manifest of ours may have.
+"""Schemas of the custom resources in `deploy/kubernetes/llm-d/`: the CRDs themselves, and one of our own for a file.
 
 A field that a schema does not name is an error, though a cluster would only drop it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,32 @@ import jsonschema
 import yaml
 
 _FOLDER = Path(__file__).parent
+_CRD = "CustomResourceDefinition"
 _ENVELOPE = ("apiVersion", "kind", "metadata")
 Schema = dict[str, Any]
 
 
-def load() -> dict[tuple[str, str], Schema]:
+@cache
+def load() -> Mapping[tuple[str, str], Schema]:
     """Return the files of this folder, by API version and kind."""
-    files = [yaml.safe_load(path.read_text()) for path in sorted(_FOLDER.glob("*.yaml"))]
-    return {(f"{file['group']}/{file['version']}", file["kind"]): file for file in files}
+    files = [yaml.load(path.read_text(), yaml.CSafeLoader) for path in sorted(_FOLDER.glob("*.yaml"))]
+    return {_name(file): file for file in files}
+
+
+def _name(file: Schema) -> tuple[str, str]:
+    if file["kind"] != _CRD:
+        return f"{file['group']}/{file['version']}", file["kind"]
+    (version,) = file["spec"]["versions"]
+    return f"{file['spec']['group']}/{version['name']}", file["spec"]["names"]["kind"]
 
 
 def validate(document: dict[str, Any]) -> None:
     """Raise jsonschema.ValidationError where `document` breaks its schema, and KeyError where there is none."""
     file = load()[document["apiVersion"], document["kind"]]
-    if "spec" in file:
-        check(document, {"spec": file["spec"]}, required=["metadata", "spec"])
+    if file["kind"] == _CRD:
+        (version,) = file["spec"]["versions"]
+        schema = version["schema"]["openAPIV3Schema"]
+        check(document, {"spec": schema["properties"]["spec"]}, required=["metadata", "spec"])
         return
     check(document, file["body"], required=["plugins", "schedulingProfiles"])
     for plugin in document["plugins"]:

@@ -106,6 +106,7 @@ class FakeScheduler:
         self.vllm_config = SimpleNamespace(max_concurrent_batches=1, cache_config=cache)
         self.steering: Steering | None = None
         self.has_fallen_back = False
+        self.has_caps = True
         self.num_preempted = 0
 
     def add_request(self, request: FakeRequest) -> None:
@@ -124,6 +125,9 @@ class FakeScheduler:
         self.steering.note_end(request)
         self.kv_cache_manager.free(request)
         del self.requests[request.request_id]
+
+    def bind_caps(self, do_bind: bool) -> None:
+        self.has_caps = do_bind
 
     def fall_back(self) -> None:
         self.has_fallen_back = True
@@ -167,7 +171,7 @@ class FakeScheduler:
 
     def _limited(self, request: FakeRequest, num_new: int) -> int:
         assert self.steering is not None
-        return self.steering.cap(request, num_new)
+        return self.steering.cap(request, num_new) if self.has_caps else num_new
 
     def _preempt_request(self, request: FakeRequest, _timestamp: float) -> None:
         self.kv_cache_manager.free(request)

@@ -22,6 +22,16 @@ def test_best_effort_keeps_its_share_under_any_real_time_load() -> None:
     raise AssertionError(f"best-effort starved: {background.num_computed} of 3000 tokens")
 
 
+def test_best_effort_keeps_its_share_where_real_time_fills_the_batch_slots() -> None:
+    harness = Harness(be_min_share=0.1, max_seqs_per_step=4, num_blocks=2000, verify=False, coefficients=FIT[:5])
+    background = be(20, 40)
+    harness.submit(background, *(rt(10, 400, tpot_slo_s=0.011) for _ in range(8)))
+    harness.step(200)
+    num_served = len(harness.tokens[background.request_id])
+    assert num_served > 200 * 4 * 0.1 / 3, f"best-effort got {num_served} of 800 tokens"
+    assert num_served < 200 * 4 * 0.1, "best-effort got more than its share"
+
+
 def test_preemptions_are_bounded_when_memory_is_always_short() -> None:
     """A full pool and a steady flow of real-time: each real-time request preempts a few times, not at every token."""
     harness = Harness(num_blocks=60, max_seq_len=400, kv_headroom_ratio=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from backend.core.request import Request
 from backend.policy.state.objectives import time_alone_s
 from tests.backend.factories import Harness, be, rt
 from tests.backend.policy.driving import FIT, make, start, start_as_predicted, step
@@ -36,16 +37,28 @@ def test_no_late_request_begins_while_one_in_time_waits_for_a_batch_slot() -> No
 
 
 def test_what_this_step_cannot_bring_in_time_is_late() -> None:
-    """Served alone it would make it, but the decodes are in already."""
+    """Served alone it would make it, but decodes that cannot wait are in already."""
+    lost, on_time, planned = _plan_beside_decodes(tpot_slo_s=0.02)
+    assert on_time in planned
+    assert lost not in planned
+
+
+def test_decodes_with_slack_wait_for_a_prompt_that_would_be_late_beside_them() -> None:
+    tight, _, planned = _plan_beside_decodes(tpot_slo_s=5.0)
+    assert tight in planned
+    assert sum(num_tokens == 1 for num_tokens in planned.values()) < 30
+
+
+def _plan_beside_decodes(tpot_slo_s: float) -> tuple[Request, Request, dict[Request, int]]:
+    """Return a prompt in time alone but not beside all of 30 decodes, one that has time, and the step planned."""
     scheduler = make(max_seqs_per_step=40, max_tokens_per_step=62, responsiveness_cap_s=1.0)
-    now_s = start_as_predicted(scheduler, *(rt(10, 50) for _ in range(30)))
+    now_s = start_as_predicted(scheduler, *(rt(10, 50, tpot_slo_s=tpot_slo_s) for _ in range(30)))
     alone_s = time_alone_s(rt(32, 2), scheduler.view.latency)
     beside_s = alone_s + scheduler.plan(now_s).predicted_s - scheduler.view.latency.c0
-    lost, on_time = (rt(32, 2, arrival_s=now_s, ttft_slo_s=slo_s) for slo_s in (0.5 * (alone_s + beside_s), 1.0))
-    for request in (lost, on_time):
+    tight, loose = (rt(32, 2, arrival_s=now_s, ttft_slo_s=slo_s) for slo_s in (0.5 * (alone_s + beside_s), 1.0))
+    for request in (tight, loose):
         scheduler.add(request, now_s)
-    assert on_time in scheduler.plan(now_s).num_new_tokens
-    assert lost not in scheduler.plan(now_s).num_new_tokens
+    return tight, loose, dict(scheduler.plan(now_s).num_new_tokens)
 
 
 def test_overload_costs_the_requests_beyond_capacity_and_no_others() -> None:

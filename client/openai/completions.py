@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import cast
 
 from client.generation import Chunk, Generation, Options, Prompt
-from front.asked import Asked, Endpoint, Json, asked_of
-from front.bodies import CompletionBody, parse
-from front.errors import ApiError
-from front.log_probs import completion_log_probs
+from client.openai.asked import Asked, Endpoint, Json, asked_of
+from client.openai.bodies import CompletionBody, parse
+from client.openai.errors import ApiError
+from client.openai.log_probs import completion_log_probs
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, of this endpoint alone
 

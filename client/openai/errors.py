@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API says them, and what the client's errors are in its words.
+"""Errors as OpenAI's API says them, and the client's errors in its words.
 
     {"error": {"message": "temperature: …", "type": "invalid_request_error", "param": "temperature", "code": null}}
 
@@ -69,7 +69,7 @@ class ApiError(Exception):
 
 
 def from_client(error: ClientError) -> ApiError:
-    """Return what `error` is in OpenAI's words."""
+    """Return `error` in OpenAI's words."""
     words = str(error)
     match error:
         case TooLargeError():

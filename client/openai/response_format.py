@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from front.errors import ApiError
+from client.openai.errors import ApiError
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from client.generation import Chunk, Generation
-from front.asked import Asked, Json
+from client.openai.asked import Asked, Json
 
 
 @dataclass(slots=True)

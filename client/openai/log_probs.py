@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import repeat
 
 from client.generation import Chunk, Generation, TopLogProbs
-from front.asked import Asked, Json
+from client.openai.asked import Asked, Json
 
 _LOWEST = -9999.0  # OpenAI's word for a probability of nothing; JSON has no infinity
 Part = Chunk | Generation

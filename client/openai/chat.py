@@ -7,13 +7,16 @@ from dataclasses import replace
 from typing import Any, cast
 
 from client.generation import Chunk, Generation, Message, Options
-from front.asked import Asked, Endpoint, Json, asked_of
-from front.bodies import ChatBody, parse
-from front.errors import ApiError
-from front.log_probs import chat_log_probs
-from front.response_format import schema_of
-from front.tools import Offer, Reader, calls_for_template, offer_of
+from client.openai.asked import Asked, Endpoint, Json, asked_of
+from client.openai.bodies import ChatBody, parse
+from client.openai.errors import ApiError
+from client.openai.log_probs import chat_log_probs
+from client.openai.objects import require_short
+from client.openai.response_format import schema_of
+from client.openai.tools import Offer, Reader, calls_for_template, offer_of
 
+MAX_SCHEMA_BYTES = 72 * 1024  # 64 KiB of schema, as the engine has it, in its wrapping
+MAX_TOOLS_BYTES = 256 * 1024
 CALLED = "tool_calls"  # the finish reason
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _TEMPLATE_FIELDS = ("name", "reasoning_content", "reasoning", "tool_call_id")  # which a chat template may read: texts
@@ -26,6 +29,8 @@ def parse_chat(body: Mapping[str, object]) -> Asked:
     messages = [_message(index, message) for index, message in enumerate(checked.messages)]
     if None not in (checked.max_tokens, checked.max_completion_tokens):
         raise ApiError("max_tokens: max_completion_tokens is given too", param="max_tokens")
+    require_short("tools", checked.tools, MAX_TOOLS_BYTES)
+    require_short("response_format", checked.response_format, MAX_SCHEMA_BYTES)
     offer = offer_of(checked.tools, checked.tool_choice, checked.parallel_tool_calls is not False)
     return replace(asked_of(checked, [messages], _own_options(checked, offer)), offer=offer)
 

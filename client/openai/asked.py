@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from client import wire
 from client.generation import Chunk, Generation, Options, Prompt
-from front.bodies import MAX_CHOICES, Body
-from front.errors import ApiError, not_found
-from front.tools import Offer
+from client.openai.bodies import MAX_CHOICES, Body
+from client.openai.errors import ApiError, not_found
+from client.openai.tools import Offer
+from client.wire import MODEL, MODELS
 
 Json = dict[str, Any]
 _SAME_NAMES = (
@@ -79,7 +79,7 @@ class Endpoint:
 
 def asked_of(body: Body, prompts: Sequence[Prompt], own: Options) -> Asked:
     """Return what `body` asks for. `own`: the engine's options that only one endpoint names so."""
-    if body.model is not None and body.model not in wire.MODELS:
+    if body.model is not None and body.model not in MODELS:
         raise not_found("model", body.model, param="model", code="model_not_found")
     if body.stream_options is not None and not body.stream:
         raise ApiError("stream_options: only with stream", param="stream_options")
@@ -88,7 +88,7 @@ def asked_of(body: Body, prompts: Sequence[Prompt], own: Options) -> Asked:
         raise ApiError(f"n: {n} for each of {len(prompts)} prompts exceed {MAX_CHOICES} choices", param="n")
     wants = body.stream_options
     return Asked(
-        model=body.model or wire.MODEL,
+        model=body.model or MODEL,
         prompts=prompts,
         options=_options(body, own),
         n=n,

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from front.errors import ApiError
-from front.response_format import ResponseFormat
-from front.tools import MAX_TOOLS, Tool, ToolChoice
+from client.openai.errors import ApiError
+from client.openai.response_format import ResponseFormat
+from client.openai.tools import MAX_TOOLS, Tool, ToolChoice
 
 MAX_CHOICES = 128  # of one request, n × prompts: each is a request of its own to the engine
 MAX_METADATA = 16  # pairs; as OpenAI has it
@@ -91,7 +91,8 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     itl_slo_ms: Annotated[_Milliseconds | None, Meta(description="real-time: longest gap between two tokens")] = None
     deadline_ms: Annotated[_Milliseconds | None, Meta(description="best-effort: finish by, from arrival")] = None
     cache_salt: Annotated[
-        Annotated[str, Meta(max_length=128)] | None, Meta(description="only requests of the same salt share KV")
+        Annotated[str, Meta(max_length=128)] | None,
+        Meta(description="up to 128 characters; only requests of the same salt share KV"),
     ] = None
     user: Annotated[_Label | None, Meta(description=_NO_EFFECT)] = None
     safety_identifier: Annotated[_Label | None, Meta(description=_NO_EFFECT)] = None
@@ -174,6 +175,7 @@ REFUSED: Mapping[type[msgspec.Struct], Mapping[str, Refused]] = {
     },
 }
 
+_TIERS: tuple[object, ...] = get_args(Tier)
 B = TypeVar("B", bound=msgspec.Struct)
 
 
@@ -187,6 +189,10 @@ def parse(body_type: type[B], body: Mapping[str, object]) -> B:
             raise ApiError(f"{name}: this value is not supported: {refused.why}", param=name, code="unsupported_value")
     if unknown := [name for name in given if name not in body_type.__struct_fields__]:
         raise ApiError(f"unknown field {unknown[0][:100]!r}", param=unknown[0][:100], code="unknown_parameter")
+    if (tier := given.get("service_tier", "auto")) not in _TIERS:
+        shown = repr(tier[:60]) if isinstance(tier, str) else type(tier).__name__
+        words = f"service_tier: {shown} is none of {', '.join(map(str, _TIERS))}"
+        raise ApiError(words, param="service_tier")
     try:
         return msgspec.convert(given, body_type)
     except (msgspec.ValidationError, OverflowError) as error:

@@ -17,12 +17,13 @@ from uuid import uuid4
 import msgspec
 from msgspec import Meta
 
-from front.errors import ApiError
+from client.openai.errors import ApiError
+from client.openai.objects import require_few
 
 MAX_TOOLS = 128  # of a request, as OpenAI has it
 _MAX_DEPTH = 32  # of parameters; what the engine takes of a schema
 _OPEN = "<tool_call>"
-_MARKED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
+_MARKED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _BETWEEN = re.compile(r"[\s;,]*")
 _Name = Annotated[str, Meta(pattern="^[a-zA-Z0-9_.-]{1,64}$")]
 Json = dict[str, Any]
@@ -148,7 +149,7 @@ class Reader:
 def read_calls(text: str, names: frozenset[str]) -> tuple[str, list[Json]]:
     """Return the text in front of the calls in `text`, and the calls; all of it and none, where any of them is none."""
     before, mark, _ = text.partition(_OPEN)
-    written = [match[1] for match in _MARKED.finditer(text)] if mark else [text]
+    written = [match[1].strip() for match in _MARKED.finditer(text)] if mark else [text]
     found = [call for words in written for call in _objects(words) or [None]]
     calls = [_call(value, names) for value in found]
     if None in calls:
@@ -197,14 +198,16 @@ def _call_for_template(place: str, call: object) -> Json:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ApiError(f"{place}: expected a function with a name", param="messages")
     assert isinstance(call, dict)
-    arguments = _arguments(function.get("arguments") or "{}")
+    arguments = _arguments(f"{place}.function.arguments", function.get("arguments") or "{}")
     if arguments is None:
         raise ApiError(f"{place}.function.arguments: expected a JSON object, as text", param="messages")
     its_id = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return {**its_id, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def _arguments(written: object) -> Json | None:
+def _arguments(place: str, written: object) -> Json | None:
+    if isinstance(written, str):
+        require_few(written.encode(errors="replace"), place, "messages")
     try:
         value = json.loads(written) if isinstance(written, str) else written
     except (ValueError, RecursionError):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from client.generation import Generation, Metrics
-from front.asked import Asked
-from front.usage import Tally
+from client.openai.asked import Asked
+from client.openai.usage import Tally
 from tests.front.door import usage_of
 
 

@@ -17,16 +17,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
 
-from client import wire
 from client.generation import PriorityClass
-from front.bodies import Tier
-from front.errors import ApiError
+from client.openai.bodies import Tier
+from client.openai.errors import ApiError
+from client.wire import MODEL_BE, MODEL_RT
 
 TIER_NAMES: tuple[Tier, ...] = get_args(Tier)
 CLASSES: frozenset[PriorityClass] = frozenset(get_args(PriorityClass))
 _CLASS_OF_TIER: dict[str, PriorityClass] = {"flex": "be", "priority": "rt", "fast": "rt", "scale": "rt"}
 _TIER_OF_CLASS: dict[PriorityClass, str] = {"be": "flex", "rt": "priority"}
-_CLASS_OF_MODEL: dict[str, PriorityClass] = {wire.MODEL_RT: "rt", wire.MODEL_BE: "be"}
+_CLASS_OF_MODEL: dict[str, PriorityClass] = {MODEL_RT: "rt", MODEL_BE: "be"}
 _CLASS_OF_WORD: dict[str, PriorityClass] = {"rt": "rt", "1": "rt", "be": "be", "2": "be"}
 
 
@@ -59,7 +59,7 @@ class Rule:
                 code="tier_not_allowed",
             )
         is_named = tier not in (None, "auto", "default")
-        fallback = "default" if classes is None else _TIER_OF_CLASS[classes]
+        fallback = "default" if classes is None and chosen == self.default else _TIER_OF_CLASS[chosen]
         return Served(chosen, {"fast": "priority"}.get(str(tier), str(tier)) if is_named else fallback)
 
     @property
@@ -68,9 +68,13 @@ class Rule:
         return self.default if self.default in self.allowed else min(self.allowed)
 
 
-def served_as(priority_class: PriorityClass) -> Served:
-    """Return how a request is served whose class is settled."""
-    return Served(priority_class, _TIER_OF_CLASS[priority_class])
+def best_effort(tier: str | None, model: str) -> Served:
+    """Return how a line of a batch is served, which may name no other class than best-effort. Raises ApiError."""
+    for param, name, named in (("service_tier", tier, _CLASS_OF_TIER), ("model", model, _CLASS_OF_MODEL)):
+        if named.get(name or "", "be") != "be":
+            words = f"{param}: {name!r} is real-time; every request of a batch is best-effort"
+            raise ApiError(words, param=param, code="unsupported_value")
+    return Served("be", _TIER_OF_CLASS["be"])
 
 
 def classes_of(tiers: Iterable[str], default: PriorityClass) -> frozenset[PriorityClass]:

@@ -1,0 +1,125 @@
+"""Bodies that take long to read: they are refused early, and nobody waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from client import FakeServer
+from client.openai.errors import ApiError
+from client.openai.job import batch_job
+from client.openai.objects import MAX_MEMBERS, MAX_NESTED, read_object
+from front.settings import Settings
+from tests.front.door import CHAT_PATH, COMPLETIONS_PATH, Door, error_of, opened
+
+SIZE = 3_000_000
+TICK_S = 0.005
+LONGEST_GAP_S = 0.8  # seen: 0.05 s; 1.3 s without the counts, 4.6 s without the thread either (two cores)
+HEAD = '{"messages": [{"role": "user", "content": "a"}], '
+
+
+def filled(head: str, item: str, tail: str, size: int = SIZE) -> bytes:
+    """Return a body of `size` bytes that holds an item again and again."""
+    return (head + ",".join([item] * (size // (len(item) + 1))) + tail).encode()
+
+
+BODIES = {
+    "lists": (COMPLETIONS_PATH, filled('{"prompt": [', "[1]", "]}")),
+    "empty lists": (COMPLETIONS_PATH, filled('{"prompt": [', "[]", "]}")),
+    "objects": (CHAT_PATH, filled('{"messages": [', "{}", "]}")),
+    "schema": (CHAT_PATH, filled(HEAD + '"response_format": {"a": [', "[]", "]}}")),
+    "tool": (
+        CHAT_PATH,
+        filled(
+            HEAD + '"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "a", '
+            '"parameters": {"a": [',
+            "{}",
+            "]}}}]}",
+        ),
+    ),
+    "calls": (
+        CHAT_PATH,
+        filled('{"messages": [{"role": "assistant", "tool_calls": [', '{"function": {"name": "a"}}', "]}]}"),
+    ),
+    "fields": (CHAT_PATH, (HEAD + ",".join(f'"f{number}": 1' for number in range(SIZE // 11)) + "}").encode()),
+    "nesting": (COMPLETIONS_PATH, filled('{"prompt": [', "[" * 500 + "]" * 500, "]}")),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_body_of_too_many_values_is_refused_unread(name: str) -> None:
+    path, body = BODIES[name]
+    response = Door(settings=Settings(max_body_bytes=4 * SIZE)).send(
+        "POST", path, content=body, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 400
+    assert f"the most are {MAX_MEMBERS if name == 'fields' else MAX_NESTED}" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_line_of_too_many_values_is_refused_unread(name: str) -> None:
+    with pytest.raises(ApiError, match="the most are"):
+        batch_job(*BODIES[name])
+
+
+def test_text_counts_for_nothing_whatever_it_holds() -> None:
+    text = '[{:\\\\\\"' * 100_000  # as JSON writes it
+    assert len(read_object(f'{{"prompt": "{text}"}}'.encode())["prompt"]) == 5 * 100_000
+
+
+def test_token_ids_are_no_lists() -> None:
+    body = filled('{"prompt": [', "49151", "]}", size=1_000_000)
+    assert len(batch_job(COMPLETIONS_PATH, body).asked.prompts[0]) > 150_000
+
+
+def test_arguments_of_a_call_are_bounded_too() -> None:
+    inner = '{\\"a\\": [' + ",".join(["[]"] * 30_000) + "]}"
+    call = f'{{"function": {{"name": "a", "arguments": "{inner}"}}}}'
+    body = f'{{"messages": [{{"role": "assistant", "tool_calls": [{call}]}}]}}'
+    with pytest.raises(ApiError, match=r"messages\[0\]\.tool_calls\[0\]\.function\.arguments holds 30002 lists"):
+        batch_job(CHAT_PATH, body.encode())
+
+
+@pytest.mark.parametrize("name", ["tools", "response_format"])
+def test_schemas_are_bounded_in_bytes_too(name: str) -> None:
+    schema = {"enum": [1] * 200_000}
+    value = {
+        "tools": [{"type": "function", "function": {"name": "a", "parameters": schema}}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+    }[name]
+    response = Door().chat(**{name: value})
+    assert (response.status_code, error_of(response)["param"]) == (400, name)
+
+
+def test_many_choices_of_a_long_prompt_are_refused() -> None:
+    response = Door().complete(prompt="a " * 500_000, n=128)
+    assert (response.status_code, error_of(response)["param"]) == (400, "n")
+
+
+def test_nobody_waits_for_bodies_that_are_refused() -> None:
+    server = FakeServer()
+
+    async def main() -> tuple[set[int], float]:
+        gaps: list[float] = []
+        async with opened(server, Settings(max_body_bytes=4 * SIZE)) as (_, http):
+
+            async def tick() -> None:
+                while True:
+                    began_s = time.perf_counter()
+                    await asyncio.sleep(TICK_S)
+                    gaps.append(time.perf_counter() - began_s)
+
+            async def send(path: str, body: bytes) -> int:
+                head = {"content-type": "application/json"}
+                return (await http.post(path, content=body, headers=head)).status_code
+
+            ticker = asyncio.create_task(tick())
+            statuses = await asyncio.gather(*(send(*each) for each in BODIES.values()))
+            ticker.cancel()
+        return set(statuses), max(gaps)
+
+    statuses, longest_s = asyncio.run(main())
+    assert statuses == {400}
+    assert longest_s < LONGEST_GAP_S

@@ -27,8 +27,8 @@ PREFIXES = """\
 each, {duration_s:g} s. {num_talks} conversations send all that was said before with each turn, and pause for
 {think_s:g} s on average. Best-effort requests come {job_rate:g} a second, each with one of {num_systems} system prompts
 of {system_tokens} tokens and {own_tokens} tokens of its own. Hits are prompt tokens that an engine had cached, of all
-prompt tokens of answered requests. Predicted: the router assumes that engines keep the prompts it sent. Events: the workers
-tell it what their caches hold. Means over {seeds}."""
+prompt tokens of answered requests. Predicted: the router assumes that engines keep the prompts it sent. Events: the
+workers tell it what their caches hold. Means over {seeds}."""
 _PREFIX_HEADER = ("router", "hits", "RT hits", "BE hits", "RT in time", "BE tokens/s", "lost", "missing", "double")
 _WRONG = ("num_lost", "num_missing", "num_double", "num_foreign")
 

@@ -26,7 +26,6 @@ _LIBRARIES = "nvidia_pytriton.libs"
 # Names in the embedded server (2.51) by which any client can end it, and names of the same length that none can send.
 _DANGEROUS_NAMES = {
     b"\0triton_grpc_error\0": b"\0TRITON_GRPC_ERROR\0",  # a header, which HTTP/2 allows in small letters only
-    b"\0classification\0": b"\0\xfflassification\0",  # a parameter of an output, which must be UTF-8
 }
 # Of the embedded server for x86-64: `builder.max_receive_message_size_ = INT32_MAX`, for which it has no option.
 _NO_LIMIT = bytes.fromhex("41 c7 45 50 ff ff ff 7f")
@@ -101,8 +100,7 @@ def _server(root: Path, run_directory: Path, max_bytes: int) -> Path:
     """Return a copy of the server that looks for dangerous names under names that no client can send.
 
     With `triton_grpc_error: true` an error ends a gRPC stream. Server 2.51 may then use the stream's state after it was
-    freed. The parameter `classification` of an output makes it divide by the size of the output's type, which is 0 for
-    strings. Either way any client could end the server. It also takes gRPC messages of 2 GB, which hold up all others;
+    freed, so any client could end the server. It also takes gRPC messages of 2 GB, which hold up all others;
     the copy refuses those above `max_bytes`. If no copy can run, the original runs.
     """
     original = root / "bin" / "tritonserver"

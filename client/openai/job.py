@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from client.generation import Chunk, Generation, Options
@@ -15,6 +15,7 @@ from client.openai.errors import ApiError, not_found
 from client.openai.objects import read_object
 from client.openai.tiers import Served, best_effort
 from client.openai.usage import Tally
+from client.wire import MODELS
 
 ENDPOINTS: Mapping[str, Endpoint] = {endpoint.path: endpoint for endpoint in (CHAT, COMPLETIONS)}
 
@@ -62,15 +63,26 @@ def make_job(endpoint: Endpoint, asked: Asked, served: Served) -> Job:
     return Job(endpoint, asked, served, endpoint.id_prefix + uuid4().hex, int(time.time()))
 
 
-def batch_job(url: str, text: bytes, left_ms: float | None = None, max_tokens: int | None = None) -> Job:
+def batch_job(
+    url: str,
+    text: bytes,
+    left_ms: float | None = None,
+    max_tokens: int | None = None,
+    *,
+    takes_any_model: bool = False,
+) -> Job:
     """Return the request that a line of a batch asks for: its body `text`, sent to the path `url`. Raises ApiError.
 
     It is best-effort, and due in `left_ms`, or when it says itself where that is sooner. `max_tokens` is for a body
-    that names none.
+    that names none. takes_any_model: a name that is not ours has no effect, but stands in the answer.
     """
     if (endpoint := ENDPOINTS.get(url)) is None:
         raise not_found("endpoint", url, param="url")
-    asked = endpoint.parse(_with_limits(read_object(text), left_ms, max_tokens))
+    body = _with_limits(read_object(text), left_ms, max_tokens)
+    foreign = _taken_foreign_model(body) if takes_any_model else None
+    asked = endpoint.parse(body)
+    if foreign is not None:
+        asked = replace(asked, model=foreign)
     if asked.is_streamed:
         raise ApiError("stream: not in a batch", param="stream")
     return make_job(endpoint, asked, best_effort(asked.tier, asked.model))
@@ -80,6 +92,15 @@ def require_end(part: Chunk | Generation) -> None:
     """Raise ApiError where the server broke an answer off: OpenAI's API knows no such finish_reason."""
     if part.finish_reason == "cancelled":
         raise ApiError("the server cancelled the request", status=408, kind="timeout_error", code="request_cancelled")
+
+
+def _taken_foreign_model(body: Json) -> str | None:
+    """Take the name of a model that is not ours out of `body`, and return it."""
+    model = body.get("model")
+    if not isinstance(model, str) or model in MODELS:
+        return None
+    del body["model"]
+    return model
 
 
 def _with_limits(body: Json, left_ms: float | None, max_tokens: int | None) -> Json:

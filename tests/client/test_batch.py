@@ -89,12 +89,12 @@ def test_chat_and_completions_are_answered_in_openais_format(tmp_path: Path) -> 
         "url": COMPLETIONS,
         "body": {"prompt": "one two", "max_tokens": 2},
     }
-    source = write_batch(tmp_path / "in.jsonl", [chat_line("a", model="bros_be"), json.dumps(completion)])
+    source = write_batch(tmp_path / "in.jsonl", [chat_line("a", model="m"), json.dumps(completion)])
     run_on(AsyncFakeTransport(), source, tmp_path)
     chat, text = sorted(read_results(tmp_path / "out.jsonl"), key=lambda result: result["custom_id"])
     assert (chat["id"], chat["error"], chat["response"]["status_code"]) == ("batch_req_0", None, 200)
     body = chat["response"]["body"]
-    assert (body["object"], body["model"]) == ("chat.completion", "bros_be")
+    assert (body["object"], body["model"]) == ("chat.completion", "m")
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "say a say ", "refusal": None}
     assert body["choices"][0]["finish_reason"] == "length"
     counts = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
@@ -140,7 +140,8 @@ def test_a_field_beside_the_body_has_no_effect() -> None:
     [
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
-        ({"model": "gpt-5"}, "model"),
+        ({"model": "bros_rt"}, "model"),
+        ({"model": 5}, "model"),
         ({"service_tier": "priority"}, "service_tier"),
         ({"stream": True}, "stream"),
         ({"temperature": {}}, "temperature"),

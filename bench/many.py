@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.common.output import merge_into
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord, Slos, Window, score_be, score_rt
 from bench.common.workload import CHAT_SMALL, PAPER_BE, Arrival, gamma_arrivals, open_loop, poisson_arrivals
@@ -41,6 +42,7 @@ RT_CV = 3.0  # of the times between real-time requests
 SLOS = Slos(1.0, 0.2)
 CLASS_HEADER = "x-dynamo-meta-policy-class"
 VOCAB_SIZE = 32_000
+WRONG = ("num_lost", "num_missing", "num_double", "num_foreign")  # of a run: each is to be 0
 # Seconds: a step, a new token, a token of context in a decode, a pair in a prefill, a copied token.
 _STEP_S = (40e-3, 100e-6, 100e-9, 0.0, 5e-6)
 _KV_BLOCKS, _SEQS, _STEP_TOKENS = 2048, 32, 512
@@ -189,18 +191,24 @@ def run_way(way: Way, seed: int, mix: Mix, max_late_s: float) -> dict[str, Any]:
 
         records, death, target = asyncio.run(main())
     window = Window(_WARM_UP_S, mix.duration_s)
-    wrong = count(target.answers.values(), VOCAB_SIZE)
     return {
         **asdict(way),
         "seed": seed,
         **score_rt(records, SLOS, window),
         **score_be(records, window),
+        **what_went_wrong(records, target),
+        "num_whole": sum(record.is_finished for record in records),
+        "death": None if death is None else asdict(death) | {"pauses_s": pauses_s(records, death.killed_s)},
+    }
+
+
+def what_went_wrong(records: Sequence[RequestRecord], target: CountingTarget) -> dict[str, Any]:
+    """Return how many streams were lost, why, and how many tokens were missing, double or foreign, at any time."""
+    return {
         "num_requests": len(records),
         "num_lost": sum(record.error is not None for record in records),
         "errors": sorted({record.error for record in records if record.error is not None})[:5],
-        "num_whole": sum(record.is_finished for record in records),
-        **asdict(wrong),
-        "death": None if death is None else asdict(death) | {"pauses_s": pauses_s(records, death.killed_s)},
+        **asdict(count(target.answers.values(), VOCAB_SIZE)),
     }
 
 
@@ -229,10 +237,8 @@ def main() -> int:
             mix = make_mix(arguments, seed)
             document["runs"].append(run_way(way, seed, mix, arguments.max_late_s))
             print(f"  {_summary(document['runs'][-1])}", file=sys.stderr, flush=True)
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(document, indent=1) + "\n")
-    bad = ("num_lost", "num_missing", "num_double", "num_foreign")
-    return int(any(run[name] for run in document["runs"] for name in bad))
+            merge_into(arguments.out, document)
+    return int(any(run[name] for run in document["runs"] for name in WRONG))
 
 
 def _summary(run: dict[str, Any]) -> str:

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.common.output import merge_into
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord, Window, score_be, score_rt
-from bench.live.counting import CountingTarget, count
+from bench.live.counting import CountingTarget
 from bench.live.shared_prompts import SharedLoad, Sizes, drive_shared, hit_share
-from bench.many import CLASS_HEADER, REPLICAS, SLOS, VOCAB_SIZE, Way, engine_json, serving
+from bench.many import CLASS_HEADER, REPLICAS, SLOS, WRONG, Way, engine_json, serving, what_went_wrong
 
 KV_BLOCKS = 1024
 WAYS = (
@@ -33,7 +33,6 @@ WAYS = (
     Way("KV-aware, events and predicted", ("--router", "kv"), has_faults=False),
 )
 _WARM_UP_S, _DRAIN_S = 10.0, 10.0
-_BAD = ("num_lost", "num_missing", "num_double", "num_foreign")
 
 
 def engine_with_prefixes() -> dict[str, Any]:
@@ -71,10 +70,7 @@ def score(records: list[RequestRecord], target: CountingTarget, duration_s: floa
         **score_be(records, window),
         "hits": {"both": hit_share(target, ids["rt"] + ids["be"])}
         | {kind: hit_share(target, of_kind) for kind, of_kind in ids.items()},
-        "num_requests": len(records),
-        "num_lost": sum(record.error is not None for record in records),
-        "errors": sorted({record.error for record in records if record.error is not None})[:5],
-        **asdict(count(target.answers.values(), VOCAB_SIZE)),
+        **what_went_wrong(records, target),
     }
 
 
@@ -91,20 +87,13 @@ def main() -> int:
             print(f"{way.name}, seed {seed}", file=sys.stderr, flush=True)
             part["runs"].append(run_way(way, load))
             print(f"  {_summary(part['runs'][-1])}", file=sys.stderr, flush=True)
-            _write(arguments.out, part)
-    return int(any(run[name] for run in part["runs"] for name in _BAD))
-
-
-def _write(path: Path, part: dict[str, Any]) -> None:
-    """Put `part` into the file at `path`, beside what that has."""
-    document = json.loads(path.read_text()) if path.exists() else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document | {"prefixes": part}, indent=1) + "\n")
+            merge_into(arguments.out, {"prefixes": part})
+    return int(any(run[name] for run in part["runs"] for name in WRONG))
 
 
 def _summary(run: dict[str, Any]) -> str:
     hits = ", ".join(f"{kind} {share:.1%}" for kind, share in run["hits"].items() if share is not None)
-    wrong = ", ".join(f"{name} {run[name]}" for name in _BAD)
+    wrong = ", ".join(f"{name} {run[name]}" for name in WRONG)
     attained = run["rt_attainment"]["both"] or 0.0
     return (
         f"hits {hits}; RT {attained:.1%} of {run['num_rt']}, BE {run['be_tokens_per_s']:.0f} tokens/s, "

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.common.provenance import describe
+from bench.many import WRONG
 from bench.report.measured import load_json
 from bench.report.tables import markdown_table, verdict
 
@@ -30,7 +31,6 @@ of {system_tokens} tokens and {own_tokens} tokens of its own. Hits are prompt to
 prompt tokens of answered requests. Predicted: the router assumes that engines keep the prompts it sent. Events: the
 workers tell it what their caches hold. Means over {seeds}."""
 _PREFIX_HEADER = ("router", "hits", "RT hits", "BE hits", "RT in time", "BE tokens/s", "lost", "missing", "double")
-_WRONG = ("num_lost", "num_missing", "num_double", "num_foreign")
 
 
 def many_text(results: Path) -> str | None:
@@ -67,7 +67,7 @@ def _prefixes(part: Mapping[str, Any]) -> list[str]:
 
 def _prefix_row(name: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
     hits = [_share([run["hits"][kind] for run in runs]) for kind in ("both", "rt", "be")]
-    sums = [str(sum(run[key] for run in runs)) for key in _WRONG[:3]]
+    sums = [str(sum(run[key] for run in runs)) for key in WRONG[:3]]
     return [name, *hits, f"{_attained(runs):.1%}", f"{_mean(runs, 'be_tokens_per_s'):.0f}", *sums]
 
 
@@ -79,7 +79,7 @@ def _rows(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def _row(name: str, runs: Sequence[Mapping[str, Any]], limit_tokens: float) -> list[str]:
     tokens = _mean(runs, "be_tokens_per_s")
     deaths = [run["death"]["away_s"] for run in runs if run["death"] is not None]
-    sums = [str(sum(run[key] for run in runs)) for key in _WRONG[:3]]
+    sums = [str(sum(run[key] for run in runs)) for key in WRONG[:3]]
     of_limit = f"{tokens / limit_tokens:.0%}" if limit_tokens else "-"
     back = f"{max(deaths):.1f} s" if deaths else "-"
     return [name, f"{_attained(runs):.1%}", f"{tokens:.0f}", of_limit, *sums, back]
@@ -87,7 +87,7 @@ def _row(name: str, runs: Sequence[Mapping[str, Any]], limit_tokens: float) -> l
 
 def _bars(runs: Sequence[Mapping[str, Any]]) -> str:
     """Say whether nothing is lost or wrong, and whether the best router comes near the limit."""
-    num_wrong = sum(run[key] for run in runs for key in _WRONG)
+    num_wrong = sum(run[key] for run in runs for key in WRONG)
     lines = [f"- Lost streams and wrong tokens: {num_wrong} (bar: 0: {verdict(num_wrong == 0)})"]
     pauses_s = [pause for run in runs if run["death"] is not None for pause in run["death"]["pauses_s"]]
     if pauses_s:

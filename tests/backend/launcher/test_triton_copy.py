@@ -47,7 +47,7 @@ def test_a_place_that_is_not_there_once_stays_and_is_told(missing: object, count
     server, warnings = copy_server(make_package(tmp_path, content), tmp_path, EDITS)
     assert server.read_bytes() == b"".join(edit.found * count if edit is missing else edit.instead for edit in EDITS)
     (warning,) = warnings
-    assert f"{count} places" in warning
+    assert f"{count} matches" in warning
 
 
 def test_the_copy_finds_its_libraries_as_the_original_does(tmp_path: Path) -> None:

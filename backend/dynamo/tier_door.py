@@ -32,11 +32,11 @@ _SESSION = web.AppKey("session", aiohttp.ClientSession)
 
 
 def translated(body: bytes, headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
-    """Return the body as Dynamo takes it, and the headers for what was taken out. Raises ValueError."""
+    """Return the body as Dynamo takes it, and the headers for the fields taken out. Raises ValueError."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
-        return body, {}  # the frontend says what is wrong with it
+        return body, {}  # the frontend refuses it and says why
     if not isinstance(fields, dict):
         return body, {}
     found = {name: fields.pop(name) for name in ("service_tier", *_OBJECTIVES) if name in fields}

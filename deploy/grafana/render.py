@@ -2,8 +2,8 @@
 
     python deploy/grafana/render.py --metrics 127.0.0.1:8002 --for-s 90 --out docs/img/dashboard.png
 
-Starts a Prometheus of its own (from PATH; Debian's package `prometheus`) that scrapes the server every second, waits
-while you put load on it, then asks it every query of the dashboard.
+Starts a Prometheus of its own (from PATH; Debian's package `prometheus`) that scrapes the server every second. Waits
+while you put load on the server. Then asks Prometheus every query of the dashboard.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs batches from wherever they stand to their end. What is on the disk decides; memory only says who is at work."""
+"""Runs batches to their end, from any state. The disk holds the state; memory holds only the running tasks."""
 
 from __future__ import annotations
 

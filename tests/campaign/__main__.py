@@ -89,7 +89,7 @@ def _document(args: argparse.Namespace, results: dict[str, Any]) -> dict[str, An
 
 
 async def _replay(seed: int, number: int) -> int:
-    """Send one case of phase `wire` to a server of its own; print what it is and what came back."""
+    """Send one case of phase `wire` to a server of its own; print the case and its answer."""
     case = make_case(seed, number)
     print(f"{case.road}: {case.words}\n{case.data[:2_000]!r}")
     house = House()

@@ -1,4 +1,4 @@
-"""Canaries: one small request of each class on each road, which must come back whole and soon, whatever goes on.
+"""Canaries: one small request of each class on each request path, which must come back whole and soon at any time.
 
 A best-effort one waits its turn: where others came before it and wait, it gets the time that their number may take.
 """
@@ -31,7 +31,7 @@ async def canary(house: House) -> str:
 
 
 async def _ask(house: House, road: GrpcRoad, model: str, where: str) -> str:
-    """Ask once; again, with more patience, where the request waited in a queue of its class."""
+    """Ask once. Ask again with a longer timeout where the request waited in a queue of its class."""
     name, reply = await _send(house, road, model, where, TIMEOUT_S)
     if reply.end is End.HUNG and model != "bros_rt" and (num := await house.num_be_waiting()):
         name, reply = await _send(house, road, model, where, TIMEOUT_S + WAITING_S * num)

@@ -107,7 +107,7 @@ class House:
             self._forget()
 
     def kill_launcher(self) -> None:
-        """Kill the launcher; what it started is its reaper's to end."""
+        """Kill the launcher; its reaper ends the processes that it started."""
         assert self._process is not None, "no server runs"
         self._process.kill()
         self._process.wait()

@@ -1,4 +1,4 @@
-"""The ledger: every request that was sent, how it ended, and what about that is a fault."""
+"""The ledger: every request that was sent, how it ended, and whether that is a fault."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Ledger:
-    """The requests of one phase. `check` says what is wrong with them."""
+    """The requests of one phase. `check` returns their faults."""
 
     names: NameSearch
     entries: list[Entry] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Ledger:
 
 
 def fault_of(reply: Reply) -> str | None:
-    """Return what is wrong with a reply, whatever the client sent; None for an answer or a typed error."""
+    """Return the fault of a reply, for any request of a client; None for an answer or a typed error."""
     if reply.end in (End.HUNG, End.BROKEN):
         return f"{reply.end.value}: {reply.words}" if reply.words else reply.end.value
     code = code_of(reply.words)

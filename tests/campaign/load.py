@@ -1,4 +1,4 @@
-"""Load: streams of both classes on both roads, each a request after the other, all of them in the ledger."""
+"""Load: streams of both classes on both request paths, each a request after the other, all of them in the ledger."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Sender:
         max_tokens: int | None = None,
         num_prompt: int | None = None,
     ) -> Reply:
-        """Send one request of the class and on the road that `index` stands for; see `Reply`."""
+        """Send one request. `index` stands for its class and its request path; see `Reply`."""
         entry = Entry(
             client_id=f"{self._course.name}-{next(_numbers)}",
             road=("grpc", "http")[index // 2 % 2],

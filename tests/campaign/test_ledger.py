@@ -1,4 +1,4 @@
-"""Ledger and tokens: what is lost, repeated, mixed up, left open or badly refused is found, and nothing else."""
+"""Ledger and tokens find every lost, repeated, mixed-up, open or badly refused request, and nothing else."""
 
 from __future__ import annotations
 

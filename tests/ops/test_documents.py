@@ -40,7 +40,7 @@ def label(value: object) -> str:
     return value.name if isinstance(value, Path) else " ".join(words)[:60]
 
 
-# What is run, against the simulated model: Python, and scripts of nothing but these commands.
+# The tests run these examples against the simulated model: Python, and scripts of nothing but these commands.
 
 RUN = ("source", "bros", "curl", "python -m backend.launcher.probe")
 
@@ -92,8 +92,8 @@ def test_the_readme_shows_command_line_curl_and_tritonclient() -> None:
     assert all(word in codes for word in ("bros generate", "curl", "tritonclient"))
 
 
-# What is not run: servers that stay, installations, other machines' paths, benchmarks of minutes to hours. Each such
-# command is checked by the program that it calls, as far as that is here.
+# Not run: servers that stay, installations, other machines' paths, benchmarks of minutes to hours. The program
+# that such a command calls checks it, where that program is here.
 
 Patch = pytest.MonkeyPatch
 
@@ -166,7 +166,7 @@ def check_pytest(words: list[str], _: Patch) -> None:
 
 
 def check_load_tool(words: list[str], _: Patch) -> None:
-    """Its options are among those of run.sh, which is known to run: what it printed is kept."""
+    """Its options are among those of run.sh, which is known to run: its output is kept."""
     assert options_of(words) <= words_of((LOAD_TOOLS / "run.sh").read_text())
 
 

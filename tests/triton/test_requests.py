@@ -1,4 +1,4 @@
-"""Requests through a real Triton server, over gRPC and HTTP: what comes back, by which road, and how it ends."""
+"""Requests through a real Triton server, over gRPC and HTTP: the answer on each request path, and its end."""
 
 from __future__ import annotations
 

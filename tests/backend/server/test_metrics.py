@@ -24,7 +24,7 @@ def make_request(ttft_slo_s: float = 1.0, tpot_slo_s: float = 0.1) -> Request:
 
 
 def drained(recorder: Recorder) -> dict[tuple[str, ...], Sample]:
-    """Return what is flushed, by name and label values in the order of their names."""
+    """Return the flushed values, by name and label values in the order of their names."""
     return {
         (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample
         for sample in recorder.drain().samples

@@ -1,4 +1,4 @@
-"""What is relied upon of vLLM is looked for at start, and named where it is missing."""
+"""The adapter looks for each name of vLLM that it needs at start, and names the missing ones."""
 
 from __future__ import annotations
 

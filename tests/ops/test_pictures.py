@@ -6,7 +6,9 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from bench.report.plots import _STYLES
 from client.colors import ALARM_COLOR, BE_COLOR, CLASS_COLORS, RT_COLOR
@@ -31,6 +33,13 @@ def test_a_picture_of_both_classes_shows_both_colours(name: str) -> None:
 def test_a_drawing_of_the_classes_holds_no_third_colour(name: str) -> None:
     colors = set(COLOR.findall((IMAGES / name).read_text()))
     assert colors - IN_ONE_PICTURE[name] == {RT_COLOR, BE_COLOR}
+
+
+@pytest.mark.parametrize("name", ["dashboard.png", "page.png"])
+def test_a_painting_of_both_classes_shows_both_colours(name: str) -> None:
+    pixels = np.rint(imread(IMAGES / name)[:, :, :3] * 255).astype(np.uint8)
+    for color in (RT_COLOR, BE_COLOR):
+        assert (pixels == tuple(bytes.fromhex(color[1:]))).all(axis=2).sum() > 300, color
 
 
 def test_a_distribution_of_real_time_is_labelled_in_its_colour() -> None:

@@ -1,7 +1,7 @@
 """A private copy of the embedded Triton server (2.51, x86-64) without what lets any client end it or hold it up.
 
 The server has no options for these. So the copy differs from the original in a few bytes of the same number, each found
-by a pattern that occurs exactly once. Where it does not, that place stays as it is, and a warning says so.
+by a pattern that occurs exactly once. Where it does not, those bytes stay as they are, and a warning says so.
 """
 
 from __future__ import annotations

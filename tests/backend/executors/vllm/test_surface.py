@@ -52,7 +52,7 @@ def test_a_schedule_that_does_not_ask_for_a_limit_is_refused() -> None:
         def schedule(self, throttle_prefills: bool = False) -> Any:
             return throttle_prefills
 
-    with pytest.raises(ConfigError, match=r"limits each request's tokens \(0 of 2 places found\)"):
+    with pytest.raises(ConfigError, match=r"limits each request's tokens \(0 of 2 calls found\)"):
         require_known(make_rig().scheduler, Other, "0.99")
 
 

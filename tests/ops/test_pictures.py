@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,16 @@ IN_ONE_PICTURE = {  # RT and BE, and what else a drawing of ours may hold
 )
 def test_a_picture_of_both_classes_shows_both_colours(name: str) -> None:
     assert set(CLASS_COLORS.values()) <= set(COLOR.findall((IMAGES / name).read_text()))
+
+
+def test_the_recording_of_bros_top_has_a_number_in_every_column() -> None:
+    svg = (IMAGES / "bros-top.svg").read_text()
+    words = [unescape(text).replace("\xa0", " ").strip() for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+    rows = [words[index + 1 : index + 9] for index, word in enumerate(words) if word in ("real-time", "best-effort")]
+    assert len(rows) >= 20
+    for columns in rows:  # running, waiting, preempted, tokens/s; then TTFT and TPOT as two percentiles
+        assert all(re.fullmatch(r"[\d,.]+", column) for column in columns[:4]), columns
+        assert sum(bool(re.fullmatch(r"[\d.]+ m?s / [\d.]+ m?s", column)) for column in columns) == 2, columns
 
 
 @pytest.mark.parametrize("name", IN_ONE_PICTURE)

@@ -25,7 +25,7 @@ import backend.launcher.serve
 import bench.plan
 import client.cli
 from backend.launcher.triton_install import find_triton
-from tests.ops.documents import DOCUMENTS, ROOT, commands, fences, loose_commands, program_of
+from tests.ops.documents import DOCUMENTS, GUIDE, ROOT, commands, fences, loose_commands, program_of
 from tests.triton.servers import Server
 
 README = ROOT / "README.md"
@@ -51,7 +51,9 @@ def is_run(language: str, text: str) -> bool:
     )
 
 
-EXAMPLES = [(document, *fence) for document in DOCUMENTS for fence in fences(document) if is_run(*fence)]
+EXAMPLES = [  # `test_habits.py` runs those of the guide
+    (document, *fence) for document in DOCUMENTS if document != GUIDE for fence in fences(document) if is_run(*fence)
+]
 
 
 @pytest.fixture
@@ -129,6 +131,8 @@ def check_python(words: list[str], monkeypatch: Patch) -> None:
     """A program parses its arguments; without any, it has to exist."""
     if words[1] != "-m":
         check_script(words, monkeypatch)
+    elif words[2] == "pytest":
+        check_pytest(words[2:], monkeypatch)
     elif words[3:]:
         parse_only(import_module(words[2]).main, words[3:], monkeypatch)
     else:
@@ -157,8 +161,9 @@ def check_executable(words: list[str], _: Patch) -> None:
 
 def check_pip(words: list[str], _: Patch) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    (named,) = re.findall(r"^\.\[(.*)\]$", words[2])
-    assert (words[1], set(named.split(",")) <= extras.keys()) == ("install", True)
+    named = re.fullmatch(r"\.\[(.*)\]|pre-commit", words[2])
+    assert named is not None
+    assert (words[1], set((named[1] or "dev").split(",")) <= extras.keys()) == ("install", True)
 
 
 def check_pytest(words: list[str], _: Patch) -> None:
@@ -184,7 +189,8 @@ def check_nothing(_: list[str], __: Patch) -> None:
     """The shell's own."""
 
 
-SHELL = ("export", "kill")
+EXAMPLE_POLICY = "shortest_first"  # the guide's, which the reader adds
+SHELL = ("export", "kill", "source")
 CHECKS: dict[str, Callable[[list[str], Patch], None]] = {
     "make": check_make,
     "bros": check_bros,
@@ -202,6 +208,7 @@ CHECKS: dict[str, Callable[[list[str], Patch], None]] = {
     "genai-perf": check_load_tool,
     "aiperf": check_load_tool,
     "srun": check_ranks,
+    "pre-commit": check_nothing,
     **dict.fromkeys(SHELL, check_nothing),
 }
 
@@ -216,6 +223,7 @@ def all_commands() -> Iterator[tuple[Path, list[str]]]:
 
 @pytest.mark.parametrize(("document", "words"), list(all_commands()), ids=label)
 def test_a_command_is_understood(document: Path, words: list[str], monkeypatch: Patch) -> None:
+    words = ["bros" if word == EXAMPLE_POLICY else word for word in words]
     program = program_of(words)
     assert program in CHECKS, f"{document.name}: nothing here runs or checks `{program}`"
     CHECKS[program](words[words.index(next(word for word in words if word.endswith(program))) :], monkeypatch)

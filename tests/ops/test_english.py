@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.ops.documents import PROSE, ROOT
-from tests.ops.english import banned_phrases, long_sentences, prose_of, sentences
+from tests.ops.english import banned_phrases, long_sentences, messages_of, prose_of, sentences
 
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 UNRELEASED = CHANGELOG.partition("## Unreleased")[2].partition("\n## ")[0]
@@ -37,6 +37,22 @@ def test_docstrings_and_comments_are_plain(folder: str) -> None:
         for words in (*long_sentences(text), *banned_phrases(text))
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder != "tests"])
+def test_messages_have_no_banned_phrase(folder: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {words}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for text in messages_of(path.read_text())
+        for words in banned_phrases(text)
+    ]
+    assert found == []
+
+
+def test_messages_of_source_are_its_strings_of_several_words() -> None:
+    source = '"""A docstring of four words."""\nx = "key"\nraise E(f"no room for {x}")\ny = "one two three four"\n'
+    assert list(messages_of(source)) == ["one two three four", "no room for `code`"]
 
 
 def test_prose_of_source_is_its_docstrings_and_its_runs_of_comments() -> None:

@@ -314,3 +314,20 @@ def test_a_document_names_only_files_that_exist(document: Path) -> None:
     named = re.findall(r"`((?:backend|bench|client|deploy|docs|examples|kv|tests|model_repository)/[\w./-]*)", text)
     missing = [name for name in linked if not (document.parent / name).exists()]
     assert not missing + [name for name in named if not (ROOT / name).exists()]
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=label)
+def test_a_link_to_a_section_leads_to_its_heading(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text())
+    broken = [
+        f"{name}#{anchor}"
+        for name, anchor in links
+        if anchor not in anchors(document.parent / name if name else document)
+    ]
+    assert broken == []

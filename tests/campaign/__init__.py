@@ -6,5 +6,5 @@ The commands, and the way of a request:
     python -m tests.campaign                    an hour; writes bench/results/campaign.json
     python -m tests.campaign --only wire --seconds 240 --out piece.json
 
-    grammar ──► roads ──► a real `bros-serve` (house) ──► Reply ──► judge, ledger ──► report: JSON, docs/reliability.md
+    grammar ──► request_paths ──► a real `bros-serve` (house) ──► Reply ──► judge, ledger ──► report ──► JSON, document
 """

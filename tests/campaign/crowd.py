@@ -12,7 +12,7 @@ from tests.campaign.course import Course
 from tests.campaign.killing import kill, stop_and_continue
 from tests.campaign.load import Load, Sender
 from tests.campaign.messages import generate_bytes
-from tests.campaign.roads import End
+from tests.campaign.request_paths import End
 
 _NUM_AT_ONCE = 60
 _FLUSH_S = 1.0  # in which metrics have come

@@ -25,7 +25,7 @@ from backend.executors.sim import SimSettings
 from backend.launcher.child import stubs_of
 from backend.launcher.reaper import marked_processes, shared_memory_prefix
 from tests.campaign.messages import generate_bytes
-from tests.campaign.roads import parse_answer
+from tests.campaign.request_paths import parse_answer
 from tests.campaign.tokens import NameSearch
 
 SIM = SimSettings(

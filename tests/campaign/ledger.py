@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from client.wire import ERROR_CODES
-from tests.campaign.roads import End, Reply
+from tests.campaign.request_paths import End, Reply
 from tests.campaign.tokens import NameSearch
 
 _CODE = re.compile(rf"\b({'|'.join(ERROR_CODES)}): ")
@@ -35,7 +35,7 @@ class Entry:
     """One request. `num_prompt` and `max_tokens` in tokens; `reply` is None while it is open."""
 
     client_id: str
-    road: str
+    request_path: str
     priority_class: str
     num_prompt: int
     max_tokens: int
@@ -71,9 +71,11 @@ class Ledger:
         if reply is None or not reply.token_ids:
             return None
         if reply.end is End.ANSWERED and len(reply.token_ids) != entry.max_tokens:
-            return Fault(f"tokens lost or repeated over {entry.road}", f"{len(reply.token_ids)} tokens: {entry}")
+            return Fault(
+                f"tokens lost or repeated over {entry.request_path}", f"{len(reply.token_ids)} tokens: {entry}"
+            )
         if self.names.find(entry.client_id, entry.num_prompt, reply.token_ids) is None:
-            return Fault(f"tokens of another request or order over {entry.road}", str(entry))
+            return Fault(f"tokens of another request or order over {entry.request_path}", str(entry))
         return None
 
 
@@ -122,5 +124,5 @@ def _end_of(entry: Entry) -> str:
 def _fault_of_end(entry: Entry) -> Fault:
     if entry.reply is None:
         return Fault("accepted, and never ended", str(entry))
-    words = f"{entry.road}: a good request was {entry.reply.end.value}: {entry.reply.words}"
+    words = f"{entry.request_path}: a good request was {entry.reply.end.value}: {entry.reply.words}"
     return Fault(kind_of(words), str(entry))

@@ -24,7 +24,7 @@ class Case:
     """One request as bytes. `is_whole` False: the server must wait for more, so that its silence is right."""
 
     number: int
-    road: str  # grpc or http
+    request_path: str  # grpc or http
     words: str  # the changes made to it
     data: bytes
     is_whole: bool = True

@@ -50,7 +50,7 @@ class Reply:
     finish_reason: str | None = None
 
 
-class GrpcRoad:
+class GrpcPath:
     """One HTTP/2 connection; requests are serialised messages, so that broken ones can be sent."""
 
     def __init__(self, url: str) -> None:

@@ -132,7 +132,7 @@ def takes(body_type: type) -> dict[str, Any]:
 
 
 def _inlined(schema: Any, schemas: dict[str, Any]) -> Any:
-    """Put the schemas that `schema` names in their places."""
+    """Return `schema` with the named schema in place of each reference."""
     if isinstance(schema, list):
         return [_inlined(item, schemas) for item in schema]
     if not isinstance(schema, dict):

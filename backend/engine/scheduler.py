@@ -265,7 +265,9 @@ class Scheduler:
         for queue in (self.view.rt_waiting, self.view.be_waiting, self.view.be_deadlines):
             queue.check_invariants()
         num_waiting = len(self.view.rt_waiting) + len(self.view.be_waiting)
-        assert num_waiting + len(table.rows()) == len(self._requests), "a request is in no place or in two"
+        assert num_waiting + len(table.rows()) == len(self._requests), (
+            "a request is in neither queue nor table, or in both"
+        )
         assert self._stops.keys() == set(self._requests.values()), "stop sets do not match the requests"
         for row in table.rows().tolist():
             request = table.request(row)

@@ -179,7 +179,7 @@ class Supervisor:
     async def _silence(self) -> str:
         silence = await first_silence(self._launch)
         return (
-            f"model {silence.model!r}, asked over {silence.road}, gave no answer for "
+            f"model {silence.model!r}, asked over {silence.path}, gave no answer for "
             f"{self._launch.canary_timeout_s:g} s"
         )
 

@@ -1,6 +1,6 @@
-"""Whether an input can be run at all: every line has a name of its own, and asks what its batch is for.
+"""Whether an input can be run at all: every line has a name of its own, and names its batch's endpoint.
 
-What a body may hold is for the endpoint to say, when the line's turn comes; its refusal goes to the error file.
+The endpoint checks the body itself when the line's turn comes. Its refusal goes to the error file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAX_ERRORS = 100  # the first; the rest is more of the same
 
 
 def check_input(path: Path, endpoint: str, max_lines: int) -> tuple[int, list[InputError]]:
-    """Return the number of lines, and what is wrong with them: the first of the errors, or none. Blocks."""
+    """Return the number of lines, and the first errors found in them, or none. Blocks."""
     repeated = find_repeated(path)
     errors = list(islice(_errors(path, endpoint, repeated), _MAX_ERRORS))
     num_lines = sum(1 for _ in read_lines(path))

@@ -1,4 +1,4 @@
-"""The folder and its database, from an event loop: one thread does what they are asked, in order."""
+"""The folder and its database, from an event loop: one thread runs all calls on them, in order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 class Disk:
-    """Calls functions of the store, one at a time: what one function does, no other comes between."""
+    """Calls functions of the store, one at a time: no other call comes between the steps of one."""
 
     def __init__(self, folder: Folder, store: Store) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""/v1/files and /v1/batches. A caller sees what was made with its own key."""
+"""/v1/files and /v1/batches. A caller sees only files and batches made with its own key."""
 
 from __future__ import annotations
 

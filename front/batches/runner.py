@@ -1,4 +1,4 @@
-"""Runs batches from wherever they stand to their end. What is on the disk decides; memory only says who is at work."""
+"""Runs batches to their end, from any state. The disk holds the state; memory holds only the running tasks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Runner:
         self._answer = answer
         self._settings = settings
         self._now_s = now_s
-        self._places = asyncio.Semaphore(settings.max_open_requests)
+        self._open_requests = asyncio.Semaphore(settings.max_open_requests)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stops: dict[str, asyncio.Event] = {}
         self._results: dict[str, Results] = {}
@@ -115,7 +115,7 @@ class Runner:
             self._answer, lambda: max(1.0, (batch.expires_s - self._now_s()) * 1e3), self._settings.first_wait_s
         )
         source = self._disk.folder.content(batch.input_id)
-        await run_lines(pending_lines(source, results, {}, _ignore), results, sender.send, self._places, _ignore)
+        await run_lines(pending_lines(source, results, {}, _ignore), results, sender.send, self._open_requests, _ignore)
 
     def _left_ms(self, batch: Batch) -> float:
         return max(1.0, (batch.expires_s - self._now_s()) * 1e3)

@@ -83,7 +83,7 @@ class Uploads:
         return form.upload(part)
 
     async def _pieces(self, request: Request) -> AsyncIterator[bytes]:
-        """Yield the pieces of a body, which has a bound: the parser holds on to what it cannot place yet."""
+        """Yield the pieces of a body, which has a bound: the parser keeps the bytes that it cannot assign yet."""
         pieces, left = aiter(request.stream()), self._settings.max_file_bytes + _MAX_OVERHEAD_BYTES
         while True:
             async with asyncio.timeout(self._settings.upload_idle_s):

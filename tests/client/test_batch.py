@@ -361,7 +361,7 @@ def test_memory_does_not_grow_with_the_batch(tmp_path: Path) -> None:
         tracemalloc.stop()
         return peak
 
-    peak_bytes(10)  # what is loaded once
+    peak_bytes(10)  # loads the modules
     assert peak_bytes(10_000) < peak_bytes(1_000) + 4 * 9_000 + 50_000  # 4 bytes a line: which ones are done
 
 

@@ -62,12 +62,12 @@ class Door:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the server was asked last."""
+        """The last request to the server."""
         return dict(self.server.calls[-1].inputs)
 
 
 def usage_of(num_prompt: int, num_output: int, num_cached: int = 0) -> dict[str, Any]:
-    """Return OpenAI's `usage` of so many tokens."""
+    """Return OpenAI's `usage` of these numbers of tokens."""
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_output,

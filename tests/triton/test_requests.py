@@ -1,4 +1,4 @@
-"""Requests through a real Triton server, over gRPC and HTTP: what comes back, by which road, and how it ends."""
+"""Requests through a real Triton server, over gRPC and HTTP: the answer on each request path, and its end."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_log_probs_come_when_asked(smollm: Server) -> None:
     assert all(value <= 0.0 for value in answer["log_probs"])
 
 
-ROADS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, str], str]] = [
+REQUEST_PATHS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, str], str]] = [
     ("tensor", {"priority_class": "rt"}, {}, {}, "bros"),
     ("parameter", {}, {"priority_class": "rt"}, {}, "bros"),
     ("header", {}, {}, {"x-priority-class": "rt"}, "bros"),
@@ -102,7 +102,9 @@ ROADS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("inputs", "parameters", "headers", "model"), [road[1:] for road in ROADS], ids=[r[0] for r in ROADS]
+    ("inputs", "parameters", "headers", "model"),
+    [path[1:] for path in REQUEST_PATHS],
+    ids=[path[0] for path in REQUEST_PATHS],
 )
 def test_class_reaches_the_engine_over_grpc(
     sim: Server, inputs: dict[str, Any], parameters: dict[str, Any], headers: dict[str, str], model: str

@@ -1,4 +1,4 @@
-"""Schemas as masks: what they let through conforms, what cannot be compiled is refused, and soon."""
+"""Schemas as masks: each text that passes conforms, and a schema that cannot be compiled is refused soon."""
 
 from __future__ import annotations
 

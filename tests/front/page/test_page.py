@@ -1,4 +1,4 @@
-"""The page: what it is sent with, what it shows of the engine, and how it does in a browser."""
+"""The page: its headers, its view of the engine, and its behaviour in a browser."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ class Edit:
 
 
 def edits(max_message_bytes: int) -> list[Edit]:
-    """Return the edits; `max_message_bytes` is the longest gRPC message that the copy takes."""
-    return [_error_mode(), _division(), _message_limit(max_message_bytes)]
+    """Return the edits; `max_message_bytes` is the longest gRPC message, and HTTP body, that the copy takes."""
+    return [_error_mode(), _division(), _message_limit(max_message_bytes), _body_limit(max_message_bytes)]
 
 
 def copy_server(root: Path, run_directory: Path, wanted: Sequence[Edit]) -> tuple[Path, list[str]]:
@@ -97,6 +97,19 @@ def _message_limit(max_bytes: int) -> Edit:
     store = bytes.fromhex("41 c7 45 50")
     danger = "it takes gRPC messages of 2 GB, which hold up all others"
     return Edit(store + bytes.fromhex("ff ff ff 7f"), store + max_bytes.to_bytes(4, "little"), danger)
+
+
+def _body_limit(max_bytes: int) -> Edit:
+    """Limit HTTP bodies: `evhtp` ends a connection whose body is too long, but the server sets no limit."""
+    found = (
+        "48 8b 40 70"  # mov  rax, [rax + 0x70]  the limit
+        "48 85 c0"  # test rax, rax
+        "74 10"  # je   past the next           0: no limit
+    )
+    instead = "b8" + max_bytes.to_bytes(4, "little").hex() + "0f 1f 40 00"  # mov eax, limit; nop
+    comparison = "48 8b 53 78 48 01 ea 48 39 d0 0f 86"  # with the bytes that came
+    danger = "it takes HTTP bodies of any length"
+    return Edit(bytes.fromhex(found + comparison), bytes.fromhex(instead + comparison), danger)
 
 
 def _written(content: bytes, root: Path, run_directory: Path) -> Path:

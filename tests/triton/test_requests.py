@@ -242,6 +242,16 @@ def test_a_message_above_the_limit_is_refused_before_it_is_read(sim: Server) -> 
     assert sim.generate()["finish_reason"] == "length"
 
 
+def test_an_http_body_above_the_limit_ends_its_connection(sim: Server) -> None:
+    before = triton_ids(sim)
+    limit = max_message_bytes(ServiceSettings().max_prompt_bytes)
+    assert sim.post("bros", {"text_input": "x" * (limit - 1_000)})[0] == 400
+    with pytest.raises(OSError, match=r"reset|closed|[Bb]roken|without"):
+        sim.post("bros", {"text_input": "x" * limit})
+    assert sim.generate()["finish_reason"] == "length"
+    assert triton_ids(sim) == before
+
+
 def test_far_too_many_stop_words_are_counted_but_not_read(sim: Server) -> None:
     request = make_raw(b"hi")
     words = request.inputs.add(name="stop_words", datatype="BYTES", shape=[1_000_000])

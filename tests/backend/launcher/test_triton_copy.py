@@ -14,7 +14,7 @@ from backend.launcher.triton_copy import copy_server, edits
 
 MAX_BYTES = 0x01020304
 EDITS = edits(MAX_BYTES)
-ERROR_MODE, DIVISION, MESSAGE_LIMIT = EDITS
+ERROR_MODE, DIVISION, MESSAGE_LIMIT, BODY_LIMIT = EDITS
 SWITCH_BYTES = 5  # the end of the division's pattern, which stays
 # What takes (output's size, element's size) as a C function does, and what gives rax back.
 TAKE, GIVE = bytes.fromhex("41 55 49 89 fd 89 f0"), bytes.fromhex("41 5d c3")
@@ -38,6 +38,7 @@ def test_the_copy_differs_in_the_edited_places_only(tmp_path: Path) -> None:
 
 def test_the_copy_holds_the_limit_of_messages() -> None:
     assert MESSAGE_LIMIT.instead.endswith(MAX_BYTES.to_bytes(4, "little"))
+    assert BODY_LIMIT.instead[1:5] == MAX_BYTES.to_bytes(4, "little")
 
 
 @pytest.mark.parametrize("missing", EDITS, ids=lambda edit: edit.danger)

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from client import AsyncClient, AsyncFakeTransport, FakeServer, Retry
-from client.batch.lines import CHAT, COMPLETIONS, LineError, checksum, parse_line
+from client.batch.lines import CHAT, COMPLETIONS, Line, LineError, Reply, checksum, parse_line, result_line
 from client.batch.results import BatchFileError, Results, find_repeated, open_results
 from client.batch.run import BatchSettings, run_batch
 from client.cli import main
@@ -217,6 +217,13 @@ def test_repeats_are_told_from_custom_ids_of_one_checksum(tmp_path: Path) -> Non
     assert checksum(b"plumless") == checksum(b"buckeroo")
     source = write_batch(tmp_path / "in.jsonl", [chat_line(name) for name in [*names, "x"]])
     assert find_repeated(source) == {3: 2}
+
+
+def test_no_character_of_an_answer_ends_its_line() -> None:
+    line = Line(0, 1, "a\x85b\u2028c\u2029d", CHAT, b"{}")
+    text = result_line(line, Reply()).decode()
+    assert len(text.splitlines()) == 1
+    assert json.loads(text)["custom_id"] == line.custom_id
 
 
 def test_a_changed_line_of_the_same_custom_id_is_not_taken_for_done(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ class Uploads:
                 yield piece
 
     def _require_pace(self, num_bytes: int, took_s: float) -> None:
-        """Raise ApiError for an upload that holds its place and hardly sends."""
+        """Raise ApiError for an upload that takes a share and hardly sends."""
         least = self._settings.min_upload_bytes_per_s
         if took_s > self._settings.upload_idle_s and num_bytes < least * took_s:
             words = f"file: {num_bytes} bytes in {took_s:.0f} s are fewer than {least:g} bytes a second"

@@ -130,7 +130,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer a message that is not a request, and close the connection; without words where an answer is under way."""
+        """Answer a message that is not a request, and close the connection; say nothing while an answer goes out."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.abort()
             return

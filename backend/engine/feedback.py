@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from backend.core.plan import PreemptionKind
 from backend.core.request import PrefixSource, PriorityClass
+from backend.engine.stats import ClassCounts, SchedulerStats
 from backend.policy.state import table_loops
 from backend.policy.state.latency_model import StepFeatures
 from backend.policy.state.request_table import first_deadline_s
-from backend.policy.state.stats import ClassCounts, SchedulerStats
 from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import Policy, SchedulerView, StepRecord
 

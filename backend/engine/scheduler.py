@@ -28,14 +28,15 @@ from backend.core.plan import (
 from backend.core.request import FinishReason, PrefixSource, PriorityClass, Request, RequestId, RequestState
 from backend.engine.admission import check_admissible
 from backend.engine.committed_step import CommittedStep, Sampled
+from backend.engine.drain import Drain
 from backend.engine.feedback import Feedback, MovedTokens
+from backend.engine.stats import SchedulerStats
 from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
 from backend.policy.state import table_loops
 from backend.policy.state.latency_model import PRIOR, LatencyModel, StepFeatures
 from backend.policy.state.objectives import is_hopeless
 from backend.policy.state.request_table import RequestTable, first_deadline_s
-from backend.policy.state.stats import SchedulerStats
 from backend.policy.state.table_loops import Rows
 from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord, Traffic
@@ -119,6 +120,7 @@ class Scheduler:
         self._kept_free = enough * 3 // 4, enough
         self._totals: Counter[str] = Counter()
         self._preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
+        self._drains = {priority_class: Drain() for priority_class in PriorityClass}
         self._num_found = {False: [0, 0], True: [0, 0]}  # tokens of prompts that began, by is_rt: hits, misses
 
     # Requests come and go
@@ -133,7 +135,7 @@ class Scheduler:
         if self.view.settings.prefix_caching:
             request.prefix = Prefix(request.prompt_token_ids, request.cache_salt)
             self._look_up(request)
-        check_admissible(self.view, self.policy, request, now_s)
+        check_admissible(self.view, self.policy, request, now_s, self._drains[request.priority_class].per_s(now_s))
         stop_ids = self._stop_ids(request)
         request.arrival_index = self._num_arrived
         self._num_arrived += 1
@@ -322,7 +324,7 @@ class Scheduler:
         request.first_scheduled_s = self._planned_s
         request.state = RequestState.RUNNING
         self.view.table.enter(request, row, request.max_total_tokens)
-        self.view.traffic.note_start(request, self._planned_s)
+        self._drains[request.priority_class].note(self._planned_s)
         for queue in self._queues(request):
             queue.note_left(request)
 

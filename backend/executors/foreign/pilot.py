@@ -16,13 +16,13 @@ from backend.core.clock import Clock
 from backend.core.plan import Reclaim, StepPlan
 from backend.core.request import PriorityClass, Request
 from backend.engine.feedback import Feedback, MovedTokens
+from backend.engine.stats import ClassCounts, SchedulerStats
 from backend.executors.foreign.mirror import Adopted, Mirror, Queues, Scheduled, Twin
 from backend.executors.foreign.source import Source
 from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
 from backend.policy.state.latency_model import PRIOR, LatencyModel, StepFeatures
 from backend.policy.state.request_table import first_deadline_s
-from backend.policy.state.stats import ClassCounts, SchedulerStats
 from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 from kv.types import KVUsage

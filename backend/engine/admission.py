@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from backend.core.errors import InvalidRequestError, OverloadedError, RequestTooLargeError
 from backend.core.request import Request
+from backend.policy.state.latency_model import LatencyModel
+from backend.policy.state.objectives import time_alone_s
 from backend.policy.view import Policy, SchedulerView
 
 _MIN_RETRY_S, _MAX_RETRY_S = 0.1, 60.0
@@ -54,3 +58,12 @@ def _check_queue(view: SchedulerView, request: Request, name: str, begun_per_s: 
 def retry_after_s(num_waiting: int, per_s: float) -> float:
     """Return when a queue will be empty of which `per_s` (> 0) requests begin per second."""
     return min(_MAX_RETRY_S, max(_MIN_RETRY_S, num_waiting / per_s))
+
+
+def is_hopeless(request: Request, latency: LatencyModel) -> bool:
+    """Return whether a new request asks for more than a machine with nothing else to do could give."""
+    slo = request.slo
+    if slo is None:
+        return False
+    can_decode = latency.c0 + latency.c1 <= min(slo.tpot_slo_s, slo.itl_slo_s or math.inf)
+    return time_alone_s(request, latency) > slo.ttft_slo_s or not can_decode

@@ -19,6 +19,8 @@ from backend.policy.state.objectives import time_alone_s
 from backend.policy.state.waiting_queue import Key
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 
+_DEPOSIT_S = 0.05  # step time, seconds, that best-effort is owed before it claims any: a burst of prompts goes first
+
 
 class Bros:
     """Earliest deadline first for real-time, late ones behind; best-effort within the step's budget."""
@@ -26,7 +28,7 @@ class Bros:
     def __init__(self, settings: SchedulerSettings, limits: StepLimits) -> None:
         del limits
         self._be_min_share = settings.be_min_share
-        self._be_credit_s = 0.0  # step time that best-effort work may claim against any real-time load
+        self._be_owed_s = 0.0  # step time that real-time took of best-effort's share
 
     def order(self, request: Request) -> Key:
         """RT by deadline, of equal ones the shortest prompt first; BE by arrival."""
@@ -38,13 +40,14 @@ class Bros:
 
     def observe(self, step: StepRecord) -> None:
         be_s = step.duration_s * step.num_be_tokens / max(1, step.num_rt_tokens + step.num_be_tokens)
-        credit_s = self._be_credit_s + self._be_min_share * step.duration_s - be_s
-        self._be_credit_s = min(max(0.0, credit_s), step.duration_s)  # so that saved-up shares do not make one stall
+        owed_s = self._be_owed_s + self._be_min_share * step.duration_s - be_s
+        most_s = _DEPOSIT_S + step.duration_s  # so that saved-up shares do not make one stall
+        self._be_owed_s = min(max(0.0, owed_s), most_s)
 
     def plan(self, view: SchedulerView, now_s: float) -> StepPlan:
         packing = Packing(view)
         budgets = Budgets(view, packing.groups.rt_decodes, now_s)
-        credit_s = self._be_credit_s if budgets.leaves_kv_slots() else 0.0
+        credit_s = max(0.0, self._be_owed_s - _DEPOSIT_S) if budgets.leaves_kv_slots() else 0.0
         num_kept = _num_kept(view, packing, credit_s)
         packing.seqs_left -= num_kept
         real_time = RealTimeFill(view, packing, budgets, now_s)

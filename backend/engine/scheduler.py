@@ -25,17 +25,25 @@ from backend.core.plan import (
     StepPlan,
     StepResult,
 )
-from backend.core.request import FinishReason, PrefixSource, PriorityClass, Request, RequestId, RequestState
-from backend.engine.admission import check_admissible
+from backend.core.request import (
+    FinishReason,
+    PrefixSource,
+    PriorityClass,
+    Request,
+    RequestId,
+    RequestState,
+    first_deadline_s,
+)
+from backend.engine import step_loops
+from backend.engine.admission import check_admissible, is_hopeless
 from backend.engine.committed_step import CommittedStep, Sampled
+from backend.engine.drain import Drain
 from backend.engine.feedback import Feedback, MovedTokens
+from backend.engine.stats import SchedulerStats
 from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
-from backend.policy.state import table_loops
 from backend.policy.state.latency_model import PRIOR, LatencyModel, StepFeatures
-from backend.policy.state.objectives import is_hopeless
-from backend.policy.state.request_table import RequestTable, first_deadline_s
-from backend.policy.state.stats import SchedulerStats
+from backend.policy.state.request_table import RequestTable
 from backend.policy.state.table_loops import Rows
 from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord, Traffic
@@ -75,7 +83,7 @@ def make_scheduler(
     )
     guess = (*PRIOR[:4], capacity.host_copy_s_per_token or PRIOR[4], *PRIOR[5:])
     fit = settings.latency_coefficients
-    latency = LatencyModel(guess if fit is None else fit, settings.latency_forgetting, is_fitted=fit is not None)
+    latency = LatencyModel(guess if fit is None else fit, settings.latency_forgetting)
     policy = registered.make(settings, limits)
     return Scheduler(policy, kv, latency, limits, settings, eos_token_ids)
 
@@ -119,6 +127,7 @@ class Scheduler:
         self._kept_free = enough * 3 // 4, enough
         self._totals: Counter[str] = Counter()
         self._preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
+        self._drains = {priority_class: Drain() for priority_class in PriorityClass}
         self._num_found = {False: [0, 0], True: [0, 0]}  # tokens of prompts that began, by is_rt: hits, misses
 
     # Requests come and go
@@ -133,7 +142,7 @@ class Scheduler:
         if self.view.settings.prefix_caching:
             request.prefix = Prefix(request.prompt_token_ids, request.cache_salt)
             self._look_up(request)
-        check_admissible(self.view, self.policy, request, now_s)
+        check_admissible(self.view, self.policy, request, now_s, self._drains[request.priority_class].per_s(now_s))
         stop_ids = self._stop_ids(request)
         request.arrival_index = self._num_arrived
         self._num_arrived += 1
@@ -324,7 +333,7 @@ class Scheduler:
         request.first_scheduled_s = self._planned_s
         request.state = RequestState.RUNNING
         self.view.table.enter(request, row, request.max_total_tokens)
-        self.view.traffic.note_start(request, self._planned_s)
+        self._drains[request.priority_class].note(self._planned_s)
         for queue in self._queues(request):
             queue.note_left(request)
 
@@ -382,13 +391,13 @@ class Scheduler:
         return step
 
     def _features(self, rows: Rows, counts: NDArray[np.int64], num_copied: int) -> StepFeatures:
-        new_tokens, context, pairs = table_loops.features(self.view.table.counts, rows, counts)
+        new_tokens, context, pairs = step_loops.features(self.view.table.num_computed, rows, counts)
         return StepFeatures(new_tokens, context, pairs, num_copied, has_prefill=new_tokens > len(rows))
 
     def _learn(self, step: CommittedStep, result: StepResult) -> None:
         table, rows, totals = self.view.table, step.slots.rows, self._totals
         num_tokens, predicted_s = step.features.new_tokens, step.plan.predicted_s
-        num_rt_tokens = table_loops.num_rt_tokens(table.flags, rows, step.slots.counts)
+        num_rt_tokens = step_loops.num_rt_tokens(table.is_rt, rows, step.slots.counts)
         record = StepRecord(
             duration_s=result.duration_s,
             predicted_s=predicted_s,

@@ -164,10 +164,9 @@ class BestEffortFill:
         return self._packing.chunk(request, time_left_s, room, num_restored)
 
     def _admit_waiting(self) -> None:
-        for request in self._view.be_waiting.in_time():
-            if self._packing.seqs_left < 1 or self._packing.tokens_left < 1:
-                break
-            if request not in self._packing.num_new_tokens and not self._admit(request):
+        view, packing = self._view, self._packing
+        for request in view.be_alike.in_turn(view.be_waiting.in_time(), packing.num_new_tokens):
+            if packing.seqs_left < 1 or packing.tokens_left < 1 or not self._admit(request):
                 break
 
     def _admit(self, request: Request) -> bool:

@@ -55,12 +55,22 @@ def _row(runs: Sequence[Run]) -> list[str]:
         for name in ("hit_rate", "oracle_hit_rate"):
             is_shown = name == "hit_rate" or runs[0]["hit_rate"]["rt"] is not None
             cells.append(_spread([run[name][cls] for run in runs]) if is_shown else "")
-    return [*cells, _spread([run["rt_attainment"] for run in runs]), _rate([run["be_requests_per_s"] for run in runs])]
+    return [
+        *cells,
+        _spread([run["rt_attainment"] for run in runs]),
+        _rate([run.get("be_requests_per_s") for run in runs]),
+    ]
 
 
 def _rate(rates: Sequence[float | None]) -> str:
     known = [rate for rate in rates if rate is not None]
     return f"{np.mean(known):.1f}" if known else ""
+
+
+def _ordered(ratios: Sequence[float]) -> str:
+    if not ratios:
+        return ""
+    return f"Cached prefixes first: best-effort ends {min(ratios):.2f} to {max(ratios):.2f} times as many a second. "
 
 
 def _gain(ours: Run, other: Run) -> float:
@@ -86,13 +96,10 @@ def _verdict(runs: Sequence[Run]) -> str:
     gap, trace = max(gaps)
     gain, where = max(gains)
     lost = 100 * max(0.0, *losses)
-    order = (
-        f"Cached prefixes first: best-effort runs at {min(ordered):.2f} to {max(ordered):.2f} times the requests/s. "
-    )
     return (
         f"Real-time hits are at most {100 * max(0.0, gap):.1f} points below the oracle's (on {trace}). "
         f"Eviction by class gains real-time up to {100 * gain:.1f} points over the last use alone (on {where}). "
-        + (order if ordered else "")
+        + _ordered(ordered)
         + (
             f"The share in time is at most {lost:.1f} points below that without a cache."
             if lost > 0

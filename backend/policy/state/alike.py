@@ -18,7 +18,7 @@ from kv.prefixes import TOKEN_BYTES
 
 NUM_ALIKE = 256  # tokens: what requests of a group have in common, and what is worth an overtaking
 BAND = 1_024  # places in the order of arrival
-_MAX_GROUPS = 32  # that a step chooses from
+_MAX_GROUPS = 32  # that a step chooses from: those of which a request began last
 
 _Key = tuple[str, bytes]  # a cache salt and tokens
 
@@ -35,7 +35,7 @@ class Alike:
         self._num_alike = num_alike
         self._band = band
         self._groups: dict[_Key, dict[Request, None]] = {}  # each in order of arrival
-        self._several: dict[_Key, None] = {}  # groups in which several waited at once, the first of them first
+        self._several: dict[_Key, None] = {}  # groups in which several waited at once, the last to be left last
 
     def enter(self, request: Request) -> None:
         """Note that `request` waits. One with no long prefix is in no group."""
@@ -54,9 +54,12 @@ class Alike:
             return
         group = self._groups[key]
         del group[request]
+        was_asked = key in self._several
+        self._several.pop(key, None)
         if not group:
             del self._groups[key]
-            self._several.pop(key, None)
+        elif was_asked:
+            self._several[key] = None
 
     def in_turn(self, waiting: Iterator[Request], taken: Container[Request]) -> Iterator[Request]:
         """Yield `waiting`, requests in order of arrival, as they should begin. Whoever takes one adds it to `taken`."""
@@ -78,7 +81,7 @@ class Alike:
     def _first(self, head: Request, taken: Container[Request]) -> Request:
         """Return who begins while `head` is the oldest: the most cached in its band."""
         best = head
-        for key in islice(self._several, _MAX_GROUPS):
+        for key in islice(reversed(self._several), _MAX_GROUPS):
             request = next((request for request in self._groups[key] if request not in taken), head)
             if request is head or request.arrival_index >= head.arrival_index + self._band:
                 continue

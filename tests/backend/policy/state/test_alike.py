@@ -83,12 +83,12 @@ def test_requests_of_different_salts_are_not_alike() -> None:
 
 
 def test_the_scheduler_lets_the_cached_go_first_unless_that_is_switched_off() -> None:
-    def begun(**knobs: bool) -> list[str]:
-        harness = Harness(prefix_caching=True, max_seqs_per_step=1, max_tokens_per_step=300, **knobs)
+    def begun(cached_first: bool) -> list[str]:
+        harness = Harness(prefix_caching=True, cached_first=cached_first, max_seqs_per_step=1, max_tokens_per_step=300)
         prompts = [[ord(letter)] * NUM_ALIKE + [index] for index, letter in enumerate("ABAB")]
         harness.submit(*(be(prompt=prompt, max_tokens=1, request_id=str(i)) for i, prompt in enumerate(prompts)))
         harness.run()
         return list(harness.ends)  # each ends in the step in which it begins
 
-    assert begun() == ["0", "2", "1", "3"]
-    assert begun(cached_first=False) == ["0", "1", "2", "3"]
+    assert begun(True) == ["0", "2", "1", "3"]
+    assert begun(False) == ["0", "1", "2", "3"]

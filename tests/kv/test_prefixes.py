@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kv.manager import KVCacheManager
 from kv.prefixes import Prefix
@@ -174,3 +176,32 @@ def test_looking_again_follows_what_was_evicted_and_what_was_added() -> None:
     assert manager.find(prefix) == 0
     cached(manager, TAIL, tokens(12))
     assert manager.find(prefix) == 12
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(1, 14), st.sampled_from(["cache", "cut", "evict"]), st.booleans())
+    )
+)
+def test_looking_again_finds_what_a_first_look_finds(changes: list[tuple[int, int, str, bool]]) -> None:
+    """Prompts begin alike, then go on differently. Each is looked up after some of the changes only."""
+    manager, running = make_manager(num_blocks=12, block_size=2), list[Row]()
+    prompts = [[*range(6), *[100 + story] * 8] for story in range(3)]
+    kept = [Prefix(prompt) for prompt in prompts]
+    for story, num_tokens, change, is_looked_up in changes:
+        row = manager.open(TAIL)
+        if change == "evict":
+            manager.evict_all()
+        elif change == "cut" and running:
+            manager.shrink(running[-1], min(num_tokens, manager.num_held(running[-1])), checkpoint=False)
+        elif manager.grow(row, num_tokens):
+            manager.begin_step()
+            prefix = Prefix(prompts[story][:num_tokens])
+            if is_looked_up:
+                manager.leave_cached(row, prefix, num_tokens)
+            else:
+                manager.lend(row, prefix, num_tokens)
+                running.append(row)
+        if is_looked_up:
+            assert [manager.find(prefix) for prefix in kept] == [found(manager, prompt) for prompt in prompts]
+            assert all(bool(prefix.lenders) == (manager.find(prefix) > 0) for prefix in kept)

@@ -12,34 +12,44 @@ The rest passes through both ways. A client that leaves closes its request at th
 from __future__ import annotations
 
 import argparse
-import json
+import asyncio
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any
 
 import aiohttp
+import msgspec
+import numpy as np
 from aiohttp import web
 
 CLASS_HEADER = "x-dynamo-meta-policy-class"
 # As `client.openai.tiers` has them; a test compares both.
 CLASS_OF_TIER = {"flex": "be", "priority": "rt", "fast": "rt", "scale": "rt", "default": None, "auto": None}
 _OBJECTIVES = ("ttft_slo_ms", "tpot_slo_ms", "deadline_ms")
-_MAX_BODY_BYTES = 8 * 1024 * 1024
+# Bounds as those of `front`, whose words say why; a test compares them.
+MAX_BODY_BYTES = 2 * 1024 * 1024
+BODY_TIMEOUT_S = 60.0
+_MAX_FIELDS = 60_000  # of all objects together
+_SHORT_BYTES = 16 * 1024  # read on the event loop: the way to a thread would take longer
+_MAX_VALUE_BYTES = 1024  # of a field that becomes a header
+_MAX_MS = 2_592_000_000  # 30 days
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])  # what a field holds is passed on unread
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "upgrade", "te", "trailer"}
 _FRONTEND = web.AppKey("frontend", str)
 _SESSION = web.AppKey("session", aiohttp.ClientSession)
+_READER = web.AppKey("reader", ThreadPoolExecutor)
 
 
 def translated(body: bytes, headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
     """Return the body as Dynamo takes it, and the headers for what was taken out. Raises ValueError."""
+    _require_few_fields(body)
     try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
+        fields = _FIELDS.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body, {}  # the frontend says what is wrong with it
-    if not isinstance(fields, dict):
-        return body, {}
-    found = {name: fields.pop(name) for name in ("service_tier", *_OBJECTIVES) if name in fields}
+    found = {name: _value(name, fields.pop(name)) for name in ("service_tier", *_OBJECTIVES) if name in fields}
     if not found:
         return body, {}
     added = {
@@ -49,7 +59,29 @@ def translated(body: bytes, headers: Mapping[str, str]) -> tuple[bytes, dict[str
     given = headers.get(CLASS_HEADER)
     if named is not None and given not in (None, named):
         raise ValueError(f"service_tier: {found['service_tier']!r} is class {named!r}; {CLASS_HEADER} says {given!r}")
-    return json.dumps(fields).encode(), added | ({CLASS_HEADER: named} if named is not None else {})
+    return msgspec.json.encode(fields), added | ({CLASS_HEADER: named} if named is not None else {})
+
+
+def _require_few_fields(body: bytes) -> None:
+    """Raise ValueError where objects hold more fields than a request needs. Takes 10 ms a MiB, whatever they hold."""
+    if len(body) <= _SHORT_BYTES:
+        return
+    signs = np.frombuffer(body.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
+    is_inside = np.logical_xor.accumulate(signs == ord('"'))
+    num_fields = int(np.count_nonzero((signs == ord(":")) & ~is_inside))
+    if num_fields > _MAX_FIELDS:
+        raise ValueError(f"the body holds {num_fields} fields; the most are {_MAX_FIELDS}")
+
+
+def _value(name: str, raw: msgspec.Raw) -> Any:
+    """Return a field's value. Raises ValueError for one that is long, and for a number out of range."""
+    text = bytes(raw)
+    if len(text) > _MAX_VALUE_BYTES:
+        raise ValueError(f"{name}: {len(text)} bytes exceed {_MAX_VALUE_BYTES}")
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _class_of(tier: Any) -> str | None:
@@ -62,16 +94,29 @@ def _class_of(tier: Any) -> str | None:
 
 
 def _number(name: str, value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _MAX_MS:
         raise ValueError(f"{name}: {str(value)[:100]!r} is not a number of milliseconds")
     return f"{value:g}"
+
+
+async def _read(request: web.Request) -> tuple[bytes, dict[str, str]]:
+    """Return what `translated` does; a long body is read away from the event loop. Raises ValueError, TimeoutError."""
+    if coding := request.headers.get("content-encoding"):
+        raise ValueError(f"content-encoding: {coding[:60]!r} is not served; send the body as it is")
+    async with asyncio.timeout(BODY_TIMEOUT_S):
+        body = await request.read()
+    if len(body) <= _SHORT_BYTES:
+        return translated(body, request.headers)
+    return await asyncio.get_running_loop().run_in_executor(request.app[_READER], translated, body, request.headers)
 
 
 async def _pass_on(request: web.Request) -> web.StreamResponse:
     if not request.raw_path.startswith("/"):
         return _error(HTTPStatus.BAD_REQUEST, "the target of a request is a path here", "invalid_request_error")
     try:
-        body, added = translated(await request.read(), request.headers)
+        body, added = await _read(request)
+    except TimeoutError:
+        return _error(HTTPStatus.REQUEST_TIMEOUT, f"no whole body within {BODY_TIMEOUT_S:g} s", "invalid_request_error")
     except ValueError as error:
         return _error(HTTPStatus.BAD_REQUEST, str(error), "invalid_request_error")
     url = request.app[_FRONTEND] + request.raw_path
@@ -101,8 +146,10 @@ def make_app(frontend: str) -> web.Application:
         timeout, connector = aiohttp.ClientTimeout(total=None), aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False) as app[_SESSION]:
             yield
+        app[_READER].shutdown(wait=False, cancel_futures=True)
 
-    app = web.Application(client_max_size=_MAX_BODY_BYTES)
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app[_READER] = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
     app[_FRONTEND] = frontend.rstrip("/")
     app.cleanup_ctx.append(session)
     app.router.add_route("*", "/{path:.*}", _pass_on)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from backend.core.errors import ConfigError
+from backend.core.ownership import own
 from backend.core.plan import StepBatch, StepOutput, StepPlan, StepResult
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ class StepFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file: TextIO | None = path.open("w")
+            self._file: TextIO | None = open(path, "w", opener=own)  # noqa: SIM115 - `close` does
         except OSError as error:
             raise ConfigError(f"service.step_file: {str(path)!r} cannot be written: {error.strerror}") from error
 

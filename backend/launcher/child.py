@@ -8,6 +8,7 @@ import os
 import signal
 from pathlib import Path
 
+from backend.core.ownership import own
 from backend.launcher.launch import Command
 from backend.launcher.triton_install import STUB
 
@@ -32,7 +33,7 @@ class Child:
 
     async def start(self) -> None:
         """Start the process; its output is appended to the log."""
-        with self.command.log.open("ab") as log:
+        with open(self.command.log, "ab", opener=own) as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self.command.arguments,
                 env=self.command.environment,

@@ -86,6 +86,8 @@ def serve(options: argparse.Namespace, console: Console) -> None:
         check_front(launch)
         write_files(launch, values, options.model_repository)
         with ConsoleReport(console, launch, prints_json=options.json) as report:
+            for warning in launch.triton.warnings:
+                report.news(f"WARNING: {warning}")
             asyncio.run(supervise(launch, report))
 
 

@@ -20,15 +20,9 @@ from pathlib import Path
 
 from backend.config import REPOSITORY_ROOT, ServiceSettings
 from backend.core.errors import ConfigError
+from backend.launcher.triton_copy import copy_server, edits
 
 STUB = "triton_python_backend_stub"
-_LIBRARIES = "nvidia_pytriton.libs"
-# Names in the embedded server (2.51) by which any client can end it, and names of the same length that none can send.
-_DANGEROUS_NAMES = {
-    b"\0triton_grpc_error\0": b"\0TRITON_GRPC_ERROR\0",  # a header, which HTTP/2 allows in small letters only
-}
-# Of the embedded server for x86-64: `builder.max_receive_message_size_ = INT32_MAX`, for which it has no option.
-_NO_LIMIT = bytes.fromhex("41 c7 45 50 ff ff ff 7f")
 _BYTES_PER_PROMPT_BYTE = 5  # a prompt may come as token ids, of up to five bytes each in a message
 _USUAL_PROMPT_BYTES = ServiceSettings().max_prompt_bytes
 _BYTES_BESIDE_PROMPT = 1 << 20  # tools, a JSON schema, sampling parameters
@@ -36,11 +30,15 @@ _BYTES_BESIDE_PROMPT = 1 << 20  # tools, a JSON schema, sampling parameters
 
 @dataclass(frozen=True, slots=True)
 class TritonInstall:
-    """A server binary, its backend directory where it does not know its own, and variables that it needs."""
+    """A server binary, its backend directory where it does not know its own, and variables that it needs.
+
+    `warnings` say what the embedded server's copy could not be kept from.
+    """
 
     binary: Path
     backends: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
 
 def find_triton(named: str | None, run_directory: Path, max_prompt_bytes: int = _USUAL_PROMPT_BYTES) -> TritonInstall:
@@ -77,8 +75,8 @@ def _embedded(run_directory: Path, max_bytes: int) -> TritonInstall:
     environment = {"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")}
     stub = root / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / STUB
     _check_stub(stub, environment)
-    server = _server(root, run_directory, max_bytes)
-    return TritonInstall(server, _make_backends(root, stub, run_directory), environment)
+    server, warnings = copy_server(root, run_directory, edits(max_bytes))
+    return TritonInstall(server, _make_backends(root, stub, run_directory), environment, warnings)
 
 
 def _check_paths(paths: Sequence[str]) -> None:
@@ -94,33 +92,6 @@ def _check_stub(stub: Path, environment: Mapping[str, str]) -> None:
     result = subprocess.run([stub], env=dict(environment), capture_output=True, text=True, check=False)
     if result.returncode != 1:
         raise ConfigError(f"the Triton stub for Python {stub.parent.name} does not start: {result.stderr.strip()}")
-
-
-def _server(root: Path, run_directory: Path, max_bytes: int) -> Path:
-    """Return a copy of the server that looks for dangerous names under names that no client can send.
-
-    With `triton_grpc_error: true` an error ends a gRPC stream. Server 2.51 may then use the stream's state after it was
-    freed, so any client could end the server. It also takes gRPC messages of 2 GB, which hold up all others;
-    the copy refuses those above `max_bytes`. If no copy can run, the original runs.
-    """
-    original = root / "bin" / "tritonserver"
-    content = original.read_bytes()
-    copy = run_directory / "pytriton" / "tritonserver" / "bin" / "tritonserver"
-    for name, harmless in _DANGEROUS_NAMES.items():
-        if content.count(name) != 1:
-            return original
-        content = content.replace(name, harmless)
-    if content.count(_NO_LIMIT) == 1:
-        content = content.replace(_NO_LIMIT, _NO_LIMIT[:-4] + max_bytes.to_bytes(4, "little"))
-    try:
-        copy.parent.mkdir(parents=True)
-        copy.write_bytes(content)
-        copy.chmod(0o700)
-        (copy.parents[1] / "lib").symlink_to(root / "lib")  # both searched relative to the server
-        (run_directory / _LIBRARIES).symlink_to(root.parents[1] / _LIBRARIES)
-    except OSError:  # no room for it
-        return original
-    return copy if os.access(copy, os.X_OK) else original  # on a file system mounted noexec it is not
 
 
 def _make_backends(root: Path, stub: Path, run_directory: Path) -> Path:

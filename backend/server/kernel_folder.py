@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backend.config import REPOSITORY_ROOT
+from backend.core.ownership import make_own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def provide_kernel_folder() -> None:
     if any(_can_write(folder) for folder in ([Path(given)] if given else _usual_folders())):
         return
     parent = Path(tempfile.gettempdir()) / f"bros-{os.getuid()}"
-    if not _can_write(parent) or parent.lstat().st_uid != os.getuid():
+    if not _can_write(parent):
         logger.warning("no folder for compiled loops: they are compiled anew at each start; set %s", VARIABLE)
         return
     parent.chmod(0o700)
@@ -40,7 +41,7 @@ def _usual_folders() -> Sequence[Path]:
 
 def _can_write(folder: Path) -> bool:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_own_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError:

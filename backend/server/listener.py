@@ -13,6 +13,8 @@ import socket
 import threading
 from pathlib import Path
 
+from backend.core.ownership import make_own_folder, own
+
 logger = logging.getLogger(__name__)
 
 CHECK_PERIOD_S = 1.0  # how often the file is looked at; a stub tries again every two seconds (engine_link)
@@ -30,7 +32,7 @@ class Listener:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock_path = Path(f"{path}.lock")
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_own_folder(path.parent)
         self._lock_fd = self._take_lock()
         self._is_closed = threading.Event()
         self._guard = threading.Lock()  # a socket that is put back is closed, too
@@ -71,7 +73,7 @@ class Listener:
             if self._is_closed.is_set() or _id_of(self._path) == self._file_id:
                 return
             try:
-                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_own_folder(self._path.parent)
                 if _id_of(self._lock_path) != _id_of(self._lock_fd):
                     lock_fd = self._take_lock()
                     os.close(self._lock_fd)
@@ -84,7 +86,7 @@ class Listener:
                 _end(old)
 
     def _take_lock(self) -> int:
-        lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = own(str(self._lock_path), os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

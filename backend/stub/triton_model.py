@@ -40,6 +40,9 @@ _MAX_KEPT_CHARS = 64  # of the text of such a token, which may have an echoed pr
 _JSON_CHARS_PER_BYTE = 6  # \u00ff; a prompt may come as a parameter
 _SHOWN_BYTES = 40  # in front of a byte that is no text
 _MAX_ID_CHARS = 256  # of the client's own request id, which is for people
+# Of the timer's time. An answer takes 0.1 ms. With 3,000 open requests, asking for all at each poll took half of the
+# stub's processor time (two EPYC cores).
+_ASKING_SHARE = 0.2
 _MAX_METRICS_WAITING = 60  # flushes; older ones are dropped when the timer cannot keep up
 
 
@@ -65,6 +68,7 @@ class TritonPythonModel:
         self._measured: deque[Metrics] = deque(maxlen=_MAX_METRICS_WAITING)
         self._token_tensors = lru_cache(_MAX_KEPT_TOKENS)(_output_tensors)
         self._replies: dict[_Reply, None] = {}
+        self._to_ask: deque[_Reply] = deque()  # whose clients may have gone
         self._is_closing = threading.Event()
         self._server_pid = os.getppid()
         self._link = EngineLink(file, name, self._measured.append if reports_metrics else None, self._server_pid)
@@ -161,21 +165,37 @@ class TritonPythonModel:
         while not self._is_closing.wait(max(0.0, next_poll_s - now_s)) and os.getppid() == self._server_pid:
             now_s = time.monotonic()
             next_poll_s = now_s + self._service.cancel_poll_s  # from the start: asking takes time, too
-            for reply in list(self._replies):
-                try:
-                    self._cancel_if_gone(reply, now_s)
-                except Exception:
-                    logger.exception("whether a client has gone is not known")
+            try:
+                self._cancel_late(now_s)
+                self._cancel_abandoned(now_s + _ASKING_SHARE * self._service.cancel_poll_s)
+            except Exception:
+                logger.exception("requests could not be cancelled")
             if self._metrics is not None and now_s >= next_flush_s:
                 next_flush_s = now_s + self._service.metrics_flush_s
                 self._flush_metrics(self._metrics)
             now_s = time.monotonic()
 
-    def _cancel_if_gone(self, reply: _Reply, now_s: float) -> None:
-        if reply.ticket is None or reply.is_cancelling:
-            return
-        timed_out = now_s >= reply.give_up_s
-        if timed_out or reply.is_cancelled():
+    def _cancel_late(self, now_s: float) -> None:
+        for reply in list(self._replies):
+            if now_s >= reply.give_up_s:
+                self._cancel(reply, timed_out=True)
+
+    def _cancel_abandoned(self, give_up_s: float) -> None:
+        """Ask Triton whose clients have gone, until `give_up_s`: one at least, and further ones the next time."""
+        if not self._to_ask:
+            self._to_ask.extend(list(self._replies))
+        while self._to_ask:
+            reply = self._to_ask.popleft()
+            try:
+                if reply.ticket is not None and not reply.is_cancelling and reply.is_cancelled():
+                    self._cancel(reply, timed_out=False)
+            except Exception:
+                logger.exception("whether a client has gone is not known")
+            if time.monotonic() >= give_up_s:
+                return
+
+    def _cancel(self, reply: _Reply, timed_out: bool) -> None:
+        if reply.ticket is not None and not reply.is_cancelling:
             reply.is_cancelling = True
             self._link.cancel(reply.ticket, timed_out=timed_out)
 

@@ -149,6 +149,11 @@ def _odd_tensors(chance: random.Random, request: Any) -> None:
         request.outputs.add(name=chance.choice(("text_output", "nobody", "", "x" * 1_000)))
 
 
+def _classes(chance: random.Random, request: Any) -> None:
+    name = chance.choice(("text_output", "output_ids", "finish_reason", "num_output_tokens", "log_probs", "nobody"))
+    add_parameter(request.outputs.add(name=name), "classification", chance.choice((1, 1, 3, 2**40, 0, -1, "x", True)))
+
+
 def _odd_parameters(chance: random.Random, request: Any) -> None:
     names = (
         "sequence_id",
@@ -169,5 +174,6 @@ _PROTOBUF: Mapping[str, Callable[[random.Random, Any], None]] = {
     "odd contents": _odd_contents,
     "odd names": _odd_names,
     "odd tensors": _odd_tensors,
+    "outputs as classes": _classes,
     "odd parameters": _odd_parameters,
 }

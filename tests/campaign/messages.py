@@ -102,7 +102,7 @@ def _as_number(value: Any, bound: float = 3e38) -> float:
     return max(-bound, min(bound, number)) if abs(number) != float("inf") or bound < 1e38 else number
 
 
-def add_parameter(request: service_pb2.ModelInferRequest, name: str, value: Any) -> None:
+def add_parameter(request: Any, name: str, value: Any) -> None:
     if isinstance(value, bool):
         request.parameters[name].bool_param = value
     elif isinstance(value, int) and -(2**63) <= value < 2**63:

@@ -15,7 +15,7 @@ from backend.launcher.triton_install import max_message_bytes
 from backend.wire import names as wire
 from backend.wire.metrics import METRICS
 from tests.backend.bad_requests import BAD_REQUESTS, BadRequest
-from tests.triton.servers import Server, wait_until
+from tests.triton.servers import Server, processes_of, wait_until
 from tests.triton.streams import Stream
 
 pytestmark = pytest.mark.triton
@@ -208,6 +208,31 @@ def make_raw(text: bytes) -> Any:
     return request
 
 
+@pytest.mark.parametrize("output", ["text_output", "output_ids", "finish_reason", "log_probs"])
+def test_an_output_asked_for_as_classes_ends_nobody(sim: Server, output: str) -> None:
+    before = triton_ids(sim)
+    assert len(before) == 1
+    request = make_raw(b"hi")
+    request.parameters["return_log_probs"].bool_param = True
+    request.outputs.add(name=output).parameters["classification"].int64_param = 1
+    answer = ask_raw(sim, request)
+    is_text = output in ("text_output", "finish_reason")
+    assert ("unsupported type 'BYTES'" in answer.error_message) is is_text
+    assert [it.datatype for it in answer.infer_response.outputs] == ([] if is_text else ["BYTES"])
+    with grpc.insecure_channel(sim.grpc_url) as channel, pytest.raises(grpc.RpcError, match="decoupled"):
+        service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
+    text = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["hi"]}
+    classes = {"name": output, "parameters": {"classification": 1}}
+    status, words = sim.post("bros", {"inputs": [text], "outputs": [classes]}, "infer")
+    assert (status, "decoupled" in words) == (501, True)
+    assert sim.generate()["finish_reason"] == "length"
+    assert triton_ids(sim) == before
+
+
+def triton_ids(sim: Server) -> list[int]:
+    return processes_of(f"--grpc-port={sim.grpc_url.rpartition(':')[2]}")
+
+
 def test_a_message_above_the_limit_is_refused_before_it_is_read(sim: Server) -> None:
     limit = max_message_bytes(ServiceSettings().max_prompt_bytes)
     with pytest.raises(grpc.RpcError) as refusal:
@@ -215,6 +240,16 @@ def test_a_message_above_the_limit_is_refused_before_it_is_read(sim: Server) -> 
     assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert str(limit) in refusal.value.details()
     assert sim.generate()["finish_reason"] == "length"
+
+
+def test_an_http_body_above_the_limit_ends_its_connection(sim: Server) -> None:
+    before = triton_ids(sim)
+    limit = max_message_bytes(ServiceSettings().max_prompt_bytes)
+    assert sim.post("bros", {"text_input": "x" * (limit - 1_000)})[0] == 400
+    with pytest.raises(OSError, match=r"reset|closed|[Bb]roken|without"):
+        sim.post("bros", {"text_input": "x" * limit})
+    assert sim.generate()["finish_reason"] == "length"
+    assert triton_ids(sim) == before
 
 
 def test_far_too_many_stop_words_are_counted_but_not_read(sim: Server) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from backend.core.errors import ConfigError
+from backend.core.ownership import make_own_folder
 from backend.executors.torch_engine.layer_ops import LlamaConfig
 from backend.executors.torch_engine.llama_config import config_from_gguf
 from backend.executors.torch_engine.weights import GGUFSource
@@ -35,7 +36,7 @@ def export_llama(files: ModelFiles, directory: Path) -> None:
         raise ConfigError(f"model {str(files.path)!r} is no plain Llama: give a Hugging Face directory")
     source = GGUFSource(gguf, config.num_heads, config.num_kv_heads)
     tensors = {name: source.dense(name).float().contiguous() for name in _names(config)}
-    directory.mkdir(parents=True, exist_ok=True)
+    make_own_folder(directory)
     _write(directory / "model.safetensors", lambda path: save_file(tensors, path, {"format": "pt"}))
     words = json.dumps(_library_config(config, sorted(read_eos_ids(files))), indent=2)
     _write(directory / "config.json", lambda path: path.write_text(words))

@@ -19,6 +19,8 @@ from numba import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
 
+from backend.core.ownership import own
+
 Kernel = Any  # numba's CFunc; `.address` is what `run_on_team` takes
 
 _SIGNATURE = ((types.voidptr,), types.void)
@@ -72,6 +74,6 @@ class _LockedFiles(IndexDataCacheFile):
     @contextmanager
     def _locked(self) -> Iterator[None]:
         Path(self._cache_path).mkdir(parents=True, exist_ok=True)
-        with open(f"{self._index_path}.lock", "ab") as lock:
+        with open(f"{self._index_path}.lock", "ab", opener=own) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from backend.core.ownership import is_foreign, make_own_folder
 from backend.executors.torch_engine.linear import Linear, Product, RowRange
 from backend.executors.torch_engine.products import Format, Matrix, Target, formats_for
 
@@ -153,7 +154,7 @@ class KeptChoices:
         document = self._read()
         document.setdefault(self._machine, {})[key] = list(choice)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_own_folder(self._path.parent)
             with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False) as file:
                 json.dump(document, file, indent=1)
             os.replace(file.name, self._path)
@@ -161,6 +162,8 @@ class KeptChoices:
             _log.warning("product choices are not kept: %s", error)
 
     def _read(self) -> _Kept:
+        if is_foreign(self._path.parent) or is_foreign(self._path):
+            return {}
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=_Kept)
         except (OSError, msgspec.DecodeError):

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from backend.core.ownership import make_own_folder
 from backend.executors.vllm.settings import VllmSettings
 from backend.text.model_files import resolve_model
 
@@ -21,6 +22,7 @@ def model_directory(settings: VllmSettings, report: Progress) -> str | Path:
     stat = files.path.stat()
     digest = hashlib.sha256(f"{files.path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
     directory = folder / "vllm" / f"{files.path.stem}-{digest}"
+    make_own_folder(directory)
     if not (directory / "config.json").is_file():
         report(f"writing {files.path.name} out as a Hugging Face directory", None)
         from backend.executors.torch_engine.export import export_llama  # imports torch

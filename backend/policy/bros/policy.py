@@ -21,7 +21,8 @@ from backend.policy.state.request_table import first_deadline_s
 from backend.policy.state.waiting_queue import Key
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 
-_MAX_CREDIT_S = 0.05  # step time, seconds: two or three steps of a GPU, so that saved-up shares do not make one stall
+_DEPOSIT_S = 0.05  # step time, seconds, that best-effort is owed before it claims any: a burst of prompts goes first
+_MAX_CREDIT_S = 0.05  # seconds: two or three steps of a GPU, so that saved-up shares do not make one stall
 _MAX_WHOLE_CREDIT_S = 1.0  # seconds: the same where prompts are not chunked, enough for a whole prompt
 
 
@@ -32,7 +33,7 @@ class Bros:
         self._pacing = Pacing(limits.max_seqs, settings.chunked_prefill)
         self._be_min_share = settings.be_min_share
         self._max_credit_s = _MAX_CREDIT_S if settings.chunked_prefill else _MAX_WHOLE_CREDIT_S
-        self._be_credit_s = 0.0  # step time that best-effort work may claim against any real-time load
+        self._be_owed_s = 0.0  # step time that real-time took of best-effort's share
 
     def order(self, request: Request) -> Key:
         """RT by deadline, of equal ones the shortest prompt first; BE by arrival."""
@@ -45,13 +46,13 @@ class Bros:
     def observe(self, step: StepRecord) -> None:
         self._pacing.observe(step)
         be_s = step.duration_s * step.num_be_tokens / max(1, step.num_rt_tokens + step.num_be_tokens)
-        credit_s = self._be_credit_s + self._be_min_share * step.duration_s - be_s
-        self._be_credit_s = min(max(0.0, credit_s), self._max_credit_s)
+        owed_s = self._be_owed_s + self._be_min_share * step.duration_s - be_s
+        self._be_owed_s = min(max(0.0, owed_s), _DEPOSIT_S + self._max_credit_s)
 
     def plan(self, view: SchedulerView, now_s: float) -> StepPlan:
         packing = Packing(view)
         budgets = Budgets(view, packing.groups.rt_decodes, now_s)
-        credit_s = self._be_credit_s if budgets.leaves_kv_slots() else 0.0
+        credit_s = max(0.0, self._be_owed_s - _DEPOSIT_S) if budgets.leaves_kv_slots() else 0.0
         num_kept = _num_kept(view, packing, credit_s)
         packing.seqs_left -= num_kept
         real_time = RealTimeFill(view, packing, budgets, now_s)

@@ -12,8 +12,17 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from backend.dynamo.tier_door import CLASS_HEADER, CLASS_OF_TIER, make_app, translated
+from backend.dynamo.tier_door import (
+    BODY_TIMEOUT_S,
+    CLASS_HEADER,
+    CLASS_OF_TIER,
+    MAX_BODY_BYTES,
+    make_app,
+    translated,
+)
 from client.openai.tiers import TIER_NAMES, Rule
+from front import http
+from front.settings import Settings
 
 
 def test_the_tiers_are_those_of_the_other_front_door() -> None:
@@ -56,11 +65,31 @@ def test_every_other_body_stays_as_it_is(body: bytes) -> None:
         ({"service_tier": "flex"}, f"'be'; {CLASS_HEADER} says 'rt'"),
         ({"ttft_slo_ms": "soon"}, "ttft_slo_ms: 'soon'"),
         ({"deadline_ms": True}, "deadline_ms"),
+        ({"deadline_ms": 10**30}, "deadline_ms"),
+        ({"deadline_ms": 10**400}, "deadline_ms"),
+        ({"service_tier": "x" * 2_000}, "service_tier: 2002 bytes exceed 1024"),
+        ({str(number): 1 for number in range(60_001)}, "60001 fields; the most are 60000"),
     ],
 )
 def test_what_contradicts_or_is_unknown_is_refused_by_name(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         translated(json.dumps(fields).encode(), {CLASS_HEADER: "rt"})
+
+
+def test_its_bounds_are_those_of_the_other_front_door() -> None:
+    assert Settings().max_body_bytes == MAX_BODY_BYTES
+    assert http.BODY_TIMEOUT_S == BODY_TIMEOUT_S
+
+
+def test_what_is_not_its_own_is_passed_on_byte_by_byte() -> None:
+    rest = b'"messages":[{"role": "user", "content": "\\ud83d\\ude00 \\": 1.0e1"}],"seed":1E2'
+    body, _ = translated(b'{"service_tier": "flex", ' + rest + b"}", {})
+    assert body == b"{" + rest + b"}"
+
+
+def test_signs_within_a_text_are_no_fields() -> None:
+    body = json.dumps({"service_tier": "flex", "prompt": '":' * 100_000}).encode()
+    assert translated(body, {})[1] == {CLASS_HEADER: "be"}
 
 
 def through(frontend: web.Application | None, use: Callable[[str, aiohttp.ClientSession], Awaitable[None]]) -> None:
@@ -92,9 +121,14 @@ def test_request_and_answer_pass_through_with_path_status_and_headers() -> None:
     async def use(url: str, session: aiohttp.ClientSession) -> None:
         async with session.post(f"{url}/v1/x?a=%20b", json={"service_tier": "flex", "n": 1}) as answer:
             assert (answer.status, answer.headers["retry-after"]) == (429, "7")
-            assert await answer.json() == {"path": "/v1/x?a=%20b", "class": "be", "body": '{"n": 1}'}
+            assert await answer.json() == {"path": "/v1/x?a=%20b", "class": "be", "body": '{"n":1}'}
         async with session.get(f"{url}/health") as answer:
             assert await answer.json() == {"path": "/health", "class": None, "body": ""}
+        long = {"service_tier": "flex", "prompt": "x" * 100_000}
+        async with session.post(f"{url}/v1/x", json=long) as answer:
+            assert (await answer.json())["class"] == "be"
+        async with session.post(f"{url}/v1/x", json={}, headers={"content-encoding": "deflate"}) as answer:
+            assert answer.status == 400
         async with session.post(f"{url}/v1/x", json={"service_tier": "gold"}) as answer:
             assert answer.status == 400
             assert "gold" in (await answer.json())["error"]["message"]

@@ -260,6 +260,18 @@ def test_a_client_that_cannot_be_asked_about_keeps_nobody_from_being_noticed(
     silent.sender.wait()
 
 
+def test_where_answers_take_long_the_clients_are_asked_for_in_rotation(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.stub.triton_model._ASKING_SHARE", 0.0)  # one at each poll
+    model = make_model("bros")
+    requests = [serve(model, LONG) for _ in range(3)]
+    for request in requests:
+        request.sender.is_gone = True
+    for request in requests:
+        assert values(request.sender.wait().responses[-1].outputs["finish_reason"]) == ["cancelled"]
+
+
 def test_when_a_client_goes_its_request_ends_as_cancelled_and_is_not_asked_about_again(make_model: MakeModel) -> None:
     model = make_model("bros")
     request, other = serve(model, LONG), serve(model, {**LONG, "max_tokens": 60})

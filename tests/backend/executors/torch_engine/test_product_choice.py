@@ -187,6 +187,13 @@ def test_a_damaged_file_is_measured_over(tmp_path: Path, content: str) -> None:
     assert json.loads(path.read_text())["forged"] == {"qkv": [["bf16", None]]}
 
 
+def test_choices_of_another_user_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "products.json"
+    KeptChoices(path, "forged").put("qkv", (("bf16", None),))
+    monkeypatch.setattr(product_choice, "is_foreign", lambda it: it == path)
+    assert KeptChoices(path, "forged").get("qkv") is None
+
+
 def test_a_folder_that_cannot_be_written_costs_a_warning_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     KeptChoices(tmp_path / "file" / "products.json", "forged").put("qkv", (("bf16", None),))

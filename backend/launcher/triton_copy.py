@@ -1,0 +1,122 @@
+"""A private copy of the embedded Triton server (2.51, x86-64) without what lets any client end it or hold it up.
+
+The server has no options for these. So the copy differs from the original in a few bytes of the same number, each found
+by a pattern that occurs exactly once. Where it does not, those bytes stay as they are, and a warning says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+LIBRARIES = "nvidia_pytriton.libs"
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Bytes that occur once in the server, what stands there in the copy, and the danger that ends by that."""
+
+    found: bytes
+    instead: bytes
+    danger: str
+
+    def __post_init__(self) -> None:
+        assert len(self.found) == len(self.instead), self.danger
+
+
+def edits(max_message_bytes: int) -> list[Edit]:
+    """Return the edits; `max_message_bytes` is the longest gRPC message, and HTTP body, that the copy takes."""
+    return [_error_mode(), _division(), _message_limit(max_message_bytes), _body_limit(max_message_bytes)]
+
+
+def copy_server(root: Path, run_directory: Path, wanted: Sequence[Edit]) -> tuple[Path, list[str]]:
+    """Return an edited copy of the server in `root`, and warnings. If no copy can run, it is the original."""
+    original = root / "bin" / "tritonserver"
+    content, warnings = edited(original.read_bytes(), wanted)
+    if len(warnings) == len(wanted):
+        return original, warnings
+    try:
+        copy = _written(content, root, run_directory)
+    except OSError as error:
+        return original, [f"{original} runs unchanged: no copy of it could be written: {error}"]
+    if not os.access(copy, os.X_OK):
+        return original, [f"{original} runs unchanged: {copy.parent} is mounted noexec"]
+    return copy, warnings
+
+
+def edited(content: bytes, wanted: Sequence[Edit]) -> tuple[bytes, list[str]]:
+    """Return `content` with each edit whose pattern occurs once, and a warning for each other."""
+    warnings = []
+    for edit in wanted:
+        if (count := content.count(edit.found)) == 1:
+            content = content.replace(edit.found, edit.instead)
+        else:
+            warnings.append(f"tritonserver is of another build ({count} matches, not 1): {edit.danger}")
+    return content, warnings
+
+
+def _error_mode() -> Edit:
+    """Look for a header under a name that no client can send: HTTP/2 allows small letters only.
+
+    With `triton_grpc_error: true` an error ends a gRPC stream, and the server may then use the stream's freed state.
+    """
+    danger = "gRPC streams with the header triton_grpc_error may end it"
+    return Edit(b"\0triton_grpc_error\0", b"\0TRITON_GRPC_ERROR\0", danger)
+
+
+def _division() -> Edit:
+    """Divide by no element size of 0.
+
+    `TopkClassifications`, for an output with the parameter `classification`, divides the output's size by that of its
+    elements. The size is 0 for strings (type 13), which a `switch` refuses just after. The literal `classification`
+    cannot be renamed instead: the lookup compares with constants in the code, and the literal only chooses the bucket.
+    The seed of the map changes, so a renamed literal still meets the right bucket at times.
+    """
+    found = (
+        "31 d2"  # xor  edx, edx
+        "89 c1"  # mov  ecx, eax       the element's size
+        "4c 89 e8"  # mov  rax, r13    the output's size
+        "48 f7 f1"  # div  rcx
+    )
+    instead = (
+        "31 d2"  # xor  edx, edx
+        "91"  # xchg ecx, eax
+        "4c 89 e8"  # mov  rax, r13
+        "e3 02"  # jrcxz past the next
+        "f7 f1"  # div  ecx            an output has less than 4 GiB
+    )
+    switch = "83 fd 0c 0f 87"  # cmp ebp, 12; ja: types above 12 are refused
+    danger = "an output with the parameter 'classification' ends it"
+    return Edit(bytes.fromhex(found + switch), bytes.fromhex(instead + switch), danger)
+
+
+def _message_limit(max_bytes: int) -> Edit:
+    """Limit gRPC messages: `builder.max_receive_message_size_ = INT32_MAX` in the original."""
+    store = bytes.fromhex("41 c7 45 50")
+    danger = "it takes gRPC messages of 2 GB, which hold up all others"
+    return Edit(store + bytes.fromhex("ff ff ff 7f"), store + max_bytes.to_bytes(4, "little"), danger)
+
+
+def _body_limit(max_bytes: int) -> Edit:
+    """Limit HTTP bodies: `evhtp` ends a connection whose body is too long, but the server sets no limit."""
+    found = (
+        "48 8b 40 70"  # mov  rax, [rax + 0x70]  the limit
+        "48 85 c0"  # test rax, rax
+        "74 10"  # je   past the next           0: no limit
+    )
+    instead = "b8" + max_bytes.to_bytes(4, "little").hex() + "0f 1f 40 00"  # mov eax, limit; nop
+    comparison = "48 8b 53 78 48 01 ea 48 39 d0 0f 86"  # with the bytes that came
+    danger = "it takes HTTP bodies of any length"
+    return Edit(bytes.fromhex(found + comparison), bytes.fromhex(instead + comparison), danger)
+
+
+def _written(content: bytes, root: Path, run_directory: Path) -> Path:
+    copy = run_directory / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(content)
+    copy.chmod(0o700)
+    (copy.parents[1] / "lib").symlink_to(root / "lib")  # both searched relative to the server
+    (run_directory / LIBRARIES).symlink_to(root.parents[1] / LIBRARIES)
+    return copy

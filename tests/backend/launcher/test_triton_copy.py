@@ -1,0 +1,96 @@
+"""The embedded server runs without what lets a client end it, where a copy can run; warnings tell the rest."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from backend.launcher.triton_copy import copy_server, edits
+
+MAX_BYTES = 0x01020304
+EDITS = edits(MAX_BYTES)
+ERROR_MODE, DIVISION, MESSAGE_LIMIT, BODY_LIMIT = EDITS
+SWITCH_BYTES = 5  # the end of the division's pattern, which stays
+# What takes (output's size, element's size) as a C function does, and what gives rax back.
+TAKE, GIVE = bytes.fromhex("41 55 49 89 fd 89 f0"), bytes.fromhex("41 5d c3")
+
+
+def make_package(directory: Path, content: bytes) -> Path:
+    root = directory / "site-packages" / "pytriton" / "tritonserver"
+    for folder in (root / "bin", root / "lib", root.parents[1] / "nvidia_pytriton.libs"):
+        folder.mkdir(parents=True)
+    (root / "bin" / "tritonserver").write_bytes(content)
+    return root
+
+
+def test_the_copy_differs_in_the_edited_places_only(tmp_path: Path) -> None:
+    root = make_package(tmp_path, b"ab".join(edit.found for edit in EDITS))
+    server, warnings = copy_server(root, tmp_path, EDITS)
+    assert server.read_bytes() == b"ab".join(edit.instead for edit in EDITS)
+    assert os.access(server, os.X_OK)
+    assert warnings == []
+
+
+def test_the_copy_holds_the_limit_of_messages() -> None:
+    assert MESSAGE_LIMIT.instead.endswith(MAX_BYTES.to_bytes(4, "little"))
+    assert BODY_LIMIT.instead[1:5] == MAX_BYTES.to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("missing", EDITS, ids=lambda edit: edit.danger)
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_place_that_is_not_there_once_stays_and_is_told(missing: object, count: int, tmp_path: Path) -> None:
+    content = b"".join(edit.found * (count if edit is missing else 1) for edit in EDITS)
+    server, warnings = copy_server(make_package(tmp_path, content), tmp_path, EDITS)
+    assert server.read_bytes() == b"".join(edit.found * count if edit is missing else edit.instead for edit in EDITS)
+    (warning,) = warnings
+    assert f"{count} matches" in warning
+
+
+def test_the_copy_finds_its_libraries_as_the_original_does(tmp_path: Path) -> None:
+    root = make_package(tmp_path, ERROR_MODE.found)
+    server, _ = copy_server(root, tmp_path, EDITS)
+    assert (server.parent / "../lib").resolve() == root / "lib"
+    assert (server.parent / "../../../nvidia_pytriton.libs").resolve() == root.parents[1] / "nvidia_pytriton.libs"
+
+
+def test_a_server_of_another_make_is_run_as_it_is(tmp_path: Path) -> None:
+    root = make_package(tmp_path, b"")
+    server, warnings = copy_server(root, tmp_path, EDITS)
+    assert server == root / "bin" / "tritonserver"
+    assert len(warnings) == len(EDITS)
+
+
+def test_where_no_copy_can_be_run_the_original_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    root = make_package(tmp_path, ERROR_MODE.found)
+    server, (warning,) = copy_server(root, tmp_path, EDITS)
+    assert server == root / "bin" / "tritonserver"
+    assert "noexec" in warning
+
+
+def test_where_there_is_no_room_for_a_copy_the_original_is_run(tmp_path: Path) -> None:
+    root = make_package(tmp_path, ERROR_MODE.found)
+    (tmp_path / "full").touch()
+    server, (warning,) = copy_server(root, tmp_path / "full", EDITS)
+    assert server == root / "bin" / "tritonserver"
+    assert "runs unchanged" in warning
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="runs code for x86-64")
+@pytest.mark.parametrize(
+    ("output_bytes", "element_bytes", "num_elements"),
+    [(0, 4, 0), (7, 4, 1), (8, 2, 4), (2**32 - 1, 1, 2**32 - 1), (12, 0, 12)],
+)
+def test_the_division_bears_an_element_size_of_0(output_bytes: int, element_bytes: int, num_elements: int) -> None:
+    code = TAKE + DIVISION.instead[:-SWITCH_BYTES] + GIVE
+    memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    memory.write(code)
+    divide = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint32)(
+        ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    )
+    assert divide(output_bytes, element_bytes) == num_elements

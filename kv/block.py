@@ -508,10 +508,15 @@ def evict(
                 break
             least = max(rows[PIN, victim], rows[BASE, victim])
         end = rows[LAST, victim]
+        num_taken = min(ends[FILL, end], rows[HELD, victim] - least)
         room -= _newcomer_room_in(ends, numbers, side, end % num_blocks)
-        numbers[NUM_EVICTED] += rows[HELD, victim]
-        shrink(rows, ends, previous, numbers, victim, max(least, rows[HELD, victim] - ends[FILL, end]))
-        numbers[NUM_EVICTED] -= rows[HELD, victim]
+        if num_taken == ends[FILL, end]:  # nothing grows at the ends of a cached row: `shrink` would do no more
+            _leave(ends, numbers, end)
+            rows[LAST, victim] = previous[end]
+            rows[HELD, victim] -= num_taken
+        else:
+            shrink(rows, ends, previous, numbers, victim, least)
+        numbers[NUM_EVICTED] += num_taken
         room += _newcomer_room_in(ends, numbers, side, end % num_blocks)
     return num_evicted
 

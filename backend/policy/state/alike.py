@@ -4,7 +4,7 @@
               B  A  C  A  B  A  C  A
     turn      4  0  6  1  5  2  7  3        A's overtake; then B's begin, so that B is cached, and so on
 
-A request overtakes only those that arrived fewer than `band` places before it.
+A request is overtaken only by those among the next `band` arrivals.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from backend.core.request import Request, RequestState
 from backend.policy.state.waiting_queue import Look
 from kv.prefixes import TOKEN_BYTES
 
-NUM_ALIKE = 256  # tokens: what requests of a group have in common, and what is worth an overtaking
-BAND = 1_024  # places in the order of arrival
+NUM_ALIKE = 256  # tokens that the requests of a group share, and the gain that is worth an overtaking
+BAND = 1_024  # arrivals
 _MAX_GROUPS = 32  # that a step chooses from: those of which a request began last
 
 _Key = tuple[str, bytes]  # a cache salt and tokens
@@ -83,7 +83,7 @@ class Alike:
         best = head
         for key in islice(reversed(self._several), _MAX_GROUPS):
             request = next((request for request in self._groups[key] if request not in taken), head)
-            if request is head or request.arrival_index >= head.arrival_index + self._band:
+            if request is head or request.arrival_index > head.arrival_index + self._band:
                 continue
             if self._look is not None:
                 self._look(request)

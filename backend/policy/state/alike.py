@@ -32,10 +32,13 @@ class Alike:
     def __init__(self, look: Look | None = None, num_alike: int = NUM_ALIKE, band: int = BAND) -> None:
         """look: brings `num_computed` of a waiting request up to date."""
         self._look = look
-        self._num_alike = num_alike
-        self._band = band
+        self.set_bounds(num_alike, band)
         self._groups: dict[_Key, dict[Request, None]] = {}  # each in order of arrival
         self._several: dict[_Key, None] = {}  # groups in which several waited at once, the last to be left last
+
+    def set_bounds(self, num_alike: int, band: int) -> None:
+        """Change both bounds while nobody waits."""
+        self._num_alike, self._band = num_alike, band
 
     def enter(self, request: Request) -> None:
         """Note that `request` waits. One with no long prefix is in no group."""

@@ -27,7 +27,7 @@ TORCH := torch==2.13.0
 PINS := pyproject.toml requirements/lock.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve serve-vllm serve-many test test-full campaign test-clients test-vllm test-trtllm check format bench study study-full demo image lock clean
+.PHONY: help serve serve-vllm serve-many dev test test-full campaign test-clients test-vllm test-trtllm check format bench study study-full demo image lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,8 @@ serve-vllm: $(STAMPS)/serve .venv-vllm/installed ## the same with vLLM as the en
 
 serve-many: $(STAMPS)/serve $(STAMPS)/dynamo ## REPLICAS engines behind NVIDIA Dynamo's frontend on this machine, which survive each other
 	@$(BIN)/python -m backend.dynamo.serve_many --replicas $(REPLICAS) $(ARGS)
+
+dev: $(STAMPS)/dev ## make .venv and install everything that work on the code needs: two minutes, once
 
 test: $(STAMPS)/dev ## all tests but the long runs: unit, property, simulator, torch engine, real Triton server
 	$(PYTEST) -m "not slow" $(ARGS)

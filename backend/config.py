@@ -3,7 +3,7 @@
     {"executor": "torch", "torch": {...}, "scheduler": {...}, "service": {...}}
 
 Each part of the program gets only its own section. An unknown key or a wrong value raises ConfigError, which names the
-key, the value and what is allowed. `python -m backend.config` prints docs/configuration.md.
+key, the value and the values allowed. `python -m backend.config` prints docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class ServiceSettings:
     Output
         rt_coalesce_s, be_coalesce_s  tokens of a stream are sent together when the last were sent less long ago;
                                 0: after every step. A response costs the same, however many tokens it carries
-        max_unsent_bytes        output waiting for one stub; beyond it the requests of that stub are cancelled once
-                                it has read nothing for two seconds, or eight times as much waits
+        max_unsent_bytes        output waiting for one stub. Beyond it the stub must read within two seconds, or
+                                its requests are cancelled; at eight times as much they are cancelled at once
         cancel_poll_s           how often a stub asks Triton whether clients have gone, at most 0.1; answers take time
                                 too, where an engine computes on all cores
         metrics_flush_s         how often metrics go to Triton

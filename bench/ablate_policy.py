@@ -127,6 +127,7 @@ MECHANISMS: dict[str, Switch] = {
     "Little's law, batch slots": constant(budgets.Budgets, sustainable_s=_by_kv_slots_only),
     "unused ends of blocks": both(constant(kv_forecast, UNUSED_OF_BLOCK=0.0), constant(budgets, UNUSED_OF_BLOCK=0.0)),
     "deferrable decodes": constant(real_time, _DEFERRABLE_STEPS=_FOREVER, _MAX_USE=0.0),
+    "lead": constant(budgets.Budgets, _lead_s=lambda *_: _FOREVER),
     "pausing": constant(pausing.Pausing, _is_cheap=lambda _: False),
     "RT KV forecast": constant(kv_forecast.KVForecast, has_room_for=_rt_always_fits),
     "BE KV forecast": constant(kv_forecast.KVForecast, has_room_for=_be_always_fits),

@@ -379,7 +379,9 @@ def main() -> int:
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--out", type=Path, help="default: bench/results/study.json, or study-PART.json")
-    parser.add_argument("--minutes", type=float, help="write what is there after so long (default: when all is done)")
+    parser.add_argument(
+        "--minutes", type=float, help="write the finished runs after this time (default: when all is done)"
+    )
     arguments = parser.parse_args()
     seeds = range(arguments.seeds)
     part = f"-{arguments.part}" if arguments.part else ""

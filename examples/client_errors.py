@@ -20,6 +20,6 @@ with Client(url, retry=Retry(max_attempts=5, max_wait_s=2.0)) as client:
     try:
         client.generate("", max_tokens=10)
     except InvalidRequestError as error:
-        print("refused for ever:", error)
+        print("refused; no retry helps:", error)
     except OverloadedError as error:  # after five attempts
         print(f"refused for now, come back in {error.retry_after_s} s")

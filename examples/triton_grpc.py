@@ -23,18 +23,18 @@ prompt = [
     tensor("stream", True, "BOOL"),
 ]
 real_time = [tensor("priority_class", "rt", "BYTES"), tensor("ttft_slo_ms", 500, "FP32")]
-roads = {
+request_paths = {
     "input tensor": ("bros", prompt + real_time, {}),
     "request parameter": ("bros", prompt, {"priority_class": "be"}),
     "model name": ("bros_rt", prompt, {}),
 }
 
-for road, (model, inputs, parameters) in roads.items():
+for request_path, (model, inputs, parameters) in request_paths.items():
     responses: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with triton.InferenceServerClient(url) as client:
         client.start_stream(callback=lambda result, error, put=responses.put: put((result, error)))
         client.async_stream_infer(model, inputs, parameters=parameters)
-        print(f"class by {road}:", end="", flush=True)
+        print(f"class by {request_path}:", end="", flush=True)
         while True:
             result, error = responses.get()
             if error:

@@ -15,7 +15,7 @@ from front import routes
 from front.batches.service import Batches, open_batches
 from front.engine import Engine
 from front.failures import FailuresInOneLine
-from front.http import answer_errors
+from front.http import Bodies, answer_errors
 from front.keys import open_keys
 from front.origins import OwnNamesOnly, names_of
 from front.page.view import Watch
@@ -41,6 +41,7 @@ def make_app(settings: Settings, connect: Connect = connect_async) -> FastAPI:
 
     app = FastAPI(title="BROS for Triton", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.settings = settings
+    app.state.bodies = Bodies()
     app.state.keys = open_keys(settings.api_key_file, settings.default_class)
     answer_errors(app)
     app.add_middleware(FailuresInOneLine)

@@ -13,8 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from client.openai.errors import ApiError
+from client.openai.errors import ApiError, retry_after
 
+MAX_HELD_BYTES = 256 * 1024 * 1024  # of all bodies whose end has not come
+_SHORT_BYTES = 64 * 1024  # of a body that always has room: the number of connections is bounded too
 BODY_TIMEOUT_S = 60.0  # for a whole body; who sends slower holds memory for nothing
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it
 T = TypeVar("T")
@@ -34,27 +36,43 @@ def error_response(error: ApiError) -> Response:
     return json_response(error.body, error.status, error.headers)
 
 
-async def read_json(request: Request, max_bytes: int) -> bytes:
-    """Return the body of a request, which says that it is JSON. Raises ApiError."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":  # also what a page of another site may send unasked
-        raise ApiError(f"content-type: {media_type[:60]!r} is not application/json", status=415)
-    return await read_body(request, max_bytes)
+class Bodies:
+    """Reads bodies, each with a bound, and all that have not come to their end with one too. Of one event loop."""
 
+    def __init__(self, max_held_bytes: int = MAX_HELD_BYTES) -> None:
+        self._max_held_bytes = max_held_bytes
+        self._num_held_bytes = 0
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Return the body of a request. Raises ApiError for one that is encoded, too long, or takes too long."""
-    require_plain(request)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > max_bytes:
-                    raise ApiError(f"the body exceeds {max_bytes} bytes", status=413, code="body_too_large")
-    except TimeoutError as error:
-        raise ApiError(f"no whole body within {BODY_TIMEOUT_S:g} s", status=408) from error
-    return bytes(body)
+    async def read_json(self, request: Request, max_bytes: int) -> bytes:
+        """Return the body of a request, which says that it is JSON. Raises ApiError."""
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":  # also what a page of another site may send unasked
+            raise ApiError(f"content-type: {media_type[:60]!r} is not application/json", status=415)
+        return await self.read(request, max_bytes)
+
+    async def read(self, request: Request, max_bytes: int) -> bytes:
+        """Return the body of a request. Raises ApiError for one that is encoded, too long, or takes too long."""
+        require_plain(request)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for piece in request.stream():
+                    body += piece
+                    self._num_held_bytes += len(piece)
+                    self._require_room(len(body), max_bytes)
+        except TimeoutError as error:
+            raise ApiError(f"no whole body within {BODY_TIMEOUT_S:g} s", status=408) from error
+        finally:
+            self._num_held_bytes -= len(body)
+        return bytes(body)
+
+    def _require_room(self, num_bytes: int, max_bytes: int) -> None:
+        """Raise ApiError for a body that is too long, or that others leave no room for."""
+        if num_bytes > max_bytes:
+            raise ApiError(f"the body exceeds {max_bytes} bytes", status=413, code="body_too_large")
+        if num_bytes > _SHORT_BYTES and self._num_held_bytes > self._max_held_bytes:
+            words = f"bodies of {self._max_held_bytes} bytes are being read, the most at once"
+            raise ApiError(words, status=503, kind="server_error", code="overloaded", headers=retry_after(1.0))
 
 
 def require_plain(request: Request) -> None:

@@ -15,6 +15,7 @@ from client.generation import PriorityClass
 from client.transports import UrlError, scheme_of
 from front.app import make_app
 from front.keys import KeyFileError
+from front.protocol import BoundedProtocol
 from front.settings import Settings
 
 _KEEP_ALIVE_S = 30  # of a connection that asks nothing
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app,
         host=settings.host,
         port=settings.port,
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         access_log=False,
         log_level="warning",

@@ -20,7 +20,7 @@ from client.openai.job import Job, make_job
 from client.openai.objects import read_object
 from front.engine import Engine, Part
 from front.headers import class_of, slos_of
-from front.http import json_response, read_json, unless_gone
+from front.http import Bodies, json_response, unless_gone
 from front.keys import Caller, Keys
 from front.settings import Settings
 from front.streaming import events
@@ -90,7 +90,8 @@ def make_router(settings: Settings) -> APIRouter:
 
 async def _answer(endpoint: Endpoint, request: Request, caller: Caller, max_bytes: int) -> Response:
     engine: Engine = request.app.state.engine
-    text, slos = await read_json(request, max_bytes), slos_of(request.headers)
+    bodies: Bodies = request.app.state.bodies
+    text, slos = await bodies.read_json(request, max_bytes), slos_of(request.headers)
     asked = await engine.reading(len(text), _read, endpoint, text, slos)
     job = make_job(endpoint, asked, caller.rule.served(asked.tier, asked.model, class_of(request.headers)))
     headers = {"x-request-id": job.request_id}
@@ -132,7 +133,7 @@ def takes(body_type: type) -> dict[str, Any]:
 
 
 def _inlined(schema: Any, schemas: dict[str, Any]) -> Any:
-    """Put the schemas that `schema` names in their places."""
+    """Return `schema` with the named schema in place of each reference."""
     if isinstance(schema, list):
         return [_inlined(item, schemas) for item in schema]
     if not isinstance(schema, dict):

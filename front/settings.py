@@ -1,4 +1,4 @@
-"""What one front door is told at its start. Parsed once, by `front.main`; frozen."""
+"""The settings of one front door. Parsed once, by `front.main`; frozen."""
 
 from __future__ import annotations
 

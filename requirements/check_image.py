@@ -1,6 +1,6 @@
 """Check, while an image is built, that our import names are ours and that the named modules are there.
 
-What is imported here compiles its loops, which then lie in the image.
+The imported modules compile their loops, which then lie in the image.
 
     python3 requirements/check_image.py tensorrt_llm
 

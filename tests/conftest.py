@@ -22,7 +22,7 @@ FAST_METRICS = "service.metrics_flush_s=0.05"
 SMOLLM = "smollm"  # the fixture that is dear: two gigabytes and some seconds
 
 VLLM_ARGS = {"dtype": "float32", "max_num_batched_tokens": 512, "block_size": 32, "num_gpu_blocks_override": 769}
-# What `bros-serve` is told, beside the engine: two threads would spin for each other on a busy machine.
+# Options of `bros-serve`, beside the engine's: two threads would spin for each other on a busy machine.
 OPTIONS = {
     "torch": ("--threads", "1", "--kv-tokens", "24576"),
     "vllm": ("--set", f"vllm.engine_args={json.dumps(VLLM_ARGS)}", "--start-timeout-s", "900"),

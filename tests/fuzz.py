@@ -3,11 +3,14 @@
     python -m tests.fuzz --runs 10000 --out bench/results/fuzz.json
     python -m tests.fuzz --replay 4711
 
-A run draws a policy, settings, a KV pool that is mostly too small, and requests of both classes; cancels some of them
-at any moment, lets steps fail, stall and jitter, and checks what must hold (design §5): in every step that each slot
-attended to holds what was written for it, that tokens come in order, and all invariants of the scheduler and the KV
-manager; at the end that each request ended exactly once and no slot is left over; that the engine never stands still
-with work; and, for one run in eight, that the same seed gives the same outcome.
+A run draws a policy, settings, a KV pool that is mostly too small, and requests of both classes. It cancels some
+requests at any moment. It lets steps fail, stall and jitter. It checks:
+
+- in every step: each slot attended to holds the value written for it, and tokens come in order;
+- in every step: all invariants of the scheduler and the KV manager hold;
+- at all times: the engine never stands still with work;
+- at the end: each request ended exactly once, and no slot is left over;
+- in one run of eight: the same seed gives the same outcome.
 """
 
 from __future__ import annotations
@@ -214,7 +217,7 @@ class FuzzRun:
 
 
 def run_one(seed: int, policy: str | None = None) -> RunResult:
-    """Run one seed, every so many a second time, and say what happened."""
+    """Run one seed, one seed in `_REPEAT_EVERY` twice, and return the outcome."""
     result = _run_once(seed, policy)
     if seed % _REPEAT_EVERY == 0 and result.error is None and _run_once(seed, policy) != result:
         return replace(result, error="the same seed gave another outcome")

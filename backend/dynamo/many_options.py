@@ -1,4 +1,4 @@
-"""What `serve_many` is told: its command line, and the configuration of each engine."""
+"""The options of `serve_many`: its command line, and the configuration of each engine."""
 
 from __future__ import annotations
 
@@ -73,19 +73,19 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--kv-events",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="with --router kv, go by what the workers' prefix caches hold, not by what was sent there (default: yes)",
+        help="with --router kv, go by the workers' prefix caches, not by the prompts sent to them (default: yes)",
     )
     parser.add_argument(
         "--predict-s",
         type=float,
         default=_PREDICT_S,
-        help="with --kv-events, count on what was sent there so many seconds ago, too; 0: no (default: %(default)g)",
+        help="with --kv-events, also count on prompts of this many last seconds; 0: no (default: %(default)g)",
     )
     parser.add_argument(
         "--drain-timeout-s",
         type=float,
         default=5.0,
-        help="a worker that is asked to end serves its open streams for so long, whole seconds (default: %(default)g)",
+        help="whole seconds in which a worker that is asked to end may finish its open streams (default: %(default)g)",
     )
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="where ai-dynamo is installed")
     return parser

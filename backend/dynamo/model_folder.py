@@ -1,7 +1,7 @@
 """The files from which Dynamo's frontend renders, tokenises and detokenises: a Hugging Face directory.
 
-A model that is one already is taken as it is. For a GGUF file and for the simulated executor one is written: the
-tokenizer, its chat template and the few keys of config.json that the frontend reads. No weights.
+A model that is such a directory is taken as it is. For a GGUF file and for the simulated executor one is written. It
+holds the tokenizer, its chat template and the few keys of config.json that the frontend reads. It holds no weights.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _MAX_FIELDS = 60_000  # of all objects together
 _SHORT_BYTES = 16 * 1024  # read on the event loop: the way to a thread would take longer
 _MAX_VALUE_BYTES = 1024  # of a field that becomes a header
 _MAX_MS = 2_592_000_000  # 30 days
-_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])  # what a field holds is passed on unread
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])  # the value of a field is passed on unread
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "upgrade", "te", "trailer"}
 _FRONTEND = web.AppKey("frontend", str)
 _SESSION = web.AppKey("session", aiohttp.ClientSession)
@@ -43,12 +43,12 @@ _READER = web.AppKey("reader", ThreadPoolExecutor)
 
 
 def translated(body: bytes, headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
-    """Return the body as Dynamo takes it, and the headers for what was taken out. Raises ValueError."""
+    """Return the body as Dynamo takes it, and the headers for the fields taken out. Raises ValueError."""
     _require_few_fields(body)
     try:
         fields = _FIELDS.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return body, {}  # the frontend says what is wrong with it
+        return body, {}  # the frontend refuses it and says why
     found = {name: _value(name, fields.pop(name)) for name in ("service_tier", *_OBJECTIVES) if name in fields}
     if not found:
         return body, {}

@@ -29,10 +29,10 @@ _RETRIABLE = ("ENGINE_DOWN", "OVERLOADED", "EXECUTOR_FAILED")
 
 
 def generation_of(request: Mapping[str, Any], metadata: Mapping[str, str], defaults: Defaults) -> Generation:
-    """Return what Dynamo's preprocessed `request` asks of the engine, checked as the stubs check theirs.
+    """Return the engine's request for Dynamo's preprocessed `request`, checked as the stubs check theirs.
 
-    A request that moved here from a worker that died carries the tokens it already has at the end of its prompt, and
-    its `max_tokens` counts what is left. Raises InvalidRequestError, which names the option.
+    A request that moved here from a dead worker carries the tokens it already has at the end of its prompt. Its
+    `max_tokens` counts the tokens still to come. Raises InvalidRequestError, which names the option.
     """
     output = _section(request, "output_options")
     if output.get("prompt_logprobs") is not None:

@@ -270,7 +270,9 @@ class Scheduler:
             queue.check_invariants()
         self.view.be_alike.check_invariants(len(self.view.be_waiting))
         num_waiting = len(self.view.rt_waiting) + len(self.view.be_waiting)
-        assert num_waiting + len(table.rows()) == len(self._requests), "a request is in no place or in two"
+        assert num_waiting + len(table.rows()) == len(self._requests), (
+            "a request is in neither queue nor table, or in both"
+        )
         assert self._stops.keys() == set(self._requests.values()), "stop sets do not match the requests"
         for row in table.rows().tolist():
             request = table.request(row)

@@ -32,9 +32,9 @@ class SimSettings:
     coefficients: c0..c4 of the step time (seconds per unit; `backend.policy.state.latency_model`). noise_ratio:
     relative standard deviation of a step's time. fault_rate: part of the steps that raise ExecutorError. stall_rate,
     stall_s: part of the steps that take `stall_s` longer. A token is a function of (seed, request id, position), never
-    `eos_token_id` but where the request's output is to end. counts_up: a token is instead one more than the one before,
-    from a number that the first token of the prompt gives: an answer that goes on at another engine shows what is
-    missing and what came twice. verify: check that every attended slot holds the value written for these tokens.
+    `eos_token_id` but where the request's output is to end. counts_up: a token is instead one more than the one before.
+    The first token of the prompt gives the first number. So an answer that continues at another engine shows missing
+    and repeated tokens. verify: check that every attended slot holds the value written for these tokens.
     """
 
     num_blocks: int = 1024
@@ -206,7 +206,7 @@ def _hash(text: str) -> int:
 
 
 class _Memory:
-    """KV contents: a slot holds a digest of all tokens up to its position, and of the salt, instead of K and V, so that
+    """KV contents: a slot holds a digest of all tokens up to its position, and of the salt, instead of K and V. So
     every misplaced slot is found."""
 
     def __init__(self, settings: SimSettings) -> None:

@@ -19,7 +19,7 @@ _END_STREAM, _END_HEADERS = 0x1, 0x4
 _STREAM = 1  # the first that a client may open
 _METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 
-Road = Callable[[Endpoints, str], Awaitable[bytes]]
+RequestPath = Callable[[Endpoints, str], Awaitable[bytes]]
 
 
 async def ask_http(at: Endpoints, model: str) -> bytes:
@@ -36,7 +36,7 @@ async def ask_grpc(at: Endpoints, model: str) -> bytes:
         return await _first_of_stream(answer)
 
 
-ROADS: Mapping[str, Road] = {"HTTP": ask_http, "gRPC": ask_grpc}
+REQUEST_PATHS: Mapping[str, RequestPath] = {"HTTP": ask_http, "gRPC": ask_grpc}
 
 
 @contextlib.asynccontextmanager

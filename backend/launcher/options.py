@@ -17,6 +17,7 @@ from backend.executors.torch_engine.settings import Dtype, TorchSettings
 from backend.policy.settings import POLICY_NAMES, SchedulerSettings
 
 MILLISECONDS_PER_SECOND = 1e3
+MAX_TIMEOUT_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +91,17 @@ def make_parser() -> argparse.ArgumentParser:
     )
     server.add_argument(
         "--drain-timeout-s",
-        type=float,
+        type=_seconds,
         default=20.0,
         metavar="S",
         help="for open requests at stop (default: %(default)s)",
     )
     server.add_argument(
-        "--start-timeout-s", type=float, default=300.0, metavar="S", help="to become ready (default: %(default)s)"
+        "--start-timeout-s", type=_seconds, default=300.0, metavar="S", help="to become ready (default: %(default)s)"
     )
     server.add_argument(
         "--canary-timeout-s",
-        type=float,
+        type=_seconds,
         default=10.0,
         metavar="S",
         help="start Triton again when a model gives no sign of life for so long; 0: never (default: %(default)s)",
@@ -144,6 +145,14 @@ def _add_front_options(server: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="files and batches of OpenAI's API (default: ~/.local/state/bros/openai-PORT; port 0: gone at stop)",
     )
+
+
+def _seconds(word: str) -> float:
+    """Read a time; NaN fails the comparison."""
+    value = float(word)
+    if not 0.0 <= value <= MAX_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f"{word} s is not in [0, {MAX_TIMEOUT_S:g}]")
+    return value
 
 
 def _port_or_off(word: str) -> int | None:

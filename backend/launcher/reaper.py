@@ -36,9 +36,14 @@ def sweep(run_directory: Path) -> None:
     while processes := marked_processes(run_directory):
         for pid in processes:
             kill_and_wait(pid)
+    sweep_shared_memory(run_directory)
+    shutil.rmtree(run_directory, ignore_errors=True)
+
+
+def sweep_shared_memory(run_directory: Path) -> None:
+    """Remove the shared memory of that launch; who still maps a region keeps it until its end."""
     for region in SHARED_MEMORY.glob(f"{shared_memory_prefix(run_directory)}*"):
         region.unlink(missing_ok=True)
-    shutil.rmtree(run_directory, ignore_errors=True)
 
 
 def shared_memory_prefix(run_directory: Path) -> str:

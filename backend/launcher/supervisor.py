@@ -19,6 +19,7 @@ from backend.launcher.child import Child, first_exit, stubs_of
 from backend.launcher.engine_states import engine_states
 from backend.launcher.launch import EXTRA_EXIT_S, Launch
 from backend.launcher.probe import answers_canary, front_answers, is_ready
+from backend.launcher.reaper import sweep_shared_memory
 from backend.launcher.watchdog import first_silence, watched_models
 from backend.wire.protocol import Stage
 
@@ -126,7 +127,9 @@ class Supervisor:
             await asyncio.sleep(pause_s)
 
     async def _one_life(self, child: Child) -> int:
-        """Start `child` and watch it to its end; return its exit code."""
+        """Start `child` and watch it to its end; return its exit code. A server finds no region of a dead one."""
+        if child is self._server:
+            sweep_shared_memory(self._launch.run_directory)
         await child.start()
         watch = asyncio.create_task(self._watch(child))
         try:
@@ -179,7 +182,7 @@ class Supervisor:
     async def _silence(self) -> str:
         silence = await first_silence(self._launch)
         return (
-            f"model {silence.model!r}, asked over {silence.road}, gave no answer for "
+            f"model {silence.model!r}, asked over {silence.path}, gave no answer for "
             f"{self._launch.canary_timeout_s:g} s"
         )
 

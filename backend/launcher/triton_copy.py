@@ -1,17 +1,21 @@
 """A private copy of the embedded Triton server (2.51, x86-64) without what lets any client end it or hold it up.
 
 The server has no options for these. So the copy differs from the original in a few bytes of the same number, each found
-by a pattern that occurs exactly once. Where it does not, those bytes stay as they are, and a warning says so.
+by a pattern that occurs exactly once. Where it does not, those bytes stay as they are, and a warning says so. The same
+holds for the library that takes requests in: `libtritonserver`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from backend.launcher.element_count import COUNT_ELEMENTS, COUNT_ELEMENTS_IN_BOUNDS
+
 LIBRARIES = "nvidia_pytriton.libs"
+_CORE = "libtritonserver-*.so"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +35,24 @@ def edits(max_message_bytes: int) -> list[Edit]:
     return [_error_mode(), _division(), _message_limit(max_message_bytes), _body_limit(max_message_bytes)]
 
 
-def copy_server(root: Path, run_directory: Path, wanted: Sequence[Edit]) -> tuple[Path, list[str]]:
+def core_edits() -> list[Edit]:
+    """Return the edits of `libtritonserver`."""
+    danger = "a shape of more than 2^62 elements ends all streams"
+    return [Edit(COUNT_ELEMENTS, COUNT_ELEMENTS_IN_BOUNDS, danger)]
+
+
+def copy_server(
+    root: Path, run_directory: Path, wanted: Sequence[Edit], wanted_in_core: Sequence[Edit] = ()
+) -> tuple[Path, list[str]]:
     """Return an edited copy of the server in `root`, and warnings. If no copy can run, it is the original."""
     original = root / "bin" / "tritonserver"
-    content, warnings = edited(original.read_bytes(), wanted)
-    if len(warnings) == len(wanted):
+    content, warnings = edited("tritonserver", original.read_bytes(), wanted)
+    core, core_warnings = _edited_core(root.parents[1] / LIBRARIES, wanted_in_core)
+    warnings += core_warnings
+    if len(warnings) == len(wanted) + len(wanted_in_core):
         return original, warnings
     try:
-        copy = _written(content, root, run_directory)
+        copy = _written(content, core, root, run_directory)
     except OSError as error:
         return original, [f"{original} runs unchanged: no copy of it could be written: {error}"]
     if not os.access(copy, os.X_OK):
@@ -46,15 +60,22 @@ def copy_server(root: Path, run_directory: Path, wanted: Sequence[Edit]) -> tupl
     return copy, warnings
 
 
-def edited(content: bytes, wanted: Sequence[Edit]) -> tuple[bytes, list[str]]:
+def edited(name: str, content: bytes, wanted: Sequence[Edit]) -> tuple[bytes, list[str]]:
     """Return `content` with each edit whose pattern occurs once, and a warning for each other."""
     warnings = []
     for edit in wanted:
         if (count := content.count(edit.found)) == 1:
             content = content.replace(edit.found, edit.instead)
         else:
-            warnings.append(f"tritonserver is of another build ({count} matches, not 1): {edit.danger}")
+            warnings.append(f"{name} is of another build ({count} matches, not 1): {edit.danger}")
     return content, warnings
+
+
+def _edited_core(libraries: Path, wanted: Sequence[Edit]) -> tuple[dict[str, bytes], list[str]]:
+    """Return the edited library by its name, none where no edit could be made, and warnings."""
+    found = next(iter(sorted(libraries.glob(_CORE))), None)
+    content, warnings = edited("libtritonserver", b"" if found is None else found.read_bytes(), wanted)
+    return {} if found is None or len(warnings) == len(wanted) else {found.name: content}, warnings
 
 
 def _error_mode() -> Edit:
@@ -112,11 +133,21 @@ def _body_limit(max_bytes: int) -> Edit:
     return Edit(bytes.fromhex(found + comparison), bytes.fromhex(instead + comparison), danger)
 
 
-def _written(content: bytes, root: Path, run_directory: Path) -> Path:
+def _written(content: bytes, core: Mapping[str, bytes], root: Path, run_directory: Path) -> Path:
     copy = run_directory / "pytriton" / "tritonserver" / "bin" / "tritonserver"
     copy.parent.mkdir(parents=True)
     copy.write_bytes(content)
     copy.chmod(0o700)
     (copy.parents[1] / "lib").symlink_to(root / "lib")  # both searched relative to the server
-    (run_directory / LIBRARIES).symlink_to(root.parents[1] / LIBRARIES)
+    _lay_out(run_directory / LIBRARIES, root.parents[1] / LIBRARIES, core)
     return copy
+
+
+def _lay_out(directory: Path, libraries: Path, own: Mapping[str, bytes]) -> None:
+    """Fill `directory` with `own` and links to the rest: a library looks for others beside where it was found."""
+    directory.mkdir()
+    for library in libraries.iterdir():
+        if library.name not in own:
+            (directory / library.name).symlink_to(library)
+    for name, content in own.items():
+        (directory / name).write_bytes(content)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from backend.config import REPOSITORY_ROOT, ServiceSettings
 from backend.core.errors import ConfigError
-from backend.launcher.triton_copy import copy_server, edits
+from backend.launcher.triton_copy import copy_server, core_edits, edits
 
 STUB = "triton_python_backend_stub"
 _BYTES_PER_PROMPT_BYTE = 5  # a prompt may come as token ids, of up to five bytes each in a message
@@ -75,7 +75,7 @@ def _embedded(run_directory: Path, max_bytes: int) -> TritonInstall:
     environment = {"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")}
     stub = root / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / STUB
     _check_stub(stub, environment)
-    server, warnings = copy_server(root, run_directory, edits(max_bytes))
+    server, warnings = copy_server(root, run_directory, edits(max_bytes), core_edits())
     return TritonInstall(server, _make_backends(root, stub, run_directory), environment, warnings)
 
 

@@ -12,7 +12,7 @@ import asyncio
 import re
 from dataclasses import dataclass
 
-from backend.launcher.canary import ROADS, Road, connection
+from backend.launcher.canary import REQUEST_PATHS, RequestPath, connection
 from backend.launcher.endpoints import Endpoints
 from backend.launcher.launch import Launch
 from backend.wire import names as wire
@@ -28,7 +28,7 @@ class Silence:
     """A model that gave no sign of life, and the request path on which it was asked."""
 
     model: str
-    road: str
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ async def _silence(launch: Launch, model: str, max_inflight: int) -> Silence | N
     late."""
     at = launch.endpoints
     before = await _counts(at, model)
-    are_heard = await asyncio.gather(*(_is_heard(launch, model, road) for road in ROADS.values()))
+    are_heard = await asyncio.gather(*(_is_heard(launch, model, path) for path in REQUEST_PATHS.values()))
     if all(are_heard):
         return None
     after = await _counts(at, model)
@@ -70,15 +70,15 @@ async def _silence(launch: Launch, model: str, max_inflight: int) -> Silence | N
     if max_inflight and any(counts.num_be >= max_inflight for counts in known):
         return None
     executes = len(known) == 2 and known[1].num_executed > known[0].num_executed
-    return None if executes and not any(are_heard) else Silence(model, list(ROADS)[are_heard.index(False)])
+    return None if executes and not any(are_heard) else Silence(model, list(REQUEST_PATHS)[are_heard.index(False)])
 
 
-async def _is_heard(launch: Launch, model: str, road: Road) -> bool:
+async def _is_heard(launch: Launch, model: str, path: RequestPath) -> bool:
     """Ask until there is an answer. A server that is not there is not silent."""
     for _ in range(NUM_QUESTIONS):
         try:
             async with asyncio.timeout(launch.canary_timeout_s / NUM_QUESTIONS):
-                await road(launch.endpoints, model)
+                await path(launch.endpoints, model)
         except TimeoutError:
             continue
         except OSError:

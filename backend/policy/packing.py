@@ -56,7 +56,7 @@ class Packing:
     def add_first_decodes(self, rows: Rows) -> int:
         """Take one token of each of `rows` in order, up to the first that finds no slot; return how many were taken.
         There must be batch slots and tokens for all."""
-        assert len(rows) <= min(self.seqs_left, self.tokens_left), f"no places for {len(rows)} decodes"
+        assert len(rows) <= min(self.seqs_left, self.tokens_left), f"no batch slots for {len(rows)} decodes"
         self._release()
         num_taken = self.kv.try_grow_each_by_one(rows) if len(rows) else 0
         if num_taken:

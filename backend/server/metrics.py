@@ -79,13 +79,18 @@ class Recorder:
         kv = stats.kv
         slots = {"free": kv.num_free_slots, "rt": kv.num_head_slots, "be": kv.num_tail_slots}
         slots["cached"] = kv.num_cached_slots
-        blocks = {"free": kv.num_free_blocks, "rt": kv.num_head_blocks, "be": kv.num_tail_blocks}
+        blocks = {
+            "free": kv.num_free_blocks,
+            "rt": kv.num_head_blocks - kv.num_shared_blocks,
+            "be": kv.num_tail_blocks - kv.num_shared_blocks,
+            "shared": kv.num_shared_blocks,
+        }
         self._set(
             "bros_kv_used_ratio", {}, 1.0 - (kv.num_free_slots + kv.num_cached_slots) / max(1, sum(slots.values()))
         )
         for state, num_slots in slots.items():
             self._set("bros_kv_slots", {"state": state}, num_slots)
-        for state, num_blocks in (blocks | {"shared": kv.num_shared_blocks}).items():
+        for state, num_blocks in blocks.items():
             self._set("bros_kv_blocks", {"state": state}, num_blocks)
         self._set("bros_kv_host_slots_used", {}, kv.num_host_slots_used)
         self._set("bros_latency_model_error_ratio", {}, stats.latency_error_ratio)

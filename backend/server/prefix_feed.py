@@ -39,7 +39,7 @@ class _Watcher:
         self.max_behind = connection.num_unsent_bytes + _MAX_BEHIND_BYTES
 
     def send(self, connection: Connection, events: Sequence[PrefixEvent]) -> None:
-        assert self.next_number is not None, "all comes before what is new"
+        assert self.next_number is not None, "a worker gets all contents before changes"
         connection.send(Prefixes(self.next_number, list(map(_on_wire, events))))
         self.next_number += 1
 

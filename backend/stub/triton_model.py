@@ -62,7 +62,7 @@ class TritonPythonModel:
         self._defaults = Defaults(name, parameters[wire.MODEL_CLASS], self._service)
         pb_utils.deserialize_bytes_tensor = partial(decode_strings, max(1, self._service.max_stop_words))
         max_inflight = int(parameters[wire.MODEL_MAX_INFLIGHT])
-        self._places = threading.Semaphore(max_inflight) if max_inflight else None
+        self._inflight = threading.Semaphore(max_inflight) if max_inflight else None
         reports_metrics = parameters[wire.MODEL_REPORTS_METRICS] == "true"
         self._metrics = TritonMetrics(pb_utils.MetricFamily) if reports_metrics else None
         self._measured: deque[Metrics] = deque(maxlen=_MAX_METRICS_WAITING)
@@ -116,9 +116,9 @@ class TritonPythonModel:
         _check_id(request)
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         reply.generation = validate(inputs, parameters, request.timeout(), self._defaults)
-        if self._places is not None:
-            self._places.acquire()  # Triton's queue, with its limits, holds the rest meanwhile
-            reply.has_place = True
+        if self._inflight is not None:
+            self._inflight.acquire()  # Triton's queue, with its limits, holds the rest meanwhile
+            reply.is_inflight = True
         if reply.is_cancelled():
             raise RequestCancelledError("the client went away before the request began")
         self._replies[reply] = None
@@ -144,8 +144,8 @@ class TritonPythonModel:
         try:
             reply.close(lambda: self._response(chunk, reply.generation))
         finally:
-            if reply.has_place and self._places is not None:
-                self._places.release()
+            if reply.is_inflight and self._inflight is not None:
+                self._inflight.release()
 
     def _response(self, chunk: Chunk, generation: Generation | None) -> Any:
         end = chunk.end
@@ -231,7 +231,7 @@ class _Reply:
     def __init__(self, sender: Any) -> None:
         self.generation: Generation | None = None  # None until the request is found good
         self.ticket: Ticket | None = None  # None until the engine has it
-        self.has_place = False
+        self.is_inflight = False
         self.is_cancelling = False
         self._sender = sender
         self._arrival_s = time.monotonic()

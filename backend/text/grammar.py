@@ -121,9 +121,10 @@ class _Vocabulary:
     def __call__(self, text: bytes | str) -> list[int]:
         """Return the tokens of a text that the grammar leaves no choice about, inside an answer.
 
-        Some tokenizers put a space in front of any text; then its longest tokens stand for it.
+        Some tokenizers put a space in front of any text, and most read a special token's name as that token. Then the
+        text's longest ordinary tokens stand for it.
         """
         words = text if isinstance(text, str) else text.decode()
         token_ids = self._tokenizer.encode_chat_text(words)
-        is_exact = b"".join(self.tokens[token_id] for token_id in token_ids) == words.encode()
+        is_exact = b"".join(map(self._tokenizer.token_bytes, token_ids)) == words.encode()
         return token_ids if is_exact else self.tokenize_greedily(words)

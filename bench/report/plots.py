@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axis import Axis
 
 from bench.report.tables import Run, attainment_of, be_rate
 from client.colors import BE_COLOR, RT_COLOR
@@ -62,7 +63,8 @@ def plot_distributions(runs: Sequence[Run], path: Path) -> None:
         axis.axvline(slo_s, color="black", linestyle=":", linewidth=1)
         axis.set(xscale="log", xlabel=f"{name[:4].upper()}, s", ylabel="part of RT requests", ylim=(0, 1.01))
         axis.yaxis.label.set_color(RT_COLOR)
-    axes[0].legend(frameon=False, fontsize=8)
+        _label_plainly(axis.xaxis)
+    axes[1].legend(frameon=False, fontsize=8, loc="upper left")
     _save(path)
     plt.close(figure)
 
@@ -101,9 +103,18 @@ def plot_region(points: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.plot([point["rt_rate"] for point in own], [point[name] for point in own], label=policy, **style)
         axis.set(xlabel="RT requests/s", ylabel=f"tightest {name[:4].upper()} SLO kept, s", yscale="log")
         axis.yaxis.label.set_color(RT_COLOR)
+        _label_plainly(axis.yaxis)
     axes[1].legend(frameon=False, fontsize=8)
     _save(path)
     plt.close(figure)
+
+
+def _label_plainly(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers: 1, 2 and 5 of each decade, or 1 where it has more than two."""
+    low, high = axis.get_view_interval()
+    digits = "125" if high / low < 100 else "1"
+    axis.set_major_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else "")
+    axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else "")
 
 
 def _present(runs: Sequence[Run]) -> list[str]:

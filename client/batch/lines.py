@@ -23,6 +23,7 @@ RESULT_ID = "batch_req_"  # a result's id without its number
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 OK = 200
+_LINE_ENDS = "\x85\u2028\u2029"  # that JSON leaves as they are
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # how reading a line of JSON fails
 
 
@@ -131,4 +132,7 @@ def result_line(line: Line, reply: Reply) -> bytes:
         "error": reply.error,
         "line_crc32": line.crc32,
     }
-    return msgspec.json.encode(record) + b"\n"
+    text = msgspec.json.encode(record)
+    for char in _LINE_ENDS:  # stands in a string; where lines are told by Unicode, it would end this one
+        text = text.replace(char.encode(), f"\\u{ord(char):04x}".encode())
+    return text + b"\n"

@@ -74,7 +74,8 @@ async def run_lines(
             finally:
                 places.release()
     except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        first = errors.exceptions[0]
+        raise first from first.__cause__  # which says whether it was the disk
 
 
 def pending_lines(source: Path, results: Results, repeated: Mapping[int, int], on_result: OnResult) -> Iterator[Line]:

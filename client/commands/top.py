@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import threading
 import time
@@ -51,7 +52,7 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look, draw, wait, until the time is over or Ctrl-C."""
+    """Look, draw, wait, until the time is over or Ctrl-C. Where nobody answers the first look, say so and end."""
     if args.svg and args.for_s is None:
         print("bros: --svg needs --for-s", file=sys.stderr)
         return 2
@@ -59,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         with Client(args.url) as client, httpx2.Client(timeout=_TIMEOUT_S) as http:
             looks = _looks(client, http, args)
+            first = next(looks)
+            if first.snapshot is None and first.samples is None:
+                print(f"bros: {first.problem}", file=sys.stderr)
+                return 1
+            looks = itertools.chain([first], looks)
             if args.json:
                 _print_json(looks)
             elif args.svg:

@@ -31,6 +31,7 @@ INVALID = "invalid_request_error"
 _UNAVAILABLE_RETRY_S = 1.0  # a restarted engine or server is back within seconds
 _MAX_MESSAGE_CHARS = 2000
 _NAMED = re.compile(r"\bINVALID_REQUEST: (?P<name>[a-z_]+)(\[\d+\])?: ")
+_OUR_NAME = re.compile(r"\brequest '[^']*': (?P<prompt>prompt\b)?")  # of a choice; its client knows another
 _PARAMS = {  # names on Triton's wire that are others here
     "text_input": "prompt",
     "input_ids": "prompt",
@@ -70,7 +71,7 @@ class ApiError(Exception):
 
 def from_client(error: ClientError) -> ApiError:
     """Return `error` in OpenAI's words."""
-    words = str(error)
+    words = _OUR_NAME.sub(lambda found: "the prompt" if found["prompt"] else "", str(error))
     match error:
         case TooLargeError():
             return ApiError(words, code="context_length_exceeded")

@@ -2,8 +2,8 @@
 
     python deploy/grafana/render.py --metrics 127.0.0.1:8002 --for-s 90 --out docs/img/dashboard.png
 
-Starts a Prometheus of its own (from PATH; Debian's package `prometheus`) that scrapes the server every second, waits
-while you put load on it, then asks it every query of the dashboard.
+Starts a Prometheus of its own (from PATH; Debian's package `prometheus`) that scrapes the server every second. Waits
+while you put load on the server. Then asks Prometheus every query of the dashboard.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from client.colors import CLASS_COLORS
 
 RATE_INTERVAL = "10s"
 START_TIMEOUT_S = 30.0
+FREE_COLOR = "#e1e4e8"  # of memory that no request holds
 OTHER_COLORS = ("#2ca02c", "#9467bd", "#8c564b", "#7f7f7f")  # of series that no class owns
+LEGEND_SPACE = 1.2  # height of a plot over its highest value: the legend covers no line
 UNITS = {"s": "s", "percentunit": "share", "short": "", "reqps": "1/s"}
 
 
@@ -91,7 +93,7 @@ def plot(panel: Panel, axis: Axes, address: str, span_s: tuple[float, float]) ->
             lines[name] = [(float(at) - span_s[0], float(value)) for at, value in series["values"]]
     if panel.is_stacked and lines:
         times = sorted({at for points in lines.values() for at, _ in points})
-        names = sorted(lines)
+        names = sorted(lines, reverse=True)  # real-time at the floor, best-effort at the ceiling
         heights = [[dict(lines[name]).get(at, 0.0) for at in times] for name in names]
         axis.stackplot(times, heights, labels=names, colors=colors(names))
     else:
@@ -100,16 +102,17 @@ def plot(panel: Panel, axis: Axes, address: str, span_s: tuple[float, float]) ->
     axis.set_title(panel.title, fontsize=10)
     axis.set_ylabel(UNITS[panel.unit], fontsize=8)
     axis.set_xlim(0, span_s[1] - span_s[0])
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, LEGEND_SPACE * axis.get_ylim()[1])
     axis.tick_params(labelsize=8)
     if lines:
-        axis.legend(fontsize=7, loc="upper left")
+        axis.legend(fontsize=7, loc="upper left", ncols=len(lines), frameon=False)
 
 
 def colors(names: list[str]) -> list[str]:
-    """Return the colour of each series: that of its class, or the next of the others."""
+    """Return the colour of each series: that of its class or of free memory, or the next of the others."""
     others = itertools.cycle(OTHER_COLORS)
-    return [CLASS_COLORS.get(name.split()[0]) or next(others) for name in names]
+    fixed = CLASS_COLORS | {"free": FREE_COLOR}
+    return [fixed.get(name.split()[0]) or next(others) for name in names]
 
 
 def ask(address: str, query: str, span_s: tuple[float, float]) -> list[dict[str, Any]]:

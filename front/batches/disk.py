@@ -1,21 +1,25 @@
-"""The folder and its database, from an event loop: one thread does what they are asked, in order."""
+"""The folder and its database, from an event loop: one thread runs all calls on them, in order."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from client.openai.errors import ApiError
 from front.batches.folder import Folder
 from front.batches.store import Store
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class Disk:
-    """Calls functions of the store, one at a time: what one function does, no other comes between."""
+    """Calls functions of the store, one at a time: no other call comes between the steps of one."""
 
     def __init__(self, folder: Folder, store: Store) -> None:
         self.folder = folder
@@ -27,6 +31,28 @@ class Disk:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
 
+    async def change(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return what `function` returns, which writes. Raises ApiError where the disk is full."""
+        try:
+            return await self(function, *args, **kwargs)
+        except (OSError, sqlite3.OperationalError) as error:
+            if not is_full(error):
+                raise
+            raise disk_full() from error
+
     def close(self) -> None:
         """Wait for what has been begun."""
         self._thread.shutdown()
+
+
+def is_full(error: OSError | sqlite3.OperationalError) -> bool:
+    """Return whether a write found a full disk. SQLite tells most of them so, and some as a write that failed."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+def disk_full() -> ApiError:
+    """Return the answer to who wrote to a full disk."""
+    words = "the disk that keeps files and batches is full: delete files"
+    return ApiError(words, status=507, kind="server_error", code="storage_full")

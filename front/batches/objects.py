@@ -78,7 +78,7 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InputError(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong with an input; `line` counts from 1, as OpenAI does."""
+    """An error in an input; `line` counts from 1, as OpenAI does."""
 
     code: str
     message: str

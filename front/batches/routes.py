@@ -1,4 +1,4 @@
-"""/v1/files and /v1/batches. A caller sees what was made with its own key."""
+"""/v1/files and /v1/batches. A caller sees only files and batches made with its own key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from client.openai.objects import read_object
 from front.batches.objects import Batch, StoredFile
 from front.batches.service import Batches
 from front.batches.store import Cut
-from front.http import json_response, read_json
+from front.http import Bodies, json_response
 from front.keys import Caller
 from front.routes import caller_of, takes
 
@@ -87,7 +87,7 @@ def make_router() -> APIRouter:
 def _add_files(router: APIRouter) -> None:
     @router.post("/v1/files", tags=["files"], openapi_extra=_TAKES_FORM)
     async def upload(request: Request, caller: _Caller, batches: _Batches) -> Response:
-        async with batches.uploads.take(request) as taken:
+        async with batches.uploads.take(caller.name, request) as taken:
             file = await batches.add_file(caller.name, taken)
         return json_response(file.shown)
 
@@ -126,7 +126,8 @@ def _add_files(router: APIRouter) -> None:
 def _add_batches(router: APIRouter) -> None:
     @router.post("/v1/batches", tags=["batches"], openapi_extra=takes(BatchBody))
     async def add_batch(request: Request, caller: _Caller, batches: _Batches) -> Response:
-        body = parse(BatchBody, read_object(await read_json(request, _MAX_BODY_BYTES)))
+        bodies: Bodies = request.app.state.bodies
+        body = parse(BatchBody, read_object(await bodies.read_json(request, _MAX_BODY_BYTES)))
         batch = await batches.add_batch(caller.name, body.endpoint, body.input_file_id, body.metadata)
         return json_response(batch.shown)
 

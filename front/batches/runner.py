@@ -1,4 +1,4 @@
-"""Runs batches from wherever they stand to their end. What is on the disk decides; memory only says who is at work."""
+"""Runs batches to their end, from any state. The disk holds the state; memory holds only the running tasks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from msgspec.structs import replace
@@ -14,7 +15,7 @@ from msgspec.structs import replace
 from client.batch.results import BatchFileError, Results, open_results
 from client.batch.run import pending_lines, run_lines
 from client.batch.sender import Answer, Sender
-from front.batches.check import check_input
+from front.batches.check import CheckStoppedError, check_input
 from front.batches.disk import Disk
 from front.batches.objects import Batch, Counts, InputError, Status, StoredFile
 from front.batches.settings import BatchSettings
@@ -32,10 +33,12 @@ class Runner:
         self._answer = answer
         self._settings = settings
         self._now_s = now_s
-        self._places = asyncio.Semaphore(settings.max_open_requests)
+        self._open_requests = asyncio.Semaphore(settings.max_open_requests)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stops: dict[str, asyncio.Event] = {}
         self._results: dict[str, Results] = {}
+        self._checks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checks")  # files of others never wait
+        self._is_closing = False
 
     def start(self, batch: Batch) -> None:
         """Run a batch that has not ended."""
@@ -60,10 +63,12 @@ class Runner:
 
     async def close(self) -> None:
         """Leave all batches where they stand; their open requests are cancelled."""
+        self._is_closing = True
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._checks.shutdown(cancel_futures=True)
 
     def _forget(self, batch_id: str) -> None:
         del self._tasks[batch_id], self._stops[batch_id]
@@ -95,11 +100,20 @@ class Runner:
                 return await self._end(batch, Status.COMPLETED)
 
     async def _check(self, batch: Batch) -> Batch:
-        path = self._disk.folder.content(batch.input_id)
-        num_lines, errors = await asyncio.to_thread(check_input, path, batch.endpoint, self._settings.max_lines)
+        path, stop = self._disk.folder.content(batch.input_id), self._stops[batch.id]
+        try:
+            num_lines, errors = await asyncio.get_running_loop().run_in_executor(
+                self._checks,
+                lambda: check_input(path, batch.endpoint, self._settings.max_lines, lambda: self._is_stopped(stop)),
+            )
+        except CheckStoppedError:
+            return await self._move(batch, Status.CANCELLING)
         if errors:
             return await self._fail(batch, errors)
         return await self._move(replace(batch, counts=Counts(total=num_lines)), Status.IN_PROGRESS)
+
+    def _is_stopped(self, stop: asyncio.Event) -> bool:
+        return self._is_closing or stop.is_set()
 
     async def _run(self, batch: Batch) -> Batch:
         stop = self._stops[batch.id]
@@ -111,11 +125,9 @@ class Runner:
         return await (self._move(batch, Status.CANCELLING) if stop.is_set() else self._end(batch, Status.EXPIRED))
 
     async def _send(self, batch: Batch, results: Results) -> None:
-        sender = Sender(
-            self._answer, lambda: max(1.0, (batch.expires_s - self._now_s()) * 1e3), self._settings.first_wait_s
-        )
+        sender = Sender(self._answer, lambda: self._left_ms(batch), self._settings.first_wait_s)
         source = self._disk.folder.content(batch.input_id)
-        await run_lines(pending_lines(source, results, {}, _ignore), results, sender.send, self._places, _ignore)
+        await run_lines(pending_lines(source, results, {}, _ignore), results, sender.send, self._open_requests, _ignore)
 
     def _left_ms(self, batch: Batch) -> float:
         return max(1.0, (batch.expires_s - self._now_s()) * 1e3)
@@ -159,7 +171,9 @@ async def _until(work: Coroutine[None, None, None], stop: asyncio.Event, left_s:
 
 
 def _is_of_the_disk(error: Exception) -> bool:
-    """Return whether the same may go well later: a full disk, a database that is locked."""
+    """Return whether the same may go well later: a full disk, a database that is locked. No file that is gone."""
+    if isinstance(error, FileNotFoundError):
+        return False
     is_file_error = isinstance(error, BatchFileError) and isinstance(error.__cause__, OSError)
     return is_file_error or isinstance(error, OSError | sqlite3.Error)
 
@@ -167,6 +181,8 @@ def _is_of_the_disk(error: Exception) -> bool:
 def _flaw(error: Exception) -> InputError:
     if isinstance(error, BatchFileError):
         return InputError(code="damaged_files", message=str(error))
+    if isinstance(error, FileNotFoundError):
+        return InputError(code="missing_file", message="a file of this batch is gone")
     return InputError(code="server_error", message=f"the front door failed: {type(error).__name__}")
 
 

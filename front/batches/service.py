@@ -45,7 +45,7 @@ class Batches:
             num_bytes=upload.num_bytes,
             created_s=int(self._now_s()),
         )
-        await self._disk(self._keep, file, upload.part)
+        await self._disk.change(self._keep, file, upload.part)
         return file
 
     async def file(self, owner: str, file_id: str) -> StoredFile:
@@ -63,7 +63,7 @@ class Batches:
 
     async def delete_file(self, owner: str, file_id: str) -> None:
         """Delete a file that no unfinished batch reads."""
-        await self._disk(self._delete, owner, file_id)
+        await self._disk.change(self._delete, owner, file_id)
 
     # --- batches
 
@@ -81,7 +81,7 @@ class Batches:
             expires_s=now_s + WINDOW_S,
             metadata=None if metadata is None else dict(metadata),
         )
-        await self._disk(self._begin, batch)
+        await self._disk.change(self._begin, batch)
         self._runner.start(batch)
         return batch
 
@@ -96,7 +96,7 @@ class Batches:
 
     async def cancel(self, owner: str, batch_id: str) -> Batch:
         """Break off a batch; what it has, it keeps."""
-        batch = await self._disk(self._cancel, owner, batch_id)
+        batch = await self._disk.change(self._cancel, owner, batch_id)
         self._runner.stop(batch_id)
         return self._now(batch)
 
@@ -124,8 +124,8 @@ class Batches:
         _found(store.file(owner, file_id), "file", file_id)
         if store.is_in_use(file_id):
             raise ApiError(f"file {file_id!r} is the input of a batch that has not ended", status=409)
+        self._disk.folder.content(file_id).unlink(missing_ok=True)  # first: the store needs room to forget
         store.delete_file(owner, file_id)
-        self._disk.folder.content(file_id).unlink(missing_ok=True)
 
     def _begin(self, batch: Batch) -> None:
         limits, unfinished = self._settings, self._disk.store.unfinished()
@@ -133,6 +133,8 @@ class Batches:
         if file.purpose != INPUT:
             words = f"input_file_id: {file.id!r} has purpose {file.purpose!r}, not {INPUT!r}"
             raise ApiError(words, "input_file_id")
+        if not self._disk.folder.content(file.id).exists():  # its deletion came to no end
+            raise not_found("file", file.id, "input_file_id")
         num_own = sum(other.owner == batch.owner for other in unfinished)
         if num_own >= limits.max_unfinished or len(unfinished) >= limits.max_unfinished_in_all:
             words = f"{num_own} batches of this key and {len(unfinished)} in all have not ended; the most are "

@@ -17,12 +17,14 @@ class BatchSettings:
     max_lines             of one input; OpenAI's own bound
     max_stored_bytes      of all that has been uploaded and not deleted; answers come on top
     max_uploads           at once
+    max_own_uploads       of one key at once
     max_files             of one key that are kept at once
     max_unfinished        batches of one key that have not ended
     max_unfinished_in_all batches of all keys that have not ended: each holds three files open
     max_open_requests     of all batches at the engine at once; batches take turns
     upload_idle_s         for the next piece of an upload to come
     upload_s              for the whole upload
+    min_upload_bytes_per_s  of an upload, on average, once `upload_idle_s` are over
     first_wait_s          before a request that the engine lost is sent again; doubles
     disk_wait_s           before a batch is tried again that the disk has stopped
     """
@@ -31,12 +33,14 @@ class BatchSettings:
     max_line_bytes: int = 1_048_576
     max_lines: int = 50_000
     max_stored_bytes: int = 20_000_000_000
-    max_uploads: int = 8
+    max_uploads: int = 16
+    max_own_uploads: int = 4
     max_files: int = 10_000
     max_unfinished: int = 16
     max_unfinished_in_all: int = 64
     max_open_requests: int = 64
     upload_idle_s: float = 60.0
     upload_s: float = 3600.0
+    min_upload_bytes_per_s: float = 8192.0
     first_wait_s: float = 0.5
     disk_wait_s: float = 10.0

@@ -1,4 +1,4 @@
-"""What there is: files and batches in one SQLite database, each change of state one transaction on the disk.
+"""The store of files and batches: one SQLite database, each change of state one transaction on the disk.
 
 One thread at a time uses it. Rows are numbered in the order of their making; lists and cursors go by that.
 """
@@ -124,9 +124,9 @@ class Store:
         return [msgspec.json.decode(record, type=Batch) for (record,) in rows]
 
     def move(self, batch: Batch, files: Sequence[StoredFile] = ()) -> Batch:
-        """Put `batch` in the place of what is known of it, and add `files`, in one step; return what is known then.
+        """Replace the record of `batch` and add `files`, in one transaction; return the record that then stands.
 
-        A batch that has meanwhile gone where its new status cannot follow stays as it is, and gets no files.
+        The new status may not follow the one that the batch has reached meanwhile. Then nothing changes.
         """
         with self._change():
             now = self._one("SELECT record FROM batches WHERE id = ?", (batch.id,), Batch)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import multipart
 from fastapi import Request
 
 from client.openai.errors import ApiError, retry_after
+from front.batches.disk import disk_full, is_full
 from front.batches.folder import Folder
 from front.batches.objects import INPUT
 from front.batches.settings import BatchSettings
@@ -45,26 +48,36 @@ class Uploads:
     def __init__(self, folder: Folder, settings: BatchSettings) -> None:
         self._folder = folder
         self._settings = settings
-        self._num_open = 0
+        self._num_open = Counter[str]()  # by key
 
     @asynccontextmanager
-    async def take(self, request: Request) -> AsyncIterator[Upload]:
+    async def take(self, owner: str, request: Request) -> AsyncIterator[Upload]:
         """Read a request's form; its part is deleted at the end unless somebody has moved it. Raises ApiError."""
-        if self._num_open >= self._settings.max_uploads:
-            words = f"{self._num_open} files are being uploaded, the most at once"
-            raise ApiError(words, status=429, kind="rate_limit_error", headers=retry_after(1.0))
+        self._require_place(owner)
         require_plain(request)
         part = self._folder.parts / uuid4().hex
-        self._num_open += 1
+        self._num_open[owner] += 1
         try:
             async with asyncio.timeout(self._settings.upload_s):
                 upload = await self._read(request, part)
             yield upload
         except TimeoutError as error:
             raise ApiError(f"file: no whole file within {self._settings.upload_s:g} s", status=408) from error
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise disk_full() from error
         finally:
-            self._num_open -= 1
+            self._num_open -= Counter([owner])  # drops a key that has none
             part.unlink(missing_ok=True)
+
+    def _require_place(self, owner: str) -> None:
+        num_own, num_all = self._num_open[owner], self._num_open.total()
+        most_own, most = self._settings.max_own_uploads, self._settings.max_uploads
+        if num_own >= most_own or num_all >= most:
+            words = f"{num_own} files of this key and {num_all} in all are being uploaded; the most are "
+            words += f"{most_own} and {most}"
+            raise ApiError(words, status=429, kind="rate_limit_error", headers=retry_after(1.0))
 
     async def _read(self, request: Request, part: Path) -> Upload:
         parser = multipart.PushMultipartParser(_boundary(request), max_segment_count=_MAX_FIELDS)
@@ -83,17 +96,26 @@ class Uploads:
         return form.upload(part)
 
     async def _pieces(self, request: Request) -> AsyncIterator[bytes]:
-        """Yield the pieces of a body, which has a bound: the parser holds on to what it cannot place yet."""
-        pieces, left = aiter(request.stream()), self._settings.max_file_bytes + _MAX_OVERHEAD_BYTES
+        """Yield the pieces of a body, which has a bound: the parser keeps the bytes that it cannot assign yet."""
+        pieces, num_bytes, began_s = aiter(request.stream()), 0, time.monotonic()
         while True:
             async with asyncio.timeout(self._settings.upload_idle_s):
                 piece = await anext(pieces, None)
             if piece is None:
                 return
-            if (left := left - len(piece)) < 0:
+            num_bytes += len(piece)
+            if num_bytes > self._settings.max_file_bytes + _MAX_OVERHEAD_BYTES:
                 raise too_large(self._settings.max_file_bytes)
+            self._require_pace(num_bytes, time.monotonic() - began_s)
             if piece:
                 yield piece
+
+    def _require_pace(self, num_bytes: int, took_s: float) -> None:
+        """Raise ApiError for an upload that takes a share and hardly sends."""
+        least = self._settings.min_upload_bytes_per_s
+        if took_s > self._settings.upload_idle_s and num_bytes < least * took_s:
+            words = f"file: {num_bytes} bytes in {took_s:.0f} s are fewer than {least:g} bytes a second"
+            raise ApiError(words, status=408)
 
 
 class _Form:
@@ -121,14 +143,11 @@ class _Form:
             self._add_value(str(self._segment.name), bytes(event))
 
     async def write(self, min_bytes: int) -> None:
-        """Write what has come of the file if it is `min_bytes` or more. A full disk is a 507."""
+        """Write what has come of the file if it is `min_bytes` or more."""
         if len(self._buffer) < min_bytes:
             return
         ready, self._buffer = self._buffer, bytearray()
-        try:
-            await asyncio.to_thread(_write_whole, self._file, ready)
-        except OSError as error:
-            raise ApiError(f"file: {error.strerror}", status=507, kind="server_error", code="storage_full") from error
+        await asyncio.to_thread(_write_whole, self._file, ready)
 
     def upload(self, part: Path) -> Upload:
         """Return what the whole form holds. Raises ApiError."""

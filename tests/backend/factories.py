@@ -96,7 +96,7 @@ class FailingExecutor:
 
 
 class Harness:
-    """An engine on the simulator that keeps what every request was sent, and checks the promises made to clients."""
+    """An engine on the simulator that keeps every request's output, and checks the promises made to clients."""
 
     def __init__(self, output_lengths: dict[str, int] | None = None, **knobs: object) -> None:
         settings, sim = _split(knobs)

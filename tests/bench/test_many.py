@@ -1,4 +1,4 @@
-"""The measurement of many replicas: engines, load and report; what it measures is in tests/backend/dynamo."""
+"""The measurement of many replicas: engines, load and report. tests/backend/dynamo tests the measured workers."""
 
 from __future__ import annotations
 

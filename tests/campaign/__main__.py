@@ -21,7 +21,7 @@ from tests.campaign.house import House, HouseError
 from tests.campaign.phases import PHASES
 from tests.campaign.places import SkippedError
 from tests.campaign.report import OUT, table
-from tests.campaign.roads import GrpcRoad
+from tests.campaign.request_paths import GrpcPath
 from tests.campaign.wire import send, wrong_with
 
 
@@ -89,15 +89,15 @@ def _document(args: argparse.Namespace, results: dict[str, Any]) -> dict[str, An
 
 
 async def _replay(seed: int, number: int) -> int:
-    """Send one case of phase `wire` to a server of its own; print what it is and what came back."""
+    """Send one case of phase `wire` to a server of its own; print the case and its answer."""
     case = make_case(seed, number)
-    print(f"{case.road}: {case.words}\n{case.data[:2_000]!r}")
+    print(f"{case.request_path}: {case.words}\n{case.data[:2_000]!r}")
     house = House()
     try:
         house.start()
-        road = GrpcRoad(house.grpc_url)
-        reply = await send(house.http_port, road, case)
-        await road.close()
+        request_path = GrpcPath(house.grpc_url)
+        reply = await send(house.http_port, request_path, case)
+        await request_path.close()
         print(reply)
         words = wrong_with(case, reply) or await canary(house)
     finally:

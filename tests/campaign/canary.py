@@ -1,4 +1,4 @@
-"""Canaries: one small request of each class on each road, which must come back whole and soon, whatever goes on.
+"""Canaries: one small request of each class on each request path, which must come back whole and soon at any time.
 
 A best-effort one waits its turn: where others came before it and wait, it gets the time that their number may take.
 """
@@ -10,7 +10,7 @@ import itertools
 
 from tests.campaign.house import House
 from tests.campaign.messages import generate_bytes, grpc_bytes
-from tests.campaign.roads import End, GrpcRoad, Reply, ask_http
+from tests.campaign.request_paths import End, GrpcPath, Reply, ask_http
 from tests.campaign.tokens import NameSearch
 
 TIMEOUT_S = 10.0
@@ -22,29 +22,29 @@ _numbers = itertools.count(1)
 
 async def canary(house: House) -> str:
     """Return which canaries did not come back, in words; empty when all did."""
-    road = GrpcRoad(house.grpc_url)
+    request_path = GrpcPath(house.grpc_url)
     try:
         wanted = [(model, where) for model in ("bros_rt", "bros_be", "bros") for where in ("gRPC", "HTTP")]
-        return "; ".join(filter(None, await asyncio.gather(*(_ask(house, road, *each) for each in wanted))))
+        return "; ".join(filter(None, await asyncio.gather(*(_ask(house, request_path, *each) for each in wanted))))
     finally:
-        await road.close()
+        await request_path.close()
 
 
-async def _ask(house: House, road: GrpcRoad, model: str, where: str) -> str:
-    """Ask once; again, with more patience, where the request waited in a queue of its class."""
-    name, reply = await _send(house, road, model, where, TIMEOUT_S)
+async def _ask(house: House, request_path: GrpcPath, model: str, where: str) -> str:
+    """Ask once. Ask again with a longer timeout where the request waited in a queue of its class."""
+    name, reply = await _send(house, request_path, model, where, TIMEOUT_S)
     if reply.end is End.HUNG and model != "bros_rt" and (num := await house.num_be_waiting()):
-        name, reply = await _send(house, road, model, where, TIMEOUT_S + WAITING_S * num)
+        name, reply = await _send(house, request_path, model, where, TIMEOUT_S + WAITING_S * num)
     words = _wrong(house.names, name, reply)
     return f"{model} over {where}: {words}" if words else ""
 
 
-async def _send(house: House, road: GrpcRoad, model: str, where: str, timeout_s: float) -> tuple[str, Reply]:
+async def _send(house: House, request_path: GrpcPath, model: str, where: str, timeout_s: float) -> tuple[str, Reply]:
     name = f"canary-{next(_numbers)}"
     fields = {"input_ids": _PROMPT, "max_tokens": _NUM_TOKENS, "ignore_eos": True}
     house.num_canaries += 1
     if where == "gRPC":
-        return name, await road.ask(grpc_bytes(model, name, fields), timeout_s)
+        return name, await request_path.ask(grpc_bytes(model, name, fields), timeout_s)
     return name, await ask_http(house.http_port, generate_bytes(model, {**fields, "id": name}, "generate"), timeout_s)
 
 

@@ -44,7 +44,7 @@ class Course:
         return self.num_done < self.num and time.monotonic() < self.until_s
 
     def done(self, num: int = 1) -> None:
-        """Count what was done, and say so."""
+        """Count the work done, and log it."""
         self.num_done += num
         elapsed_s = time.monotonic() - self.started_s
         print(
@@ -66,7 +66,7 @@ class Course:
             await self.settle(when)
 
     async def settle(self, when: str) -> None:
-        """Wait until both classes are served on all roads, and note how long that took; a new server where it fails."""
+        """Wait until all request paths serve both classes, and note the time. Start a new server where that fails."""
         started_s = time.monotonic()
         while words := await canary(self.house):
             if time.monotonic() - started_s > RECOVERY_S or not self.house.is_up:
@@ -127,7 +127,7 @@ class Course:
             self.fault(f"{words.partition(':')[0]} grew", words)
 
     def result(self, allowed: Sequence[str], was_interrupted: bool) -> dict[str, Any]:
-        """Return the phase's result, ready for JSON; what was open at an interruption is no fault."""
+        """Return the phase's result, ready for JSON; a request open at an interruption is no fault."""
         if was_interrupted:
             self.ledger.entries = [entry for entry in self.ledger.entries if entry.reply is not None]
         faults = [*self.faults, *self.ledger.check(allowed)]

@@ -12,14 +12,14 @@ from tests.campaign.course import Course
 from tests.campaign.killing import kill, stop_and_continue
 from tests.campaign.load import Load, Sender
 from tests.campaign.messages import generate_bytes
-from tests.campaign.roads import End
+from tests.campaign.request_paths import End
 
 _NUM_AT_ONCE = 60
 _FLUSH_S = 1.0  # in which metrics have come
 _CANARY_EVERY = 500  # visitors
 _LONG = 400  # tokens that no visitor stays for
 _PATIENCE_S = 90.0  # of best-effort requests beside as many real-time ones
-_BURST = 1_000  # requests at once: ten times what has a place (`OVERLOAD_OPTIONS`)
+_BURST = 1_000  # requests at once: ten times the server's limit (`OVERLOAD_OPTIONS`)
 _SLOW_S = 10.0
 _KILL_EVERY_S = 65.0  # an engine that lived for a minute has not failed "in a row"
 _LOOK_EVERY_S = 5.0
@@ -98,7 +98,7 @@ def _deaf_reader(course: Course, index: int) -> socket.socket:
 
 
 async def overload(course: Course) -> None:
-    """Ten times as many requests as have a place, at once: each is served, or refused with the time to come back."""
+    """Ten times the server's limit of requests at once: each is served, or refused with the time to come back."""
     before, counted = await warm_up(course), course.counted()
     client = Sender(course)
     while course.goes_on:

@@ -113,10 +113,22 @@ def _flipped(chance: random.Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
+# Some of them have "4 bytes" or none, modulo 2^64.
+_SHAPES = [[], [0], [-1], [2], [1, 1], [2**31], [2**62, 2**62], [1] * 100]
+_SHAPES += [[2**62 + 1], [2**62], [-(2**62) + 1], [2**61 + 1], [2**63 - 1], [-(2**63)], [2**32], [2**32 + 1], [-2]]
+
+
 def _odd_shape(chance: random.Random, request: Any) -> None:
     for tensor in request.inputs[:1]:
         del tensor.shape[:]
-        tensor.shape.extend(chance.choice(([], [0], [-1], [2], [1, 1], [2**31], [2**62, 2**62], [1] * 100)))
+        tensor.shape.extend(chance.choice(_SHAPES))
+
+
+def _huge_prompt(chance: random.Random, request: Any) -> None:
+    """Let the prompt be token ids, whose number is free, of such a shape."""
+    del request.inputs[:], request.raw_input_contents[:]
+    request.inputs.add(name="input_ids", datatype="INT32", shape=chance.choice(_SHAPES))
+    request.raw_input_contents.append(chance.choice((b"", b"\5\0\0\0")))
 
 
 def _odd_datatype(chance: random.Random, request: Any) -> None:
@@ -170,6 +182,7 @@ def _odd_parameters(chance: random.Random, request: Any) -> None:
 
 _PROTOBUF: Mapping[str, Callable[[random.Random, Any], None]] = {
     "odd shape": _odd_shape,
+    "huge prompt": _huge_prompt,
     "odd datatype": _odd_datatype,
     "odd contents": _odd_contents,
     "odd names": _odd_names,

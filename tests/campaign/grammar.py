@@ -1,4 +1,4 @@
-"""What a client may put on the wire: whole requests of both roads, good and bad, each made by (seed, number) alone."""
+"""A client's bytes on the wire: whole requests of both request paths, good and bad, made by (seed, number) alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def good_fields(chance: random.Random) -> Fields:
     return {**prompt, **more, "max_tokens": chance.randint(1, 8), "stream": chance.random() < 0.5}
 
 
-# --- what is changed -----------------------------------------------------------------------------------------------
+# --- the changes ---------------------------------------------------------------------------------------------------
 
 
 def _hostile_value(chance: random.Random, fields: Fields) -> None:

@@ -25,7 +25,7 @@ from backend.executors.sim import SimSettings
 from backend.launcher.child import stubs_of
 from backend.launcher.reaper import marked_processes, shared_memory_prefix
 from tests.campaign.messages import generate_bytes
-from tests.campaign.roads import parse_answer
+from tests.campaign.request_paths import parse_answer
 from tests.campaign.tokens import NameSearch
 
 SIM = SimSettings(
@@ -107,7 +107,7 @@ class House:
             self._forget()
 
     def kill_launcher(self) -> None:
-        """Kill the launcher; what it started is its reaper's to end."""
+        """Kill the launcher; its reaper ends the processes that it started."""
         assert self._process is not None, "no server runs"
         self._process.kill()
         self._process.wait()

@@ -1,7 +1,7 @@
 """Phases `engine`, `stub`, `triton`, `launcher`: a process is stopped, continued, then killed, under load, many times.
 
-A stopped process that goes on loses nothing. A killed one costs its open requests an error, and no more: within
-RECOVERY_S both classes are served on both roads again, and nothing is held that nobody holds.
+A stopped process that goes on loses nothing. A killed one costs its open requests an error, and no more. Within
+RECOVERY_S both classes are served on both request paths again. Nothing is held without a holder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOST = {  # ends of requests that a killed process may cost
 }
 _LOAD_TIMEOUT_S = 15.0
 _STOPPED_S = (0.1, 1.5)
-_STUB_STOPPED_S = (0.1, 0.4)  # longer, and Triton 2.51 takes back what a stub is still to read; of which that dies
+_STUB_STOPPED_S = (0.1, 0.4)  # longer, and Triton 2.51 takes back unread memory, of which the stub dies
 _NUM_ANSWERS = 20  # between two strikes
 _SWEPT_S = 20.0  # in which a reaper must have swept
 

@@ -1,4 +1,4 @@
-"""The ledger: every request that was sent, how it ended, and what about that is a fault."""
+"""The ledger: every request that was sent, how it ended, and whether that is a fault."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from client.wire import ERROR_CODES
-from tests.campaign.roads import End, Reply
+from tests.campaign.request_paths import End, Reply
 from tests.campaign.tokens import NameSearch
 
 _CODE = re.compile(rf"\b({'|'.join(ERROR_CODES)}): ")
@@ -35,7 +35,7 @@ class Entry:
     """One request. `num_prompt` and `max_tokens` in tokens; `reply` is None while it is open."""
 
     client_id: str
-    road: str
+    request_path: str
     priority_class: str
     num_prompt: int
     max_tokens: int
@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Ledger:
-    """The requests of one phase. `check` says what is wrong with them."""
+    """The requests of one phase. `check` returns their faults."""
 
     names: NameSearch
     entries: list[Entry] = field(default_factory=list)
@@ -71,14 +71,16 @@ class Ledger:
         if reply is None or not reply.token_ids:
             return None
         if reply.end is End.ANSWERED and len(reply.token_ids) != entry.max_tokens:
-            return Fault(f"tokens lost or repeated over {entry.road}", f"{len(reply.token_ids)} tokens: {entry}")
+            return Fault(
+                f"tokens lost or repeated over {entry.request_path}", f"{len(reply.token_ids)} tokens: {entry}"
+            )
         if self.names.find(entry.client_id, entry.num_prompt, reply.token_ids) is None:
-            return Fault(f"tokens of another request or order over {entry.road}", str(entry))
+            return Fault(f"tokens of another request or order over {entry.request_path}", str(entry))
         return None
 
 
 def fault_of(reply: Reply) -> str | None:
-    """Return what is wrong with a reply, whatever the client sent; None for an answer or a typed error."""
+    """Return the fault of a reply, for any request of a client; None for an answer or a typed error."""
     if reply.end in (End.HUNG, End.BROKEN):
         return f"{reply.end.value}: {reply.words}" if reply.words else reply.end.value
     code = code_of(reply.words)
@@ -122,5 +124,5 @@ def _end_of(entry: Entry) -> str:
 def _fault_of_end(entry: Entry) -> Fault:
     if entry.reply is None:
         return Fault("accepted, and never ended", str(entry))
-    words = f"{entry.road}: a good request was {entry.reply.end.value}: {entry.reply.words}"
+    words = f"{entry.request_path}: a good request was {entry.reply.end.value}: {entry.reply.words}"
     return Fault(kind_of(words), str(entry))

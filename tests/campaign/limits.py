@@ -11,12 +11,12 @@ from tests.campaign.canary import canary
 from tests.campaign.course import RECOVERY_S, Course
 from tests.campaign.ledger import code_of
 from tests.campaign.messages import grpc_bytes, http_bytes
-from tests.campaign.roads import GrpcRoad, ask_http
+from tests.campaign.request_paths import GrpcPath, ask_http
 from tests.campaign.values import nested
 
 _TIMEOUT_S = 20.0
 _HEADER = (("triton_grpc_error", "true"),)
-_NUM_ROADS, _NUM_AT_ONCE = 4, 32  # connections, and streams on all of them
+_NUM_PATHS, _NUM_AT_ONCE = 4, 32  # connections, and streams on all of them
 SURVIVES = "survives"
 _GONE_S = 3.0  # in which a server that dies of a request has died
 
@@ -68,19 +68,19 @@ async def _large_head(course: Course) -> None:
 
 async def _errors(course: Course, metadata: tuple[tuple[str, str], ...]) -> None:
     """Open streams that end in an error of ours; with no header each must get it."""
-    roads = [GrpcRoad(course.house.grpc_url) for _ in range(_NUM_ROADS)]
+    request_paths = [GrpcPath(course.house.grpc_url) for _ in range(_NUM_PATHS)]
     numbers = iter(range(course.facts["num_errors"]))
     ends: Counter[str] = Counter()
 
-    async def keep_asking(road: GrpcRoad) -> None:
+    async def keep_asking(request_path: GrpcPath) -> None:
         for number in numbers:
             data = grpc_bytes("bros_rt", f"error-{number}", {"text_input": ""})
-            reply = await road.ask(data, _TIMEOUT_S, metadata=metadata)
+            reply = await request_path.ask(data, _TIMEOUT_S, metadata=metadata)
             ends[code_of(reply.words) or reply.end.value] += 1
 
-    await asyncio.gather(*(keep_asking(roads[index % _NUM_ROADS]) for index in range(_NUM_AT_ONCE)))
-    for road in roads:
-        await road.close()
+    await asyncio.gather(*(keep_asking(request_paths[index % _NUM_PATHS]) for index in range(_NUM_AT_ONCE)))
+    for request_path in request_paths:
+        await request_path.close()
     if not metadata and ends.keys() != {"INVALID_REQUEST"}:
         course.fault("an error did not come", str(dict(ends)))
 

@@ -1,4 +1,4 @@
-"""Load: streams of both classes on both roads, each a request after the other, all of them in the ledger."""
+"""Load: streams of both classes on both request paths, each a request after the other, all of them in the ledger."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tests.campaign.course import Course
 from tests.campaign.ledger import Entry
 from tests.campaign.messages import generate_bytes, grpc_bytes
-from tests.campaign.roads import End, GrpcRoad, Reply, ask_http
+from tests.campaign.request_paths import End, GrpcPath, Reply, ask_http
 
 TIMEOUT_S = 20.0  # of one request: far beyond any that is served
 _PAUSE_S = 0.3  # after an error
@@ -63,7 +63,7 @@ class Sender:
 
     def __init__(self, course: Course) -> None:
         self._course = course
-        self._roads: dict[str, GrpcRoad] = {}
+        self._paths: dict[str, GrpcPath] = {}
 
     async def send(
         self,
@@ -74,10 +74,10 @@ class Sender:
         max_tokens: int | None = None,
         num_prompt: int | None = None,
     ) -> Reply:
-        """Send one request of the class and on the road that `index` stands for; see `Reply`."""
+        """Send one request. `index` stands for its class and its request path; see `Reply`."""
         entry = Entry(
             client_id=f"{self._course.name}-{next(_numbers)}",
-            road=("grpc", "http")[index // 2 % 2],
+            request_path=("grpc", "http")[index // 2 % 2],
             priority_class=("rt", "be")[index % 2],
             num_prompt=num_prompt or chance.randint(1, 200),
             max_tokens=max_tokens or chance.randint(2, 60),
@@ -97,14 +97,14 @@ class Sender:
         self, entry: Entry, model: str, fields: dict[str, Any], timeout_s: float, leave_after: int | None
     ) -> Reply:
         house = self._course.house
-        if entry.road == "grpc":
-            road = self._roads.setdefault(house.grpc_url, GrpcRoad(house.grpc_url))
-            return await road.ask(grpc_bytes(model, entry.client_id, fields), timeout_s, leave_after)
+        if entry.request_path == "grpc":
+            request_path = self._paths.setdefault(house.grpc_url, GrpcPath(house.grpc_url))
+            return await request_path.ask(grpc_bytes(model, entry.client_id, fields), timeout_s, leave_after)
         endpoint = "generate_stream" if fields["stream"] else "generate"
         data = generate_bytes(model, {**fields, "id": entry.client_id}, endpoint)
         return await ask_http(house.http_port, data, timeout_s, leave_after)
 
     async def close(self) -> None:
         """Close the connections."""
-        for road in self._roads.values():
-            await road.close()
+        for request_path in self._paths.values():
+            await request_path.close()

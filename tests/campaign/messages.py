@@ -1,4 +1,4 @@
-"""One request as bytes, on either road: whatever its fields hold, it can be said."""
+"""One request as bytes, on either request path; its fields may hold anything."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Case:
     """One request as bytes. `is_whole` False: the server must wait for more, so that its silence is right."""
 
     number: int
-    road: str  # grpc or http
-    words: str  # what was done to it
+    request_path: str  # grpc or http
+    words: str  # the changes made to it
     data: bytes
     is_whole: bool = True
 
@@ -61,7 +61,7 @@ def _json_name(name: str | bytes) -> str:
 
 
 def grpc_bytes(model: str, client_id: str, fields: Mapping[str, Any]) -> bytes:
-    """Return a serialised request; what is no input goes as a parameter."""
+    """Return a serialised request; a field that is no input goes as a parameter."""
     return bytes(to_message(model, client_id, fields).SerializeToString())
 
 

@@ -38,7 +38,7 @@ PHASES: Mapping[str, Phase] = {
     "visitors": Phase(visitors, 100, 5_000, "clients", "clients that vanish"),
     "slow": Phase(slow, 10, 60, "clients", "clients that read nothing", options=ROOM_OPTIONS),
     "overload": Phase(
-        overload, 600, 10_000, "requests", "ten times what has a place", ("overloaded",), OVERLOAD_OPTIONS
+        overload, 600, 10_000, "requests", "ten times the limit of open requests", ("overloaded",), OVERLOAD_OPTIONS
     ),
     "engine": Phase(killing("engine"), 1, 50, "strikes", "the engine stopped, continued, killed", LOST["engine"]),
     "stub": Phase(killing("stub"), 1, 20, "strikes", "a stub stopped, continued, killed", LOST["stub"]),
@@ -50,6 +50,6 @@ PHASES: Mapping[str, Phase] = {
         shared_memory, 16, 200, "requests", "long prompts through 64 MiB of shared memory", ("refused by triton",)
     ),
     "disk": Phase(disk, 1, 3, "strikes", "a full disk, and the engine killed on it", LOST["engine"]),
-    "triton_limits": Phase(_limits, 3, len(ATTACKS), "attacks", "what Triton 2.51 does not survive"),
+    "triton_limits": Phase(_limits, 3, len(ATTACKS), "attacks", "attacks that Triton 2.51 may not survive"),
     "soak": Phase(soak, 10, 1_800, "seconds", "all of it for half an hour", LOST["engine"]),
 }

@@ -20,10 +20,10 @@ def test_a_case_is_made_by_seed_and_number_alone() -> None:
     assert make_case(3, 7) != make_case(4, 7)
 
 
-def test_both_roads_and_every_change_come_up() -> None:
+def test_both_request_paths_and_every_change_come_up() -> None:
     cases = [make_case(0, number) for number in range(NUM)]
-    roads = Counter(case.road for case in cases)
-    assert min(roads["grpc"], roads["http"]) > NUM / 4
+    request_paths = Counter(case.request_path for case in cases)
+    assert min(request_paths["grpc"], request_paths["http"]) > NUM / 4
     words = " ".join(case.words for case in cases)
     assert [name for name in MUTATIONS if name not in words] == []
     assert 0 < sum(not case.is_whole for case in cases) < NUM / 4
@@ -31,7 +31,7 @@ def test_both_roads_and_every_change_come_up() -> None:
 
 def test_some_cases_are_good_requests() -> None:
     good = [case for case in (make_case(0, number) for number in range(NUM)) if case.words.endswith(": good")]
-    assert {case.road for case in good} == {"grpc", "http"}
+    assert {case.request_path for case in good} == {"grpc", "http"}
 
 
 def test_a_request_over_grpc_is_a_message_that_says_what_was_asked() -> None:
@@ -42,7 +42,7 @@ def test_a_request_over_grpc_is_a_message_that_says_what_was_asked() -> None:
 
 
 @pytest.mark.parametrize("value", HOSTILE)
-def test_any_value_can_be_said_on_both_roads(value: object) -> None:
+def test_any_value_can_be_said_on_both_request_paths(value: object) -> None:
     fields = dict.fromkeys(("text_input", "max_tokens", "seed", "top_p", "stream", "frob"), value)
     assert generate_bytes("bros", fields).startswith(b"POST /v2/models/bros/generate_stream HTTP/1.1\r\n")
     assert len(service_pb2.ModelInferRequest.FromString(grpc_bytes("bros", "x", fields)).inputs) == 5

@@ -1,4 +1,4 @@
-"""Ledger and tokens: what is lost, repeated, mixed up, left open or badly refused is found, and nothing else."""
+"""Ledger and tokens find every lost, repeated, mixed-up, open or badly refused request, and nothing else."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from backend.executors.sim import token_at
-from tests.campaign import roads, tokens
+from tests.campaign import request_paths, tokens
 from tests.campaign.house import SIM
 from tests.campaign.ledger import Entry, Fault, Ledger, fault_of, group, kind_of
-from tests.campaign.roads import End, Reply
+from tests.campaign.request_paths import End, Reply
 from tests.campaign.tokens import NameSearch, tokens_at
 
 NUM_PROMPT, NUM_TOKENS = 11, 8
@@ -128,7 +128,7 @@ def answer_of(received: bytes) -> Reply:
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         async with server:
-            return await roads.ask_http(server.sockets[0].getsockname()[1], b"GET / HTTP/1.1\r\n\r\n", 5.0)
+            return await request_paths.ask_http(server.sockets[0].getsockname()[1], b"GET / HTTP/1.1\r\n\r\n", 5.0)
 
     return asyncio.run(ask())
 

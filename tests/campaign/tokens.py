@@ -1,10 +1,10 @@
-"""The tokens that the simulated executor must have made: what belongs to another, or came in another order, is found.
+"""The tokens that the simulated executor must have made: a token of another request, or in another order, is found.
 
 A token is a function of the engine's name of the request, `<client id>#<connection>.<handle>`, and its position. Only
 the client's part is known here. The rest is searched for, once per answer, among all there can be. That tells requests
 apart when the vocabulary is large: a sequence depends on its name's checksum modulo 128 times the vocabulary. CRC-32 is
-linear, so the checksum of a whole name is that of its last part, XORed with a word that depends on the first part and
-the length of the last.
+linear. So the checksum of a whole name is that of its last part, XORed with one word. That word depends on the first
+part and on the length of the last.
 """
 
 from __future__ import annotations

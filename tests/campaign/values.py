@@ -57,12 +57,12 @@ def odd_name(chance: random.Random) -> str:
 
 
 def nested(depth: int) -> str:
-    """Return JSON of so many lists within each other."""
+    """Return JSON of `depth` lists within each other."""
     return "[" * depth + "]" * depth
 
 
 def messages_text(chance: random.Random) -> str:
-    """Return what is, or nearly is, a JSON list of chat messages."""
+    """Return a JSON list of chat messages, or nearly one."""
     if chance.random() < 0.25:
         depth = chance.choice((10, 100, 480, 900, 980, 987, 995, 1_000, 2_000, 50_000))
         wrapper = chance.choice(
@@ -79,7 +79,7 @@ def messages_text(chance: random.Random) -> str:
 
 
 def sampling_text(chance: random.Random) -> str:
-    """Return what is, or nearly is, a JSON object of sampling parameters."""
+    """Return a JSON object of sampling parameters, or nearly one."""
     values = (
         *(1, 0, -1, 0.5, "1", "many", None, True, [], [1], ["a"], [""], {}, Raw("1e400"), Raw("NaN"), Raw('"\\ud83d"')),
         *(2**31, 2**64, list(range(200)), ["x" * 300], Raw("1" + "0" * 5_000)),

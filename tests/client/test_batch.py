@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from client import AsyncClient, AsyncFakeTransport, FakeServer, Retry
-from client.batch.lines import CHAT, COMPLETIONS, LineError, checksum, parse_line
+from client.batch.lines import CHAT, COMPLETIONS, Line, LineError, Reply, checksum, parse_line, result_line
 from client.batch.results import BatchFileError, Results, find_repeated, open_results
 from client.batch.run import BatchSettings, run_batch
 from client.cli import main
@@ -219,6 +219,13 @@ def test_repeats_are_told_from_custom_ids_of_one_checksum(tmp_path: Path) -> Non
     assert find_repeated(source) == {3: 2}
 
 
+def test_no_character_of_an_answer_ends_its_line() -> None:
+    line = Line(0, 1, "a\x85b\u2028c\u2029d", CHAT, b"{}")
+    text = result_line(line, Reply()).decode()
+    assert len(text.splitlines()) == 1
+    assert json.loads(text)["custom_id"] == line.custom_id
+
+
 def test_a_changed_line_of_the_same_custom_id_is_not_taken_for_done(tmp_path: Path) -> None:
     run_on(AsyncFakeTransport(), write_batch(tmp_path / "in.jsonl", [chat_line("a", n=0)]), tmp_path)
     with pytest.raises(BatchFileError, match=r"errors\.jsonl holds another request's result"):
@@ -361,7 +368,7 @@ def test_memory_does_not_grow_with_the_batch(tmp_path: Path) -> None:
         tracemalloc.stop()
         return peak
 
-    peak_bytes(10)  # what is loaded once
+    peak_bytes(10)  # loads the modules
     assert peak_bytes(10_000) < peak_bytes(1_000) + 4 * 9_000 + 50_000  # 4 bytes a line: which ones are done
 
 

@@ -45,7 +45,7 @@ class Terminal:
         raise AssertionError(f"{key!r} had no effect")
 
     def wait_for(self, pattern: str, patience_s: float = PATIENCE_S) -> str:
-        """Return what was printed since the last call, up to the first match."""
+        """Return the text printed since the last call, up to the first match."""
         deadline_s = time.monotonic() + patience_s
         while not (match := re.search(pattern, self._seen)):
             ready, _, _ = select.select([self._fd], [], [], max(0.0, deadline_s - time.monotonic()))

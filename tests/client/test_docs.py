@@ -1,4 +1,4 @@
-"""docs/client.md names what there is, and nothing else."""
+"""docs/client.md names each public name, and no other."""
 
 from __future__ import annotations
 

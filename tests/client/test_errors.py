@@ -7,6 +7,7 @@ import pytest
 import client.errors as errors
 from client import wire
 from client.errors import OverloadedError, RequestError, parse_error
+from client.openai.errors import from_client
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,13 @@ def test_overload_without_advice_gets_a_second(message: str) -> None:
 @pytest.mark.parametrize("code", wire.ERROR_CODES)
 def test_every_code_has_a_type_of_its_own(code: str) -> None:
     assert type(parse_error(f"{code}: words")) not in (errors.ClientError, RequestError)
+
+
+def test_a_refusal_over_http_shows_no_name_of_ours() -> None:
+    words = "TOO_LARGE: request 'chatcmpl-7#5.155': prompt of 9 tokens exceeds max_seq_len 8"
+    assert from_client(errors.TooLargeError(words)).message == (
+        "TOO_LARGE: the prompt of 9 tokens exceeds max_seq_len 8"
+    )
+    assert (
+        from_client(errors.TooLargeError("request 'a': the prompt has no tokens")).message == "the prompt has no tokens"
+    )

@@ -203,6 +203,11 @@ def test_top_prints_snapshots_as_json_lines(capsys: pytest.CaptureFixture[str]) 
     assert msgspec.convert(msgspec.json.decode(lines[0])["engine"], Snapshot) == FAKE_SNAPSHOT
 
 
+def test_top_ends_where_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "--url", "grpc://127.0.0.1:1", "--for-s", "0.1"]) == 1
+    assert capsys.readouterr().err.startswith("bros: ")
+
+
 def test_a_gap_that_is_mostly_cached_has_its_own_shade() -> None:
     view = msgspec.structs.replace(pool([0, 0, 0], [0, 0, 0]), cached_fill=bytes([16, 8, 7]))
     colors = [color for _, _, color in cells(view)[0]]

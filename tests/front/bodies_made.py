@@ -33,7 +33,7 @@ DEEP = 100_000
 
 @dataclass(frozen=True)
 class Sent:
-    """One request: what httpx2 is told."""
+    """One request: the arguments of httpx2."""
 
     method: str
     url: str
@@ -113,7 +113,7 @@ def parameters(operation: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def paths(path: str, operation: dict[str, Any], file_ids: Sequence[str]) -> st.SearchStrategy[str]:
-    """Return the path with its places filled: with what is there, and with what is not."""
+    """Return the path with its parameters filled in: with ids that exist, and with ids that do not."""
     named = [each["name"] for each in operation.get("parameters", ()) if each["in"] == "path"]
     odd = st.sampled_from(["..", "%2e%2e%2f", "%00", "%ff", "a" * 3000, "bros", "*", "?", "%2F"])
     word = st.sampled_from(sorted(file_ids)) | odd | WORDS.map(lambda text: "".join(filter(str.isalnum, text)) or "x")

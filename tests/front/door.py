@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx2
+import uvicorn
 from fastapi import FastAPI
 
 from client import AsyncFakeTransport, FakeServer
 from client.openai.chat import CHAT
 from client.openai.completions import COMPLETIONS
 from front.app import make_app
+from front.protocol import BoundedProtocol
 from front.settings import Settings
 
 CHAT_PATH, COMPLETIONS_PATH = CHAT.path, COMPLETIONS.path
@@ -32,6 +35,25 @@ async def opened(
         httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http,
     ):
         yield app, http
+
+
+@contextmanager
+def listening(server: FakeServer, settings: Settings | None = None) -> Iterator[str]:
+    """Serve the application on a free port, in front of `server`; give its URL."""
+    app = make_app(settings or Settings(), connect=lambda _: AsyncFakeTransport(server))
+    options = uvicorn.Config(
+        app, port=0, http=BoundedProtocol, log_level="error", ws="none", timeout_graceful_shutdown=1
+    )
+    door = uvicorn.Server(options)
+    thread = threading.Thread(target=door.run)
+    thread.start()
+    try:
+        while not door.started:
+            assert thread.is_alive(), "the front door did not start"
+        yield f"http://127.0.0.1:{door.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        door.should_exit = True
+        thread.join()
 
 
 class Door:
@@ -62,12 +84,12 @@ class Door:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the server was asked last."""
+        """The last request to the server."""
         return dict(self.server.calls[-1].inputs)
 
 
 def usage_of(num_prompt: int, num_output: int, num_cached: int = 0) -> dict[str, Any]:
-    """Return OpenAI's `usage` of so many tokens."""
+    """Return OpenAI's `usage` of these numbers of tokens."""
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_output,

@@ -1,4 +1,4 @@
-"""Fields: their ranges, what is refused, and that a refusal names the field."""
+"""Fields: their ranges, the refused values, and the field's name in each refusal."""
 
 from __future__ import annotations
 

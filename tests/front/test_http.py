@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,30 @@ def test_a_body_beyond_the_bound_is_not_read() -> None:
     response = Door(settings=Settings(max_body_bytes=100)).chat(user="x" * 100)
     assert response.status_code == 413
     assert "exceeds 100 bytes" in error_of(response)["message"]
+
+
+def test_bodies_that_have_not_ended_are_bounded_together() -> None:
+    async def main() -> None:
+        async with opened(FakeServer()) as (app, client):
+            app.state.bodies = http.Bodies(max_held_bytes=150_000)
+            go_on, has_begun = asyncio.Event(), asyncio.Event()
+
+            async def slow() -> AsyncIterator[bytes]:
+                yield b" " * 100_000
+                has_begun.set()
+                await go_on.wait()
+                yield json.dumps(BODY).encode()
+
+            first = asyncio.create_task(client.post(CHAT_PATH, content=slow(), headers=JSON))
+            await has_begun.wait()
+            refused = await client.post(CHAT_PATH, content=b" " * 100_000, headers=JSON)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert (await client.post(CHAT_PATH, json=BODY)).status_code == 200  # a short one has room
+            go_on.set()
+            assert (await first).status_code == 200
+            assert (await client.post(CHAT_PATH, content=b" " * 120_000 + b"{}", headers=JSON)).status_code == 400
+
+    asyncio.run(main())
 
 
 def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def test_a_format_that_is_none_is_refused_by_name(response_format: Any) -> None:
 
 
 class Colour(BaseModel):
-    """What the model is to say of a colour."""
+    """The object that the model must return for a colour."""
 
     name: Literal["red", "green", "blue"]
     is_warm: bool

@@ -17,7 +17,7 @@ class PrefixWatcher:
         self.known_after(everything)
 
     def known_after(self, events: Iterable[PrefixEvent]) -> dict[int, int | None]:
-        """Take `events` in; each must fit what is known by then. Return what is known."""
+        """Take in `events`; each must fit the contents known by then. Return the contents known."""
         for event in events:
             if isinstance(event, Stored):
                 self._store(event)

@@ -1,6 +1,6 @@
 """The manager and its twin, told the same, with simulated memories under them.
 
-The memories hold a known value for each position computed; copies of a step are made in the executor's order, and every
+The memories hold a known value for each position computed. Copies of a step are made in the executor's order. Every
 held position is read back after the step.
 """
 
@@ -129,10 +129,10 @@ class SideBySide:
             self.num_written[row] += num_slots
 
     def adopt(self, changes: Sequence[Change]) -> None:
-        """Try a plan on a budget and adopt it. What is restorable of every second row that grows comes back.
+        """Try a plan on a budget and adopt it. Of every second row that grows, the restorable slots come back.
 
-        The twin places slots in the order in which the budget does: promised decodes before promised openings. To its
-        host pool it does what all shrinks, then growth in order, would do.
+        The twin assigns slots in the budget's order: promised decodes before promised openings. Its host pool changes
+        as by all shrinks, then growth in order.
         """
         assert not self.copies_in, "a step shrinks before it restores"
         budget = self.manager.budget()
@@ -247,7 +247,7 @@ class SideBySide:
         self.twin.begin_step()
 
     def watch_anew(self) -> None:
-        """Let another watcher take the place of the one that was there: it is told what that one knows."""
+        """Replace the watcher by another, which learns all that the former one knows."""
         known = self.watcher.known_after(self.manager.take_prefix_events())
         self.watcher = PrefixWatcher(self.config.block_size, self.manager.watch_prefixes())
         assert self.watcher.known == known

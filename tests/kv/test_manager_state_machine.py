@@ -136,8 +136,8 @@ class KVMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.both.copies_in)
     @rule(data=st.data())
     def adopt(self, data: st.DataObject) -> None:
-        """Make a plan real: rows are cut and grow, new ones open, in any order; each is cut, if at all, before it grows
-        for the only time."""
+        """Make a plan real: rows are cut and grow, new ones open, in any order. A row is cut at most once,
+        before it grows. It grows at most once."""
         changes: list[Change] = []
         for row in data.draw(st.permutations(self.both.rows)):
             num_held, kind = (

@@ -81,7 +81,7 @@ class Twin:
         self.cut_copies(row, num_slots, is_read=True)
 
     def place(self, row: int, num_slots: int) -> bool:
-        """Give slots, without a word to the host pool; evict what is cached, end by end, as long as it takes."""
+        """Give slots without a change to the host pool; evict cached slots, end by end, until there are enough."""
         if self._place_now(row, num_slots):
             return True
         before = copy.deepcopy((self.rows, self.lenders))

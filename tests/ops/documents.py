@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+GUIDE = ROOT / "CONTRIBUTING.md"
+PROSE = [ROOT / "README.md", GUIDE, *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTS = [*PROSE, *sorted((ROOT / "bench" / "results").glob("*.md"))]
 LANGUAGES = {"sh", "python", "text"}
 

@@ -91,3 +91,22 @@ def prose_of(source: str) -> Iterator[str]:
             lines.append(token.string.lstrip("# "))
             after = (token.start[0] + 1, token.start[1])
     yield " ".join(lines)
+
+
+def messages_of(source: str) -> Iterator[str]:
+    """Yield each string of Python source that has several words and is no docstring; a value in it is one word."""
+    tree = ast.parse(source)
+    others = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            others |= {id(value) for value in node.values}
+    for node in ast.walk(tree):
+        text = _text_of(node) if id(node) not in others else ""
+        if text.count(" ") > 2:
+            yield text
+
+
+def _text_of(node: ast.AST) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(value.value) if isinstance(value, ast.Constant) else "`code`" for value in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""

@@ -71,7 +71,7 @@ def picture() -> str:
 
 
 def table() -> str:
-    """Return a row per room: what is in it, and what it may import."""
+    """Return a row per room: its purpose, and the rooms that it may import."""
     lines = ["| room | contents | may import |", "|---|---|---|"]
     for room in rooms():
         allowed = ", ".join(f"`{name}`" for name in sorted(MAY_IMPORT[room] - {room})) or "nothing"

@@ -14,12 +14,12 @@ from tests.ops.rooms import DOCUMENT, imported_rooms, own_rooms, rendered
 TEXT = DOCUMENT.read_text()
 LIFE = TEXT.partition("## The life of a request")[2].partition("\n## ")[0]
 STEPS = [" ".join(step.split()) for step in re.findall(r"^\d+\. .*(?:\n   .*)*", LIFE, re.MULTILINE)]
-README = (ROOT / "README.md").read_text()
-NAMED = re.findall(r"`([\w.]+)`(?: \([^)]*\))?,? in `([\w/]+\.py)`", " ".join(f"{LIFE}\n{README}".split()))
+GUIDES = [(ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")]
+NAMED = re.findall(r"`([\w.]+)`(?: \([^)]*\))?,? in `([\w/]+\.py)`", " ".join("\n".join([LIFE, *GUIDES]).split()))
 
 
 def definitions(path: str) -> set[str]:
-    """Return the functions and classes of a module, methods as `Class.method`."""
+    """Return the functions, classes and constants of a module, methods as `Class.method`."""
     tree = ast.parse((ROOT / path).read_text())
     named = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     top = [node for node in tree.body if isinstance(node, named)]
@@ -30,7 +30,14 @@ def definitions(path: str) -> set[str]:
         for node in owner.body
         if isinstance(node, named)
     }
-    return methods | {node.name for node in top}
+    constants = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    return methods | constants | {node.name for node in top}
 
 
 def test_the_document_draws_the_rooms_as_they_are() -> None:

@@ -25,7 +25,7 @@ import backend.launcher.serve
 import bench.plan
 import client.cli
 from backend.launcher.triton_install import find_triton
-from tests.ops.documents import DOCUMENTS, ROOT, commands, fences, loose_commands, program_of
+from tests.ops.documents import DOCUMENTS, GUIDE, ROOT, commands, fences, loose_commands, program_of
 from tests.triton.servers import Server
 
 README = ROOT / "README.md"
@@ -40,7 +40,7 @@ def label(value: object) -> str:
     return value.name if isinstance(value, Path) else " ".join(words)[:60]
 
 
-# What is run, against the simulated model: Python, and scripts of nothing but these commands.
+# The tests run these examples against the simulated model: Python, and scripts of nothing but these commands.
 
 RUN = ("source", "bros", "curl", "python -m backend.launcher.probe")
 
@@ -51,7 +51,9 @@ def is_run(language: str, text: str) -> bool:
     )
 
 
-EXAMPLES = [(document, *fence) for document in DOCUMENTS for fence in fences(document) if is_run(*fence)]
+EXAMPLES = [  # `test_habits.py` runs those of the guide
+    (document, *fence) for document in DOCUMENTS if document != GUIDE for fence in fences(document) if is_run(*fence)
+]
 
 
 @pytest.fixture
@@ -92,8 +94,8 @@ def test_the_readme_shows_command_line_curl_and_tritonclient() -> None:
     assert all(word in codes for word in ("bros generate", "curl", "tritonclient"))
 
 
-# What is not run: servers that stay, installations, other machines' paths, benchmarks of minutes to hours. Each such
-# command is checked by the program that it calls, as far as that is here.
+# Not run: servers that stay, installations, other machines' paths, benchmarks of minutes to hours. The program
+# that such a command calls checks it, where that program is here.
 
 Patch = pytest.MonkeyPatch
 
@@ -129,6 +131,8 @@ def check_python(words: list[str], monkeypatch: Patch) -> None:
     """A program parses its arguments; without any, it has to exist."""
     if words[1] != "-m":
         check_script(words, monkeypatch)
+    elif words[2] == "pytest":
+        check_pytest(words[2:], monkeypatch)
     elif words[3:]:
         parse_only(import_module(words[2]).main, words[3:], monkeypatch)
     else:
@@ -157,8 +161,9 @@ def check_executable(words: list[str], _: Patch) -> None:
 
 def check_pip(words: list[str], _: Patch) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    (named,) = re.findall(r"^\.\[(.*)\]$", words[2])
-    assert (words[1], set(named.split(",")) <= extras.keys()) == ("install", True)
+    named = re.fullmatch(r"\.\[(.*)\]|pre-commit", words[2])
+    assert named is not None
+    assert (words[1], set((named[1] or "dev").split(",")) <= extras.keys()) == ("install", True)
 
 
 def check_pytest(words: list[str], _: Patch) -> None:
@@ -166,7 +171,7 @@ def check_pytest(words: list[str], _: Patch) -> None:
 
 
 def check_load_tool(words: list[str], _: Patch) -> None:
-    """Its options are among those of run.sh, which is known to run: what it printed is kept."""
+    """Its options are among those of run.sh, which is known to run: its output is kept."""
     assert options_of(words) <= words_of((LOAD_TOOLS / "run.sh").read_text())
 
 
@@ -184,7 +189,8 @@ def check_nothing(_: list[str], __: Patch) -> None:
     """The shell's own."""
 
 
-SHELL = ("export", "kill")
+EXAMPLE_POLICY = "shortest_first"  # the guide's, which the reader adds
+SHELL = ("export", "kill", "source")
 CHECKS: dict[str, Callable[[list[str], Patch], None]] = {
     "make": check_make,
     "bros": check_bros,
@@ -202,6 +208,7 @@ CHECKS: dict[str, Callable[[list[str], Patch], None]] = {
     "genai-perf": check_load_tool,
     "aiperf": check_load_tool,
     "srun": check_ranks,
+    "pre-commit": check_nothing,
     **dict.fromkeys(SHELL, check_nothing),
 }
 
@@ -216,6 +223,7 @@ def all_commands() -> Iterator[tuple[Path, list[str]]]:
 
 @pytest.mark.parametrize(("document", "words"), list(all_commands()), ids=label)
 def test_a_command_is_understood(document: Path, words: list[str], monkeypatch: Patch) -> None:
+    words = ["bros" if word == EXAMPLE_POLICY else word for word in words]
     program = program_of(words)
     assert program in CHECKS, f"{document.name}: nothing here runs or checks `{program}`"
     CHECKS[program](words[words.index(next(word for word in words if word.endswith(program))) :], monkeypatch)
@@ -306,3 +314,20 @@ def test_a_document_names_only_files_that_exist(document: Path) -> None:
     named = re.findall(r"`((?:backend|bench|client|deploy|docs|examples|kv|tests|model_repository)/[\w./-]*)", text)
     missing = [name for name in linked if not (document.parent / name).exists()]
     assert not missing + [name for name in named if not (ROOT / name).exists()]
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=label)
+def test_a_link_to_a_section_leads_to_its_heading(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text())
+    broken = [
+        f"{name}#{anchor}"
+        for name, anchor in links
+        if anchor not in anchors(document.parent / name if name else document)
+    ]
+    assert broken == []

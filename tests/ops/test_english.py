@@ -1,49 +1,58 @@
-"""README, docs and the changelog's newest section are plain English: short sentences, the field's terms."""
+"""Documents, docstrings, comments and the changelog's newest section are plain: short sentences, the field's terms."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.ops.documents import PROSE, ROOT
-from tests.ops.english import banned_phrases, long_sentences, prose_of, sentences
+from tests.ops.english import banned_phrases, long_sentences, messages_of, prose_of, sentences
 
-GENERATED = "reliability.md"  # the campaign writes it
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 UNRELEASED = CHANGELOG.partition("## Unreleased")[2].partition("\n## ")[0]
-TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PROSE if path.name != GENERATED}
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PROSE}
 TEXTS["CHANGELOG.md"] = UNRELEASED
 
-# Rooms whose docstrings and comments are plain, too.
-ROOMS = (
-    "backend/core",
-    "backend/wire",
-    "backend/text",
-    "backend/engine",
-    "backend/policy",
-    "backend/server",
-    "backend/stub",
-    "backend/link",
-    "backend/launcher",
-    "backend/executors/foreign",
-    "backend/executors/torch_engine",
-    "backend/executors/trtllm",
-    "backend/executors/vllm",
+# Folders whose docstrings and comments are plain, too: all that hold Python.
+FOLDERS = (
+    "backend",
     "bench",
     "client",
+    "deploy",
+    "examples",
+    "front",
     "kv",
+    "model_repository",
+    "requirements",
+    "tests",
     "tools",
 )
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_docstrings_and_comments_are_plain(room: str) -> None:
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_docstrings_and_comments_are_plain(folder: str) -> None:
     found = [
         f"{path.relative_to(ROOT)}: {words}"
-        for path in sorted((ROOT / room).rglob("*.py"))
+        for path in sorted((ROOT / folder).rglob("*.py"))
         for text in prose_of(path.read_text())
         for words in (*long_sentences(text), *banned_phrases(text))
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder != "tests"])
+def test_messages_have_no_banned_phrase(folder: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {words}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for text in messages_of(path.read_text())
+        for words in banned_phrases(text)
+    ]
+    assert found == []
+
+
+def test_messages_of_source_are_its_strings_of_several_words() -> None:
+    source = '"""A docstring of four words."""\nx = "key"\nraise E(f"no room for {x}")\ny = "one two three four"\n'
+    assert list(messages_of(source)) == ["one two three four", "no room for `code`"]
 
 
 def test_prose_of_source_is_its_docstrings_and_its_runs_of_comments() -> None:

@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from backend.policy import settings
+from backend.policy.registry import POLICIES, _plain
+from tests.backend.factories import be, make_scheduler_for_test, rt
+
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
 
@@ -45,16 +49,26 @@ def test_every_file_and_folder_that_the_guide_names_exists() -> None:
     assert not [name for name in sorted(named) if not (ROOT / name).exists()]
 
 
-def test_the_policy_of_the_guide_plans_steps() -> None:
-    """The code block is run as it stands, in a scheduler with both classes."""
-    (code,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-    from backend.policy.baselines.plain import PlainPolicy
-    from tests.backend.factories import be, make_scheduler_for_test, rt
-
+@pytest.fixture
+def guide(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """The guide's code blocks, run as they stand: a policy, registered, and its test."""
     names: dict[str, object] = {}
-    exec(code, names)  # the guide's own code
-    scheduler = make_scheduler_for_test()
-    scheduler.policy = PlainPolicy(names["plan_shortest_first"])  # type: ignore[arg-type]
+    for code in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL):
+        exec(code, names)  # the guide's own code
+    monkeypatch.setattr(settings, "POLICY_NAMES", (*settings.POLICY_NAMES, "shortest_first"))
+    monkeypatch.setitem(POLICIES, "shortest_first", _plain(names["plan_shortest_first"]))  # type: ignore[arg-type]
+    return names
+
+
+def test_the_test_of_the_guide_passes(guide: dict[str, object]) -> None:
+    (test,) = [value for name, value in guide.items() if name.startswith("test_")]
+    assert callable(test)
+    assert test() is None
+
+
+@pytest.mark.usefixtures("guide")
+def test_the_policy_of_the_guide_stops_at_a_full_step() -> None:
+    scheduler = make_scheduler_for_test(policy="shortest_first")
     longest, long, short = be(scheduler.view.limits.max_tokens), rt(40), be(8)
     for request in (longest, long, short):
         scheduler.add(request, 0.0)

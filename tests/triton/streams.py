@@ -55,7 +55,7 @@ class Answer:
 
 
 class Stream:
-    """One gRPC stream with any number of requests. Leaving its `with` block cancels what is open."""
+    """One gRPC stream with any number of requests. Leaving its `with` block cancels the open requests."""
 
     def __init__(self, url: str, **headers: str) -> None:
         self._channel = grpc.insecure_channel(url, options=[("grpc.max_send_message_length", -1)])

@@ -28,7 +28,7 @@ LONG = {"text_input": "x", "max_tokens": 4000, "stream": True, "ignore_eos": Tru
 
 
 def open_streams(stream: Stream, count: int, model: str = "bros_rt") -> list[Answer]:
-    """Open endless requests one by one, each with its first token before the next: a queue of one place suffices."""
+    """Open endless requests one by one, each with its first token before the next: a queue of length one suffices."""
     return [open_stream(stream, model) for _ in range(count)]
 
 

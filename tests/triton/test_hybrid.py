@@ -1,6 +1,6 @@
-"""Both classes at once on the real model: what this project is for.
+"""Both classes at once on the real model: the purpose of this project.
 
-What is asked is who goes first, which a slow machine does not change; `bench` has the times.
+The tests ask who goes first, which a slow machine does not change; `bench` has the times.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Best-effort's minimum share on a real server whose batch slots real-time could fill for ever."""
+"""Best-effort's minimum share on a real server whose batch slots real-time could fill without end."""
 
 from __future__ import annotations
 

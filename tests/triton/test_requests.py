@@ -1,9 +1,10 @@
-"""Requests through a real Triton server, over gRPC and HTTP: what comes back, by which road, and how it ends."""
+"""Requests through a real Triton server, over gRPC and HTTP: the answer on each request path, and its end."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from typing import Any
 
 import grpc
@@ -93,7 +94,7 @@ def test_log_probs_come_when_asked(smollm: Server) -> None:
     assert all(value <= 0.0 for value in answer["log_probs"])
 
 
-ROADS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, str], str]] = [
+REQUEST_PATHS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, str], str]] = [
     ("tensor", {"priority_class": "rt"}, {}, {}, "bros"),
     ("parameter", {}, {"priority_class": "rt"}, {}, "bros"),
     ("header", {}, {}, {"x-priority-class": "rt"}, "bros"),
@@ -102,7 +103,9 @@ ROADS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("inputs", "parameters", "headers", "model"), [road[1:] for road in ROADS], ids=[r[0] for r in ROADS]
+    ("inputs", "parameters", "headers", "model"),
+    [path[1:] for path in REQUEST_PATHS],
+    ids=[path[0] for path in REQUEST_PATHS],
 )
 def test_class_reaches_the_engine_over_grpc(
     sim: Server, inputs: dict[str, Any], parameters: dict[str, Any], headers: dict[str, str], model: str
@@ -231,6 +234,26 @@ def test_an_output_asked_for_as_classes_ends_nobody(sim: Server, output: str) ->
 
 def triton_ids(sim: Server) -> list[int]:
     return processes_of(f"--grpc-port={sim.grpc_url.rpartition(':')[2]}")
+
+
+HUGE = (2**62 + 1, 2**62, -(2**62) + 1, 2**63 - 1, -(2**63), 2**61, 2**32, 2**32 + 1, -2, -1)
+ONE_ELEMENT = {"input_ids": 4, "max_tokens": 4, "seed": 8, "temperature": 4, "stream": 1, "stop_words": 4}  # in bytes
+
+
+@pytest.mark.skipif(shutil.which("tritonserver") is not None, reason="only the embedded server is changed")
+@pytest.mark.parametrize("name", ONE_ELEMENT)
+def test_a_shape_whose_size_overflows_ends_nobody(sim: Server, name: str) -> None:
+    before = triton_ids(sim)
+    dtype = wire.input_names()[name].dtype.replace("STRING", "BYTES")
+    with grpc.insecure_channel(sim.grpc_url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for dim, content in product(HUGE, (b"", bytes(ONE_ELEMENT[name]))):
+            request = service_pb2.ModelInferRequest(model_name="bros_be", raw_input_contents=[content])
+            request.inputs.add(name=name, datatype=dtype, shape=[dim])
+            answer = next(stub.ModelStreamInfer(iter([request]), timeout=60))
+            assert f"input '{name}'" in answer.error_message, dim
+    assert sim.generate()["finish_reason"] == "length"
+    assert triton_ids(sim) == before
 
 
 def test_a_message_above_the_limit_is_refused_before_it_is_read(sim: Server) -> None:

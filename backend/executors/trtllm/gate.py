@@ -89,7 +89,7 @@ class Gate:
     def admit(self, now_s: float) -> list[Request]:
         """Return the requests that enter TensorRT-LLM now: real-time by deadline, overdue real-time, best-effort."""
         self._queues[PriorityClass.REAL_TIME].settle(lambda request: first_deadline_s(request) < now_s)
-        return self._enter_while(PriorityClass.REAL_TIME, self._has_place, now_s) + self._enter_while(
+        return self._enter_while(PriorityClass.REAL_TIME, self._has_batch_slot, now_s) + self._enter_while(
             PriorityClass.BEST_EFFORT, self._has_room_for_be, now_s
         )
 
@@ -176,7 +176,7 @@ class Gate:
             self._drains[priority_class].note(now_s)
         return admitted
 
-    def _has_place(self, _: Request) -> bool:
+    def _has_batch_slot(self, _: Request) -> bool:
         return sum(self._num_inside.values()) < self.limits.max_inside
 
     def _has_room_for_be(self, request: Request) -> bool:

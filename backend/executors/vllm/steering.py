@@ -153,7 +153,7 @@ class Steering:
         caps.update((request.request_id, _WHOLE) for request in (*not_ours, *scheduler.kv_holding_waiting))
         self._caps = caps
         scheduler.running = [*not_ours, *running, *reversed(withheld)]
-        self._newcomers = self._with_places(newcomers)
+        self._newcomers = self._with_batch_slots(newcomers)
         self._set_aside, scheduler.waiting = waiting, WaitingRequests(self._newcomers)
 
     def _runs_all(self, plan: StepPlan) -> bool:
@@ -188,16 +188,16 @@ class Steering:
         victims = [twin for twin in idle if twin.request in wanted]
         others = [twin for twin in idle if twin.request not in wanted]
         num_rt = sum(twin.request.is_rt for twin in newcomers)
-        num_missing = num_rt - self._num_places() - len(victims)
+        num_missing = num_rt - self._num_free_batch_slots() - len(victims)
         return victims + others[: max(num_missing, int(self._is_stalled))]
 
-    def _num_places(self) -> int:
+    def _num_free_batch_slots(self) -> int:
         return self._scheduler.max_num_active_reqs - len(self._scheduler.running)
 
-    def _with_places(self, newcomers: Sequence[_VllmTwin]) -> list[VllmRequest]:
+    def _with_batch_slots(self, newcomers: Sequence[_VllmTwin]) -> list[VllmRequest]:
         """Return the newcomers there are batch slots for: best-effort ones give way."""
-        num_places = self._num_places()
-        by_class = sorted(newcomers, key=lambda twin: not twin.request.is_rt)[: max(0, num_places)]
+        num_free = self._num_free_batch_slots()
+        by_class = sorted(newcomers, key=lambda twin: not twin.request.is_rt)[: max(0, num_free)]
         allowed = {twin.request for twin in by_class}
         return [twin.handle for twin in newcomers if twin.request in allowed]
 

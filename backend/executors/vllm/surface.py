@@ -126,7 +126,7 @@ def require_known(scheduler: Any, base: type[Any], version: str) -> None:
     """Raise ConfigError where this vLLM lacks what the adapter relies on; the message names it."""
     missing = [*_missing_attributes(scheduler), *_missing_methods(base)]
     if not missing and (num := _num_limited(base.schedule)) != _NUM_LIMITED:
-        missing = [f"schedule() that limits each request's tokens ({num} of {_NUM_LIMITED} places found)"]
+        missing = [f"schedule() that limits each request's tokens ({num} of {_NUM_LIMITED} calls found)"]
     if missing:
         raise ConfigError(f"vLLM {version}: its scheduler has no {'; no '.join(missing)}; vLLM 0.32 is known to work")
     if len(scheduler.kv_cache_config.kv_cache_groups) != 1:

@@ -14,6 +14,7 @@ from backend.policy.view import SchedulerView
 
 _CATCH_UP = 0.8  # part of its TPOT SLO that a late decode asks steps to take, so that it gains on its schedule
 _SPARE_USE = 0.9  # part of the decodes' slack that late and best-effort work may use: docs/algorithm.md, "Spare share"
+_PROMPTS_WAITED_FOR = 2.0  # longest prompts, in a row, that half of the decodes can wait for beside best-effort work
 _IDLE_STEPS = 8.0  # empty steps that an idle machine's step may always take: best-effort loses an eighth at most
 _MAX_IDLE_S = 0.25  # seconds: no more than that, half of the usual TTFT SLO
 _PREFILL_RESERVE = 1.1  # steps leave this many times the time that arriving real-time prompts take
@@ -61,12 +62,12 @@ class Budgets:
 
     def _caps_s(self) -> tuple[float, float]:
         """Return the longest steps, for real-time and for best-effort, that let in what may come."""
-        cap_s = responsiveness_cap_s(self._view, self._now_s)
+        cap_s, be_cap_s = responsiveness_caps_s(self._view, self._now_s)
         objectives = self._view.traffic.rt_objectives
         usual_s = 0.5 * objectives.usual_ttft_slo_s(self._now_s)
-        if cap_s < self._shortest_s and objectives.tightest_ttft_slo_s(self._now_s) < usual_s:
+        if be_cap_s < self._shortest_s and objectives.tightest_ttft_slo_s(self._now_s) < usual_s:
             return max(self._decodes_s, usual_s), self._decodes_s
-        return max(self._decodes_s, cap_s), max(self._decodes_s, cap_s)
+        return max(self._decodes_s, cap_s), max(self._decodes_s, be_cap_s)
 
     def heed_decodes(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Tighten to what the decodes need; return their usable slack, and who of them is late."""
@@ -85,8 +86,22 @@ class Budgets:
         )
         self.in_time_s = max(self._decodes_s, min(self.in_time_s, rt_s))
         self.late_s = max(self._decodes_s, min(self.late_s, _SPARE_USE * rt_s))
-        self._best_effort_s = max(self._decodes_s, min(self._best_effort_s, _SPARE_USE * be_s))
+        be_s = min(_SPARE_USE * be_s, self._lead_s(slack_s))
+        self._best_effort_s = max(self._decodes_s, min(self._best_effort_s, be_s))
         return slack_s, is_late
+
+    def _lead_s(self, slack_s: NDArray[np.float64]) -> float:
+        """Return how long a step may be after which half of the decodes can still wait for a prompt.
+
+        A prompt that arrives then has nearly the machine to itself: for the longest one, and one in front of it.
+        """
+        if not len(slack_s):
+            return np.inf
+        objectives, latency = self._view.traffic.rt_objectives, self._view.latency
+        prompt_s = latency.c0 + latency.c5 + latency.prefill_s(objectives.longest_prompt, 0)
+        wait_s = min(_PROMPTS_WAITED_FOR * prompt_s, objectives.usual_ttft_slo_s(self._now_s))
+        half = len(slack_s) // 2
+        return float(np.partition(slack_s, half)[half]) - wait_s
 
     def heed(self, slack_s: float) -> None:
         """Tighten to a prompt that must be gone on with within `slack_s`."""
@@ -122,13 +137,19 @@ class Budgets:
         return view.traffic.rt_slots < num_usable or self.sustainable_s(self._decodes_s).by_kv_slots >= self._decodes_s
 
 
-def responsiveness_cap_s(view: SchedulerView, now_s: float) -> float:
-    """Return the longest step: a real-time request that arrives just after its start must still make its TTFT."""
+def responsiveness_caps_s(view: SchedulerView, now_s: float) -> tuple[float, float]:
+    """Return the longest steps, with real-time work only and with best-effort work, for requests that may arrive.
+
+    A real-time request that arrives just after the start must still make its TTFT. The longest prompt shortens steps
+    with best-effort work only: prompts in short steps pay for more of them.
+    """
     if view.settings.responsiveness_cap_s is not None:
-        return view.settings.responsiveness_cap_s
+        return view.settings.responsiveness_cap_s, view.settings.responsiveness_cap_s
     objectives, latency = view.traffic.rt_objectives, view.latency
     tightest_s = objectives.tightest_ttft_slo_s(now_s)
     if tightest_s == float("inf"):
-        return max(0.5 * objectives.usual_ttft_slo_s(now_s), min(_IDLE_STEPS * latency.c0, _MAX_IDLE_S))
+        cap_s = max(0.5 * objectives.usual_ttft_slo_s(now_s), min(_IDLE_STEPS * latency.c0, _MAX_IDLE_S))
+        return cap_s, cap_s
     left_s = tightest_s - latency.prefill_s(objectives.longest_prompt, 0) - latency.c0 - latency.c5
-    return min(0.5 * tightest_s, max(0.9 * left_s, 0.1 * tightest_s))
+    cap_s = 0.5 * tightest_s
+    return cap_s, min(cap_s, max(0.9 * left_s, 0.1 * tightest_s))

@@ -83,7 +83,7 @@ def test_a_worker_that_is_asked_to_end_loses_no_stream_and_leaves(many: Many, nu
     assert all(answer.is_whole for answer in answers)
     wait_until(lambda: any("ended with code 0" in line for line in many.said[num_said:]), "the worker's end", 30.0)
     assert time.monotonic() - began_s < START_TIMEOUT_S
-    many.wait_for_instances(2)  # another stands in its place
+    many.wait_for_instances(2)  # another worker replaces it
     assert len(many.instances() & before) == 1
 
 

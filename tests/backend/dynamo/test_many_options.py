@@ -1,4 +1,4 @@
-"""What `serve_many` is told, and what it tells Dynamo's frontend of it."""
+"""The options of `serve_many`, and those that it hands on to Dynamo's frontend."""
 
 from __future__ import annotations
 

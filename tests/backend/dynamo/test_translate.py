@@ -1,4 +1,4 @@
-"""Dynamo's requests in our words: what is kept, what is refused by name, and what an answer says."""
+"""Translates Dynamo's requests: the fields kept, the fields refused by name, and the fields of an answer."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ KNOBS: dict[str, dict[str, object]] = {
 
 
 def digest(name: str) -> str:
-    """Return the digest of a run: who computed how many tokens in each step, what was reclaimed and restored."""
+    """Return the digest of a run: each step's tokens by request, its reclaimed and its restored slots."""
     harness, trace = Harness(**KNOBS[name]), hashlib.sha256()
 
     def record(plan: StepPlan, batch: StepBatch, result: StepResult, output: StepOutput) -> None:

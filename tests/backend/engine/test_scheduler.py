@@ -65,7 +65,7 @@ def test_a_full_queue_refuses_with_retry_advice(priority_class: PriorityClass, l
 
 @pytest.mark.parametrize("make", [rt, be])
 def test_the_advice_is_the_time_that_the_queue_takes_to_empty(make: Callable[..., Request]) -> None:
-    """One place, ten steps of 0.1 s for each request: one begins in a second."""
+    """One batch slot, ten steps of 0.1 s for each request: one request begins per second."""
     scheduler = make_scheduler_for_test(max_seqs_per_step=1, max_waiting_rt=12, max_waiting_be=12)
     for _ in range(12):
         scheduler.add(make(8, 10), 0.0)

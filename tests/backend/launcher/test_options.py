@@ -82,3 +82,12 @@ def test_further_names_of_the_front_door_reach_it(tmp_path: Path) -> None:
     names = ["--openai-allow-host", "chat.example.com", "--openai-allow-host", "chat.internal"]
     words = front_options(make_parser().parse_args(names), PriorityClass.BEST_EFFORT, tmp_path)
     assert words[-4:] == ["--allow-host", "chat.example.com", "--allow-host", "chat.internal"]
+
+
+@pytest.mark.parametrize("flag", ["--drain-timeout-s", "--start-timeout-s", "--canary-timeout-s"])
+@pytest.mark.parametrize("value", ["nan", "-1", "inf", "86401"])
+def test_a_time_out_of_range_is_refused_by_name(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        make_parser().parse_args([f"{flag}={value}"])
+    assert refusal.value.code == 2
+    assert f"argument {flag}: {value} s is not in [0, 86400]" in capsys.readouterr().err

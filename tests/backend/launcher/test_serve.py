@@ -227,10 +227,17 @@ def test_what_dies_is_started_again(base: Path) -> None:
         launch.wait_for("tritonserver is ready again")
         assert answers_canary(url)
 
+        dead = regions_of(launch)
         launch.child("tritonserver").kill()
         launch.wait_for("tritonserver ended with code -9; starting it again in 1 s")
         launch.wait_for("tritonserver is ready again")
         assert answers_canary(url)
+        assert dead
+        assert not dead & regions_of(launch)
+
+
+def regions_of(launch: Serve) -> set[Path]:
+    return set(reaper.SHARED_MEMORY.glob(f"{reaper.shared_memory_prefix(launch.run_directory)}*"))
 
 
 def test_a_server_that_hangs_is_started_again_and_its_streams_end(base: Path) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from backend.launcher.triton_copy import copy_server, edits
+from backend.launcher.triton_copy import copy_server, core_edits, edits
 
 MAX_BYTES = 0x01020304
 EDITS = edits(MAX_BYTES)
+CORE_EDITS = core_edits()
+CORE = "libtritonserver-0.so"
 ERROR_MODE, DIVISION, MESSAGE_LIMIT, BODY_LIMIT = EDITS
 SWITCH_BYTES = 5  # the end of the division's pattern, which stays
 # What takes (output's size, element's size) as a C function does, and what gives rax back.
@@ -55,7 +57,33 @@ def test_the_copy_finds_its_libraries_as_the_original_does(tmp_path: Path) -> No
     root = make_package(tmp_path, ERROR_MODE.found)
     server, _ = copy_server(root, tmp_path, EDITS)
     assert (server.parent / "../lib").resolve() == root / "lib"
-    assert (server.parent / "../../../nvidia_pytriton.libs").resolve() == root.parents[1] / "nvidia_pytriton.libs"
+    assert (server.parent / "../../../nvidia_pytriton.libs").is_dir()
+
+
+def make_core(root: Path, content: bytes) -> Path:
+    libraries = root.parents[1] / "nvidia_pytriton.libs"
+    (libraries / CORE).write_bytes(content)
+    (libraries / "libother.so").write_bytes(b"other")
+    return libraries
+
+
+def test_the_copy_runs_with_an_edited_library_beside_links_to_the_rest(tmp_path: Path) -> None:
+    root = make_package(tmp_path, b"")
+    libraries = make_core(root, b"<" + CORE_EDITS[0].found + b">")
+    server, warnings = copy_server(root, tmp_path, [], CORE_EDITS)
+    found = server.parent / "../../../nvidia_pytriton.libs"
+    assert (found / CORE).read_bytes() == b"<" + CORE_EDITS[0].instead + b">"
+    assert (found / "libother.so").resolve() == libraries / "libother.so"
+    assert warnings == []
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_library_of_another_build_stays_and_is_told(count: int, tmp_path: Path) -> None:
+    root = make_package(tmp_path, ERROR_MODE.found)
+    libraries = make_core(root, CORE_EDITS[0].found * count)
+    server, (warning,) = copy_server(root, tmp_path, [ERROR_MODE], CORE_EDITS)
+    assert (server.parent / "../../../nvidia_pytriton.libs" / CORE).resolve() == libraries / CORE
+    assert warning == f"libtritonserver is of another build ({count} matches, not 1): {CORE_EDITS[0].danger}"
 
 
 def test_a_server_of_another_make_is_run_as_it_is(tmp_path: Path) -> None:

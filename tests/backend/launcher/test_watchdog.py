@@ -91,7 +91,7 @@ def look_at(model: str) -> Callable[[Launch], Awaitable[object]]:
 
 
 @pytest.mark.parametrize(
-    ("fake", "road"),
+    ("fake", "path"),
     [
         (FakeTriton(OK), None),
         (FakeTriton(REFUSED), None),
@@ -105,8 +105,8 @@ def look_at(model: str) -> Callable[[Launch], Awaitable[object]]:
     ids=["answers", "refuses", "answers when asked again", "late but executing", "hangs", "HTTP hangs", "gRPC hangs",
          "gRPC hangs while others are served"],
 )  # fmt: skip
-def test_silent_is_what_neither_answers_nor_executes(fake: FakeTriton, road: str | None, tmp_path: Path) -> None:
-    assert with_fake(fake, tmp_path, look_at("bros")) == (road and Silence("bros", road))
+def test_silent_is_what_neither_answers_nor_executes(fake: FakeTriton, path: str | None, tmp_path: Path) -> None:
+    assert with_fake(fake, tmp_path, look_at("bros")) == (path and Silence("bros", path))
     assert fake.canaries[0] == b"POST /v2/models/bros/generate HTTP/1.1\r\n"
 
 

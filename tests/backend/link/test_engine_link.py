@@ -34,7 +34,7 @@ from tests.backend.serving import WAIT_S, Answer, ask, linked, make_file, make_g
 
 
 class FakeEngine:
-    """The engine's end of the socket, by hand: says what it is told to and keeps what it got."""
+    """The engine's end of the socket, by hand: sends the messages of a test and keeps those it receives."""
 
     def __init__(self, file: ConfigFile) -> None:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

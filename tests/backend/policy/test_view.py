@@ -1,4 +1,4 @@
-"""What is learned from traffic: output ratios and the most that real-time held."""
+"""The statistics learned from traffic: output ratios and the most KV slots that real-time held."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from backend.wire.protocol import Chunk, Chunks, End, Sampling, ToStub
 from backend.wire.protocol import Submit as SubmitMessage
 from tests.backend.serving import WAIT_S, make_generation
 
-SLOW_TEXT = "slow" * 1000  # longer than what is tokenised by the caller
+SLOW_TEXT = "slow" * 1000  # longer than the caller's thread tokenises
 
 
 class GatedTokenizer(SimTokenizer):
@@ -65,7 +65,7 @@ class Stub:
 
 
 class Door:
-    """An intake queue between a stub and an engine that only keeps what it is sent."""
+    """An intake queue between a stub and an engine that only keeps the requests sent to it."""
 
     def __init__(self, max_waiting_bytes: int) -> None:
         self.stub = Stub()

@@ -24,7 +24,7 @@ def make_request(ttft_slo_s: float = 1.0, tpot_slo_s: float = 0.1) -> Request:
 
 
 def drained(recorder: Recorder) -> dict[tuple[str, ...], Sample]:
-    """Return what is flushed, by name and label values in the order of their names."""
+    """Return the flushed values, by name and label values in the order of their names."""
     return {
         (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample
         for sample in recorder.drain().samples
@@ -114,15 +114,27 @@ def test_what_is_flushed_is_in_the_table_with_these_labels() -> None:
         assert all(value in table[sample.name][label] for label, value in sample.labels.items())
 
 
-def test_what_routers_read_has_no_labels_and_adds_both_classes_up() -> None:
+def gauges_of(kv: KVUsage) -> dict[tuple[str, ...], Sample]:
+    """Return the flushed values of a scheduler with requests of both classes and this KV pool."""
     counts = {kind: ClassCounts(num_waiting=2, num_running=3, num_preempted=1) for kind in PriorityClass}
-    kv = KVUsage(30, 50, 20, *[0] * 5)
     nothing: dict[str, Any] = {"total_step_tokens": {}, "total_preemptions": {}}
     totals = dict.fromkeys(("total_copied_out_tokens", "total_copied_in_tokens", "total_recomputed_tokens"), 0)
-    stats = SchedulerStats(counts, kv, (), 0.0, 0, **nothing, **totals)
     recorder = Recorder()
-    recorder.scheduler(stats)
-    seen = drained(recorder)
+    recorder.scheduler(SchedulerStats(counts, kv, (), 0.0, 0, **nothing, **totals))
+    return drained(recorder)
+
+
+def test_each_block_of_the_pool_is_counted_in_one_state() -> None:
+    usage = KVUsage(
+        0, 0, 0, num_free_blocks=3, num_head_blocks=5, num_tail_blocks=4, num_shared_blocks=2, num_host_slots_used=0
+    )
+    seen = gauges_of(usage)
+    num_blocks = {state: seen["bros_kv_blocks", state].value for state in ("free", "rt", "be", "shared")}
+    assert num_blocks == {"free": 3, "rt": 3, "be": 2, "shared": 2}
+
+
+def test_what_routers_read_has_no_labels_and_adds_both_classes_up() -> None:
+    seen = gauges_of(KVUsage(30, 50, 20, *[0] * 5))
     assert seen["bros_waiting_requests",].value == 6
     assert seen["bros_running_requests",].value == 6
     assert seen["bros_kv_used_ratio",].value == pytest.approx(0.7)

@@ -23,7 +23,7 @@ NEVER_S = 1e6
 
 
 class Mailbox:
-    """A connection that keeps what is sent."""
+    """A connection that keeps each message sent."""
 
     def __init__(self) -> None:
         self.messages: queue.SimpleQueue[ToStub] = queue.SimpleQueue()
@@ -114,7 +114,7 @@ def test_half_a_character_at_the_end_is_replaced(outbox: Outbox, mailbox: Mailbo
 
 
 def test_stop_words_are_not_looked_for_before_min_tokens(outbox: Outbox, mailbox: Mailbox) -> None:
-    """Like an end token, a stop word ends nothing before so many tokens are there; what stood earlier stays."""
+    """Like an end token, a stop word ends nothing before `min_tokens`; an earlier one stays in the text."""
     request = open_stream(outbox, mailbox, stop_words=("x",), sampling=Sampling(min_tokens=3), is_streamed=False)
     outbox.emit(tokens(request, "xaxb"))
     (chunk,) = mailbox.next()

@@ -1,4 +1,4 @@
-"""Workers are told what the prefix cache holds: all of it, then what is new, and all again to one who did not read."""
+"""Workers learn the prefix cache's contents: all of it, then each change, and all again after a worker did not read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.kv.test_prefixes import cached, tokens
 
 
 class Worker:
-    """A connection whose worker knows what it is told."""
+    """A connection whose worker keeps the contents it receives."""
 
     def __init__(self) -> None:
         self.num_unsent_bytes = 0
@@ -47,7 +47,7 @@ def as_tuple(event: object) -> tuple[int | None, list[int], bytes, str]:
 
 
 def all_known(kv: KVCacheManager) -> dict[int, int | None]:
-    """Return what there is to know; ends the watching of others."""
+    """Return the cache's contents; ends the watching of others."""
     return PrefixWatcher(4, kv.watch_prefixes()).known
 
 

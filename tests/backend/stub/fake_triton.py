@@ -80,7 +80,7 @@ class Sender:
         return self.is_gone
 
     def wait(self, num_responses: int = 0) -> Sender:
-        """Wait for so many responses, or for the end."""
+        """Wait for this many responses, or for the end."""
         with self._changed:
             done = self._changed.wait_for(
                 lambda: self.num_finals or (num_responses and len(self.responses) >= num_responses), WAIT_S

@@ -1,4 +1,4 @@
-"""The stub side on a hand-made Triton: responses, finals, cancellation, places, metrics."""
+"""The stub side on a hand-made Triton: responses, finals, cancellation, the limit on open requests, metrics."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ConfigFile:
 
 @pytest.fixture
 def make_model(
-    triton: SimpleNamespace,  # noqa: ARG001  # takes the place of Triton's module
+    triton: SimpleNamespace,  # noqa: ARG001  # stands in for Triton's module
     file: ConfigFile,
     tmp_path: Path,
 ) -> Iterator[MakeModel]:
@@ -237,7 +237,7 @@ def test_an_end_that_is_not_sent_becomes_an_error_or_a_bare_end_and_its_place_co
         without_memory(request.sender, monkeypatch, fails=fails)
         model.execute([request])
         senders.append(request.sender)
-    last = serve(model, {"text_input": "x", "max_tokens": 2}).sender.wait()  # there are two places
+    last = serve(model, {"text_input": "x", "max_tokens": 2}).sender.wait()  # two requests may be open
     assert values(last.responses[-1].outputs["finish_reason"]) == ["length"]
     assert str(senders[0].responses[0].error) == "INTERNAL: the last response could not be sent"
     assert (senders[1].responses, senders[1].num_finals) == ([], 1)
@@ -294,7 +294,7 @@ def test_a_requests_own_timeout_ends_it_with_an_error(make_model: MakeModel) -> 
     assert str(error) == "CANCELLED: the request's timeout of 100 ms ran out"
 
 
-def test_a_model_with_places_holds_execute_until_one_is_free(make_model: MakeModel) -> None:
+def test_a_model_with_a_limit_on_open_requests_holds_execute_until_one_ends(make_model: MakeModel) -> None:
     model = make_model("bros_be")
     first, second = Request({"text_input": "x", "max_tokens": 8000}), Request({"text_input": "x", "max_tokens": 8000})
     model.execute([first, second])
@@ -310,7 +310,7 @@ def test_a_model_with_places_holds_execute_until_one_is_free(make_model: MakeMod
     second.sender.wait()
 
 
-def test_places_come_back_from_refused_requests(make_model: MakeModel) -> None:
+def test_refused_requests_do_not_count_as_open(make_model: MakeModel) -> None:
     model = make_model("bros_be")
     for _ in range(5):
         assert serve(model, {"text_input": "x", "max_tokens": 9000}).sender.wait().responses[0].error is not None

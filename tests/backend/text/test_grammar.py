@@ -1,14 +1,17 @@
-"""Schemas as masks: what they let through conforms, what cannot be compiled is refused, and soon."""
+"""Schemas as masks: each text that passes conforms, and a schema that cannot be compiled is refused soon."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
 
 from backend.core.errors import InvalidRequestError
 from backend.core.request import PriorityClass
@@ -85,6 +88,40 @@ def test_a_mask_depends_on_the_output_alone(grammars: Grammars, tokenizer: Token
 def test_special_tokens_are_never_part_of_a_text(grammars: Grammars, tokenizer: Tokenizer) -> None:
     grammar = make(grammars, {"type": "string"})
     assert not grammar.allowed([ord('"') + 3])[sorted(tokenizer.special_token_ids)].any()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": "a<|end|>b"},
+        {"enum": ["<|end|>", "<|end|>!"]},
+        {"type": "string", "pattern": "^<\\|end\\|>b$"},
+        {"type": "object", "properties": {"<|end|>": {"const": 1}}, "required": ["<|end|>"]},
+    ],
+    ids=str,
+)
+def test_the_name_of_a_special_token_is_spelt(tmp_path: Path, schema: dict[str, Any]) -> None:
+    tokenizer = load_tokenizer(str(save_byte_tokenizer(tmp_path)))
+    grammars = Grammars(tokenizer)
+    try:
+        output = draw(make(grammars, schema), tokenizer.eos_token_ids, seed=1)
+    finally:
+        grammars.close()
+    assert not tokenizer.special_token_ids & set(output)
+    assert "<|end|>" in str(json.loads(b"".join(map(tokenizer.token_bytes, output))))
+
+
+def save_byte_tokenizer(directory: Path) -> Path:
+    """One that puts nothing in front of a text, as GPT-2's does not: a token for each byte, and one that ends."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Backend(models.BPE({char: index for index, char in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken("<|end|>", special=True)])
+    backend.save(str(directory / "tokenizer.json"))
+    (directory / "config.json").write_text("{}")
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
+    return directory
 
 
 def test_a_model_cannot_fill_its_answer_with_spaces(grammars: Grammars) -> None:

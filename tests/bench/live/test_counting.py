@@ -1,4 +1,4 @@
-"""Answers of engines that count up: what is missing, what came twice, and what ended a stream."""
+"""Answers of engines that count up: missing tokens, repeated tokens, and the end of a stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts that begin alike: what is drawn, what a turn sends, and which part of the prompts was cached."""
+"""Prompts that begin alike: the drawn lengths, the prompt of each turn, and the cached part of the prompts."""
 
 from __future__ import annotations
 

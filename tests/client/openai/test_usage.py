@@ -1,4 +1,4 @@
-"""Usage counts what was computed, what was found, and each prompt once."""
+"""Usage counts computed tokens, cached tokens, and each prompt once."""
 
 from __future__ import annotations
 

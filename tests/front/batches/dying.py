@@ -1,5 +1,6 @@
-"""A process that runs batches in children of its own and lets them die: by their own hand at the n-th step to the disk,
-or from outside at a given moment. Prints a JSON line per folder: how often it died, and how its batch ended.
+"""A process that runs batches in children and lets them die: at the n-th step to the disk, or from outside at a moment.
+
+Prints a JSON line per folder: how often a child died, and how the batch ended.
 
     python -m tests.front.batches.dying steps DIR           dies at step 1, 2, …, each in a folder of its own
     python -m tests.front.batches.dying moments DIR SEED…   dies at moments that a seed draws, until the batch has ended

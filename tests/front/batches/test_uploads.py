@@ -121,6 +121,44 @@ def test_more_uploads_than_allowed_wait_their_turn(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_key_has_a_share_of_the_places(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text('{"key-of-mine": ["flex"], "key-of-yours": ["flex"]}')
+
+    async def main() -> None:
+        async with serving(tmp_path / "data", settings=BatchSettings(max_own_uploads=1), keys=keys) as http:
+            go_on, has_begun = asyncio.Event(), asyncio.Event()
+
+            async def slow() -> AsyncIterator[bytes]:
+                yield form(FILE, end=b"")
+                has_begun.set()
+                await go_on.wait()
+                yield form(PURPOSE)
+
+            mine, yours = ({**FORM, "authorization": f"Bearer key-of-{whose}"} for whose in ("mine", "yours"))
+            first = asyncio.create_task(http.post("/v1/files", content=slow(), headers=mine))
+            await has_begun.wait()
+            assert (await http.post("/v1/files", content=form(FILE, PURPOSE), headers=mine)).status_code == 429
+            assert (await http.post("/v1/files", content=form(FILE, PURPOSE), headers=yours)).status_code == 200
+            go_on.set()
+            assert (await first).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_an_upload_that_hardly_sends_is_given_up(tmp_path: Path) -> None:
+    async def trickling() -> AsyncIterator[bytes]:
+        yield form(FILE, end=b"")
+        for _ in range(1000):
+            await asyncio.sleep(0.001)
+            yield b"x"
+
+    settings = BatchSettings(upload_idle_s=0.02, min_upload_bytes_per_s=1e9)
+    response = post(tmp_path, settings, content=trickling(), headers=FORM)
+    assert response.status_code == 408
+    assert "fewer than 1e+09 bytes a second" in response.json()["error"]["message"]
+
+
 def test_all_files_together_are_bounded_and_deleting_makes_room(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path, settings=SMALL) as http:

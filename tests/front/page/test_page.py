@@ -1,25 +1,21 @@
-"""The page: what it is sent with, what it shows of the engine, and how it does in a browser."""
+"""The page: its headers, its view of the engine, and its behaviour in a browser."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
-from client import AsyncFakeTransport, FakeServer, colors
+from client import FakeServer, colors
 from client.transports.fake import FAKE_SNAPSHOT
-from front.app import make_app
 from front.page.view import Watch
 from front.settings import Settings
-from tests.front.door import Door, opened
+from tests.front.door import Door, listening, opened
 from tests.front.page.chromium import BINARY, Page, browsing
 
 STATIC = Path(__file__).resolve().parents[3] / "front" / "page" / "static"
@@ -102,22 +98,6 @@ def test_a_look_that_fails_is_not_kept() -> None:
         assert (await watch.view()).policy == "fake"
 
     asyncio.run(main())
-
-
-@contextmanager
-def listening(server: FakeServer) -> Iterator[str]:
-    """Serve the application on a free port, in front of `server`; give its URL."""
-    app = make_app(Settings(), connect=lambda _: AsyncFakeTransport(server))
-    door = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=door.run)
-    thread.start()
-    try:
-        while not door.started:
-            assert thread.is_alive(), "the front door did not start"
-        yield f"http://127.0.0.1:{door.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        door.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")

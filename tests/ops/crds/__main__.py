@@ -45,7 +45,7 @@ def main(source: str) -> int:
 
 
 def without_prose(schema: Any, is_named: bool = False) -> Any:
-    """Return `schema` without what is for people. is_named: its keys are names of fields."""
+    """Return `schema` without the texts for people. is_named: its keys are names of fields."""
     if isinstance(schema, list):
         return [without_prose(each) for each in schema]
     if not isinstance(schema, dict):

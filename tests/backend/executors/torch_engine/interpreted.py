@@ -2,8 +2,8 @@
 
     TRITON_INTERPRET=1 python -m tests.backend.executors.torch_engine.interpreted MODEL_DIRECTORY
 
-One JSON object: `errors` and `differing` by case, `tokens` by schedule. Triton 3.7's interpreter multiplies the bits of
-bf16 as integers and loses the carry where float32 rounds up to bf16; both are mended here, not in the kernel.
+One JSON object: `errors` and `differing` by case, `tokens` by schedule. Triton 3.7's interpreter has two faults. It
+multiplies the bits of bf16 as integers. It loses the carry where float32 rounds up to bf16. This file mends both.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def requests() -> list[Request]:
 
 
 def mend_interpreter() -> None:
-    """Make the interpreter's bf16 right: convert by torch, and multiply in float32 what is bf16."""
+    """Make the interpreter's bf16 right: convert by torch, and multiply bf16 values in float32."""
     convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
 
     def mended_convert(data: Any, source: Any, target: Any, rounding: Any) -> Any:

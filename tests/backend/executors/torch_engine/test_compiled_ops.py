@@ -27,8 +27,8 @@ DTYPES = [torch.float32, torch.bfloat16]
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
 # An element-wise operation of torch's rounds its result and up to two steps on the way, ours the result only.
 ELEMENT_WISE_ROUNDINGS = 4
-# A result of attention is a sum of weighted values. It is rounded; where values are bf16 the weights and what they are
-# divided by may be, too. Sums are float32 throughout: each of their terms is rounded once, in scores and in results.
+# A result of attention is a sum of weighted values. It is rounded. Where values are bf16, the weights and their divisor
+# may be rounded, too. Sums are float32 throughout: each of their terms is rounded once, in scores and in results.
 RESULT_ROUNDINGS = 3
 
 

@@ -99,6 +99,6 @@ def test_tokens_of_fifty_prompts_up_to_2000_equal_the_library_under(
     schedule = dataclasses.replace(
         schedule,
         batch=1 if schedule.batch == 1 else 32,
-        preempt_every=schedule.preempt_every and 40,  # what is computed again must get further each time
+        preempt_every=schedule.preempt_every and 40,  # a repeated computation must get further each time
     )
     assert Runner(executor, schedule).run(requests) == long_expected

@@ -93,7 +93,7 @@ def executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchExecutor
 def converse(executor: TorchExecutor, knobs: dict[str, object], sizes: dict[str, int]) -> tuple[Logits, Scheduler]:
     """Let conversations with a common beginning take turns; return all logits."""
     recorded = Recorded(executor, replace(executor.capacity(), **sizes))  # type: ignore[arg-type]  # the test's own
-    scheduler = make_scheduler(SchedulerSettings(**{"prefix_caching": True, **knobs}), recorded.capacity())  # type: ignore[arg-type]  # likewise
+    scheduler = make_scheduler(SchedulerSettings(**{"prefix_caching": True, **knobs}), recorded.capacity())  # type: ignore[arg-type]  # as above
     failures: list[StepOutput] = []
     engine = Engine(
         scheduler, recorded, VirtualClock(), lambda output: failures.append(output) if output.failed else None

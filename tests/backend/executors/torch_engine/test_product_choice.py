@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def make_processor(isa: str = "AVX2") -> Processor:
-    """A processor that has `isa` and what is below it."""
+    """A processor that has `isa` and each weaker instruction set."""
     ladder = ["generic", "AVX2", "AVX-512", "AVX-512 BF16", "AMX"]
     level = ladder.index(isa)
     return Processor("forged", level >= 1, level >= 2, level >= 3, level >= 4, has_onednn=True)

@@ -22,9 +22,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), needs_default_model]
 NUM_TOKENS = 12
 MAX_PROMPT = 2000
 PROMPTS = list(random_prompts(50, MAX_PROMPT, 49152))
-# Bounds of |logit difference| between bf16 and float32 after the prompts of the test below, of logits that span 22 to
-# 30: of any logit, of the mean over the vocabulary, and of that mean over the prompts. A prompt of one token rounds
-# worst: over 40 random ones the mean over the vocabulary was 0.15 in the median and 0.49 at most.
+# Bounds of |logit difference| between bf16 and float32 after the prompts of the test below. The logits span 22 to 30.
+# The bounds hold for any logit, for the mean over the vocabulary, and for that mean over the prompts. A prompt of one
+# token rounds worst: over 40 random ones the mean over the vocabulary was 0.15 in the median and 0.49 at most.
 BF16_MAX_DIFFERENCE, BF16_MEAN_DIFFERENCE, BF16_MEAN_OVER_PROMPTS = 1.0, 0.6, 0.2
 
 SCHEDULES = {

@@ -1,4 +1,4 @@
-"""At load a probe compares what will serve with the library; what differs is refused, naming family and difference."""
+"""At load a probe compares the model with the library; one that differs is refused, naming family and difference."""
 
 from __future__ import annotations
 

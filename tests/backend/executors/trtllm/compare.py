@@ -4,8 +4,8 @@
         --out bench/results/trtllm_compare.json
 
 Prints one JSON object per path and seed: RT attainment (both SLOs met) and BE tokens per second; `--out` keeps them.
-The simulator runs in whole blocks, as TensorRT-LLM does; KV manager V2 is held against it with its host pool, V1
-against it without one, because V1 recomputes. Nothing is measured here: all times are virtual.
+The simulator runs in whole blocks, as TensorRT-LLM does. Against KV manager V2 it has a host pool. Against V1 it has
+none, because V1 recomputes. Nothing is measured here: all times are virtual.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NUM_HOST_BLOCKS = 2000
 MAX_TOKENS_PER_STEP = 2048
 MAX_SEQS = 128
 TTFT_SLO_S, TPOT_SLO_S = 0.4, 0.1
-NUM_BE_PER_S = 20  # best-effort requests in the backlog for each second served: about twice what is served
+NUM_BE_PER_S = 20  # best-effort requests in the backlog for each second: about twice as many as one second serves
 
 
 @dataclass(frozen=True)

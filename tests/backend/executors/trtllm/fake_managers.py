@@ -1,8 +1,10 @@
 """Fakes of both generations of TensorRT-LLM's KV manager and of the schedulers that go with them.
 
-They bite where the real ones bite: V1 allocates a whole prompt with its first chunk and pauses from the end of the
-list; V2 allocates while it schedules, refuses to resume above a utilisation limit, evicts from the end of the list for
-decodes only, and raises when candidates exist and nothing could be done.
+They have the limits of the real ones:
+
+- V1 allocates a whole prompt with its first chunk, and pauses from the end of the list.
+- V2 allocates while it schedules, and refuses to resume above a utilisation limit. It evicts from the end of the list
+  for decodes only. It raises when candidates exist and nothing could be done.
 """
 
 from __future__ import annotations
@@ -152,7 +154,7 @@ class FakeKVCache:
 
 
 class FakeKVManagerV2:
-    """`KVCacheManagerV2`: suspended pages stay where they are until somebody needs their place."""
+    """`KVCacheManagerV2`: suspended pages keep their memory until another request needs it."""
 
     enable_block_reuse = False
     enable_joint_kv_cache_reuse = False

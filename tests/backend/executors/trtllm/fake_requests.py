@@ -1,6 +1,6 @@
 """Fakes of TensorRT-LLM's requests, scheduler outputs and answers: the fields and behaviours the adapter relies on.
 
-Written after what was read of TensorRT-LLM's source (docs/trtllm.md lists the versions); no code of it is here.
+Written from a reading of TensorRT-LLM's source (docs/trtllm.md lists the versions); no code of it is here.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class FakeLlmRequest:
         return self.num_tokens
 
     def restart(self) -> None:
-        """Start over, with what was generated as part of the prompt (`pause` and `reset_for_recompute`)."""
+        """Start over, with the generated tokens as part of the prompt (`pause` and `reset_for_recompute`)."""
         self.prompt_len = self.num_tokens
         self.context_current_position = 0
         self.context_chunk_size = 0

@@ -1,8 +1,8 @@
 """Loads TensorRT-LLM's real scheduler files without its compiled bindings, from a copy of its source.
 
 BROS_TRTLLM_SOURCE names a directory that has `tensorrt_llm/` in it: a checkout, or an installation's site-packages.
-Only three files of it run; what they import is stubbed here, with our fakes in the places of requests and managers. The
-C++ algorithms behind the `Bind...` classes are our fakes, too.
+Only three files of it run. Their imports are stubbed here: requests and managers are our fakes. The C++ algorithms
+behind the `Bind...` classes are our fakes, too.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _stubs() -> dict[str, dict[str, Any]]:
         _PACKAGE: {},
         f"{_PACKAGE}.executor_request_queue": {},
         f"{_PACKAGE}.kv_cache": {},
-        f"{_PACKAGE}.kv_cache_manager_v2": kv_manager,  # its place in mid-2026
+        f"{_PACKAGE}.kv_cache_manager_v2": kv_manager,  # its module in mid-2026
         f"{_PACKAGE}.kv_cache.kv_cache_manager_v2": kv_manager,
         f"{_PACKAGE}.llm_request": request,
         f"{_PACKAGE}.resource_manager": kv_manager,

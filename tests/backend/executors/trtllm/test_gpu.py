@@ -83,7 +83,7 @@ def test_every_answer_has_its_tokens_and_repeats(server: Server) -> None:
 
 
 def test_answers_under_load_are_those_given_alone(server: Server) -> None:
-    """Sixteen-bit kernels may round differently in another batch, and greedy decoding then parts at a near tie: so most
+    """Sixteen-bit kernels may round differently in another batch. Greedy decoding then parts at a near tie. So most
     answers must be equal, and all must begin alike."""
     with Stream(server.grpc_url) as be_stream, Stream(server.grpc_url) as rt_stream:
         alone = answers(rt_stream)

@@ -1,4 +1,4 @@
-"""Loading: which mode a version and a configuration allow, what `LLM` is asked for, and what is said when it fails."""
+"""Loading: the mode that a version and a configuration allow, the arguments of `LLM`, and the message of a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The road of a request without Triton: link, engine process, adapter, and a fake TensorRT-LLM that runs by itself."""
+"""The request path without Triton: link, engine process, adapter, and a fake TensorRT-LLM that runs by itself."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""vLLM's scheduler and engine as they were read in 0.32, as far as this adapter touches them: what runs is made up.
+"""vLLM's scheduler and engine as read in 0.32, as far as this adapter touches them. The model is made up.
 
-The walk of `schedule` is vLLM's: running requests in order, each by its uncomputed tokens, then those that wait unless
-one was preempted; without a block the last running one is preempted; full blocks stay in a prefix cache until others
-need them, those at the end of a request first.
+The walk of `schedule` is vLLM's. It takes running requests in order, each by its uncomputed tokens. It then takes those
+that wait, unless one was preempted. Without a free block, the last running request is preempted. Full blocks stay in a
+prefix cache until others need them, those at the end of a request first.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class FakeRequest:
 
 
 class FakePool:
-    """Blocks: held, or free; of the free ones some still hold what was computed, the oldest reused first."""
+    """Blocks: held, or free. Some free blocks still hold computed tokens; the oldest is reused first."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_gpu_blocks = num_blocks + 1  # block 0 is vLLM's own

@@ -1,7 +1,7 @@
 """Runs a real vLLM in its own environment, and prints one JSON object; see `test_real.py`.
 
-Greedy tokens of the same prompts by vLLM's own scheduler, and by ours under every schedule of the torch engine's tests;
-what victims had to compute again; what is refused. One process, because loading takes a minute.
+Greedy tokens of the same prompts by vLLM's own scheduler, and by ours under every schedule of the torch engine's tests.
+The tokens that victims computed again, and the refusals. One process, because loading takes a minute.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class World:
         return steering
 
     def run(self, requests: Sequence[Request], cancel_after: Mapping[str, int] | None = None) -> dict[str, list[int]]:
-        """Serve `requests` to their ends, each of `cancel_after` to its cancellation after so many steps."""
+        """Serve `requests` to their ends. `cancel_after` has the number of steps after which a request is cancelled."""
         for request in requests:
             self.engine.post(Submit(request))
         num_steps, due = 0, dict(cancel_after or {})

@@ -1,4 +1,4 @@
-"""Settings: what passes through, and what is refused by name."""
+"""Settings: some pass through to vLLM; others are refused by name."""
 
 from __future__ import annotations
 

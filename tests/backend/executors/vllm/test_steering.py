@@ -1,4 +1,4 @@
-"""Steering: what our policy plans is what vLLM's scheduler does, and its books follow ours."""
+"""Steering: vLLM's scheduler does as our policy plans, and its books follow ours."""
 
 from __future__ import annotations
 

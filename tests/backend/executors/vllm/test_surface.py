@@ -1,4 +1,4 @@
-"""What is relied upon of vLLM is looked for at start, and named where it is missing."""
+"""The adapter looks for each name of vLLM that it needs at start, and names the missing ones."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_schedule_that_does_not_ask_for_a_limit_is_refused() -> None:
         def schedule(self, throttle_prefills: bool = False) -> Any:
             return throttle_prefills
 
-    with pytest.raises(ConfigError, match=r"limits each request's tokens \(0 of 2 places found\)"):
+    with pytest.raises(ConfigError, match=r"limits each request's tokens \(0 of 2 calls found\)"):
         require_known(make_rig().scheduler, Other, "0.99")
 
 

@@ -57,7 +57,7 @@ def test_a_preempted_request_waits_until_all_it_lost_fits() -> None:
 
 
 def test_a_best_effort_decode_takes_a_free_batch_slot_where_no_prompt_may_begin() -> None:
-    """So much arrives that real-time would fill the batch slots at steps of hardly any length."""
+    """At this arrival rate real-time requests fill the batch slots even at the shortest steps."""
     scheduler = make(max_seqs_per_step=8, num_blocks=2000)
     decode, waiting = be(16, 20), be(16, 20)
     now_s = start_as_predicted(scheduler, rt(16, 20), decode)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from backend.engine.scheduler import Scheduler
-from backend.policy.bros.budgets import Budgets
+from backend.policy.bros.budgets import Budgets, responsiveness_caps_s
 from tests.backend.factories import be, rt
-from tests.backend.policy.driving import make, start
+from tests.backend.policy.driving import make, start, start_as_predicted
 
 
 def test_best_effort_fills_the_step_up_to_the_tightest_deadline() -> None:
@@ -98,3 +98,20 @@ def test_the_margin_grows_with_what_the_model_overshoots() -> None:
     assert budgets(scheduler, 0.001).use == pytest.approx(0.9)
     scheduler.view.latency.overshoot_ratio = 5.0
     assert budgets(scheduler, 0.001).use == pytest.approx(0.7)
+
+
+def test_best_effort_waits_until_half_of_the_decodes_can_wait_for_a_prompt() -> None:
+    """The longest prompt takes 20 ms alone, and so does one in front of it: of 60 ms, they leave 20 ms."""
+    scheduler = make(responsiveness_cap_s=1.0)
+    now_s = start_as_predicted(scheduler, *(rt(100, 50, tpot_slo_s=0.06) for _ in range(5)))
+    step_budgets = budgets(scheduler, now_s)
+    step_budgets.heed_decodes()
+    assert step_budgets.best_effort_end_s(0.0) == pytest.approx(0.02, rel=0.02)
+    assert step_budgets.late_s == pytest.approx(0.9 * 0.06)
+
+
+def test_the_longest_prompt_shortens_steps_with_best_effort_work_only() -> None:
+    """It takes 310 ms alone."""
+    scheduler = make()
+    now_s = start_as_predicted(scheduler, rt(3000, 2, ttft_slo_s=0.4))
+    assert responsiveness_caps_s(scheduler.view, now_s) == pytest.approx((0.2, 0.9 * 0.09), rel=0.02)

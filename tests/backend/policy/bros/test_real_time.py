@@ -100,7 +100,7 @@ def test_requests_in_time_begin_beyond_the_batch_slots_where_decodes_can_wait() 
         scheduler.add(request, 0.1)
     plan = step(scheduler, 0.1)
     assert list(plan.num_new_tokens)[:2] == newcomers  # the decodes have 0.9 s
-    assert len(set(ahead) & set(plan.num_new_tokens)) == 2  # and take what batch slots are left
+    assert len(set(ahead) & set(plan.num_new_tokens)) == 2  # and take the remaining batch slots
 
 
 def test_of_decodes_that_can_wait_the_oldest_ends_first() -> None:

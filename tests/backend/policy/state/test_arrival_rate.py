@@ -18,7 +18,7 @@ def steady(rate_per_s: float, num_prompt: int, max_tokens: int, until_s: float) 
 
 @pytest.mark.parametrize("until_s", [10.0, 200.0])
 def test_a_steady_rate_is_found_early_and_late(until_s: float) -> None:
-    """5 requests/s of 40 tokens: 200 steps' worth of places per second, each with 100 + 20 slots on average."""
+    """5 requests/s of 40 tokens: 200 steps' worth of batch slots per second, each with 100 + 20 KV slots on average."""
     places, slots = steady(5.0, 100, 40, until_s).per_step_s(until_s, 1.0, 0.0)
     assert places == pytest.approx(200.0, rel=0.05)
     assert slots == pytest.approx(200.0 * 120.0, rel=0.05)

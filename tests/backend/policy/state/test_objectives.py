@@ -37,7 +37,7 @@ def be_step_s(scheduler: Scheduler, now_s: float) -> float:
     return scheduler.plan(now_s).predicted_s
 
 
-# What is remembered
+# Remembered objectives
 
 
 def test_the_tightest_ttft_slo_is_forgotten_within_seconds() -> None:

@@ -1,4 +1,4 @@
-"""The two roads into a server, as bytes: what was sent ends as one `Reply`, whatever the server does with it."""
+"""The two request paths into a server, as bytes: each request ends as one `Reply`, whatever the server does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _READ_BYTES = 1 << 16
 
 
 class End(StrEnum):
-    """How a request ended: `hung` is the client's own patience, `left` its own wish."""
+    """How a request ended. `hung`: at the client's timeout. `left`: by the client's choice."""
 
     ANSWERED = "answered"
     REFUSED = "refused"
@@ -50,7 +50,7 @@ class Reply:
     finish_reason: str | None = None
 
 
-class GrpcRoad:
+class GrpcPath:
     """One HTTP/2 connection; requests are serialised messages, so that broken ones can be sent."""
 
     def __init__(self, url: str) -> None:
@@ -62,7 +62,7 @@ class GrpcRoad:
     async def ask(
         self, data: bytes, timeout_s: float, leave_after: int | None = None, metadata: tuple[tuple[str, str], ...] = ()
     ) -> Reply:
-        """Send `data`; return how it ended. `leave_after` so many responses the client cancels."""
+        """Send `data`; return how it ended. The client cancels after `leave_after` responses."""
         reply = Reply()
         call = self._stream(data, metadata=metadata)
         try:
@@ -119,7 +119,7 @@ def _note_message(reply: Reply, message: Any) -> None:
 async def ask_http(port: int, data: bytes, timeout_s: float, leave_after: int | None = None) -> Reply:
     """Send the bytes of one HTTP request on a connection of its own; return how it ended.
 
-    `leave_after` so many events the client resets the connection; 0: once it has sent.
+    The client resets the connection after `leave_after` events; 0: once it has sent.
     """
     reply, received = Reply(), bytearray()
     writer = None
@@ -144,7 +144,7 @@ async def ask_http(port: int, data: bytes, timeout_s: float, leave_after: int | 
 
 
 async def _receive(reader: asyncio.StreamReader, received: bytearray, leave_after: int | None) -> None:
-    """Append what comes to `received`, until the server closes the connection or so many events are there."""
+    """Append received bytes to `received`, until the server closes the connection or `leave_after` events are there."""
     while leave_after is None or received.count(b"data:") < leave_after:
         piece = await reader.read(_READ_BYTES)
         if not piece:

@@ -1,0 +1,155 @@
+"""HTTP on one connection, with bounds on what comes before a key is asked for.
+
+uvicorn's protocol reads a head of any length, and waits for its end as long as it takes. It also drops the body of a
+request that offers an upgrade.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from client.openai.errors import ApiError, retry_after
+from front.http import error_response
+
+MAX_HEAD_BYTES = 64 * 1024  # of a request: its URL and its headers; of anything else that says nothing yet
+MAX_HEADERS = 100
+MAX_CONNECTIONS = 4096
+HEAD_TIMEOUT_S = 10.0  # from the connection, or from the first byte after an answer, to the end of the headers
+_OTHER_DESCRIPTORS = 320  # of this process: files of batches, uploads, downloads, the engine
+_MALFORMED = ApiError("the request is no valid HTTP")
+_NO_TUNNEL = ApiError("CONNECT: Method Not Allowed", status=405)
+_LATE = ApiError(f"no whole headers within {HEAD_TIMEOUT_S:g} s", status=408)
+_CROWDED = ApiError(
+    "too many connections are open", status=503, kind="server_error", code="overloaded", headers=retry_after(1.0)
+)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol: a long head is a 431, a late one a 408, a connection too many a 503. Upgrades are ignored."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._num_unplaced = 0  # bytes since the parser last told something, beyond a header
+        self._num_head_bytes = 0
+        self._refusal = _MALFORMED  # of what the parser cannot read
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        super().connection_made(transport)
+        self._expect_head()
+        if len(self.connections) > most_connections():
+            self._refuse(_CROWDED)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_deadline()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        self._num_unplaced += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(self._refusal)
+        else:
+            if self._num_unplaced > MAX_HEAD_BYTES:
+                self._refuse(_too_long(f"more than {MAX_HEAD_BYTES} bytes"))
+            elif self.cycle is None or self.cycle.response_complete:
+                self._expect_head()
+
+    # --- what the parser tells
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._num_head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        self._num_unplaced = 0
+        if not self.parser.should_upgrade():
+            self._forget_deadline()
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._num_unplaced = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._num_unplaced = 0
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    # ---
+
+    def _count(self, num_bytes: int) -> None:
+        """Count a piece of the head. Raises what ends the parser's work."""
+        self._num_head_bytes += num_bytes
+        if self._num_head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+            self._refusal = _too_long(f"more than {MAX_HEADERS} headers, or {MAX_HEAD_BYTES} bytes")
+            raise httptools.HttpParserError(self._refusal.message)
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Read the request again without the header that offers an upgrade: the parser passes over its body."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(_NO_TUNNEL)
+            return
+        lines = [b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+
+    def _expect_head(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+
+    def _forget_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        if self._num_unplaced:
+            self._refuse(_LATE)
+        else:
+            self.transport.close()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer a message that is not a request, and close the connection; say nothing while an answer goes out."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.abort()
+            return
+        self.transport.write(_written(error))
+        self.transport.close()
+
+
+def most_connections() -> int:
+    """Return how many connections may be open at once: the process has descriptors for no more."""
+    return min(MAX_CONNECTIONS, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_DESCRIPTORS))
+
+
+def _too_long(words: str) -> ApiError:
+    return ApiError(f"the head of the request has {words}", status=431, code="headers_too_large")
+
+
+def _written(error: ApiError) -> bytes:
+    """Return an error as it goes over the wire."""
+    response = error_response(error)
+    headers = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
+    head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode()
+    return head + headers + b"connection: close\r\n\r\n" + bytes(response.body)

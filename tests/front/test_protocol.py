@@ -1,0 +1,108 @@
+"""What comes over a connection before a request is whole: its bounds, and offers of another protocol."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from client import FakeServer
+from front import protocol
+from tests.front.door import COMPLETIONS_PATH, listening
+
+HEAD = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n"
+BODY = b'{"prompt":"one two","max_tokens":1}'
+POST = f"POST {COMPLETIONS_PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n".encode()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[tuple[str, int]]:
+    with listening(FakeServer()) as url:
+        place = urlsplit(url)
+        yield str(place.hostname), int(place.port or 0)
+
+
+def talk(address: tuple[str, int], *pieces: bytes) -> bytes:
+    """Return what comes until the server closes the connection, or has answered with a whole body."""
+    with socket.create_connection(address, timeout=20.0) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        answer = b""
+        while not _is_whole(answer) and (piece := connection.recv(65536)):
+            answer += piece
+        return answer
+
+
+def _is_whole(answer: bytes) -> bool:
+    head, end, body = answer.partition(b"\r\n\r\n")
+    lengths = [line.split()[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")]
+    return bool(end) and bool(lengths) and len(body) >= int(lengths[0])
+
+
+def status_of(answer: bytes) -> int:
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])
+    return int(answer.split()[1])
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (HEAD, b"a:b\r\n" * (protocol.MAX_HEADERS + 1)),
+        (HEAD, b"x: " + b"a" * (protocol.MAX_HEAD_BYTES + 1)),
+        (HEAD, b"x: " + b"a" * protocol.MAX_HEAD_BYTES + b"\r\n\r\n"),
+        (b"GET /" + b"a" * (protocol.MAX_HEAD_BYTES + 1),),
+        (b"GET /v1/files?" + b"a" * protocol.MAX_HEAD_BYTES + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",),
+    ],
+    ids=["count", "endless", "long", "url", "query"],
+)
+def test_a_head_beyond_its_bounds_is_refused(address: tuple[str, int], pieces: tuple[bytes, ...]) -> None:
+    answer = talk(address, *pieces)
+    assert status_of(answer) == 431
+    assert b"connection: close" in answer
+
+
+def test_a_head_within_its_bounds_is_answered(address: tuple[str, int]) -> None:
+    num_left = protocol.MAX_HEADERS - 1  # `host` is one
+    assert status_of(talk(address, HEAD + b"a:b\r\n" * num_left + b"\r\n")) == 200
+
+
+def test_trailers_are_headers_too(address: tuple[str, int]) -> None:
+    chunked = POST + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
+    assert talk(address, chunked, b"a:b\r\n" * (protocol.MAX_HEADERS + 1)) == b""
+
+
+def test_headers_that_never_end_are_given_up(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.02)
+    assert status_of(talk(address, HEAD)) == 408
+    assert talk(address) == b""
+    assert talk(address, b"\r\n" + HEAD + b"\r\n", b"\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_too_many_is_told_so(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 0)
+    answer = talk(address)
+    assert status_of(answer) == 503
+    assert b"retry-after: 1" in answer.lower()
+
+
+@pytest.mark.parametrize("offered", [b"h2c", b"websocket"])
+@pytest.mark.parametrize("num_first", [0, 7])
+def test_an_upgrade_is_ignored_and_the_request_answered(
+    address: tuple[str, int], offered: bytes, num_first: int
+) -> None:
+    head = POST + b"connection: Upgrade, HTTP2-Settings\r\nupgrade: %s\r\nhttp2-settings: AAEA\r\n" % offered
+    head += b"content-length: %d\r\n\r\n" % len(BODY)
+    answer = talk(address, head + BODY[:num_first], BODY[num_first:])
+    assert status_of(answer) == 200
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["choices"][0]["text"] == "one "
+
+
+def test_a_tunnel_is_refused(address: tuple[str, int]) -> None:
+    assert status_of(talk(address, b"CONNECT a:1 HTTP/1.1\r\nhost: localhost\r\n\r\n")) == 405
+
+
+def test_what_is_no_http_is_refused(address: tuple[str, int]) -> None:
+    assert status_of(talk(address, b"nonsense\r\n\r\n")) == 400

@@ -42,6 +42,7 @@ from backend.engine.feedback import Feedback, MovedTokens
 from backend.engine.stats import SchedulerStats
 from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
+from backend.policy.state.alike import Alike
 from backend.policy.state.latency_model import PRIOR, LatencyModel, StepFeatures
 from backend.policy.state.request_table import RequestTable
 from backend.policy.state.table_loops import Rows
@@ -112,6 +113,7 @@ class Scheduler:
             traffic=Traffic(),
             limits=limits,
             settings=settings,
+            be_alike=Alike(self._look_up),
         )
         self._feedback = Feedback(policy, self.view)
         self._eos_token_ids = eos_token_ids
@@ -149,6 +151,8 @@ class Scheduler:
         request.is_hopeless = is_hopeless(request, self.view.latency)
         self.view.traffic.note_arrival(request, self.view.latency, now_s, self.view.table.rt_step_s(self.view.latency))
         self._enqueue(request)
+        if not request.is_rt and self.view.settings.cached_first:
+            self.view.be_alike.enter(request)
         self._requests[request.request_id] = request
         self._stops[request] = stop_ids
         self._num_stops.update(stop_ids)
@@ -273,6 +277,7 @@ class Scheduler:
         table.check_invariants()
         for queue in (self.view.rt_waiting, self.view.be_waiting, self.view.be_deadlines):
             queue.check_invariants()
+        self.view.be_alike.check_invariants(len(self.view.be_waiting))
         num_waiting = len(self.view.rt_waiting) + len(self.view.be_waiting)
         assert num_waiting + len(table.rows()) == len(self._requests), (
             "a request is in neither queue nor table, or in both"
@@ -298,6 +303,13 @@ class Scheduler:
         if request.is_rt:
             return [self.view.rt_waiting]
         return [self.view.be_waiting] + [self.view.be_deadlines] * (request.deadline_s is not None)
+
+    def _note_left(self, request: Request) -> None:
+        """Take `request`, which waits no more, from its queues."""
+        for queue in self._queues(request):
+            queue.note_left(request)
+        if not request.is_rt:
+            self.view.be_alike.leave(request)
 
     def _stop_ids(self, request: Request) -> frozenset[int]:
         stop_ids = request.sampling.stop_token_ids
@@ -334,8 +346,7 @@ class Scheduler:
         request.state = RequestState.RUNNING
         self.view.table.enter(request, row, request.max_total_tokens)
         self._drains[request.priority_class].note(self._planned_s)
-        for queue in self._queues(request):
-            queue.note_left(request)
+        self._note_left(request)
 
     def _note_loss(self, reclaim: Reclaim, copy: SlotCopy) -> None:
         request = reclaim.request
@@ -360,8 +371,7 @@ class Scheduler:
                 if not self._num_stops[token_id]:
                     del self._num_stops[token_id]
             if was_waiting:
-                for queue in self._queues(request):
-                    queue.note_left(request)
+                self._note_left(request)
             elif request.row is not None:
                 self.view.table.leave(request.row)
                 if reason is FinishReason.ERROR or request.prefix is None:

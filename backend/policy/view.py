@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from backend.core.plan import StepPlan
 from backend.core.request import Request
 from backend.policy.settings import SchedulerSettings
+from backend.policy.state.alike import Alike
 from backend.policy.state.arrival_rate import ArrivalRate
 from backend.policy.state.latency_model import LatencyModel
 from backend.policy.state.objectives import Objectives
@@ -83,7 +84,8 @@ class SchedulerView:
     """Everything a policy may read. It is the live state, so nothing of it may be kept or changed.
 
     table: requests that hold KV rows. rt_waiting, be_waiting: those that wait for their first step, in the policy's
-    order. be_deadlines: the waiting best-effort requests that have a finish-by deadline, by that deadline.
+    order. be_deadlines: the waiting best-effort requests that have a finish-by deadline, by that deadline. be_alike:
+    those that begin alike.
     """
 
     table: RequestTable
@@ -95,6 +97,7 @@ class SchedulerView:
     traffic: Traffic
     limits: StepLimits
     settings: SchedulerSettings
+    be_alike: Alike = field(default_factory=Alike)
 
 
 class StepRecord(NamedTuple):

@@ -130,10 +130,9 @@ class BestEffortFill:
         return has_room and not packing.has_cuts and self._take(request)
 
     def _admit_waiting(self) -> None:
-        for request in self._view.be_waiting.in_time():
-            if self._packing.seqs_left < 1 or self._packing.tokens_left < 1:
-                break
-            if request not in self._packing.num_new_tokens and not self._take(request):
+        view, packing = self._view, self._packing
+        for request in view.be_alike.in_turn(view.be_waiting.in_time(), packing.num_new_tokens):
+            if packing.seqs_left < 1 or packing.tokens_left < 1 or not self._take(request):
                 break
 
     def _take(self, request: Request) -> bool:

@@ -139,10 +139,9 @@ class RequestTable:
 
     def check_invariants(self) -> None:
         """Assert that the columns say what the requests say."""
-        for row, request in enumerate(self._objects.tolist()):
-            assert self.is_active[row] == (request is not None), f"row {row}: is_active is wrong"
-            if request is None:
-                continue
+        requests = {row: request for row, request in enumerate(self._objects.tolist()) if request is not None}
+        assert self.rows().tolist() == list(requests), "is_active is wrong"
+        for row, request in requests.items():
             name = f"request {request.request_id!r} in row {row}"
             assert request.row == row, f"{name}: it thinks it is in {request.row}"
             assert self.num_known[row] == len(request.token_ids), f"{name}: num_known"

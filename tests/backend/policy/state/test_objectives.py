@@ -111,7 +111,7 @@ def test_a_tight_ttft_slo_does_not_hold_up_the_prompts_of_others() -> None:
     now_s = start_as_predicted(scheduler, tight, *(rt(10, 90) for _ in range(100)))  # 20 ms a step
     prompt = rt(400, 2, arrival_s=now_s, ttft_slo_s=0.4)
     scheduler.add(prompt, now_s)
-    assert scheduler.view.traffic.rt_objectives.shortest_wait_s(now_s) == 0.011
+    assert scheduler.view.traffic.rt_objectives.shortest_wait_s(now_s) < 0.011
     assert step(scheduler, now_s).num_new_tokens[prompt] >= 200  # as long as the step of the decodes
 
 

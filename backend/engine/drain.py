@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-_MEMORY_S = 5.0  # seconds that the rate goes back: a client that comes back does not care what was before
+_MEMORY_S = 5.0  # seconds that the rate goes back: older ones say little about now
 _MIN_ELAPSED_S = 1.0  # seconds: the first requests say little about a rate
 
 

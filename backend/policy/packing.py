@@ -125,8 +125,10 @@ class Packing:
         return min(wanted, by_time, max_tokens)
 
     def chunk_by(self, request: Request, end_s: float, max_tokens: int) -> tuple[int, int]:
-        """Return how many tokens of `request` fit into `end_s`, `max_tokens` and the limits, and how many positions to
-        copy back before them; 0 tokens if it is not worth it."""
+        """Return how many tokens of `request` fit into `end_s`, `max_tokens` and the limits; 0 if not worth it.
+
+        The second number is that of the positions to copy back before them.
+        """
         time_left_s = end_s - self.predicted_s
         num_restored = self.num_to_restore(request, time_left_s)
         time_left_s -= self._view.latency.c4 * num_restored

@@ -11,9 +11,9 @@ from backend.policy.packing import Packing
 from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
-_PAUSE_TOKENS = 20.0  # tokens ahead of its schedule from which a decode can be paused
-_RESUME_TOKENS = 5.0  # tokens ahead at which a paused one must come back: the gap keeps two from alternating
-_MAX_COPY_STEPS = 0.3  # mean steps that the copies of one request, there and back, may take
+_PAUSE_TOKENS = 20.0  # tokens ahead of its schedule from which a decode can be paused.
+_RESUME_TOKENS = 5.0  # Tokens ahead at which a paused one must come back: the gap keeps two from alternating.
+_MAX_COPY_STEPS = 0.3  # Mean steps that the copies of one request, there and back, may take
 
 
 class Pausing:

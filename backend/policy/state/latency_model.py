@@ -22,8 +22,8 @@ from kv.compiled import compiled
 
 # A cautious guess for an unknown machine: 10 ms a step, 2,000 prompt tokens a second. Also the unit of coefficients.
 PRIOR = (10e-3, 500e-6, 0.5e-6, 50e-9, 10e-6, 1e-3)
-_HOLD = 1e-4  # evidence, relative to that of all steps, below which a coefficient stays what it was
-_TAIL = 0.05  # part of the steps that may take longer than predicted with the margin; weight of a step in both averages
+_HOLD = 1e-4  # Evidence, relative to that of all steps, below which a coefficient stays as it was.
+_TAIL = 0.05  # Part of the steps that may take longer than the margin allows; also the weight of a step in averages.
 
 
 Coefficients: TypeAlias = tuple[float, float, float, float, float, float]  # c0..c5

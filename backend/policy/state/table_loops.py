@@ -95,7 +95,7 @@ def urgency(
     The third value is the longest step that leaves all in time, for real-time and for best-effort.
 
     A late one asks for no more than `catch_up` of its TPOT SLO. One whose TPOT SLO is below a step of its own is late,
-    and asks for nothing; below `odd_s`, nothing of real-time, unless most ask for as little.
+    and asks for nothing. Below `odd_s` it asks nothing of real-time, unless most ask for as little.
     """
     slack_s = np.empty(len(rows), np.float64)
     is_late = np.empty(len(rows), np.bool_)

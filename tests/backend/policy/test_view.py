@@ -1,4 +1,4 @@
-"""What is learned from traffic: output ratios and the step time."""
+"""The statistics learned from traffic: output ratios and the step time."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ class Child:
 
     def __init__(self, command: Command) -> None:
         self.command = command
+        self.log_start = 0  # of this life, in bytes
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -40,6 +41,7 @@ class Child:
     async def start(self) -> None:
         """Start the process; its output is appended to the log."""
         with open(self.command.log, "ab", opener=own) as log:
+            self.log_start = log.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *self.command.arguments,
                 env=self.command.environment,

@@ -5,8 +5,8 @@
 
 An answer counts when the process of this launch holds the port: another launch may have taken it since it was chosen.
 A process that ends unasked is started again after a pause that doubles. One that fails again and again before it is of
-use ends the launch. A server that has lost a stub, or gives no answer, is ended, and so started again: neither mends
-itself (2.51).
+use ends the launch. A server that has lost a stub, has crashed, or gives no answer, is ended, and so started again:
+none mends itself (2.51).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from functools import partial
 from typing import Protocol
 
 from backend.launcher.child import Child, first_exit, stubs_of
+from backend.launcher.crash import first_crash
 from backend.launcher.endpoints import check_free
 from backend.launcher.engine_states import engine_states
 from backend.launcher.launch import EXTRA_EXIT_S, Launch
@@ -140,11 +141,12 @@ class Supervisor:
         if child is self._server:
             sweep_shared_memory(self._launch.run_directory)
         await child.start()
-        watch = asyncio.create_task(self._watch(child))
+        duties = (self._watch, self._end_when_crashed) if child is self._server else (self._watch,)
+        watches = [asyncio.create_task(duty(child)) for duty in duties]
         try:
             return await child.exited()
         finally:
-            await _cancel(watch)
+            await _cancel(*watches)
 
     async def _watch(self, child: Child) -> None:
         if self._is_ready.is_set():
@@ -176,6 +178,12 @@ class Supervisor:
             await _cancel(*tasks)
         self._report.news(f"{words}; ending tritonserver")
         await self._server.kill()
+
+    async def _end_when_crashed(self, server: Child) -> None:
+        """End a server that says it has crashed: it may hang instead of ending (2.51)."""
+        number = await first_crash(server.command.log, server.log_start)
+        self._report.news(f"{server.command.name} crashed with signal {number}; ending it")
+        await server.kill()
 
     async def _dead_stub(self) -> str:
         """Wait until a stub has died; say whose.

@@ -1,7 +1,7 @@
 """Reads in Triton's log that it has crashed.
 
-Server 2.51 says so before it ends, but where its heap is broken, what it does next may wait without end on a lock of that
-heap. Its streams then stand still. No client can write such a line: Triton quotes what clients send.
+Server 2.51 says so before it ends. Where its heap is broken, its next step may wait without end for a lock of that
+heap. Its streams then stand still. No client can write such a line: Triton quotes the words of clients.
 """
 
 from __future__ import annotations

@@ -21,10 +21,9 @@ from typing import Any
 from unittest.mock import patch
 
 from backend.core.request import Request
-from backend.policy import view
-from backend.policy.bros import best_effort, budgets, kv_forecast, pausing, policy, prefill_pacing, real_time
+from backend.policy.bros import budgets, kv_forecast, pausing, policy, real_time
 from backend.policy.bros.budgets import Sustainable
-from backend.policy.state import latency_model
+from backend.policy.state import latency_model, table_loops
 from bench.common.provenance import provenance
 from bench.common.score import score_be, score_rt
 from bench.sim.scenario import Scenario
@@ -84,8 +83,8 @@ def both(*switches: Switch) -> Switch:
     return change
 
 
-_has_room_for, _note_step = kv_forecast.KVForecast.has_room_for, view.Traffic.note_step
-_fill_init, _sustainable_s = best_effort.BestEffortFill.__init__, budgets.Budgets.sustainable_s
+_has_room_for, _sustainable_s = kv_forecast.KVForecast.has_room_for, budgets.Budgets.sustainable_s
+_urgency: Any = table_loops.urgency
 
 
 def _by_kv_slots_only(step: budgets.Budgets, predicted_s: float) -> Sustainable:
@@ -96,22 +95,16 @@ def _by_batch_slots_only(step: budgets.Budgets, predicted_s: float) -> Sustainab
     return _sustainable_s(step, predicted_s)._replace(by_kv_slots=_FOREVER)
 
 
-def _rt_always_fits(forecast: kv_forecast.KVForecast, request: Request) -> bool:
-    return forecast._is_rt or _has_room_for(forecast, request)
+def _rt_always_fits(forecast: kv_forecast.KVForecast, request: Request, *without: Any, **rows: Any) -> bool:
+    return forecast._is_rt or _has_room_for(forecast, request, *without, **rows)
 
 
-def _be_always_fits(forecast: kv_forecast.KVForecast, request: Request) -> bool:
-    return not forecast._is_rt or _has_room_for(forecast, request)
+def _be_always_fits(forecast: kv_forecast.KVForecast, request: Request, *without: Any, **rows: Any) -> bool:
+    return not forecast._is_rt or _has_room_for(forecast, request, *without, **rows)
 
 
-def _without_reserve(fill: best_effort.BestEffortFill, *arguments: Any) -> None:
-    _fill_init(fill, *arguments)
-    fill._reserve = 0
-
-
-def _without_peak(traffic: view.Traffic, duration_s: float, num_rt_slots: int) -> None:
-    traffic.rt_slots = 0.0
-    _note_step(traffic, duration_s, num_rt_slots)
+def _urgency_without_catch_up(*arguments: Any) -> Any:
+    return _urgency(*arguments[:-1], _FOREVER)
 
 
 NOTHING = "nothing"
@@ -120,22 +113,21 @@ MECHANISMS: dict[str, Switch] = {
     "late ones behind": both(
         constant(policy.Bros, is_late=lambda *_: False), constant(real_time.RealTimeFill, _is_late=lambda *_: False)
     ),
-    "spare share": constant(budgets, _SPARE_USE=1.0),
-    "overshoot margin": constant(budgets, _MAX_MARGIN=0.0),
-    "catch-up": constant(budgets, _CATCH_UP=1e9),
+    "spare share": constant(budgets, SPARE_USE=1.0),
+    "overshoot margin": constant(latency_model.LatencyModel, _track_error=lambda *_: None),
+    "catch-up": constant(table_loops, urgency=_urgency_without_catch_up),
     "Little's law, KV slots": constant(budgets.Budgets, sustainable_s=_by_batch_slots_only),
     "Little's law, batch slots": constant(budgets.Budgets, sustainable_s=_by_kv_slots_only),
-    "unused ends of blocks": both(constant(kv_forecast, UNUSED_OF_BLOCK=0.0), constant(budgets, UNUSED_OF_BLOCK=0.0)),
-    "deferrable decodes": constant(real_time, _DEFERRABLE_STEPS=_FOREVER, _MAX_USE=0.0),
+    "unused ends of blocks": both(
+        constant(kv_forecast, unused_of_block=lambda _: 0.0), constant(budgets, unused_of_block=lambda _: 0.0)
+    ),
+    "deferrable decodes": constant(real_time, _DEFERRABLE_STEPS=_FOREVER, SPARE_USE=0.0),
     "lead": constant(budgets.Budgets, _lead_s=lambda *_: _FOREVER),
     "pausing": constant(pausing.Pausing, _is_cheap=lambda _: False),
     "RT KV forecast": constant(kv_forecast.KVForecast, has_room_for=_rt_always_fits),
     "BE KV forecast": constant(kv_forecast.KVForecast, has_room_for=_be_always_fits),
-    "RT peak in the BE forecast": constant(view.Traffic, note_step=_without_peak),
-    "block left per running RT": constant(best_effort.BestEffortFill, __init__=_without_reserve),
-    "prefill pacing": constant(prefill_pacing.Pacing, prefill_end_s=lambda *_: _FOREVER),
+    "prefill pacing": constant(budgets.Budgets, prefill_end_s=lambda *_: _FOREVER),
     "be_min_share": setting(be_min_share=0.0),
-    "outlier weights": constant(latency_model, _HUBER=1e9),
 }
 
 

@@ -445,12 +445,24 @@ def _newcomer_room_in(ends: EndColumns, numbers: Numbers, side: int, block: int)
 
 
 @compiled()
-def _first_victim(rows: RowColumns) -> int:
-    """Return the cached row to evict from first: the lowest USE, among equals the lowest number; or NONE."""
-    victim = NONE
+def _cached_rows(rows: RowColumns, numbers: Numbers) -> Indices:
+    """Return the cached rows, ascending."""
+    cached, num_found = np.empty(numbers[NUM_CACHED], np.int64), 0
     for row in range(rows.shape[1]):
-        can_give = rows[IS_CACHED, row] and rows[HELD, row] > rows[PIN, row]
-        if can_give and (victim == NONE or rows[USE, row] < rows[USE, victim]):
+        if rows[IS_CACHED, row]:
+            cached[num_found] = row
+            num_found += 1
+    return cached
+
+
+@compiled()
+def _first_victim(rows: RowColumns, cached: Indices) -> int:
+    """Return the row to evict from first, of those in `cached` that still are: the lowest USE; or NONE."""
+    victim = NONE
+    for index in range(len(cached)):
+        row = cached[index]
+        is_before = victim == NONE or rows[USE, row] < rows[USE, victim]
+        if is_before and rows[IS_CACHED, row] and rows[HELD, row] > rows[PIN, row]:
             victim = row
     return victim
 
@@ -476,6 +488,7 @@ def evict(
     last = rows[LAST, row] if row != NONE else NONE
     room = newcomer_room(ends, numbers, side)
     victim, least = NONE, 0
+    cached = _cached_rows(rows, numbers)
     while True:
         own_room = _room_at(ends, numbers, last) if last != NONE else 0
         is_enough = room + own_room >= num_slots and numbers[FREE_BLOCKS] >= num_free_blocks
@@ -490,15 +503,20 @@ def evict(
         if is_enough:
             break
         if victim == NONE:
-            victim = _first_victim(rows)
+            victim = _first_victim(rows, cached)
             if victim == NONE:
                 break
             least = max(rows[PIN, victim], rows[BASE, victim])
         end = rows[LAST, victim]
+        num_taken = min(ends[FILL, end], rows[HELD, victim] - least)
         room -= _newcomer_room_in(ends, numbers, side, end % num_blocks)
-        numbers[NUM_EVICTED] += rows[HELD, victim]
-        shrink(rows, ends, previous, numbers, victim, max(least, rows[HELD, victim] - ends[FILL, end]))
-        numbers[NUM_EVICTED] -= rows[HELD, victim]
+        if num_taken == ends[FILL, end]:  # nothing grows at the ends of a cached row: `shrink` would do no more
+            _leave(ends, numbers, end)
+            rows[LAST, victim] = previous[end]
+            rows[HELD, victim] -= num_taken
+        else:
+            shrink(rows, ends, previous, numbers, victim, least)
+        numbers[NUM_EVICTED] += num_taken
         room += _newcomer_room_in(ends, numbers, side, end % num_blocks)
     return num_evicted
 

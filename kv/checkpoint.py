@@ -49,6 +49,10 @@ class HostPool:
         """Return the length of the row's checkpoint."""
         return len(self._slots_of(row))
 
+    def rows(self) -> set[int]:
+        """Return the rows that have a checkpoint."""
+        return set(self._checkpoints)
+
     def begin_step(self) -> None:
         """Take the copies of the last step as made."""
         self._step_index += 1
@@ -99,8 +103,9 @@ class HostPool:
     def check_invariants(self) -> None:
         """Assert that every slot is free, in one checkpoint, or in flight."""
         parts = [self._free[: self._num_free], *self._in_flight, *(copy.slots for copy in self._checkpoints.values())]
-        slots = np.sort(np.concatenate(parts))
-        assert np.array_equal(slots, np.arange(self.num_slots)), "a host slot is lost or has two uses"
+        uses = np.bincount(np.concatenate(parts), minlength=self.num_slots)
+        assert len(uses) == self.num_slots, "a host slot is out of range"
+        assert np.all(uses == 1), "a host slot is lost or has two uses"
         assert all(len(checkpoint.slots) for checkpoint in self._checkpoints.values()), "an empty checkpoint is kept"
 
     def _slots_of(self, row: int) -> HostSlots:

@@ -5,8 +5,6 @@ The checks derive every count that is kept for speed again, from the rows' chain
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from kv.block import (
@@ -36,19 +34,35 @@ from kv.pool import Pool
 from kv.table import SlotTable
 from kv.types import KVConfig, Layout
 
+Chains = dict[int, list[tuple[int, int, int]]]  # by open row, from its last end backwards: end, and positions [a, b)
+
 
 def check_invariants(config: KVConfig, pool: Pool, table: SlotTable, host: HostPool) -> None:
     """Assert every invariant of the cache. It costs O(slots)."""
     _check_rows(pool)
     _check_lenders(pool)
-    fill = _derived_fill(config, pool)
+    chains = _chains(pool)
+    fill = _derived_fill(config, pool, chains)
     _check_fronts(config, fill)
     _check_columns(config, pool, fill)
     _check_counts(config, pool, fill)
-    _check_slots(config, pool, table)
+    _check_slots(config, pool, table, chains)
     host.check_invariants()
-    for row in pool.closed_rows:
-        assert host.num_copies(row) == 0, f"closed row {row} has copies on the host"
+    assert host.rows().isdisjoint(pool.closed_rows), "a closed row has copies on the host"
+
+
+def _chains(pool: Pool) -> Chains:
+    """Return the ends of the rows of requests and of the cached rows."""
+    previous, fills = pool.previous.tolist(), pool.ends[FILL].tolist()
+    chains: Chains = {}
+    for row, (side, end, stop) in enumerate(pool.rows[[SIDE, LAST, HELD]].T.tolist()):
+        if side == NONE:
+            continue
+        chain = chains[row] = []
+        while end != NONE:
+            chain.append((end, stop - fills[end], stop))
+            stop, end = stop - fills[end], previous[end]
+    return chains
 
 
 def _check_rows(pool: Pool) -> None:
@@ -57,40 +71,42 @@ def _check_rows(pool: Pool) -> None:
         "closed_rows are not the closed rows"
     )
     assert not pool.losses, "the index was not told of a loss"
-    for row, (held, last, base) in enumerate(pool.rows[[HELD, LAST, BASE]].T.tolist()):
-        assert held == 0 or pool.side_of(row) != NONE, f"closed row {row} holds positions"
+    for row, (held, last, base, side) in enumerate(pool.rows[[HELD, LAST, BASE, SIDE]].T.tolist()):
+        assert held == 0 or side != NONE, f"closed row {row} holds positions"
         assert (last == NONE) == (held == base), f"row {row}: {held} positions, {base} borrowed, and last end {last}"
 
 
 def _check_lenders(pool: Pool) -> None:
     """A row borrows positions that its parent holds, and some that the parent owns. PIN is the most borrowed."""
-    pins = np.zeros(pool.num_rows, np.intp)
-    for row, (base, parent) in enumerate(pool.rows[[BASE, PARENT]].T.tolist()):
+    held, sides, bases, parents, is_cached = pool.rows[[HELD, SIDE, BASE, PARENT, IS_CACHED]].tolist()
+    pins = [0] * pool.num_rows
+    for row, (base, parent) in enumerate(zip(bases, parents, strict=True)):
         assert (parent == NONE) == (base == 0), f"row {row} borrows {base} positions from {parent}"
         if parent != NONE:
-            assert pool.side_of(parent) != NONE, f"row {row} borrows from closed row {parent}"
-            assert pool.rows[BASE, parent] < base <= pool.held[parent], f"row {row} borrows from the wrong row {parent}"
+            assert sides[parent] != NONE, f"row {row} borrows from closed row {parent}"
+            assert bases[parent] < base <= held[parent], f"row {row} borrows from the wrong row {parent}"
             pins[parent] = max(pins[parent], base)
-    assert np.array_equal(pool.rows[PIN], pins), "the borrowed part of a row has drifted"
-    cached = np.flatnonzero(pool.rows[IS_CACHED])
+    assert pool.rows[PIN].tolist() == pins, "the borrowed part of a row has drifted"
+    cached = [row for row, flag in enumerate(is_cached) if flag]
     assert pool.num_cached == len(cached) == int(pool.numbers[NUM_CACHED]), "the number of cached rows has drifted"
-    for row in cached.tolist():
-        assert pool.side_of(row) != NONE, f"closed row {row} is cached"
-        assert pool.held[row] > pool.rows[BASE, row], f"cached row {row} owns nothing"
+    for row in cached:
+        assert sides[row] != NONE, f"closed row {row} is cached"
+        assert held[row] > bases[row], f"cached row {row} owns nothing"
 
 
-def _derived_fill(config: KVConfig, pool: Pool) -> Indices:
+def _derived_fill(config: KVConfig, pool: Pool, chains: Chains) -> Indices:
     """Return [ends]: the slots at each end, from the chains. At most one row holds an end, and it has a slot there."""
-    fill = np.zeros(2 * config.num_blocks, np.intp)
-    for row in _open_rows(pool):
-        stop = int(pool.held[row])
-        for end, start in _chain(pool, row):
+    fill = [0] * (2 * config.num_blocks)
+    sides, bases = pool.rows[[SIDE, BASE]].tolist()
+    for row, chain in chains.items():
+        for end, start, stop in chain:
             assert 0 <= start < stop, f"row {row}: positions {start} to {stop} at end {end}"
-            assert end // config.num_blocks == pool.side_of(row), f"row {row} holds end {end} of the other side"
+            assert end // config.num_blocks == sides[row], f"row {row} holds end {end} of the other side"
             assert fill[end] == 0, f"two rows hold end {end}"
-            fill[end], stop = stop - start, start
-        assert stop == pool.rows[BASE, row], f"row {row}: positions up to {stop} are at no end"
-    return fill
+            fill[end] = stop - start
+        first = chain[-1][1] if chain else pool.held.item(row)
+        assert first == bases[row], f"row {row}: positions up to {first} are at no end"
+    return np.array(fill, np.intp)
 
 
 def _check_fronts(config: KVConfig, fill: Indices) -> None:
@@ -105,10 +121,12 @@ def _check_columns(config: KVConfig, pool: Pool, fill: Indices) -> None:
     """FILL and ROOM agree with the chains. A row grows in no block but its last."""
     assert np.array_equal(pool.ends[FILL], fill), "fill has drifted from the chains"
     grows = pool.ends[GROWS].astype(bool)
-    last = [pool.last_end(row) for row in _open_rows(pool)]
+    last = pool.rows[LAST, pool.rows[SIDE] != NONE].tolist()
     assert set(grows.nonzero()[0].tolist()) <= set(last), "a row grows outside its last block"
 
-    beside, beside_grows = np.roll(fill, config.num_blocks), np.roll(grows, config.num_blocks)
+    beside, beside_grows = (
+        np.concatenate((each[config.num_blocks :], each[: config.num_blocks])) for each in (fill, grows)
+    )
     has_room = (fill == 0) & (beside > 0) & (beside < config.block_size) & (config.layout is Layout.TWO_ENDED)
     rank = np.where(has_room, config.block_size - beside + np.where(beside_grows, 0, SETTLED), 0)
     assert np.array_equal(pool.ends[ROOM], rank), "the rooms have drifted from the fill"
@@ -133,34 +151,21 @@ def _check_counts(config: KVConfig, pool: Pool, fill: Indices) -> None:
     )
 
 
-def _check_slots(config: KVConfig, pool: Pool, table: SlotTable) -> None:
+def _check_slots(config: KVConfig, pool: Pool, table: SlotTable, chains: Chains) -> None:
     """Every slot in the table lies at an end of its row, without a gap. No slot has two owners."""
     size = config.block_size
-    seen = np.zeros(config.num_slots, np.bool_)
-    for row in _open_rows(pool):
-        stop = int(pool.held[row])
-        slots = table.slots[row, :stop]
-        for end, start in _chain(pool, row):
-            offsets = slots[start:stop] - end % config.num_blocks * size
-            if pool.side_of(row) == TAIL and config.layout is not Layout.WHOLE_BLOCK:
-                offsets = size - 1 - offsets
-            assert np.array_equal(offsets, np.arange(stop - start)), f"row {row}: wrong slots at end {end}"
-            stop = start
-        base, parent = pool.rows[[BASE, PARENT], row].tolist()
-        assert np.array_equal(slots[:base], table.slots[parent, :base]), f"row {row}: wrong slots borrowed of {parent}"
-        assert not seen[slots[base:]].any(), f"row {row}: a slot has two owners"
-        seen[slots[base:]] = True
-
-
-def _open_rows(pool: Pool) -> list[int]:
-    """Return the rows of requests and the cached rows."""
-    return [row for row in range(pool.num_rows) if pool.side_of(row) != NONE]
-
-
-def _chain(pool: Pool, row: int) -> Iterator[tuple[int, int]]:
-    """Yield the ends of `row`, the last one first, each with its first position there."""
-    end, start = pool.last_end(row), int(pool.held[row])
-    while end != NONE:
-        start -= int(pool.ends[FILL, end])
-        yield end, start
-        end = int(pool.previous[end])
+    seen: set[int] = set()
+    bases, parents, sides = pool.rows[[BASE, PARENT, SIDE]].tolist()
+    for row, chain in chains.items():
+        slots = table.slots[row, : pool.held[row]].tolist()
+        is_from_right = sides[row] == TAIL and config.layout is not Layout.WHOLE_BLOCK
+        for end, start, stop in chain:
+            first, step = end % config.num_blocks * size, 1
+            if is_from_right:
+                first, step = first + size - 1, -1
+            expected = list(range(first, first + step * (stop - start), step))
+            assert slots[start:stop] == expected, f"row {row}: wrong slots at end {end}"
+            assert seen.isdisjoint(expected), f"row {row}: a slot has two owners"
+            seen.update(expected)
+        base, parent = bases[row], parents[row]
+        assert slots[:base] == table.slots[parent, :base].tolist(), f"row {row}: wrong slots borrowed of {parent}"

@@ -14,8 +14,9 @@ While a `PrefixLog` is attached, the index records in it each segment that enter
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
+from functools import lru_cache
+from struct import Struct
 
 import numpy as np
 
@@ -27,7 +28,12 @@ TOKEN_BYTES = 4  # tokens are int32
 
 def token_bytes(token_ids: Sequence[int]) -> bytes:
     """Return tokens as int32 bytes, which the index compares."""
-    return struct.pack(f"={len(token_ids)}i", *token_ids)  # twice as fast as through a numpy array
+    return _struct_of(len(token_ids)).pack(*token_ids)  # three times as fast as through a numpy array
+
+
+@lru_cache(maxsize=4_096)
+def _struct_of(num_tokens: int) -> Struct:
+    return Struct(f"={num_tokens}i")  # `struct` itself keeps 100
 
 
 class _Run:
@@ -52,7 +58,7 @@ class _Run:
 class Prefix:
     """The tokens of a request, and where they left the tree at the last search (see `PrefixIndex.find`)."""
 
-    __slots__ = ("data", "last", "lent", "num_known", "num_tokens", "salt")
+    __slots__ = ("data", "found_at", "last", "lent", "num_found", "num_known", "num_tokens", "salt")
 
     def __init__(self, token_ids: Sequence[int], salt: str = "") -> None:
         """Take the tokens of a request. Prefixes share only under the same `salt`."""
@@ -62,6 +68,8 @@ class Prefix:
         self.last: _Run | None = None  # the last run whose tokens all match
         self.num_known = 0  # tokens up to its end, when it was found
         self.lent: _Run | None = None  # the last run of which at least the first segment matches
+        self.num_found = 0
+        self.found_at = -1  # the change of the tree after which the last search was made
 
     @property
     def lenders(self) -> Sequence[Row]:
@@ -72,6 +80,7 @@ class Prefix:
         """Add `token_ids`, which the request generated."""
         self.data += token_bytes(token_ids)
         self.num_tokens += len(token_ids)
+        self.found_at = -1
 
 
 class PrefixIndex:
@@ -83,6 +92,7 @@ class PrefixIndex:
         self._roots: dict[str, dict[bytes, _Run]] = {}
         self._owned: dict[Row, list[_Run]] = {}  # the runs that a row can lend, in order
         self._log: PrefixLog | None = None
+        self._num_changes = 0  # of runs, so that nothing is searched again while they stay
 
     def watch(self) -> list[PrefixEvent]:
         """Attach a log. Return an event for each run that is in the tree already."""
@@ -108,6 +118,8 @@ class PrefixIndex:
 
         Record in `prefix` where its tokens leave the tree. The next search starts there.
         """
+        if prefix.found_at == self._num_changes:
+            return prefix.num_found
         data, size, last = prefix.data, self._size, prefix.last
         while last is not None and (not last.rows or last.stop > prefix.num_known):  # it left the tree, or grew
             last = last.parent
@@ -122,7 +134,8 @@ class PrefixIndex:
             last, children = run, run.children
             start += len(run.tokens)
         prefix.last, prefix.lent, prefix.num_known = last, lent, start // TOKEN_BYTES
-        return prefix.num_known + num_alike
+        prefix.num_found, prefix.found_at = prefix.num_known + num_alike, self._num_changes
+        return prefix.num_found
 
     def add(self, row: Row, prefix: Prefix, num_borrowed: int, num_held: int) -> None:
         """Record that `row` holds the first `num_held` tokens of `prefix` and borrows the first `num_borrowed` of them.
@@ -143,7 +156,9 @@ class PrefixIndex:
                 tokens = prefix.data[start * TOKEN_BYTES : stop * TOKEN_BYTES]
                 last.tokens += tokens
                 last.stop = stop
-                self._note_stored(last, tokens)
+                self._num_changes += 1
+                if self._log is not None:
+                    self._note_stored(last, tokens)
                 return
         while start < stop:
             last = self._next(last, prefix, start, stop)
@@ -217,7 +232,9 @@ class PrefixIndex:
         run = children.get(first)
         if run is None:
             run = children[first] = _Run(tokens, prefix.salt, last, start)
-            self._note_stored(run, tokens)
+            self._num_changes += 1
+            if self._log is not None:
+                self._note_stored(run, tokens)
             return run
         num_alike = self._num_alike(run.tokens, tokens)
         return run if start + num_alike == run.stop else self._split(run, start + num_alike)
@@ -232,6 +249,7 @@ class PrefixIndex:
 
     def _split(self, run: _Run, stop: int) -> _Run:
         """Let `run` begin at `stop`. Return a new run of the same rows that holds the tokens before it."""
+        self._num_changes += 1
         size = (stop - run.start) * TOKEN_BYTES
         before = _Run(run.tokens[:size], run.salt, run.parent, run.start)
         before.rows = run.rows.copy()
@@ -252,6 +270,7 @@ class PrefixIndex:
         if run.rows:
             return
         assert not run.children, "a run that nobody holds leads to one that somebody does"
+        self._num_changes += 1
         siblings = self._siblings(run)
         del siblings[run.tokens[: self._size]]
         if run.parent is None and not siblings:
@@ -261,8 +280,7 @@ class PrefixIndex:
 
     def _note_stored(self, run: _Run, tokens: bytes) -> None:
         """Record in the log that `run` entered the tree, or grew by `tokens`."""
-        if self._log is None:
-            return
+        assert self._log is not None, "no log is attached"
         before = run if run.hashes else run.parent
         parent = None if before is None else before.hashes[-1]
         hashes = hashes_of(parent, run.salt, tokens, self._size)

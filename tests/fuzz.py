@@ -66,6 +66,7 @@ class FuzzRun:
         self.settings = self._draw_settings(policy)
         self.executor = SimExecutor(self.sim, self.clock, output_length=self._output_length)
         self.scheduler = make_scheduler(self.settings, self.executor.capacity(), frozenset({EOS}))
+        self.scheduler.view.be_alike.set_bounds(num_alike=(16, 40, 256)[seed % 3], band=4)  # prompts are short here
         self.engine = Engine(self.scheduler, self.executor, self.clock, self._take)
         self.requests = [self._draw_request(index) for index in range(self.random.randint(3, 12))]
         self.output_lengths: dict[str, int] = {

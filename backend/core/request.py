@@ -180,3 +180,10 @@ class Request:
     def max_total_tokens(self) -> int:
         """The longest this request can become."""
         return len(self.prompt_token_ids) + self.sampling.max_tokens
+
+
+def first_deadline_s(request: Request) -> float:
+    """Return when the first token is due (RT), or the whole answer (BE); infinite when nothing was asked."""
+    if request.slo is not None:
+        return request.arrival_s + request.slo.ttft_slo_s
+    return float("inf") if request.deadline_s is None else request.deadline_s

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from backend.core.plan import PreemptionKind
-from backend.core.request import PrefixSource, PriorityClass
-from backend.policy.state import table_loops
+from backend.core.request import PrefixSource, PriorityClass, first_deadline_s
+from backend.engine.stats import ClassCounts, SchedulerStats
 from backend.policy.state.latency_model import StepFeatures
-from backend.policy.state.request_table import first_deadline_s
-from backend.policy.state.stats import ClassCounts, SchedulerStats
 from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import Policy, SchedulerView, StepRecord
 
@@ -41,10 +39,10 @@ class Feedback:
 
     def learn(self, step: StepRecord, features: StepFeatures) -> None:
         """Take in a step that ran, before its tokens are counted."""
-        view, table = self._view, self._view.table
+        view = self._view
         self._policy.observe(step)
         view.latency.observe(features, max(step.duration_s, 1e-6))
-        view.traffic.note_step(step.duration_s, table_loops.num_rt_known(table.counts, table.flags))
+        view.traffic.note_step(step.duration_s)
         totals = self._totals
         totals["steps"] += 1
         totals["rt_tokens"] += step.num_rt_tokens

@@ -25,17 +25,26 @@ from backend.core.plan import (
     StepPlan,
     StepResult,
 )
-from backend.core.request import FinishReason, PrefixSource, PriorityClass, Request, RequestId, RequestState
-from backend.engine.admission import check_admissible
+from backend.core.request import (
+    FinishReason,
+    PrefixSource,
+    PriorityClass,
+    Request,
+    RequestId,
+    RequestState,
+    first_deadline_s,
+)
+from backend.engine import step_loops
+from backend.engine.admission import check_admissible, is_hopeless
 from backend.engine.committed_step import CommittedStep, Sampled
+from backend.engine.drain import Drain
 from backend.engine.feedback import Feedback, MovedTokens
+from backend.engine.stats import SchedulerStats
 from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
-from backend.policy.state import table_loops
+from backend.policy.state.alike import Alike
 from backend.policy.state.latency_model import PRIOR, LatencyModel, StepFeatures
-from backend.policy.state.objectives import is_hopeless
-from backend.policy.state.request_table import RequestTable, first_deadline_s
-from backend.policy.state.stats import SchedulerStats
+from backend.policy.state.request_table import RequestTable
 from backend.policy.state.table_loops import Rows
 from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord, Traffic
@@ -75,7 +84,7 @@ def make_scheduler(
     )
     guess = (*PRIOR[:4], capacity.host_copy_s_per_token or PRIOR[4], *PRIOR[5:])
     fit = settings.latency_coefficients
-    latency = LatencyModel(guess if fit is None else fit, settings.latency_forgetting, is_fitted=fit is not None)
+    latency = LatencyModel(guess if fit is None else fit, settings.latency_forgetting)
     policy = registered.make(settings, limits)
     return Scheduler(policy, kv, latency, limits, settings, eos_token_ids)
 
@@ -104,6 +113,7 @@ class Scheduler:
             traffic=Traffic(),
             limits=limits,
             settings=settings,
+            be_alike=Alike(self._look_up),
         )
         self._feedback = Feedback(policy, self.view)
         self._eos_token_ids = eos_token_ids
@@ -119,6 +129,7 @@ class Scheduler:
         self._kept_free = enough * 3 // 4, enough
         self._totals: Counter[str] = Counter()
         self._preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
+        self._drains = {priority_class: Drain() for priority_class in PriorityClass}
         self._num_found = {False: [0, 0], True: [0, 0]}  # tokens of prompts that began, by is_rt: hits, misses
 
     # Requests come and go
@@ -133,13 +144,15 @@ class Scheduler:
         if self.view.settings.prefix_caching:
             request.prefix = Prefix(request.prompt_token_ids, request.cache_salt)
             self._look_up(request)
-        check_admissible(self.view, self.policy, request, now_s)
+        check_admissible(self.view, self.policy, request, now_s, self._drains[request.priority_class].per_s(now_s))
         stop_ids = self._stop_ids(request)
         request.arrival_index = self._num_arrived
         self._num_arrived += 1
         request.is_hopeless = is_hopeless(request, self.view.latency)
         self.view.traffic.note_arrival(request, self.view.latency, now_s, self.view.table.rt_step_s(self.view.latency))
         self._enqueue(request)
+        if not request.is_rt and self.view.settings.cached_first:
+            self.view.be_alike.enter(request)
         self._requests[request.request_id] = request
         self._stops[request] = stop_ids
         self._num_stops.update(stop_ids)
@@ -264,6 +277,7 @@ class Scheduler:
         table.check_invariants()
         for queue in (self.view.rt_waiting, self.view.be_waiting, self.view.be_deadlines):
             queue.check_invariants()
+        self.view.be_alike.check_invariants(len(self.view.be_waiting))
         num_waiting = len(self.view.rt_waiting) + len(self.view.be_waiting)
         assert num_waiting + len(table.rows()) == len(self._requests), (
             "a request is in neither queue nor table, or in both"
@@ -289,6 +303,13 @@ class Scheduler:
         if request.is_rt:
             return [self.view.rt_waiting]
         return [self.view.be_waiting] + [self.view.be_deadlines] * (request.deadline_s is not None)
+
+    def _note_left(self, request: Request) -> None:
+        """Take `request`, which waits no more, from its queues."""
+        for queue in self._queues(request):
+            queue.note_left(request)
+        if not request.is_rt:
+            self.view.be_alike.leave(request)
 
     def _stop_ids(self, request: Request) -> frozenset[int]:
         stop_ids = request.sampling.stop_token_ids
@@ -324,9 +345,8 @@ class Scheduler:
         request.first_scheduled_s = self._planned_s
         request.state = RequestState.RUNNING
         self.view.table.enter(request, row, request.max_total_tokens)
-        self.view.traffic.note_start(request, self._planned_s)
-        for queue in self._queues(request):
-            queue.note_left(request)
+        self._drains[request.priority_class].note(self._planned_s)
+        self._note_left(request)
 
     def _note_loss(self, reclaim: Reclaim, copy: SlotCopy) -> None:
         request = reclaim.request
@@ -351,8 +371,7 @@ class Scheduler:
                 if not self._num_stops[token_id]:
                     del self._num_stops[token_id]
             if was_waiting:
-                for queue in self._queues(request):
-                    queue.note_left(request)
+                self._note_left(request)
             elif request.row is not None:
                 self.view.table.leave(request.row)
                 if reason is FinishReason.ERROR or request.prefix is None:
@@ -382,13 +401,13 @@ class Scheduler:
         return step
 
     def _features(self, rows: Rows, counts: NDArray[np.int64], num_copied: int) -> StepFeatures:
-        new_tokens, context, pairs = table_loops.features(self.view.table.counts, rows, counts)
+        new_tokens, context, pairs = step_loops.features(self.view.table.num_computed, rows, counts)
         return StepFeatures(new_tokens, context, pairs, num_copied, has_prefill=new_tokens > len(rows))
 
     def _learn(self, step: CommittedStep, result: StepResult) -> None:
         table, rows, totals = self.view.table, step.slots.rows, self._totals
         num_tokens, predicted_s = step.features.new_tokens, step.plan.predicted_s
-        num_rt_tokens = table_loops.num_rt_tokens(table.flags, rows, step.slots.counts)
+        num_rt_tokens = step_loops.num_rt_tokens(table.is_rt, rows, step.slots.counts)
         record = StepRecord(
             duration_s=result.duration_s,
             predicted_s=predicted_s,

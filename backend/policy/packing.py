@@ -118,10 +118,21 @@ class Packing:
             whole = min(wanted, self._view.limits.max_tokens)
             fits = is_alone or self.cost_s(request, whole, num_restored) <= time_left_s
             return whole if fits and whole <= max_tokens else 0
-        by_time = self._view.latency.max_chunk(time_left_s - self.any_prefill_s, request.num_computed + num_restored)
+        context = request.num_computed + num_restored
+        by_time = self._view.latency.max_chunk(time_left_s - self.any_prefill_s, context, wanted)
         if by_time < min(wanted, _MIN_CHUNK):
             return min(wanted, _MIN_CHUNK, max_tokens) if is_alone else 0
         return min(wanted, by_time, max_tokens)
+
+    def chunk_by(self, request: Request, end_s: float, max_tokens: int) -> tuple[int, int]:
+        """Return how many tokens of `request` fit into `end_s`, `max_tokens` and the limits; 0 if not worth it.
+
+        The second number is that of the positions to copy back before them.
+        """
+        time_left_s = end_s - self.predicted_s
+        num_restored = self.num_to_restore(request, time_left_s)
+        time_left_s -= self._view.latency.c4 * num_restored
+        return self.chunk(request, time_left_s, max_tokens - num_restored, num_restored), num_restored
 
     def num_to_restore(self, request: Request, time_left_s: float) -> int:
         """Return how many positions of a preempted request to copy back: all that the host has, or none. It copies
@@ -232,9 +243,12 @@ class Packing:
         """Return whether the request in `row` was taken."""
         return self._view.table.request(row) in self.num_new_tokens
 
-    def victims(self, rows: Iterable[int]) -> Iterator[int]:
-        """Yield those of `rows` that can lose slots to this step, each judged when its turn comes."""
-        return (row for row in rows if self.num_held(row) and not self.is_in_step(row))
+    def victims(self, rows: Rows) -> Iterator[int]:
+        """Yield those of `rows` that can lose slots to this step, each judged when its turn comes: what does not run
+        first, then the youngest. Age does not change, so that no two preempt each other in turn."""
+        table = self._view.table
+        order = np.lexsort((-table.arrival_index[rows], ~table.is_preempted[rows]))
+        return (row for row in rows[order].tolist() if self.num_held(row) and not self.is_in_step(row))
 
     def plan(self, budget_s: float) -> StepPlan:
         """Return the plan of all that was taken; if that is nothing, of what can be forced."""

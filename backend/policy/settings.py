@@ -36,6 +36,7 @@ class SchedulerSettings:
         sharing                 real-time and best-effort requests share a block from both ends
         checkpoints             preempted KV is kept in the host pool (else: recomputed)
         chunked_prefill         a prompt may be computed over several steps
+        cached_first            of waiting best-effort requests that begin alike, those whose prefix is cached go first
         evict_by_class          of cached KV, what only best-effort used goes first (else: the one used longest ago)
     Off by default
         prefix_caching          prompts that begin alike share KV, and the rest stays until its slots are needed
@@ -61,6 +62,7 @@ class SchedulerSettings:
     checkpoints: bool = True
     prefix_caching: bool = False
     chunked_prefill: bool = True
+    cached_first: bool = True
     evict_by_class: bool = True
     waiting_served_ratio: float = 0.3
     paper_base_seqs: int = 128

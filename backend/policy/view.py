@@ -8,7 +8,8 @@ from typing import NamedTuple, Protocol
 from backend.core.plan import StepPlan
 from backend.core.request import Request
 from backend.policy.settings import SchedulerSettings
-from backend.policy.state.arrival_rate import ArrivalRate, Drain
+from backend.policy.state.alike import Alike
+from backend.policy.state.arrival_rate import ArrivalRate
 from backend.policy.state.latency_model import LatencyModel
 from backend.policy.state.objectives import Objectives
 from backend.policy.state.request_table import RequestTable
@@ -40,40 +41,28 @@ class StepLimits:
     block_size: int = 16
 
 
-_RT_SLOTS_DECAY_S = 20.0
-
-
 @dataclass(slots=True, eq=False)
 class Traffic:
     """Learned from the requests so far. Written by the scheduler.
 
-    rt_slots: the most KV slots that real-time requests held together in the last seconds; it decays by 1/20 a second.
-    step_s: moving average of the step time. rt_output_ratio, be_output_ratio: moving averages of tokens produced /
-    max_tokens of finished requests; best-effort starts with caution, real-time with what preemption can mend.
-    rt_arrivals: what arrives per second. rt_objectives: the SLOs it asks for. rt_drain, be_drain: what begins per
-    second.
+    step_s: mean time of the last few hundred steps. rt_output_ratio, be_output_ratio: moving averages of tokens
+    produced / max_tokens of finished requests; best-effort starts with caution, real-time with what preemption can
+    mend. rt_arrivals: what arrives per second. rt_objectives: the SLOs it asks for.
     """
 
     rt_output_ratio: float = 0.25
     be_output_ratio: float = 1.0
     step_s: float = 0.02
-    rt_slots: float = 0.0
     num_rt_ended: int = 0
     num_be_ended: int = 0
     rt_arrivals: ArrivalRate = field(default_factory=ArrivalRate)
     rt_objectives: Objectives = field(default_factory=Objectives)
-    rt_drain: Drain = field(default_factory=Drain)
-    be_drain: Drain = field(default_factory=Drain)
 
     def note_arrival(self, request: Request, latency: LatencyModel, now_s: float, rt_step_s: float) -> None:
         """Learn from a request that comes; a step of all real-time decodes takes `rt_step_s`."""
         if request.is_rt:
             self.rt_objectives.note(request, latency, now_s, rt_step_s)
             self.rt_arrivals.note(request)
-
-    def note_start(self, request: Request, now_s: float) -> None:
-        """Learn from a request that stops waiting because it begins."""
-        (self.rt_drain if request.is_rt else self.be_drain).note(now_s)
 
     def note_end(self, request: Request) -> None:
         """Learn from a request that ended by itself."""
@@ -85,11 +74,9 @@ class Traffic:
             self.num_be_ended += 1
             self.be_output_ratio += max(0.02, 1.0 / (self.num_be_ended + 3)) * (ratio - self.be_output_ratio)
 
-    def note_step(self, duration_s: float, num_rt_slots: int) -> None:
-        """Learn from a step, after which real-time requests are `num_rt_slots` tokens long."""
-        self.step_s += 0.1 * (duration_s - self.step_s)
-        decayed = self.rt_slots * (1.0 - min(1.0, duration_s / _RT_SLOTS_DECAY_S))
-        self.rt_slots = max(float(num_rt_slots), decayed)
+    def note_step(self, duration_s: float) -> None:
+        """Learn from a step."""
+        self.step_s += 0.005 * (duration_s - self.step_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +84,8 @@ class SchedulerView:
     """Everything a policy may read. It is the live state, so nothing of it may be kept or changed.
 
     table: requests that hold KV rows. rt_waiting, be_waiting: those that wait for their first step, in the policy's
-    order. be_deadlines: the waiting best-effort requests that have a finish-by deadline, by that deadline.
+    order. be_deadlines: the waiting best-effort requests that have a finish-by deadline, by that deadline. be_alike:
+    those that begin alike.
     """
 
     table: RequestTable
@@ -109,6 +97,7 @@ class SchedulerView:
     traffic: Traffic
     limits: StepLimits
     settings: SchedulerSettings
+    be_alike: Alike = field(default_factory=Alike)
 
 
 class StepRecord(NamedTuple):

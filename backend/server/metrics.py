@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from backend.core.plan import StepBatch, StepOutput, StepPlan, StepResult
 from backend.core.request import Request
-from backend.policy.state.stats import SchedulerStats
+from backend.engine.stats import SchedulerStats
 from backend.wire.metrics import METRICS, labels_of
 from backend.wire.protocol import Metrics, Sample, Timings
 

@@ -17,7 +17,7 @@ import numpy as np
 from backend.core.plan import StepBatch, StepOutput, StepPlan, StepResult
 from backend.core.request import PriorityClass, Request
 from backend.engine.scheduler import Scheduler
-from backend.policy.state.stats import SchedulerStats
+from backend.engine.stats import SchedulerStats
 from kv.manager import KVCacheManager
 from kv.types import Row
 

@@ -16,8 +16,10 @@ PREFIX_BEGIN, PREFIX_END = "<!-- prefix: written by `python -m bench.report` -->
 INTRODUCTION = """\
 `python -m bench.prefix sim`, simulated: hits in percent of prompt tokens, and the share of real-time requests in time.
 "chat" is multi-turn. "documents" asks about long texts, a few of them often, in both classes. "flood" is "chat" beside
-best-effort prompts that share nothing. The oracle is a cache of as many slots that drops the least recently used one.
-Running requests take nothing from it. Requests and pool are {scale:g} of a GPU's ({num_requests} requests a run).
+best-effort prompts that share nothing. "jobs" is "chat" beside a file of best-effort requests that is there from the
+start. Each of these begins with one of many system prompts, which do not fit into the pool at once. The oracle is a
+cache of as many slots that drops the least recently used one. Running requests take nothing from it, and requests come
+to it in order of arrival. Requests and pool are {scale:g} of a GPU's ({num_requests} requests a run).
 Means of seeds {seeds}; the brackets hold the lowest and the highest."""
 
 Run = Mapping[str, Any]
@@ -30,7 +32,7 @@ def prefix_text(results: Path) -> str | None:
         return None
     runs = document["runs"]
     cells = list(dict.fromkeys((run["trace"], run["cache"]) for run in runs))
-    header = ("trace", "cache", "RT hits", "oracle", "BE hits", "oracle", "RT in time")
+    header = ("trace", "cache", "RT hits", "oracle", "BE hits", "oracle", "RT in time", "BE requests/s")
     rows = [[trace, cache, *_row(_of(runs, trace, cache))] for trace, cache in cells]
     introduction = INTRODUCTION.format(
         scale=document["scale"],
@@ -53,7 +55,26 @@ def _row(runs: Sequence[Run]) -> list[str]:
         for name in ("hit_rate", "oracle_hit_rate"):
             is_shown = name == "hit_rate" or runs[0]["hit_rate"]["rt"] is not None
             cells.append(_spread([run[name][cls] for run in runs]) if is_shown else "")
-    return [*cells, _spread([run["rt_attainment"] for run in runs])]
+    return [
+        *cells,
+        _spread([run["rt_attainment"] for run in runs]),
+        _rate([run.get("be_requests_per_s") for run in runs]),
+    ]
+
+
+def _rate(rates: Sequence[float | None]) -> str:
+    known = [rate for rate in rates if rate is not None]
+    return f"{np.mean(known):.1f}" if known else ""
+
+
+def _ordered(ratios: Sequence[float]) -> str:
+    if not ratios:
+        return ""
+    return f"Cached prefixes first: best-effort ends {min(ratios):.2f} to {max(ratios):.2f} times as many a second. "
+
+
+def _gain(ours: Run, other: Run) -> float:
+    return float(ours["be_requests_per_s"] / other["be_requests_per_s"])
 
 
 def _spread(shares: Sequence[float | None]) -> str:
@@ -63,9 +84,10 @@ def _spread(shares: Sequence[float | None]) -> str:
 
 def _verdict(runs: Sequence[Run]) -> str:
     """Say how far the oracle is, what the classes bring, and whether real-time ever loses."""
-    gaps, losses, gains = [], [], []
+    gaps, losses, gains, ordered = [], [], [], list[float]()
     for trace in dict.fromkeys(run["trace"] for run in runs):
         ours, plain, none = (_of(runs, trace, cache) for cache in ("by class", "by last use", "none"))
+        ordered += [_gain(*each) for each in zip(ours, _of(runs, trace, "by class, order of arrival"), strict=False)]
         for with_classes, without in zip(ours, none, strict=True):
             losses.append(without["rt_attainment"] - with_classes["rt_attainment"])
             gaps.append((with_classes["oracle_hit_rate"]["rt"] - with_classes["hit_rate"]["rt"], trace))
@@ -77,6 +99,7 @@ def _verdict(runs: Sequence[Run]) -> str:
     return (
         f"Real-time hits are at most {100 * max(0.0, gap):.1f} points below the oracle's (on {trace}). "
         f"Eviction by class gains real-time up to {100 * gain:.1f} points over the last use alone (on {where}). "
+        + _ordered(ordered)
         + (
             f"The share in time is at most {lost:.1f} points below that without a cache."
             if lost > 0

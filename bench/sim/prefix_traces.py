@@ -3,6 +3,7 @@
     chat        conversations: each turn repeats all before it
     documents   questions about long documents, a few of which are asked about often (the shape of Mooncake's trace)
     flood       `chat`, with best-effort prompts that share nothing in as many tokens as the pool has, again and again
+    jobs        `chat`, with a best-effort file whose prompts begin with one of many system prompts, in any order
 
 `scale` makes the number of requests and the pool smaller alike. The oracle caches the same blocks in as many slots, and
 running requests take none of them. It drops the least recently used block, whichever class used it. On `flood` it
@@ -37,6 +38,7 @@ MAX_SEQS = 256
 TTFT_SLO_S, TPOT_SLO_S = 1.0, 0.1
 _NUM_CHATS, _CHATS_PER_S, _TURN_GAP_S = 600, 2.0, 30.0
 _NUM_DOCUMENTS, _NUM_QUESTIONS, _QUESTIONS_PER_S = 120, 1_500, 3.0
+_NUM_SYSTEM_PROMPTS, _NUM_LINES = 400, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +90,36 @@ def flood(rng: Generator, scale: float) -> list[Turn]:
     return turns + [Turn(at_s, False, _tokens(rng, 4_000), 20) for at_s in times_s.tolist()]
 
 
-TRACES: dict[str, Callable[[Generator, float], list[Turn]]] = {"chat": chat, "documents": documents, "flood": flood}
+def jobs(rng: Generator, scale: float) -> list[Turn]:
+    """Conversations beside a file that is there from the start. Its system prompts do not fit into the pool at once."""
+    turns = chat(rng, scale)
+    systems = [_tokens(rng, _length(rng, 1_500, 6_000)) for _ in range(max(2, round(_NUM_SYSTEM_PROMPTS * scale)))]
+    return turns + [
+        Turn(0.0, False, systems[index] + _tokens(rng, _length(rng, 100, 400)), _length(rng, 60, 200))
+        for index in rng.integers(0, len(systems), round(_NUM_LINES * scale)).tolist()
+    ]
+
+
+TRACES: dict[str, Callable[[Generator, float], list[Turn]]] = {
+    "chat": chat,
+    "documents": documents,
+    "flood": flood,
+    "jobs": jobs,
+}
 
 
 CACHES: Mapping[str, SchedulerSettings] = {
     "by class": SchedulerSettings(prefix_caching=True),
     "by last use": SchedulerSettings(prefix_caching=True, evict_by_class=False),
+    "by class, order of arrival": SchedulerSettings(prefix_caching=True, cached_first=False),
     "none": SchedulerSettings(prefix_caching=False),
 }
 
 COMPARED: Mapping[str, Sequence[str]] = {  # `chat` has one class
-    name: [cache for cache in CACHES if name != "chat" or cache != "by last use"] for name in TRACES
+    "chat": ("by class", "none"),
+    "documents": ("by class", "by last use", "by class, order of arrival", "none"),
+    "flood": ("by class", "by last use", "none"),
+    "jobs": ("by class", "by class, order of arrival", "none"),
 }
 
 
@@ -159,8 +180,10 @@ class _Run:
                 self.prefix_tokens.get((cls, source), 0) for source in (PrefixSource.HIT, PrefixSource.MISS)
             )
             rates[cls.value] = hits / (hits + misses) if hits + misses else None
+        ends_s = [self.ends_s[request.request_id] for request in self.requests if not request.is_rt]
         return {
             "hit_rate": rates,
+            "be_requests_per_s": len(ends_s) / max(ends_s) if ends_s else None,
             "rt_attainment": share([self._is_met(request) for request in self.requests if request.is_rt]),
             "num_failed": self.num_failed,
             "duration_s": self.clock.now_s(),

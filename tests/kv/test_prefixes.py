@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kv.manager import KVCacheManager
 from kv.prefixes import Prefix
@@ -174,3 +178,58 @@ def test_looking_again_follows_what_was_evicted_and_what_was_added() -> None:
     assert manager.find(prefix) == 0
     cached(manager, TAIL, tokens(12))
     assert manager.find(prefix) == 12
+
+
+class Stories:
+    """Rows that hold prompts which begin alike, and go on differently."""
+
+    def __init__(self) -> None:
+        self.manager = make_manager(num_blocks=12, block_size=2)
+        self.prompts = [[*range(6), *[100 + story] * 18] for story in range(3)]
+        self.running: list[tuple[Row, int]] = []  # with their stories
+
+    def begin(self, story: int, num_tokens: int) -> None:
+        self._grow(self.manager.open(TAIL), story, num_tokens)
+
+    def go_on(self, _story: int, num_tokens: int) -> None:
+        if self.running:
+            self._grow(*self.running.pop(), min(num_tokens, 4))
+
+    def cut(self, _story: int, num_tokens: int) -> None:
+        if self.running:
+            row = self.running[-1][0]
+            self.manager.shrink(row, min(num_tokens, self.manager.num_held(row)), checkpoint=False)
+
+    def end(self, _story: int, _num_tokens: int) -> None:
+        if self.running:
+            row, story = self.running.pop()
+            num_tokens = self.manager.num_held(row)
+            self.manager.leave_cached(row, Prefix(self.prompts[story][:num_tokens]), num_tokens)
+
+    def evict(self, _story: int, _num_tokens: int) -> None:
+        self.manager.evict_all()
+
+    def _grow(self, row: Row, story: int, num_tokens: int) -> None:
+        num_held = self.manager.num_held(row)
+        if num_held + num_tokens <= 24 and self.manager.grow(row, num_tokens):
+            num_held += num_tokens
+            self.manager.begin_step()
+            self.manager.lend(row, Prefix(self.prompts[story][:num_held]), num_held)
+        self.running.append((row, story))
+
+
+CHANGES = (Stories.begin, Stories.begin, Stories.go_on, Stories.cut, Stories.end, Stories.evict)
+
+
+@given(st.lists(st.tuples(st.sampled_from(CHANGES), st.integers(0, 2), st.integers(1, 14), st.booleans()), max_size=30))
+def test_looking_again_finds_what_a_first_look_finds(
+    changes: list[tuple[Callable[[Stories, int, int], None], int, int, bool]],
+) -> None:
+    stories = Stories()
+    kept = [Prefix(prompt) for prompt in stories.prompts]
+    for change, story, num_tokens, is_looked_up in changes:
+        change(stories, story, num_tokens)
+        if is_looked_up:
+            manager = stories.manager
+            assert list(map(manager.find, kept)) == [found(manager, prompt) for prompt in stories.prompts]
+            assert [bool(prefix.lenders) for prefix in kept] == [manager.find(prefix) > 0 for prefix in kept]

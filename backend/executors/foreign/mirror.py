@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from backend.core.plan import PreemptionKind
 from backend.core.request import PrefixSource, PriorityClass, Request, RequestState
+from backend.engine.admission import is_hopeless
 from backend.executors.foreign.source import Source, Ticket
 from backend.policy.packing import side_of
 from backend.policy.state.latency_model import LatencyModel
-from backend.policy.state.objectives import is_hopeless
 from backend.policy.state.request_table import RequestTable
 from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import Traffic

@@ -14,15 +14,14 @@ import numpy as np
 
 from backend.core.clock import Clock
 from backend.core.plan import Reclaim, StepPlan
-from backend.core.request import PriorityClass, Request
+from backend.core.request import PriorityClass, Request, first_deadline_s
 from backend.engine.feedback import Feedback, MovedTokens
+from backend.engine.stats import ClassCounts, SchedulerStats
 from backend.executors.foreign.mirror import Adopted, Mirror, Queues, Scheduled, Twin
 from backend.executors.foreign.source import Source
 from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
 from backend.policy.state.latency_model import PRIOR, LatencyModel, StepFeatures
-from backend.policy.state.request_table import first_deadline_s
-from backend.policy.state.stats import ClassCounts, SchedulerStats
 from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 from kv.types import KVUsage
@@ -70,11 +69,7 @@ class Pilot(Generic[H]):
         self.policy = POLICIES[settings.policy].make(settings, step_limits)
         order = self.policy.order
         queues = Queues(WaitingQueue(order), WaitingQueue(order), WaitingQueue(first_deadline_s))
-        latency = LatencyModel(
-            settings.latency_coefficients or PRIOR,
-            settings.latency_forgetting,
-            is_fitted=settings.latency_coefficients is not None,
-        )
+        latency = LatencyModel(settings.latency_coefficients or PRIOR, settings.latency_forgetting)
         self.mirror = Mirror(source, queues, limits.max_seq_len, latency)
         self.view = SchedulerView(
             table=self.mirror.table,

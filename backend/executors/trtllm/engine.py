@@ -22,13 +22,13 @@ from backend.core.errors import BrosError, ExecutorError, OverloadedError, to_br
 from backend.core.request import FinishReason, Request, RequestId
 from backend.engine.engine import MAX_INBOX, Cancel, Command, Emit, Inspect, Submit, look_at
 from backend.engine.scheduler import Scheduler
+from backend.engine.stats import SchedulerStats
 from backend.executors.foreign.answers import Answers, log_prob_at
 from backend.executors.foreign.source import Ticket
 from backend.executors.trtllm.gate import Gate
 from backend.executors.trtllm.runtime import Runtime
 from backend.executors.trtllm.sampling import FINISH_REASONS
 from backend.executors.trtllm.surface import CompletionOutput, RequestOutput
-from backend.policy.state.stats import SchedulerStats
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from itertools import chain, takewhile
 
 from backend.core.errors import OverloadedError, RequestTooLargeError
-from backend.core.request import PriorityClass, Request, RequestId, RequestState
+from backend.core.request import PriorityClass, Request, RequestId, RequestState, first_deadline_s
 from backend.engine.admission import retry_after_s
-from backend.policy.state.arrival_rate import Drain
-from backend.policy.state.request_table import first_deadline_s
+from backend.engine.drain import Drain
 from backend.policy.state.waiting_queue import WaitingQueue
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from backend.core.clock import Clock
 from backend.core.plan import StepPlan
+from backend.engine.stats import SchedulerStats
 from backend.executors.foreign.mirror import Mirror, Scheduled, Twin
 from backend.executors.foreign.pilot import EngineLimits, Pilot, by_loss, whole_victims
 from backend.executors.trtllm.active import ActiveRequests
@@ -21,7 +22,6 @@ from backend.executors.trtllm.decision import Decision, ManagerAdapter, Share, i
 from backend.executors.trtllm.surface import InnerScheduler, LlmRequest, SchedulerOutput
 from backend.executors.trtllm.tickets import Tickets
 from backend.policy.settings import SchedulerSettings
-from backend.policy.state.stats import SchedulerStats
 from backend.policy.view import Policy, SchedulerView
 
 logger = logging.getLogger(__name__)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from backend.core.request import PriorityClass
+from backend.engine.stats import ClassCounts, SchedulerStats
 from backend.executors.trtllm.gate import Gate
 from backend.executors.trtllm.runtime import Runtime
-from backend.policy.state.stats import ClassCounts, SchedulerStats
 from kv.types import KVUsage
 
 

@@ -18,12 +18,12 @@ from backend.core.request import FinishReason, Request, RequestId
 from backend.engine.admission import check_admissible
 from backend.engine.engine import MAX_INBOX, Cancel, Command, Emit, Inspect, Submit, look_at
 from backend.engine.scheduler import Scheduler
+from backend.engine.stats import SchedulerStats
 from backend.executors.foreign.answers import Answers, log_prob_at
 from backend.executors.foreign.source import Ticket
 from backend.executors.vllm.sampling import FINISH_REASONS
 from backend.executors.vllm.steering import Steering
 from backend.executors.vllm.surface import RequestOutput
-from backend.policy.state.stats import SchedulerStats
 from backend.policy.view import SchedulerView
 from kv.manager import KVCacheManager
 
@@ -164,7 +164,7 @@ class VllmEngine:
         """Raise a BrosError for a request that is not to be queued."""
         pilot = self._steering.pilot
         if self._steering.honours_plans:
-            check_admissible(pilot.view, pilot.policy, request, self.clock.now_s())
+            check_admissible(pilot.view, pilot.policy, request, self.clock.now_s(), begun_per_s=0.0)
         settings = pilot.view.settings
         if len(self._tickets) >= (max_open := settings.max_waiting_rt + settings.max_waiting_be):
             raise OverloadedError(f"vLLM: {max_open} requests are open", retry_after_s=1.0)

@@ -18,6 +18,7 @@ from typing import Any
 from backend.core.clock import Clock
 from backend.core.plan import StepPlan
 from backend.core.request import Request
+from backend.engine.stats import SchedulerStats
 from backend.executors.foreign.mirror import Scheduled, Twin
 from backend.executors.foreign.pilot import EngineLimits, Pilot, by_loss, whole_victims
 from backend.executors.foreign.source import Ticket
@@ -25,7 +26,6 @@ from backend.executors.vllm.books import Books
 from backend.executors.vllm.surface import RequestQueue, SchedulerOutput, VllmRequest, VllmScheduler
 from backend.executors.vllm.waiting import WaitingRequests
 from backend.policy.settings import SchedulerSettings
-from backend.policy.state.stats import SchedulerStats
 
 logger = logging.getLogger(__name__)
 

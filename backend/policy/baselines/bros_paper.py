@@ -25,11 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.core.plan import StepPlan
-from backend.core.request import Request
+from backend.core.request import Request, first_deadline_s
 from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
 from backend.policy.state.latency_model import LatencyModel
-from backend.policy.state.request_table import first_deadline_s
 from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 from kv.types import Row

@@ -52,8 +52,8 @@ def step_target_s(view: SchedulerView, packing: Packing, now_s: float) -> float:
     rows = np.concatenate((groups.rt_decodes, groups.rt_prefills))
     if len(rows):
         return _USE * float(table.tpot_slo_s[rows].min())
-    tightest_s = view.traffic.rt_objectives.tightest_ttft_slo_s(now_s)
-    return _IDLE_CAP_S if tightest_s == float("inf") else 0.5 * tightest_s
+    wait_s = view.traffic.rt_objectives.recent(now_s).shortest_wait_s
+    return _IDLE_CAP_S if wait_s == float("inf") else wait_s
 
 
 def _take_decodes(view: SchedulerView, packing: Packing, rows: Rows, budget_s: float) -> None:

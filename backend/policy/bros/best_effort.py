@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
@@ -14,9 +13,6 @@ from backend.policy.packing import Packing
 from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
-_MAX_LOOKED_AT = 64  # waiting requests with a finish-by deadline that a step looks at, by deadline
-_MIN_SHARE = 0.25  # part of a step that best-effort is expected to get, whatever real-time leaves of this one
-
 
 class BestEffortFill:
     """Takes best-effort work into a step that already has its real-time part, and that is to end in `end_s`."""
@@ -26,14 +22,11 @@ class BestEffortFill:
         self._packing = packing
         self._end_s = self._prefill_end_s = end_s
         self._now_s = now_s
-        self._forecast = KVForecast(view, is_rt=False)
+        self._forecast = KVForecast(view, packing, is_rt=False)
         self._decodes = packing.groups.be_decodes
         self._prefills = packing.groups.be_prefills
         self._urgent: list[Request] = []
         self._is_short = False  # an urgent request found no slots
-        # Each running real-time request may soon need a block; best-effort that has not begun leaves them that.
-        num_rt = len(packing.groups.rt_decodes) + len(packing.groups.rt_prefills)
-        self._reserve = num_rt * view.limits.block_size
 
     def pack_urgent(self) -> None:
         """Take the requests whose finish-by deadline is near, over the slots of others."""
@@ -64,15 +57,9 @@ class BestEffortFill:
         table = self._view.table
         rows = np.concatenate((self._decodes, self._prefills))
         started = table.requests_in(rows[table.deadline_s[rows] < np.inf])
-        waiting = list(islice(self._view.be_deadlines.in_time(), _MAX_LOOKED_AT))
-        requests = started + waiting
-        if not requests:
-            return []
-        jobs = list(map(self._job, requests))
-        mean_s = sum(job.serial_s for job in jobs[len(started) :]) / max(1, len(waiting))
-        more_s = mean_s * (len(self._view.be_deadlines) - len(waiting))
-        share = max(_MIN_SHARE, 1.0 - self._packing.predicted_s / max(self._end_s, 1e-9))
-        return [requests[index] for index in urgent(jobs, self._now_s, more_s, 1.0 / share)]
+        waiting = islice(self._view.be_deadlines.in_time(), self._view.limits.max_seqs)
+        requests = [*started, *waiting]
+        return [requests[index] for index in urgent(list(map(self._job, requests)), self._now_s)]
 
     def _job(self, request: Request) -> Job:
         """Predict the rest of `request`, as if best-effort had the machine."""
@@ -87,25 +74,16 @@ class BestEffortFill:
 
         False for lack of slots only.
         """
-        packing = self._packing
-        if self._forecast.has_room_for(request) and self._admit(request):
-            return True
-        num_slots = len(request.token_ids) + self._reserve
-        if packing.room_for(request) < num_slots and not packing.make_room_whole(
-            request, num_slots, self._without_need()
-        ):
-            return False
-        num_tokens = self._chunk(request, packing.room_for(request))
-        if num_tokens > 0 and packing.add(request, num_tokens):
-            self._forecast.take(request)
-        return True
-
-    def _without_need(self) -> Iterator[int]:
-        """Return best-effort rows that are not urgent, the youngest first."""
         table = self._view.table
-        rows = np.concatenate((self._decodes, self._prefills))
-        youngest = rows[np.argsort(-table.arrival_index[rows])].tolist()
-        return self._packing.victims(row for row in youngest if table.request(row) not in self._urgent)
+        victims = self._packing.victims(np.concatenate((self._decodes, self._prefills)))
+        without_need = [row for row in victims if table.request(row) not in self._urgent]
+        running = np.array([row for row in without_need if not table.is_preempted[row]], np.int64)
+        if self._forecast.make_room_for(request, running) is None:
+            return False
+        num_slots = min(len(request.token_ids), self._packing.tokens_left)
+        self._packing.make_room_whole(request, num_slots, without_need)
+        self._take(request)
+        return True
 
     # The rest
 
@@ -133,49 +111,40 @@ class BestEffortFill:
     def _continue_started(self) -> bool:
         """Go on with what has begun; return whether nothing that has begun was left waiting for room."""
         table = self._view.table
-        rows = self._prefills
-        rows = rows[table.arrival_index[rows].argsort()]
-        waits = [row for row in rows.tolist() if self._is_free(row) and not self._continue(table.request(row))]
-        return not waits
+        rows = self._prefills[table.arrival_index[self._prefills].argsort()]
+        has_room = [self._continue(request) for request in table.requests_in(rows)]
+        return all(has_room)
 
     def _continue(self, request: Request) -> bool:
-        """Take a chunk of a request that has a row, restored as far as that is cheaper; False for lack of slots."""
-        assert request.row is not None
+        """Take a chunk of a request that has a row; False for lack of slots.
+
+        A preempted one comes back when all it lost fits and will go on fitting: it is to stay this time.
+        """
         packing = self._packing
+        assert request.row is not None
         if not self._is_free(request.row) or packing.seqs_left < 1:
             return True
-        is_preempted = bool(self._view.table.is_preempted[request.row])
-        room = packing.room_for(request, self._reserve + request.num_uncomputed)
-        if is_preempted and not self._can_come_back(request, room):
-            return False
-        num_restored = packing.num_to_restore(request, self._prefill_end_s - packing.predicted_s)
-        num_tokens = self._chunk(request, room - num_restored, num_restored)
-        if num_tokens > 0 and packing.add(request, num_tokens, num_restored) and is_preempted:
-            self._forecast.take(request)
-        return room > 0
-
-    def _can_come_back(self, request: Request, room: int) -> bool:
-        """A preempted request comes back when all it lost fits and will go on fitting: it is to stay this time."""
-        is_short = self._packing.has_cuts or room - self._reserve < request.num_uncomputed
-        return not is_short and self._forecast.has_room_for(request)
-
-    def _chunk(self, request: Request, room: int, num_restored: int = 0) -> int:
-        time_left_s = self._prefill_end_s - self._packing.predicted_s - self._view.latency.c4 * num_restored
-        return self._packing.chunk(request, time_left_s, room, num_restored)
+        if not self._view.table.is_preempted[request.row]:
+            return self._take(request) or packing.room_for(request) > 0
+        has_room = packing.room_for(request, request.num_uncomputed) >= request.num_uncomputed
+        return has_room and not packing.has_cuts and self._take(request)
 
     def _admit_waiting(self) -> None:
-        for request in self._view.be_waiting.in_time():
-            if self._packing.seqs_left < 1 or self._packing.tokens_left < 1:
-                break
-            if request not in self._packing.num_new_tokens and not self._admit(request):
+        view, packing = self._view, self._packing
+        for request in view.be_alike.in_turn(view.be_waiting.in_time(), packing.num_new_tokens):
+            if packing.seqs_left < 1 or packing.tokens_left < 1 or not self._take(request):
                 break
 
-    def _admit(self, request: Request) -> bool:
-        """Take the first chunk of a waiting request, if all that run will find slots until they end."""
+    def _take(self, request: Request) -> bool:
+        """Take a chunk; of a request that does not run, only if all that run will find slots until they end."""
         packing = self._packing
-        room = packing.room_for(request, self._reserve + request.num_uncomputed)
-        num_tokens = self._chunk(request, room - self._reserve)
-        if num_tokens < 1 or not self._forecast.has_room_for(request) or not packing.add(request, num_tokens):
+        room = packing.room_for(request, request.num_uncomputed)
+        num_tokens, num_restored = packing.chunk_by(request, self._prefill_end_s, room)
+        is_new = request.row is None or bool(self._view.table.is_preempted[request.row])
+        if num_tokens < 1 or (is_new and not self._forecast.has_room_for(request)):
             return False
-        self._forecast.take(request)
+        if not packing.add(request, num_tokens, num_restored):
+            return False
+        if is_new:
+            self._forecast.take(request)
         return True

@@ -8,11 +8,10 @@ time if begun a little later, nothing is urgent.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_URGENCY = 1.5  # factor on predicted work, so that it begins a little before the latest start
+_URGENCY = 2.0  # factor on predicted work, so that it begins a little before the latest start
 
 
 class Job(NamedTuple):
@@ -28,39 +27,18 @@ class Job(NamedTuple):
         return self.deadline_s - self.parallel_s
 
 
-def urgent(jobs: Sequence[Job], now_s: float, more_s: float = 0.0, stretch: float = 1.0) -> list[int]:
-    """Return the indices of the jobs to serve now, in order: all up to the last whose latest start has come.
+def urgent(jobs: Sequence[Job], now_s: float) -> list[int]:
+    """Return the indices of the jobs to serve now, by due time: all up to the last whose latest start has come.
 
-    Jobs that cannot end in time are left out: they would only make others late. more_s: serial parts of jobs that are
-    due after all of these and were not looked at; they count as due with the last. stretch: how many times longer
-    serial parts take beside other work.
+    A job that cannot end in time behind those before it is left out: it would only make others late.
     """
-    order = feasible(jobs, now_s)
     end_s, num_urgent = now_s, 0
-    for position, index in enumerate(order, start=1):
+    feasible: list[int] = []
+    for index in sorted(range(len(jobs)), key=lambda index: jobs[index].due_s):
         job = jobs[index]
-        end_s += _URGENCY * stretch * job.serial_s
-        if end_s + (_URGENCY - 1.0) * job.parallel_s >= job.due_s:
-            num_urgent = position
-    if more_s and order:
-        last = jobs[order[-1]]
-        end_s += _URGENCY * stretch * more_s + (_URGENCY - 1.0) * last.parallel_s
-        num_urgent = len(order) if end_s >= last.due_s else num_urgent
-    return order[:num_urgent]
-
-
-def feasible(jobs: Sequence[Job], now_s: float) -> list[int]:
-    """Return the indices of the most jobs that can all end in time, by due time. Whenever one does not fit, the longest
-    so far goes (Moore, Management Science 15(1), 1968). Equals keep their order."""
-    order = sorted(range(len(jobs)), key=lambda index: jobs[index].due_s)
-    by_length: list[tuple[float, int]] = []  # a heap, the longest first
-    dropped: set[int] = set()
-    end_s = now_s
-    for index in order:
-        heapq.heappush(by_length, (-jobs[index].serial_s, -index))
-        end_s += jobs[index].serial_s
-        if end_s > jobs[index].due_s:
-            length_s, longest = heapq.heappop(by_length)
-            end_s += length_s
-            dropped.add(-longest)
-    return [index for index in order if index not in dropped]
+        if end_s + job.serial_s <= job.due_s:
+            feasible.append(index)
+            end_s += job.serial_s
+            cautious_end_s = now_s + _URGENCY * (end_s - now_s) + (_URGENCY - 1.0) * job.parallel_s
+            num_urgent = len(feasible) if cautious_end_s >= job.due_s else num_urgent
+    return feasible[:num_urgent]

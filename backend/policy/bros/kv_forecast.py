@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.core.request import Request
-from backend.policy.state import table_loops
+from backend.policy.packing import Packing
 from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
 Counts = NDArray[np.int64]
 
-UNUSED_OF_BLOCK = 0.6  # part of its last block that a real-time request leaves unused: 1/2, and ends of answers
+
+def unused_of_block(view: SchedulerView) -> float:
+    """Return the KV slots of its last block that a request leaves unused: half of them, on average."""
+    return view.limits.block_size / 2
 
 
 def peak_slots(num_held: Counts, num_remaining: Counts) -> int:
@@ -20,8 +25,6 @@ def peak_slots(num_held: Counts, num_remaining: Counts) -> int:
 
     When the request with r tokens to go ends, it and all that outlive it have grown by r.
     """
-    if not len(num_held):
-        return 0
     order = np.argsort(-num_remaining, kind="stable")
     held, remaining = num_held[order], num_remaining[order]
     return int((np.cumsum(held) + np.arange(1, len(held) + 1) * remaining).max())
@@ -31,92 +34,77 @@ class KVForecast:
     """Whether one more request of a class can be let in, so that all of it that runs ends without preemption.
 
     Real-time requests count among themselves, since they may take the slots of the others. Best-effort ones count among
-    themselves, in what real-time leaves. That is what it used at most in the last seconds, because those that end are
-    followed by others. Preempted requests count for nothing until they are let in again. A slot that several
-    share counts once: for the running request that owns it, or, where none does, as not there. Borrowable slots of a
-    new request count until it borrows them.
+    themselves, in what real-time leaves at present. Preempted requests count for nothing until they are let in again. A
+    slot that several share counts once: for the running request that owns it, or, where none does, as not there.
+    Borrowable slots of a new request count until it borrows them.
 
     The peak is computed only where not all that the requests could ever hold has room.
     """
 
-    def __init__(self, view: SchedulerView, is_rt: bool) -> None:
+    def __init__(self, view: SchedulerView, packing: Packing, is_rt: bool) -> None:
         self._view = view
+        self._packing = packing
         self._is_rt = is_rt
-        # rows, and slots that all of them could ever hold together
-        self._rows, self._most = table_loops.running(view.table.counts, view.table.flags, is_rt)
+        groups, table = packing.groups, view.table
+        decodes, prefills = groups[:2] if is_rt else groups[2:]
+        self._rows: Rows = np.concatenate((decodes, prefills[~table.is_preempted[prefills]]))  # that run
+        self._most = self._most_slots(self._rows)  # that all could ever hold together
+        self._num_rt_known = 0 if is_rt else view.table.num_rt_known()
         self._taken: list[Request] = []
-        self._growth: tuple[Counts, Counts] | None = None
 
-    def has_room_for(self, request: Request) -> bool:
-        """Return whether `request` could be let in. True if nothing of its class runs."""
-        if not len(self._rows) and not self._taken:
-            return True
-        num_slots = self._num_slots()
-        return self._most + request.max_total_tokens <= num_slots or self._peak([request]) <= num_slots
+    def has_room_for(self, request: Request, without: Rows | None = None) -> bool:
+        """Return whether `request` could be let in if the rows `without` were preempted. True if nothing of its class
+        runs."""
+        rows = self._rows if without is None else np.setdiff1d(self._rows, without, assume_unique=True)
+        requests = [*self._taken, request]
+        num_slots = self._num_slots(len(rows) + len(self._taken))
+        is_alone = not len(rows) and not self._taken
+        return is_alone or self._most + request.max_total_tokens <= num_slots or self._peak(rows, requests) <= num_slots
 
     def take(self, request: Request) -> None:
         """Count `request` as let in."""
         self._taken.append(request)
         self._most += request.max_total_tokens
 
-    def num_to_leave(self, rows: Rows, request: Request) -> int | None:
-        """Return how many of `rows`, running requests, must stop in order for `request` to be let in; None if all
-        together are not enough."""
-        before = self._rows, self._most, self._growth
-        try:
-            self.leave(rows)
-            if not len(rows) or not self.has_room_for(request):
-                return None
-            self._rows, self._most, self._growth = before
-            num_left = 0
-            while not self.has_room_for(request):
-                self.leave(rows[num_left : num_left + 1])
-                num_left += 1
-            return num_left
-        finally:
-            self._rows, self._most, self._growth = before
+    def make_room_for(self, request: Request, rows: Rows) -> Rows | None:
+        """Preempt as few of `rows`, which run, as it takes to let `request` in, from the first one on; return them.
 
-    def leave(self, rows: Rows) -> None:
-        """Count running requests as preempted."""
-        self._rows = np.setdiff1d(self._rows, rows, assume_unique=True)
-        table = self._view.table
-        self._most -= int((table.max_total[rows] - table.num_borrowed[rows]).sum())
-        self._growth = None
+        None, with nothing done, if all together are not enough.
+        """
+        numbers = range(len(rows) + 1)
+        num = bisect_left(numbers, True, key=lambda num: self.has_room_for(request, without=rows[:num]))
+        if num not in numbers:
+            return None
+        for row in rows[:num].tolist():
+            self._packing.cut(row, 0)
+        self._rows = np.setdiff1d(self._rows, rows[:num], assume_unique=True)
+        self._most -= self._most_slots(rows[:num])
+        return rows[:num]
 
-    def _num_slots(self) -> float:
+    def _most_slots(self, rows: Rows) -> int:
+        return int((self._view.table.max_total[rows] - self._view.table.num_borrowed[rows]).sum())
+
+    def _num_slots(self, num_running: int) -> float:
         num_slots = self._view.limits.num_slots - self._view.kv.num_borrowed_cached
         if self._is_rt:
-            num_running = len(self._rows) + len(self._taken)
-            return num_slots - UNUSED_OF_BLOCK * self._view.limits.block_size * num_running
-        return num_slots * (1.0 - self._view.settings.kv_headroom_ratio) - self._view.traffic.rt_slots
+            return num_slots - num_running * unused_of_block(self._view)
+        return num_slots * (1.0 - self._view.settings.kv_headroom_ratio) - self._num_rt_known
 
-    def _peak(self, more: list[Request]) -> int:
-        """Return the peak of the requests that run, of those let in since, and of `more`."""
-        held, remaining = self._running()
-        if added := self._taken + more:
-            num_output = np.array([request.num_output for request in added])
-            max_output = np.array([request.sampling.max_tokens for request in added])
-            own = expected_growth(self._ratio(), num_output, max_output)
-            held = np.concatenate((held, [len(request.token_ids) for request in added]))
-            remaining = np.concatenate((remaining, own))
-        return peak_slots(held, remaining)
-
-    def _running(self) -> tuple[Counts, Counts]:
-        """Return tokens held once all is computed, and tokens expected to come, of the running requests."""
-        if self._growth is None:
-            table, rows = self._view.table, self._rows
-            num_known, num_prompt = table.num_known[rows], table.num_prompt[rows]
-            growth = expected_growth(self._ratio(), num_known - num_prompt, table.max_total[rows] - num_prompt)
-            self._growth = num_known - table.num_borrowed[rows], growth
-        return self._growth
-
-    def _ratio(self) -> float:
-        traffic = self._view.traffic
-        return traffic.rt_output_ratio if self._is_rt else traffic.be_output_ratio
+    def _peak(self, rows: Rows, requests: list[Request]) -> int:
+        """Return the peak of `rows`, which run, and of `requests`, which are let in."""
+        table, traffic = self._view.table, self._view.traffic
+        num_output = table.num_known[rows] - table.num_prompt[rows], [request.num_output for request in requests]
+        max_output = (
+            table.max_total[rows] - table.num_prompt[rows],
+            [request.sampling.max_tokens for request in requests],
+        )
+        held = table.num_known[rows] - table.num_borrowed[rows], [len(request.token_ids) for request in requests]
+        ratio = traffic.rt_output_ratio if self._is_rt else traffic.be_output_ratio
+        growth = expected_growth(ratio, np.concatenate(num_output), np.concatenate(max_output))
+        return peak_slots(np.concatenate(held), growth)
 
 
 def expected_growth(ratio: float, num_output: Counts, max_output: Counts) -> Counts:
-    """Return the tokens a request will still produce: up to the usual part of its maximum; beyond, half of the rest."""
-    usual = np.ceil(ratio * max_output).astype(np.int64) - num_output
-    rest = max_output - num_output
-    return np.maximum(1, np.minimum(rest, np.where(usual > 0, usual, (rest + 1) // 2)))
+    """Return the tokens a request will still produce: up to the usual part of its maximum, one at least."""
+    growth: Counts = np.maximum(1, np.ceil(ratio * max_output).astype(np.int64) - num_output)
+    return growth

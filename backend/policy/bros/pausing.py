@@ -12,9 +12,8 @@ from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
 _PAUSE_TOKENS = 20.0  # tokens ahead of its schedule from which a decode can be paused.
-_RESUME_TOKENS = 5.0  # Tokens ahead at which a paused one must come back: the gap keeps two from alternating
-_MAX_COPY_STEPS = 0.3  # mean steps that the copies of one request, there and back, may take
-_LIVES_TO_RETURN = 2.0  # lives of a request that are allowed for a whole pool of paused ones to come back
+_RESUME_TOKENS = 5.0  # Tokens ahead at which a paused one must come back: the gap keeps two from alternating.
+_MAX_COPY_STEPS = 0.3  # Mean steps that the copies of one request, there and back, may take
 
 
 class Pausing:
@@ -63,14 +62,9 @@ class Pausing:
             return False
         if not self._is_cheap():
             return False
-        rows = self._can_pause(self._packing.uncut(decodes))
-        num_needed = self._forecast.num_to_leave(rows, request)
-        if num_needed is None:
+        rows = self._forecast.make_room_for(request, self._can_pause(self._packing.uncut(decodes)))
+        if rows is None:
             return False
-        rows = rows[:num_needed]
-        for row in rows.tolist():
-            self._packing.cut(row, 0)
-        self._forecast.leave(rows)
         self._num_slots += int(self._view.table.num_known[rows].sum())
         return True
 
@@ -83,23 +77,15 @@ class Pausing:
         return copies_s <= _MAX_COPY_STEPS * self._view.traffic.step_s
 
     def _can_pause(self, decodes: Rows) -> Rows:
-        """Return `decodes`, those furthest ahead first, up to the last that could still return in time.
+        """Return those of `decodes` that are far ahead, the furthest first.
 
-        Paused requests return as running ones end: a whole pool of them in a request's life.
+        No more than the pool holds with all that are paused, so that they can come back as running ones end.
         """
-        table, traffic, num_slots = self._view.table, self._view.traffic, self._view.limits.num_slots
         ahead_tokens = self._ahead_tokens(decodes)
-        num_ahead = np.count_nonzero(ahead_tokens >= _PAUSE_TOKENS)
-        rows: Rows = decodes[np.argsort(-ahead_tokens, kind="stable")[:num_ahead]]
-        if not len(rows):
-            return rows
-        num_paused = self._num_slots + np.cumsum(table.num_known[rows])
-        max_output = float((table.max_total[rows] - table.num_prompt[rows]).mean())
-        life_s = traffic.step_s * traffic.rt_output_ratio * max_output
-        slack_s = table.deadline_s[rows] - self._now_s
-        can_return = (num_paused <= num_slots) & (slack_s >= _LIVES_TO_RETURN * life_s * num_paused / num_slots)
-        returning: Rows = rows[: np.count_nonzero(np.logical_and.accumulate(can_return))]
-        return returning
+        rows = decodes[np.argsort(-ahead_tokens, kind="stable")[: np.count_nonzero(ahead_tokens >= _PAUSE_TOKENS)]]
+        num_paused = self._num_slots + np.cumsum(self._view.table.num_known[rows])
+        can_pause: Rows = rows[num_paused <= self._view.limits.num_slots]
+        return can_pause
 
     def _ahead_tokens(self, rows: Rows) -> NDArray[np.float64]:
         """Return how many tokens ahead of their schedules the decodes in `rows` are."""

@@ -8,31 +8,26 @@ best_effort  best-effort requests enter in the rest
 from __future__ import annotations
 
 from backend.core.plan import StepPlan
-from backend.core.request import Request
+from backend.core.request import Request, first_deadline_s
 from backend.policy.bros.best_effort import BestEffortFill
 from backend.policy.bros.budgets import Budgets
-from backend.policy.bros.prefill_pacing import Pacing
 from backend.policy.bros.real_time import RealTimeFill
 from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
 from backend.policy.state.latency_model import LatencyModel
 from backend.policy.state.objectives import time_alone_s
-from backend.policy.state.request_table import first_deadline_s
 from backend.policy.state.waiting_queue import Key
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 
 _DEPOSIT_S = 0.05  # step time, seconds, that best-effort is owed before it claims any: a burst of prompts goes first
-_MAX_CREDIT_S = 0.05  # seconds: two or three steps of a GPU, so that saved-up shares do not make one stall
-_MAX_WHOLE_CREDIT_S = 1.0  # seconds: the same where prompts are not chunked, enough for a whole prompt
 
 
 class Bros:
     """Earliest deadline first for real-time, late ones behind; best-effort within the step's budget."""
 
     def __init__(self, settings: SchedulerSettings, limits: StepLimits) -> None:
-        self._pacing = Pacing(limits.max_seqs, settings.chunked_prefill)
+        del limits
         self._be_min_share = settings.be_min_share
-        self._max_credit_s = _MAX_CREDIT_S if settings.chunked_prefill else _MAX_WHOLE_CREDIT_S
         self._be_owed_s = 0.0  # step time that real-time took of best-effort's share
 
     def order(self, request: Request) -> Key:
@@ -44,10 +39,10 @@ class Bros:
         return request.is_rt and now_s + time_alone_s(request, latency) > first_deadline_s(request)
 
     def observe(self, step: StepRecord) -> None:
-        self._pacing.observe(step)
         be_s = step.duration_s * step.num_be_tokens / max(1, step.num_rt_tokens + step.num_be_tokens)
         owed_s = self._be_owed_s + self._be_min_share * step.duration_s - be_s
-        self._be_owed_s = min(max(0.0, owed_s), _DEPOSIT_S + self._max_credit_s)
+        most_s = _DEPOSIT_S + step.duration_s  # so that saved-up shares do not make one stall
+        self._be_owed_s = min(max(0.0, owed_s), most_s)
 
     def plan(self, view: SchedulerView, now_s: float) -> StepPlan:
         packing = Packing(view)
@@ -63,10 +58,7 @@ class Bros:
         best_effort.pack_urgent()
         real_time.pack_late(late)
         packing.seqs_left += num_kept
-        sustainable = budgets.sustainable_s(packing.predicted_s)
-        num_free = packing.seqs_left - len(packing.groups.be_decodes)
-        prefill_end_s = self._pacing.prefill_end_s(num_free, view.latency.c0, sustainable.by_batch_slots)
-        best_effort.pack(prefill_end_s, credit_s)
+        best_effort.pack(budgets.prefill_end_s(packing), credit_s)
         return packing.plan(budgets.in_time_s)
 
 

@@ -7,18 +7,16 @@ from heapq import merge
 
 import numpy as np
 
-from backend.core.request import Request
-from backend.policy.bros.budgets import Budgets
+from backend.core.request import Request, first_deadline_s
+from backend.policy.bros.budgets import SPARE_USE, Budgets
 from backend.policy.bros.kv_forecast import KVForecast
 from backend.policy.bros.pausing import Pausing
 from backend.policy.packing import Packing
-from backend.policy.state.request_table import first_deadline_s
 from backend.policy.state.table_loops import Rows
 from backend.policy.state.waiting_queue import Key
 from backend.policy.view import SchedulerView
 
 _DEFERRABLE_STEPS = 2.0  # step budgets that the slack of a decode outlasts if it can wait for a batch slot
-_MAX_USE = 0.8  # part of the batch slots that running real-time may need on average: docs/decisions/0003
 
 
 class RealTimeFill:
@@ -29,7 +27,7 @@ class RealTimeFill:
         self._packing = packing
         self._budgets = budgets
         self._now_s = now_s
-        self._forecast = KVForecast(view, is_rt=True)
+        self._forecast = KVForecast(view, packing, is_rt=True)
         self._pausing = Pausing(view, packing, self._forecast, now_s)
         self._decodes = packing.groups.rt_decodes
         self._prefills = packing.groups.rt_prefills
@@ -139,10 +137,7 @@ class RealTimeFill:
             if self._pausing.is_due(request):  # it comes back in the next step, when the copies out are done
                 self._forecast.take(request)
                 return True
-        time_left_s = budget_s - packing.predicted_s
-        num_restored = packing.num_to_restore(request, time_left_s)
-        copy_s = self._view.latency.c4 * num_restored
-        num_tokens = packing.chunk(request, time_left_s - copy_s, packing.tokens_left, num_restored)
+        num_tokens, num_restored = packing.chunk_by(request, budget_s, self._view.limits.num_slots)
         if num_tokens < 1:
             return False
         if not self._make_room(request, num_restored + num_tokens):
@@ -171,47 +166,27 @@ class RealTimeFill:
     def _has_batch_slot_for(self, request: Request) -> bool:
         """Return whether `request` can begin: on a batch slot of its own, or on those that others can spare.
 
-        A request that asks for one token in S seconds needs a slot in one of S / (time of a full step) steps.
+        A request that asks for one token in S seconds needs a slot in one of S / (mean step) steps.
         """
-        max_seqs = self._view.limits.max_seqs
+        max_seqs, step_s = self._view.limits.max_seqs, self._view.traffic.step_s
         if self._num_rt < max_seqs:
             return True
         assert request.slo is not None
-        table, latency = self._view.table, self._view.latency
         rows = np.concatenate((self._decodes, self._prefills))
-        mean_context = float(table.num_known[rows].mean()) if len(rows) else 0.0
-        full_step_s = latency.c0 + max_seqs * (latency.c1 + latency.c2 * mean_context)
         num_begun = self._num_rt - len(rows)  # in this step: each needs one
-        num_needed = num_begun + float(np.minimum(1.0, full_step_s / table.tpot_slo_s[rows]).sum())
-        return num_needed + min(1.0, full_step_s / request.slo.tpot_slo_s) <= _MAX_USE * max_seqs
+        num_needed = num_begun + float(np.minimum(1.0, step_s / self._view.table.tpot_slo_s[rows]).sum())
+        return num_needed + min(1.0, step_s / request.slo.tpot_slo_s) <= SPARE_USE * max_seqs
 
     # KV slots
 
     def _make_room(self, request: Request, num_slots: int) -> bool:
-        """Find KV slots: free ones, then best-effort ones, then those of real-time requests that are due later."""
-        packing = self._packing
+        """Find KV slots: free ones, then best-effort ones, then those of real-time requests that came later."""
+        packing, groups = self._packing, self._packing.groups
         if packing.room_for(request, num_slots) >= num_slots:
             return True
-        if packing.make_room(request, num_slots, self._be_victims()):
+        best_effort = np.concatenate((groups.be_decodes, groups.be_prefills))
+        if packing.make_room(request, num_slots, packing.victims(best_effort)):
             return True
-        return request.row is not None and packing.make_room_whole(request, num_slots, self._rt_victims(request))
-
-    def _be_victims(self) -> Iterator[int]:
-        """Return best-effort rows: those that cannot run now first, then the youngest."""
-        table, groups = self._view.table, self._packing.groups
-        rows = np.concatenate((groups.be_decodes, groups.be_prefills))
-        is_running = ~table.is_preempted[rows]
-        return self._packing.victims(rows[np.lexsort((-table.arrival_index[rows], is_running))].tolist())
-
-    def _rt_victims(self, request: Request) -> Iterator[int]:
-        """Return real-time rows whose first token was due after that of `request`, the latest first.
-
-        The deadline of the next token would change with every token, and two requests preempt each other in turn.
-        """
-        others = self._view.table.requests_in(np.concatenate((self._prefills, self._decodes)))
-        later = sorted((other for other in others if _first_due(other) > _first_due(request)), key=_first_due)
-        return self._packing.victims(other.row for other in reversed(later) if other.row is not None)
-
-
-def _first_due(request: Request) -> tuple[float, int]:
-    return (first_deadline_s(request), request.arrival_index)
+        rows = np.concatenate((self._prefills, self._decodes))
+        later = rows[self._view.table.arrival_index[rows] > request.arrival_index]
+        return request.row is not None and packing.make_room_whole(request, num_slots, packing.victims(later))

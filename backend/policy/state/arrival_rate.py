@@ -6,37 +6,9 @@ import math
 from dataclasses import dataclass
 
 from backend.core.request import Request
-from backend.policy.state.latency_model import LatencyModel
+from backend.policy.state.objectives import RECENT_S
 
-_MEMORY_S = 20.0
-_MIN_ELAPSED_S = 5.0  # the first few arrivals say little about a rate
-
-
-_DRAIN_MEMORY_S = 5.0
-_MIN_DRAIN_S = 1.0
-
-
-@dataclass(slots=True, eq=False)
-class Drain:
-    """How many requests of one class leave their queue per second, averaged over the last _DRAIN_MEMORY_S or so."""
-
-    _first_s: float = float("inf")
-    _last_s: float = 0.0
-    _num: float = 0.0  # decayed
-
-    def note(self, now_s: float) -> None:
-        """Count a request that begins."""
-        self._first_s = min(self._first_s, now_s)
-        self._num = self._kept(now_s) * self._num + 1.0
-        self._last_s = max(self._last_s, now_s)
-
-    def per_s(self, now_s: float) -> float:
-        """Return the rate; 0 where none ever began."""
-        elapsed_s = max(now_s - self._first_s, _MIN_DRAIN_S)
-        return self._kept(now_s) * self._num / (_DRAIN_MEMORY_S * (1.0 - math.exp(-elapsed_s / _DRAIN_MEMORY_S)))
-
-    def _kept(self, now_s: float) -> float:
-        return math.exp(min(0.0, (self._last_s - now_s) / _DRAIN_MEMORY_S))
+_MEMORY_S = 20.0  # seconds that the rates go back
 
 
 @dataclass(slots=True, eq=False)
@@ -52,8 +24,6 @@ class ArrivalRate:
     _tokens: float = 0.0  # decayed sums over arrivals, of the most tokens m that each may put out,
     _prompt_products: float = 0.0  # of m·p
     _half_squares: float = 0.0  # of m²/2
-    _prompts: float = 0.0  # of the part u of p that is not in the cache
-    _prompt_pairs: float = 0.0  # of u·(p - u/2)
 
     def note(self, request: Request) -> None:
         """Count an arrival."""
@@ -64,30 +34,21 @@ class ArrivalRate:
         self._tokens = kept * self._tokens + num_tokens
         self._prompt_products = kept * self._prompt_products + num_tokens * request.num_prompt
         self._half_squares = kept * self._half_squares + 0.5 * num_tokens**2
-        num_prefill, num_cached = request.num_uncomputed, request.num_computed
-        self._prompts = kept * self._prompts + num_prefill
-        self._prompt_pairs = kept * self._prompt_pairs + num_prefill * (num_cached + 0.5 * num_prefill)
 
-    def per_step_s(self, now_s: float, output_ratio: float, block_rounding: float) -> tuple[float, float]:
+    def per_step_s(self, now_s: float, output_ratio: float) -> tuple[float, float]:
         """Return the batch slots and the KV slots that will be in use at once for each second that a step takes.
 
-        output_ratio: part of max_tokens that is usually put out. block_rounding: KV slots that each request wastes.
+        output_ratio: part of max_tokens that is usually put out.
         """
         if not self._tokens:
             return 0.0, 0.0
         per_s = self._per_s(now_s)
         batch_slots = per_s * output_ratio * self._tokens
         products = output_ratio * self._prompt_products + output_ratio**2 * self._half_squares
-        return batch_slots, per_s * products + block_rounding * batch_slots
-
-    def prefill_share(self, now_s: float, latency: LatencyModel) -> float:
-        """Return what part of the time the prompts that arrive take, beside what a step costs without them."""
-        if not self._prompts:
-            return 0.0
-        return self._per_s(now_s) * (latency.c1 * self._prompts + latency.c3 * self._prompt_pairs)
+        return batch_slots, per_s * products
 
     def _per_s(self, now_s: float) -> float:
         """Return what turns the sums into rates."""
-        elapsed_s = max(now_s - self._first_s, _MIN_ELAPSED_S)
+        elapsed_s = max(now_s - self._first_s, RECENT_S)  # the first few say little about a rate
         kept = math.exp(min(0.0, (self._last_s - now_s) / _MEMORY_S))
         return kept / (_MEMORY_S * (1.0 - math.exp(-elapsed_s / _MEMORY_S)))

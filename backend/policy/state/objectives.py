@@ -1,23 +1,23 @@
-"""Which latency objectives count: those that the machine can keep at all, of requests that came recently.
+"""Which TTFT objectives count: those that the machine can keep, of requests that came recently.
 
-An objective below what the machine can do alone binds nobody's budget. No schedule could keep it, and steps cut short
-for its sake would cost all others theirs.
+An objective below what the machine can do binds nobody's budget. No schedule could keep it, and steps cut short for its
+sake would cost all others theirs.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from backend.core.request import Request, Slo
+from backend.core.request import Request
 from backend.policy.state.latency_model import LatencyModel
 
-_PERIOD_S = 3.0  # the tightest TTFT SLO binds for one to two of these
-_USUAL_TTFT_SLO_S = 0.5  # while nobody has said otherwise
-_TTFT_WEIGHT = 0.1  # of an arrival in the usual TTFT SLO: one odd request hardly moves it, a dozen alike make it theirs
-_TTFT_MEMORY_S = 600.0
-_HALF = 0.5  # of a step: what a request waits for the one under way, on average
-_TPOT_WEIGHT = 0.05  # of an arrival in the usual TPOT SLO
+RECENT_S = 3.0  # seconds: the shortest wait of these and of up to as many before them counts
+_USUAL_WAIT_S = 0.25  # seconds, while nobody has said otherwise: half of the default TTFT SLO
+_RESERVE = 0.1  # part of its TTFT SLO that a request can wait at least, and of what its prompt leaves that it cannot
+_IN_A_ROW = 2.0  # prompts as long as its own that a request may have to wait for, itself among them
+_WEIGHT = 0.1  # of an arrival in the usual wait: one odd request hardly moves it, a dozen alike make it theirs
 
 
 def time_alone_s(request: Request, latency: LatencyModel) -> float:
@@ -27,67 +27,62 @@ def time_alone_s(request: Request, latency: LatencyModel) -> float:
     return latency.c0 + latency.c5 + latency.prefill_s(request.num_uncomputed, request.num_computed)
 
 
-def is_hopeless(request: Request, latency: LatencyModel) -> bool:
-    """Return whether a new request asks for more than a machine with nothing else to do could give."""
-    slo = request.slo
-    return slo is not None and (time_alone_s(request, latency) > slo.ttft_slo_s or not _can_decode_at(slo, latency))
+class Recent(NamedTuple):
+    """The requests of some seconds. shortest_wait_s: for the step under way; infinite where nobody came.
+
+    longest_prefill_s: for a prompt and one in front of it, at most the TTFT SLO.
+    """
+
+    shortest_wait_s: float = math.inf
+    longest_prefill_s: float = 0.0
+
+    def with_more(self, other: Recent) -> Recent:
+        """Return what holds for the requests of both."""
+        return Recent(
+            min(self.shortest_wait_s, other.shortest_wait_s), max(self.longest_prefill_s, other.longest_prefill_s)
+        )
 
 
-def _can_decode_at(slo: Slo, latency: LatencyModel) -> bool:
-    return latency.c0 + latency.c1 <= min(slo.tpot_slo_s, slo.itl_slo_s or math.inf)
+_NOBODY = Recent()
 
 
 @dataclass(slots=True, eq=False)
 class Objectives:
-    """The objectives of real-time requests that came recently, without those that cannot be kept.
+    """How long the real-time requests that come can wait for the step under way, and what their prompts need.
 
-    longest_prompt: of what the cache did not have; shrinks by 2 % with each arrival. usual_tpot_slo_s: the harmonic
-    mean of the last twenty or so.
+    They can wait until half of their TTFT SLO, less where the prompt needs more than the other half, a tenth at least.
+    What cannot be kept does not count. usual_wait_s: the mean of the last ten or so.
     """
 
-    longest_prompt: int = 0
+    usual_wait_s: float = _USUAL_WAIT_S
     _period: int = 0
-    _tightest_s: list[float] = field(default_factory=lambda: [math.inf, math.inf])  # TTFT SLOs: last period, this one
-    _usual_ttft_slo_s: float = _USUAL_TTFT_SLO_S
-    _last_s: float = 0.0
-    _tokens_per_s: float = 0.0
+    _before: Recent = _NOBODY  # of the period before
+    _last: Recent = _NOBODY  # of the last one in which somebody came
 
     def note(self, request: Request, latency: LatencyModel, now_s: float, step_s: float) -> None:
-        """Learn from a real-time request that comes while a step of all real-time decodes takes `step_s`."""
-        slo = request.slo
+        """Learn from a real-time request that comes while a step of all real-time decodes takes `step_s`, and that
+        waits for half of one."""
+        slo, alone_s = request.slo, time_alone_s(request, latency)
         assert slo is not None, f"request {request.request_id!r}: real-time without an SLO"
-        if _can_decode_at(slo, latency):
-            weight = _TPOT_WEIGHT if self._tokens_per_s else 1.0
-            self._tokens_per_s += weight * (1.0 / slo.tpot_slo_s - self._tokens_per_s)
-        if time_alone_s(request, latency) + _HALF * step_s <= slo.ttft_slo_s:
-            self.longest_prompt = max(request.num_uncomputed, int(0.98 * self.longest_prompt))
-            usual_s = self.usual_ttft_slo_s(now_s)
-            self._usual_ttft_slo_s = usual_s + _TTFT_WEIGHT * (slo.ttft_slo_s - usual_s)
-            self._last_s = now_s
-            self._tightest_s = self._periods(now_s)
-            self._tightest_s[1] = min(self._tightest_s[1], slo.ttft_slo_s)
-            self._period = _period(now_s)
+        if alone_s + 0.5 * step_s > slo.ttft_slo_s:
+            return
+        left_s = (1.0 - _RESERVE) * (slo.ttft_slo_s - alone_s)
+        wait_s = max(_RESERVE * slo.ttft_slo_s, min(0.5 * slo.ttft_slo_s, left_s))
+        self.usual_wait_s += _WEIGHT * (wait_s - self.usual_wait_s)
+        self._before, last = self._periods(now_s)
+        self._last = last.with_more(Recent(wait_s, min(slo.ttft_slo_s, _IN_A_ROW * alone_s)))
+        self._period = _period(now_s)
 
-    def tightest_ttft_slo_s(self, now_s: float) -> float:
-        """Return the smallest TTFT SLO of the last seconds; infinite where none came."""
-        return min(self._periods(now_s))
+    def recent(self, now_s: float) -> Recent:
+        """Return what holds for the requests of the last seconds."""
+        before, last = self._periods(now_s)
+        return before.with_more(last)
 
-    def usual_ttft_slo_s(self, now_s: float) -> float:
-        """Return the mean TTFT SLO of the last ten or so; over minutes without any it is forgotten."""
-        kept = math.exp(min(0.0, self._last_s - now_s) / _TTFT_MEMORY_S)
-        return _USUAL_TTFT_SLO_S + kept * (self._usual_ttft_slo_s - _USUAL_TTFT_SLO_S)
-
-    @property
-    def usual_tpot_slo_s(self) -> float:
-        return 1.0 / self._tokens_per_s if self._tokens_per_s else math.inf
-
-    def _periods(self, now_s: float) -> list[float]:
-        """Return the smallest TTFT SLO of the last period and of that of `now_s`."""
-        num_past = _period(now_s) - self._period
-        return (
-            [*self._tightest_s, math.inf, math.inf][min(num_past, 2) :][:2] if num_past > 0 else list(self._tightest_s)
-        )
+    def _periods(self, now_s: float) -> tuple[Recent, Recent]:
+        """Return the last period and that of `now_s`."""
+        num_past = max(0, _period(now_s) - self._period)
+        return (self._before, self._last) if not num_past else (self._last if num_past == 1 else _NOBODY, _NOBODY)
 
 
 def _period(now_s: float) -> int:
-    return int(now_s // _PERIOD_S)
+    return int(now_s // RECENT_S)

@@ -7,12 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.core.request import Request, RequestState
+from backend.core.request import Request, RequestState, first_deadline_s
 from backend.policy.state import table_loops
 from backend.policy.state.latency_model import LatencyModel
 from backend.policy.state.table_loops import Rows
-
-_INITIAL_ROWS = 64
 
 
 class RowGroups(NamedTuple):
@@ -42,41 +40,24 @@ class RequestTable:
     deadline_s: NDArray[np.float64]  # RT, of the next token; BE, of the end; infinite when there is none
     first_token_s: NDArray[np.float64]  # infinite before it
     last_token_s: NDArray[np.float64]  # infinite before the first one
-    ttft_slo_s: NDArray[np.float64]  # infinite where there is no objective, like the next two
-    tpot_slo_s: NDArray[np.float64]
+    tpot_slo_s: NDArray[np.float64]  # infinite where there is no objective, like the next one
     itl_slo_s: NDArray[np.float64]
     is_active: NDArray[np.bool_]
     is_rt: NDArray[np.bool_]
     is_preempted: NDArray[np.bool_]
 
     def __init__(self) -> None:
-        self._objects: NDArray[np.object_] = np.full(_INITIAL_ROWS, None, object)
-        self.counts: table_loops.Counts = np.zeros((8, _INITIAL_ROWS), np.int64)
-        self.times: table_loops.Times = np.zeros((6, _INITIAL_ROWS))
-        self.flags: table_loops.Flags = np.zeros((3, _INITIAL_ROWS), bool)
+        self._objects: NDArray[np.object_] = np.full(1, None, object)
+        self.counts: table_loops.Counts = np.zeros((8, 1), np.int64)
+        self.times: table_loops.Times = np.zeros((5, 1))
+        self.flags: table_loops.Flags = np.zeros((3, 1), bool)
         self._num_admitted = 0
         self._bind()
 
     def _bind(self) -> None:
-        (
-            self.num_known,
-            self.num_computed,
-            self.num_ever_computed,
-            self.num_prompt,
-            self.max_total,
-            self.arrival_index,
-            self.admission_index,
-            self.num_borrowed,
-        ) = self.counts
-        (
-            self.deadline_s,
-            self.first_token_s,
-            self.last_token_s,
-            self.ttft_slo_s,
-            self.tpot_slo_s,
-            self.itl_slo_s,
-        ) = self.times
-        self.is_active, self.is_rt, self.is_preempted = self.flags
+        """Make the columns, in the order above, views of the rows of `counts`, `times` and `flags`."""
+        for name, column in zip(RequestTable.__annotations__, (*self.counts, *self.times, *self.flags), strict=True):
+            setattr(self, name, column)
 
     def rows(self) -> Rows:
         """Return the rows in use, ascending."""
@@ -115,7 +96,6 @@ class RequestTable:
         self.first_token_s[row] = np.inf if request.first_token_s is None else request.first_token_s
         self.last_token_s[row] = np.inf
         slo = request.slo
-        self.ttft_slo_s[row] = np.inf if slo is None else slo.ttft_slo_s
         self.tpot_slo_s[row] = np.inf if slo is None else slo.tpot_slo_s
         self.itl_slo_s[row] = np.inf if slo is None or slo.itl_slo_s is None else slo.itl_slo_s
         self.deadline_s[row] = first_deadline_s(request)
@@ -128,6 +108,10 @@ class RequestTable:
         assert self.is_active[row], f"row {row} is empty"
         self._objects[row] = None
         self.is_active[row] = False
+
+    def num_rt_known(self) -> int:
+        """Return the known tokens of all real-time requests."""
+        return int(self.num_known[self.is_active & self.is_rt].sum())
 
     def compute(self, rows: Rows, num_tokens: NDArray[np.int64]) -> int:
         """Count `num_tokens` more computed tokens for each of `rows`; return how many of them were computed before."""
@@ -155,10 +139,9 @@ class RequestTable:
 
     def check_invariants(self) -> None:
         """Assert that the columns say what the requests say."""
-        for row, request in enumerate(self._objects.tolist()):
-            assert self.is_active[row] == (request is not None), f"row {row}: is_active is wrong"
-            if request is None:
-                continue
+        requests = {row: request for row, request in enumerate(self._objects.tolist()) if request is not None}
+        assert self.rows().tolist() == list(requests), "is_active is wrong"
+        for row, request in requests.items():
             name = f"request {request.request_id!r} in row {row}"
             assert request.row == row, f"{name}: it thinks it is in {request.row}"
             assert self.num_known[row] == len(request.token_ids), f"{name}: num_known"
@@ -168,7 +151,7 @@ class RequestTable:
 
     def _add_rows(self) -> None:
         """Enlarge the table by half: loops run over all rows."""
-        num_added = len(self._objects) // 2
+        num_added = len(self._objects) // 2 + 1
         self._objects = np.concatenate((self._objects, np.full(num_added, None, object)))
         added = ((0, 0), (0, num_added))
         self.counts, self.times, self.flags = (
@@ -177,10 +160,3 @@ class RequestTable:
             np.pad(self.flags, added),
         )
         self._bind()
-
-
-def first_deadline_s(request: Request) -> float:
-    """Return when the first token is due (RT), or the whole answer (BE); infinite when nothing was asked."""
-    if request.slo is not None:
-        return request.arrival_s + request.slo.ttft_slo_s
-    return float("inf") if request.deadline_s is None else request.deadline_s

@@ -1,7 +1,7 @@
 """The loops over the columns of a request table, compiled (kv/compiled.py), since a step makes dozens of them.
 
     counts   int64 [8, rows]     NUM_KNOWN … NUM_BORROWED
-    times    float64 [6, rows]   DEADLINE … ITL_SLO, seconds
+    times    float64 [5, rows]   DEADLINE … ITL_SLO, seconds
     flags    bool [3, rows]      IS_ACTIVE, IS_RT, IS_PREEMPTED
 
 What they mean stands at `request_table.RequestTable`, whose attributes are views of them. Floats are summed up
@@ -28,7 +28,7 @@ Flags: TypeAlias = NDArray[np.bool_]
 NUM_KNOWN, NUM_COMPUTED, NUM_EVER_COMPUTED, NUM_PROMPT, MAX_TOTAL, ARRIVAL_INDEX, ADMISSION_INDEX, NUM_BORROWED = range(
     8
 )
-DEADLINE, FIRST_TOKEN, LAST_TOKEN, TTFT_SLO, TPOT_SLO, ITL_SLO = range(6)
+DEADLINE, FIRST_TOKEN, LAST_TOKEN, TPOT_SLO, ITL_SLO = range(5)
 IS_ACTIVE, IS_RT, IS_PREEMPTED = range(3)
 
 _COUNTS, _TIMES, _FLAGS, _ROWS = "int64[:,::1]", "float64[:,::1]", "boolean[:,::1]", "int64[::1]"
@@ -49,30 +49,6 @@ def groups(counts: Counts, flags: Flags) -> tuple[Rows, Rows, Rows, Rows]:
             rows[group, lengths[group]] = row
             lengths[group] += 1
     return rows[0, : lengths[0]], rows[1, : lengths[1]], rows[2, : lengths[2]], rows[3, : lengths[3]]
-
-
-@compiled(f"Tuple(({_ROWS}, int64))({_COUNTS}, {_FLAGS}, boolean)")
-def running(counts: Counts, flags: Flags, is_rt: bool) -> tuple[Rows, int]:
-    """Return the rows of a class that are not preempted, ascending, and the most slots of their own they may hold."""
-    num_rows = counts.shape[1]
-    rows = np.empty(num_rows, np.int64)
-    num_running, most = 0, 0
-    for row in range(num_rows):
-        if flags[IS_ACTIVE, row] and flags[IS_RT, row] == is_rt and not flags[IS_PREEMPTED, row]:
-            rows[num_running] = row
-            num_running += 1
-            most += counts[MAX_TOTAL, row] - counts[NUM_BORROWED, row]
-    return rows[:num_running], most
-
-
-@compiled(f"int64({_COUNTS}, {_FLAGS})")
-def num_rt_known(counts: Counts, flags: Flags) -> int:
-    """Return the known tokens of all real-time requests."""
-    total = 0
-    for row in range(counts.shape[1]):
-        if flags[IS_ACTIVE, row] and flags[IS_RT, row]:
-            total += counts[NUM_KNOWN, row]
-    return total
 
 
 # Packing
@@ -119,11 +95,12 @@ def urgency(
     The third value is the longest step that leaves all in time, for real-time and for best-effort.
 
     A late one asks for no more than `catch_up` of its TPOT SLO. One whose TPOT SLO is below a step of its own is late,
-    and asks for nothing; below `odd_s`, nothing of real-time.
+    and asks for nothing. Below `odd_s` it asks nothing of real-time, unless most ask for as little.
     """
     slack_s = np.empty(len(rows), np.float64)
     is_late = np.empty(len(rows), np.bool_)
     rt_s = be_s = np.inf
+    num_odd = 0
     for index in range(len(rows)):
         row = rows[index]
         slack_s[index] = bound_s = (times[DEADLINE, row] - now_s) * use
@@ -136,34 +113,12 @@ def urgency(
         be_s = min(be_s, bound_s)
         if times[TPOT_SLO, row] >= odd_s:
             rt_s = min(rt_s, bound_s)
-    return slack_s, is_late, (rt_s, be_s)
+        else:
+            num_odd += 1
+    return slack_s, is_late, (be_s if 2 * num_odd > len(rows) else rt_s, be_s)
 
 
 # What a step did
-
-
-@compiled(f"Tuple((int64, int64, float64))({_COUNTS}, {_ROWS}, {_ROWS})")
-def features(counts: Counts, rows: Rows, num_new: Counts) -> tuple[int, int, float]:
-    """Return new tokens, context tokens of decodes and pairs of prefill chunks, before `compute` counts them."""
-    num_tokens, num_context, pairs = 0, 0, 0.0
-    for index in range(len(rows)):
-        num_computed, num = counts[NUM_COMPUTED, rows[index]], num_new[index]
-        num_tokens += num
-        if num == 1:
-            num_context += num_computed
-        else:
-            pairs += num * (num_computed + 0.5 * num)
-    return num_tokens, num_context, pairs
-
-
-@compiled(f"int64({_FLAGS}, {_ROWS}, {_ROWS})")
-def num_rt_tokens(flags: Flags, rows: Rows, num_new: Counts) -> int:
-    """Return the real-time tokens of a step."""
-    total = 0
-    for index in range(len(rows)):
-        if flags[IS_RT, rows[index]]:
-            total += num_new[index]
-    return total
 
 
 @compiled(f"int64({_COUNTS}, {_ROWS}, {_ROWS})")

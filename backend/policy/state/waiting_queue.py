@@ -11,7 +11,6 @@ from backend.core.request import Request, RequestState
 Key: TypeAlias = float | tuple[float, int]  # all of one queue are of one kind; the arrival index breaks ties
 Order = Callable[[Request], Key]
 Look = Callable[[Request], None]
-_MIN_REBUILD = 64
 
 
 class _Entry(NamedTuple):
@@ -49,7 +48,7 @@ class WaitingQueue:
         """Count a request out that stopped waiting; its entry goes when it surfaces, or when dead entries prevail."""
         self._num_live -= 1
         self.num_bytes -= request.num_bytes
-        if len(self._heap) + len(self._relegated) > 2 * self._num_live + _MIN_REBUILD:
+        if len(self._heap) + len(self._relegated) > 2 * self._num_live:
             self._heap = [entry for entry in self._heap if _is_live(entry)]
             self._relegated = [entry for entry in self._relegated if _is_live(entry)]
             heapq.heapify(self._heap)

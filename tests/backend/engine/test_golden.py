@@ -12,8 +12,8 @@ from backend.engine.engine import Engine
 from tests.backend.factories import Harness, be, rt
 
 GOLDEN = {
-    "mixed": "d62d122c549c7a2d",
-    "memory": "febc0d6bdd569dcb",
+    "mixed": "e17959a087c884f2",
+    "memory": "6e7a74daf6b0ad02",
     "baseline": "699cab6bcd3c5750",
 }
 KNOBS: dict[str, dict[str, object]] = {

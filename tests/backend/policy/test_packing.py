@@ -65,10 +65,20 @@ def test_victims_hold_something_and_are_not_in_the_step() -> None:
     requests = [be(20, 5) for _ in range(3)]
     start(scheduler, *requests)
     packing = Packing(scheduler.view)
-    rows = [request.row for request in requests if request.row is not None]
+    rows = scheduler.view.table.rows()
     packing.add(requests[0], 1)
-    packing.cut(rows[1], 0)
-    assert list(packing.victims(rows)) == rows[2:]
+    packing.cut(int(rows[1]), 0)
+    assert list(packing.victims(rows)) == [requests[2].row]
+
+
+def test_the_youngest_is_the_first_victim_behind_what_does_not_run() -> None:
+    scheduler = make()
+    requests = [be(20, 5) for _ in range(3)]
+    start(scheduler, *requests)
+    table = scheduler.view.table
+    table.is_preempted[requests[0].row] = True
+    victims = Packing(scheduler.view).victims(table.rows())
+    assert [table.request(row) for row in victims] == [requests[0], requests[2], requests[1]]
 
 
 def test_what_gave_up_its_own_slots_begins_again_in_the_same_step() -> None:

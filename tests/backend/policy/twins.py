@@ -8,11 +8,10 @@ from heapq import merge
 from itertools import islice
 
 from backend.core.plan import StepPlan
-from backend.core.request import Request, RequestState
+from backend.core.request import Request, RequestState, first_deadline_s
 from backend.policy.baselines.bros_paper import BrosPaper
 from backend.policy.baselines.priority_tuned import step_target_s
 from backend.policy.packing import Packing
-from backend.policy.state.request_table import first_deadline_s
 from backend.policy.view import Policy, SchedulerView, StepRecord
 from kv.types import Row
 

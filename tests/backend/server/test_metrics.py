@@ -9,7 +9,7 @@ import pytest
 
 from backend.config import REPOSITORY_ROOT
 from backend.core.request import FinishReason, PriorityClass, Request, RequestId, SamplingParams, Slo
-from backend.policy.state.stats import ClassCounts, SchedulerStats
+from backend.engine.stats import ClassCounts, SchedulerStats
 from backend.server.metrics import MAX_OBSERVATIONS, Recorder
 from backend.wire.metrics import METRICS, OUTCOMES, Kind, counter_names, labels_of, render_reference
 from backend.wire.protocol import Sample, Timings

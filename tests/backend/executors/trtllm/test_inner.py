@@ -12,9 +12,9 @@ import pytest
 from backend.core.clock import VirtualClock
 from backend.core.plan import PreemptionKind
 from backend.core.request import PriorityClass, Request
+from backend.engine.stats import ClassCounts
 from backend.executors.trtllm.inner import BrosRequestScheduler
 from backend.policy.settings import SchedulerSettings
-from backend.policy.state.stats import ClassCounts
 from kv.types import Side
 from tests.backend.executors.trtllm.driver import Rig, Transcript, make_rig
 from tests.backend.executors.trtllm.fake_executor import make_executor, token_of

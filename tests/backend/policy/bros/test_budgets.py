@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 
 from backend.engine.scheduler import Scheduler
-from backend.policy.bros.budgets import Budgets, responsiveness_caps_s
+from backend.policy.bros.budgets import Budgets
 from tests.backend.factories import be, rt
 from tests.backend.policy.driving import make, start, start_as_predicted
 
 
 def test_best_effort_fills_the_step_up_to_the_tightest_deadline() -> None:
-    scheduler = make()
-    start(scheduler, rt(10, 50, tpot_slo_s=0.05))
+    scheduler = make(responsiveness_cap_s=1.0)
+    start(scheduler, rt(10, 50, tpot_slo_s=0.2))
     scheduler.add(be(2000, 5), 0.0)
-    plan = scheduler.plan(0.001)  # the next token is due at 51 ms
-    assert 0.8 * 0.05 < plan.predicted_s <= 0.05
+    plan = scheduler.plan(0.001)  # the next token is due at 201 ms
+    assert 0.8 * 0.2 < plan.predicted_s <= 0.2
 
 
 def test_without_real_time_a_step_ends_in_time_for_one_that_may_come() -> None:
@@ -51,17 +51,17 @@ def test_a_late_decode_asks_for_steps_in_which_it_catches_up() -> None:
     late = budgets(scheduler, 0.2)
     _, is_late = late.heed_decodes()
     assert is_late.all()
-    assert late.in_time_s == pytest.approx(0.8 * 0.05)
+    assert late.in_time_s == pytest.approx(0.9 * 0.05)
 
 
 def test_late_and_best_effort_work_leave_a_part_of_the_slack() -> None:
     scheduler = make(responsiveness_cap_s=1.0)
-    start(scheduler, rt(10, 50, tpot_slo_s=0.05))
+    start(scheduler, rt(10, 50, tpot_slo_s=0.3))
     step_budgets = budgets(scheduler, 0.001)
     step_budgets.heed_decodes()
-    assert step_budgets.in_time_s == pytest.approx(0.05)
-    assert step_budgets.late_s == pytest.approx(0.9 * 0.05)
-    assert step_budgets.best_effort_end_s(0.011) == pytest.approx(0.9 * 0.05)
+    assert step_budgets.in_time_s == pytest.approx(0.3)
+    assert step_budgets.late_s == pytest.approx(0.9 * 0.3)
+    assert step_budgets.best_effort_end_s(0.011) == pytest.approx(0.9 * 0.3)
 
 
 def test_arrivals_that_would_fill_the_kv_slots_bound_the_step_that_best_effort_stretches() -> None:
@@ -95,9 +95,7 @@ def test_the_margin_grows_with_what_the_model_overshoots() -> None:
     scheduler = make(responsiveness_cap_s=1.0)
     start(scheduler, rt(10, 50, tpot_slo_s=0.05))
     scheduler.view.latency.overshoot_ratio = 0.1
-    assert budgets(scheduler, 0.001).use == pytest.approx(0.9)
-    scheduler.view.latency.overshoot_ratio = 5.0
-    assert budgets(scheduler, 0.001).use == pytest.approx(0.7)
+    assert budgets(scheduler, 0.001).use == pytest.approx(1.0 / 1.1)
 
 
 def test_best_effort_waits_until_half_of_the_decodes_can_wait_for_a_prompt() -> None:
@@ -108,10 +106,3 @@ def test_best_effort_waits_until_half_of_the_decodes_can_wait_for_a_prompt() -> 
     step_budgets.heed_decodes()
     assert step_budgets.best_effort_end_s(0.0) == pytest.approx(0.02, rel=0.02)
     assert step_budgets.late_s == pytest.approx(0.9 * 0.06)
-
-
-def test_the_longest_prompt_shortens_steps_with_best_effort_work_only() -> None:
-    """It takes 310 ms alone."""
-    scheduler = make()
-    now_s = start_as_predicted(scheduler, rt(3000, 2, ttft_slo_s=0.4))
-    assert responsiveness_caps_s(scheduler.view, now_s) == pytest.approx((0.2, 0.9 * 0.09), rel=0.02)

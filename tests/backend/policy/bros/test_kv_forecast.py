@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.core.request import Request
 from backend.engine.scheduler import Scheduler
 from backend.policy.bros.kv_forecast import KVForecast, expected_growth, peak_slots
+from backend.policy.packing import Packing
+from backend.policy.state.table_loops import Rows
 from tests.backend.factories import be, rt
 from tests.backend.policy.driving import make, start
 
@@ -27,9 +30,9 @@ def test_the_peak_of_future_slots_is_what_a_simulation_finds(requests: list[tupl
     assert peak_slots(held, remaining) == peak
 
 
-def test_what_outgrows_its_usual_length_is_expected_to_go_on() -> None:
+def test_a_request_is_expected_to_end_at_its_usual_length_or_in_the_next_step() -> None:
     expected = expected_growth(0.1, np.array([0, 5, 10, 50]), np.array([100, 100, 100, 100]))
-    assert expected.tolist() == [10, 5, 45, 25]
+    assert expected.tolist() == [10, 5, 1, 1]
 
 
 def filled(is_rt: bool) -> Scheduler:
@@ -40,34 +43,45 @@ def filled(is_rt: bool) -> Scheduler:
     return scheduler
 
 
+def forecast(scheduler: Scheduler, is_rt: bool) -> KVForecast:
+    return KVForecast(scheduler.view, Packing(scheduler.view), is_rt)
+
+
 @pytest.mark.parametrize("is_rt", [True, False])
 def test_a_request_has_room_if_all_find_slots_until_they_end(is_rt: bool) -> None:
     scheduler, one = filled(is_rt), rt if is_rt else be
-    assert KVForecast(scheduler.view, is_rt).has_room_for(one(20, 10))
-    assert not KVForecast(scheduler.view, is_rt).has_room_for(one(100, 100))
+    assert forecast(scheduler, is_rt).has_room_for(one(20, 10))
+    assert not forecast(scheduler, is_rt).has_room_for(one(100, 100))
 
 
-def test_the_classes_do_not_count_each_other_but_best_effort_leaves_what_real_time_used() -> None:
+def test_the_classes_do_not_count_each_other_but_best_effort_leaves_what_real_time_holds() -> None:
     scheduler = filled(is_rt=False)
-    assert KVForecast(scheduler.view, is_rt=True).has_room_for(rt(100, 100))
+    assert forecast(scheduler, is_rt=True).has_room_for(rt(100, 100))
     small = be(20, 10)
-    assert KVForecast(scheduler.view, is_rt=False).has_room_for(small)
-    scheduler.view.traffic.rt_slots = 60.0
-    assert not KVForecast(scheduler.view, is_rt=False).has_room_for(small)
+    assert forecast(scheduler, is_rt=False).has_room_for(small)
+    start(scheduler, rt(60, 10), now_s=1.0)
+    assert not forecast(scheduler, is_rt=False).has_room_for(small)
 
 
 def test_what_was_taken_counts_from_then_on() -> None:
     scheduler = filled(is_rt=False)
-    forecast, small = KVForecast(scheduler.view, is_rt=False), be(20, 10)
-    forecast.take(be(60, 60))
-    assert not forecast.has_room_for(small)
+    with_more, small = forecast(scheduler, is_rt=False), be(20, 10)
+    with_more.take(be(60, 60))
+    assert not with_more.has_room_for(small)
 
 
 def test_as_few_as_needed_must_leave() -> None:
     scheduler = filled(is_rt=True)
-    forecast = KVForecast(scheduler.view, is_rt=True)
     rows = scheduler.view.table.rows()
-    assert forecast.num_to_leave(rows, rt(20, 10)) == 0
-    assert forecast.num_to_leave(rows, rt(60, 60)) == 1
-    assert forecast.num_to_leave(rows[:0], rt(100, 100)) is None
-    assert not forecast.has_room_for(rt(100, 100)), "asking changes nothing"
+
+    def left(candidates: Rows, newcomer: Request) -> list[int] | None:
+        packing = Packing(scheduler.view)
+        forecast = KVForecast(scheduler.view, packing, is_rt=True)
+        gone = forecast.make_room_for(newcomer, candidates)
+        assert (gone is None) == (not forecast.has_room_for(newcomer))
+        assert [packing.is_cut(row) for row in rows] == [gone is not None and row in gone for row in rows]
+        return None if gone is None else gone.tolist()
+
+    assert left(rows, rt(20, 10)) == []
+    assert left(rows, rt(60, 60)) == rows[:1].tolist()
+    assert left(rows[:0], rt(100, 100)) is None

@@ -42,7 +42,7 @@ def test_what_was_paused_comes_back_in_time_and_once() -> None:
         ended_s |= {request: now_s for request in ahead if request.finish_reason and request not in ended_s}
         scheduler.check_invariants()
         assert now_s < 60.0
-    assert sorted(request.num_preemptions for request in ahead) == [0, 1]
+    assert {request.num_preemptions for request in ahead} in ({0, 1}, {1})
     for request in ahead:
         assert request.num_output == 100
         assert request.first_token_s is not None

@@ -4,53 +4,63 @@ from __future__ import annotations
 
 import pytest
 
-from backend.policy.bros.prefill_pacing import Pacing
-from backend.policy.view import StepRecord
+from backend.engine.scheduler import Scheduler
+from backend.policy.bros.budgets import Budgets
+from backend.policy.packing import Packing
 from tests.backend.factories import be, rt
-from tests.backend.policy.driving import make, step
+from tests.backend.policy.driving import make, start, step
 
 NUM_SLOTS = 100
 STEP_S = 0.02
 FOREVER_S = float("inf")
 
 
-def after(*durations_s: float, is_chunked: bool = True) -> Pacing:
-    pacing = Pacing(NUM_SLOTS, is_chunked)
-    for duration_s in durations_s:
-        pacing.observe(StepRecord(duration_s, duration_s, NUM_SLOTS, 0))
-    return pacing
+def after(step_s: float, num_decodes: int = 0, **knobs: object) -> Scheduler:
+    """A scheduler whose mean step took `step_s`, with best-effort decodes."""
+    scheduler = make(max_seqs_per_step=NUM_SLOTS, num_blocks=2000, **knobs)
+    start(scheduler, *(be(4, 50) for _ in range(num_decodes)))
+    scheduler.view.traffic.step_s = step_s
+    return scheduler
 
 
-def end_s(pacing: Pacing, num_free: int = 0, sustainable_s: float = FOREVER_S) -> float:
-    return pacing.prefill_end_s(num_free, 10e-3, sustainable_s)
+def end_s(scheduler: Scheduler, num_taken: int = 0) -> float:
+    """Return when prefills are to end if real-time took `num_taken` batch slots."""
+    packing = Packing(scheduler.view)
+    packing.seqs_left -= num_taken
+    return Budgets(scheduler.view, packing.groups.rt_decodes, 1.0).prefill_end_s(packing)
 
 
 def test_with_all_batch_slots_taken_a_step_is_as_long_as_the_mean_one() -> None:
-    assert end_s(after(STEP_S)) == pytest.approx(STEP_S)
+    assert end_s(after(STEP_S), NUM_SLOTS) == pytest.approx(STEP_S)
 
 
 def test_empty_batch_slots_stretch_the_step_and_decodes_without_one_shorten_it() -> None:
-    ends_s = [end_s(after(STEP_S), num_free) for num_free in (-20, -5, 0, 5, 10)]
+    scheduler = after(STEP_S, num_decodes=20)
+    ends_s = [end_s(scheduler, num_taken) for num_taken in (100, 85, 80, 75, 70)]
     assert ends_s == sorted(set(ends_s))
-    assert ends_s[0] > 0.0
+    assert ends_s[2] == pytest.approx(STEP_S)
 
 
 def test_where_a_fifth_of_the_batch_slots_is_empty_only_the_budget_ends_the_step() -> None:
-    assert end_s(after(STEP_S), num_free=20) == FOREVER_S
-
-
-def test_the_first_step_is_paced_by_an_empty_one() -> None:
-    assert end_s(after()) == pytest.approx(10e-3)
+    assert end_s(after(STEP_S), NUM_SLOTS - 20) == FOREVER_S
 
 
 def test_whole_prompts_are_never_spread() -> None:
-    assert end_s(after(STEP_S, is_chunked=False)) == FOREVER_S
+    assert end_s(after(STEP_S, chunked_prefill=False), NUM_SLOTS) == FOREVER_S
 
 
 @pytest.mark.parametrize("is_chunked", [True, False])
 def test_a_mean_step_longer_than_real_time_can_stand_bounds_the_next(is_chunked: bool) -> None:
-    ends_s = [end_s(after(s, is_chunked=is_chunked), 30, sustainable_s=STEP_S) for s in (0.9 * STEP_S, 1.2 * STEP_S)]
-    assert ends_s == [FOREVER_S, STEP_S]
+    scheduler = after(STEP_S, chunked_prefill=is_chunked)
+    for _ in range(1000):
+        scheduler.view.traffic.rt_arrivals.note(rt(1, 100, arrival_s=1.0))
+    view, packing = scheduler.view, Packing(scheduler.view)
+    sustainable_s = Budgets(view, packing.groups.rt_decodes, 1.0).sustainable_s(packing.predicted_s).by_batch_slots
+    ends_s = []
+    for step_s in (0.9 * sustainable_s, 1.2 * sustainable_s):
+        view.traffic.step_s = step_s
+        ends_s.append(end_s(scheduler))
+    assert ends_s == [FOREVER_S, sustainable_s]
 
 
 @pytest.mark.parametrize("any_prefill_s", [0.0, 6e-3])

@@ -46,7 +46,6 @@ def error(model: LatencyModel, truth: tuple[float, ...] = TRUTH) -> float:
 def test_an_untrained_model_predicts_by_its_cautious_prior() -> None:
     model = LatencyModel()
     assert model.coefficients == pytest.approx(PRIOR)
-    assert model.num_observed == 0
 
 
 def test_it_finds_the_truth_in_a_few_dozen_steps() -> None:
@@ -120,14 +119,19 @@ def test_its_error_is_exposed() -> None:
 @given(st.floats(1e-6, 1.0), st.integers(0, 10_000))
 def test_the_largest_chunk_fits_and_one_token_more_does_not(budget_s: float, context: int) -> None:
     model = LatencyModel(TRUTH)
-    num_tokens = model.max_chunk(budget_s, context)
+    num_tokens = model.max_chunk(budget_s, context, 10**6)
     assert model.prefill_s(num_tokens, context) <= budget_s * (1 + 1e-9)
     assert model.prefill_s(num_tokens + 1, context) > budget_s * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("budget_s", [0.0, -1.0])
 def test_no_time_takes_no_chunk(budget_s: float) -> None:
-    assert LatencyModel().max_chunk(budget_s, 0) == 0
+    assert LatencyModel().max_chunk(budget_s, 0, 100) == 0
+
+
+def test_no_chunk_is_larger_than_what_is_wanted() -> None:
+    assert LatencyModel(TRUTH).max_chunk(1.0, 0, 100) == 100
+    assert LatencyModel(TRUTH).max_chunk(float("inf"), 0, 100) == 100
 
 
 def trained_on(step_s: Callable[[int, bool], float]) -> LatencyModel:
@@ -146,6 +150,6 @@ def test_it_tells_what_any_prefill_costs_from_what_its_tokens_cost() -> None:
 
 
 def test_where_the_first_tokens_of_a_chunk_are_free_a_prefill_costs_nothing_extra() -> None:
-    """Below the knee of a roofline: that is when best-effort prompts are spread (`prefill_pacing`)."""
+    """Below the knee of a roofline: that is when best-effort prompts are spread (`Budgets.prefill_end_s`)."""
     model = trained_on(lambda num_new, _has_prefill: 10e-3 + 40e-6 * max(0, num_new - 350))
     assert model.c5 < 1e-4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from backend.policy.state import table_loops
 from backend.policy.state.request_table import RequestTable
@@ -33,31 +32,11 @@ def test_groups_are_by_class_and_by_whether_one_token_is_left() -> None:
     assert [rows.tolist() for rows in table.groups()] == [rows.tolist() for rows in expected]
 
 
-@pytest.mark.parametrize("is_rt", [True, False])
-def test_running_are_those_of_a_class_that_are_not_preempted(is_rt: bool) -> None:
-    table = filled()
-    expected = np.flatnonzero(table.is_active & (table.is_rt == is_rt) & ~table.is_preempted)
-    rows, most = table_loops.running(table.counts, table.flags, is_rt)
-    assert rows.tolist() == expected.tolist()
-    assert most == table.max_total[expected].sum()
-
-
 def test_sums_over_rows() -> None:
     table = filled()
     rows = np.ascontiguousarray(table.rows()[::3])
-    new = np.arange(1, len(rows) + 1)
-    assert table_loops.num_rt_known(table.counts, table.flags) == table.num_known[table.is_rt & table.is_active].sum()
+    assert table.num_rt_known() == table.num_known[table.is_rt & table.is_active].sum()
     assert table_loops.context(table.counts, rows) == table.num_computed[rows].sum()
-    assert table_loops.num_rt_tokens(table.flags, rows, new) == new[table.is_rt[rows]].sum()
-
-
-def test_features_count_context_of_decodes_and_pairs_of_chunks() -> None:
-    table = filled()
-    rows = table.rows()[:4]
-    new = np.array([1, 5, 1, 9])
-    s = table.num_computed[rows]
-    expected = (16, s[0] + s[2], 5 * (s[1] + 2.5) + 9 * (s[3] + 4.5))
-    assert table_loops.features(table.counts, rows, new) == pytest.approx(expected)
 
 
 def test_as_many_decodes_as_the_budget_holds_from_the_first_on() -> None:

@@ -8,8 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from backend.core.request import Request, RequestState
-from backend.policy.state.request_table import first_deadline_s
+from backend.core.request import Request, RequestState, first_deadline_s
 from backend.policy.state.waiting_queue import WaitingQueue
 from tests.backend.factories import rt
 

@@ -14,6 +14,8 @@ import uvicorn
 from client.generation import PriorityClass
 from client.transports import UrlError, scheme_of
 from front.app import make_app
+from front.batches.folder import check_folder
+from front.batches.store import StoreError
 from front.keys import KeyFileError
 from front.protocol import BoundedProtocol
 from front.settings import Settings
@@ -32,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.umask(0o077)  # files of batches hold prompts and answers
     try:
         app = make_app(settings)
-    except KeyFileError as error:
+        if settings.data_dir is not None:
+            check_folder(settings.data_dir)
+    except (KeyFileError, StoreError) as error:
         print(f"bros-openai: {error}", file=sys.stderr)
         sys.exit(2)
     if options.check:
@@ -98,7 +102,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="a further name of this server; may be given several times (default: names of loopback)",
     )
-    parser.add_argument("--check", action="store_true", help="check the options and the file of keys, then end")
+    parser.add_argument(
+        "--check", action="store_true", help="check the options, the file of keys and the folder, then end"
+    )
     parser.add_argument(
         "--default-class",
         choices=get_args(PriorityClass),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from backend.core.ownership import own
 from backend.launcher.launch import Command
+from backend.launcher.processes import PROC, listens, parent_of, read
 from backend.launcher.triton_install import STUB
 
 LOG_TAIL_LINES = 15
@@ -20,6 +21,7 @@ class Child:
 
     def __init__(self, command: Command) -> None:
         self.command = command
+        self.log_start = 0  # of this life, in bytes
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -31,9 +33,15 @@ class Child:
     def is_running(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
+    @property
+    def has_its_ports(self) -> bool:
+        """Whether it runs and listens on all its ports, so that an answer from there is its own."""
+        return self.is_running and listens(self.pid, self.command.ports.values())
+
     async def start(self) -> None:
         """Start the process; its output is appended to the log."""
         with open(self.command.log, "ab", opener=own) as log:
+            self.log_start = log.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *self.command.arguments,
                 env=self.command.environment,
@@ -83,25 +91,11 @@ def stubs_of(server_pid: int) -> dict[int, str]:
     Not from its lists of children, one for each thread: a thread that ends hands its own on between two reads.
     """
     found = {}
-    for directory in Path("/proc").glob("[0-9]*"):
-        arguments = _text(directory / "cmdline").split("\0")
-        if STUB in arguments[0] and _parent_of(directory) == server_pid:
+    for directory in PROC.glob("[0-9]*"):
+        arguments = read(directory / "cmdline").split("\0")
+        if STUB in arguments[0] and parent_of(directory) == server_pid:
             found[int(directory.name)] = Path(arguments[1]).parent.parent.name  # …/<model>/<version>/model.py
     return found
-
-
-def _parent_of(directory: Path) -> int | None:
-    """Return the process id after the command's name, which is in brackets and may hold any of them, and the state."""
-    fields = _text(directory / "stat").rpartition(")")[2].split()
-    return int(fields[1]) if len(fields) > 1 else None
-
-
-def _text(path: Path) -> str:
-    """Return a file of /proc; nothing when its process has ended meanwhile."""
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 async def first_exit(pids: set[int]) -> int:

@@ -73,6 +73,12 @@ def choose_endpoints(host: str, ports: Mapping[str, int]) -> Endpoints:
         return Endpoints(address, **{f"{name}_port": bound.getsockname()[1] for name, bound in sockets.items()})
 
 
+def check_free(host: str, ports: Mapping[str, int]) -> None:
+    """Check that nobody listens on the ports of an address. Raises ConfigError."""
+    for name, port in ports.items():
+        _bind(host, name, port).close()
+
+
 def _resolve(host: str) -> str:
     """Return the address of `host`, the IPv4 one where it has several. Raises ConfigError."""
     try:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ EXTRA_EXIT_S = 5.0  # what the engine may take to end the requests that outlast 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A process to run: `arguments`, the whole environment, and the file that takes its output."""
+    """A process to run: `arguments`, the whole environment, the file that takes its output, and where it listens."""
 
     name: str
     arguments: Sequence[str]
     environment: Mapping[str, str]
     log: Path
+    ports: Mapping[str, int] = field(default_factory=dict)  # by what they are for
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,9 @@ class Launch:
         """Return the command of the Triton server, which `confine` becomes."""
         arguments = [sys.executable, "-I", "-S", confine.__file__, str(self.triton.binary), *self._flags()]
         environment = self._environment() | dict(self.triton.environment) | {"OPENBLAS_NUM_THREADS": "1"}
-        return Command("tritonserver", arguments, environment, self.log_directory / "triton.log")
+        at = self.endpoints
+        ports = {"http": at.http_port, "grpc": at.grpc_port, "metrics": at.metrics_port}
+        return Command("tritonserver", arguments, environment, self.log_directory / "triton.log", ports)
 
     def front(self) -> Command | None:
         """Return the command of the front door; None where there is to be none."""
@@ -80,7 +83,8 @@ class Launch:
         where = ["--triton", f"grpc://{at.grpc_url}", "--host", at.host, "--port", str(at.openai_port)]
         arguments = [sys.executable, "-m", "front.main", *where, *self.front_options]
         arguments += ["--drain-timeout-s", str(self.drain_timeout_s + EXTRA_EXIT_S)]
-        return Command("bros-openai", arguments, self._environment(), self.log_directory / "openai.log")
+        log = self.log_directory / "openai.log"
+        return Command("bros-openai", arguments, self._environment(), log, {"openai": at.openai_port})
 
     def _flags(self) -> list[str]:
         at = self.endpoints

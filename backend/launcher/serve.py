@@ -83,7 +83,8 @@ def serve(options: argparse.Namespace, console: Console) -> None:
             canary_timeout_s=options.canary_timeout_s,
             front_options=front_options(options, service.default_class, directory),
         )
-        check_front(launch)
+        if options.api_key_file is not None or options.openai_data_dir is not None:
+            check_front(launch)
         write_files(launch, values, options.model_repository)
         with ConsoleReport(console, launch, prints_json=options.json) as report:
             for warning in launch.triton.warnings:
@@ -110,15 +111,15 @@ def check_model(values: dict[str, Any]) -> None:
 
 
 def check_front(launch: Launch) -> None:
-    """Have `bros-openai` check its file of keys before anything is loaded. Raises ConfigError."""
+    """Have `bros-openai` check its file of keys and its folder before anything is loaded. Raises ConfigError."""
     command = launch.front()
-    if command is None or "--api-key-file" not in launch.front_options:
+    if command is None:
         return
     found = subprocess.run(
         [*command.arguments, "--check"], env=command.environment, capture_output=True, text=True, check=False
     )
     if found.returncode:
-        raise ConfigError(f"--api-key-file: {found.stderr.strip()[-_MAX_WORDS:].removeprefix('bros-openai: ')}")
+        raise ConfigError(f"OpenAI's API: {found.stderr.strip()[-_MAX_WORDS:].removeprefix('bros-openai: ')}")
 
 
 class ConsoleReport:

@@ -1,10 +1,12 @@
 """Keeps engine, server and front door alive from start to drain, in one event loop.
 
-    start ──► engine loads ‖ server starts ──► canary ──► ready ──► … stop ──► server drains ──► engine ends
+    start ──► engine loads ‖ server starts ──► canary ──► front door starts ──► ready
+    stop ──► server drains ──► engine ends
 
+An answer counts when the process of this launch holds the port: another launch may have taken it since it was chosen.
 A process that ends unasked is started again after a pause that doubles. One that fails again and again before it is of
-use ends the launch. A server that has lost a stub, or gives no answer, is ended, and so started again: neither mends
-itself (2.51).
+use ends the launch. A server that has lost a stub, has crashed, or gives no answer, is ended, and so started again:
+none mends itself (2.51).
 """
 
 from __future__ import annotations
@@ -13,9 +15,12 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from backend.launcher.child import Child, first_exit, stubs_of
+from backend.launcher.crash import first_crash
+from backend.launcher.endpoints import check_free
 from backend.launcher.engine_states import engine_states
 from backend.launcher.launch import EXTRA_EXIT_S, Launch
 from backend.launcher.probe import answers_canary, front_answers, is_ready
@@ -63,6 +68,7 @@ class Supervisor:
         self._fronts = [] if front is None else [Child(front)]  # the front door, where there is one
         self._of_use: set[Child] = set()  # since they started last
         self._is_loaded = asyncio.Event()
+        self._has_answered = asyncio.Event()  # a canary
         self._is_ready = asyncio.Event()
         self._stopping = asyncio.Event()
         self._loading = "engine: starting"
@@ -74,7 +80,7 @@ class Supervisor:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Start, announce readiness, supervise, and drain after `stop`. Raises ServeError."""
+        """Start, announce readiness, supervise, and drain after `stop`. Raises ServeError, ConfigError."""
         duties = (
             self._follow_loading(),
             self._keep(self._engine),
@@ -108,7 +114,9 @@ class Supervisor:
         await front.stop(self._launch.drain_timeout_s + 2 * EXTRA_EXIT_S)
 
     async def _keep(self, child: Child) -> None:
-        """Start `child`, and again whenever it ends."""
+        """Start `child`, and again whenever it ends. The front door asks a server that has answered us."""
+        if child in self._fronts:
+            await self._has_answered.wait()
         loop = asyncio.get_running_loop()
         failures = num_short = 0
         while True:
@@ -119,6 +127,8 @@ class Supervisor:
             num_short = 1 if loop.time() - started_s > STABLE_S else num_short + 1
             ending = f"{child.command.name} ended with code {code}"
             is_crash = child is self._server and code < 0  # of its own making: 2.51 may lose a race while it starts
+            if code > 0 and not self._is_ready.is_set():
+                check_free(self._launch.endpoints.host, child.command.ports)
             if failures == MAX_FAILURES or not (self._is_ready.is_set() or is_crash):
                 await asyncio.sleep(LAST_WORD_S)  # the engine says why it fails before it ends, and Triton ends with it
                 raise ServeError(f"{ending}; it last wrote:\n{child.log_tail()}")
@@ -131,11 +141,12 @@ class Supervisor:
         if child is self._server:
             sweep_shared_memory(self._launch.run_directory)
         await child.start()
-        watch = asyncio.create_task(self._watch(child))
+        duties = (self._watch, self._end_when_crashed) if child is self._server else (self._watch,)
+        watches = [asyncio.create_task(duty(child)) for duty in duties]
         try:
             return await child.exited()
         finally:
-            await _cancel(watch)
+            await _cancel(*watches)
 
     async def _watch(self, child: Child) -> None:
         if self._is_ready.is_set():
@@ -148,7 +159,7 @@ class Supervisor:
         """Tell when `child`, started again, is of use; end it when it takes too long."""
         try:
             async with asyncio.timeout(self._launch.start_timeout_s):
-                await self._until(self._sign_of(child), f"{child.command.name}: starting again")
+                await self._until(partial(self._is_of_use, child), f"{child.command.name}: starting again")
         except TimeoutError:
             self._report.news(f"{child.command.name} is not ready after {self._launch.start_timeout_s:g} s; ending it")
             await child.kill()
@@ -167,6 +178,12 @@ class Supervisor:
             await _cancel(*tasks)
         self._report.news(f"{words}; ending tritonserver")
         await self._server.kill()
+
+    async def _end_when_crashed(self, server: Child) -> None:
+        """End a server that says it has crashed: it may hang instead of ending (2.51)."""
+        number = await first_crash(server.command.log, server.log_start)
+        self._report.news(f"{server.command.name} crashed with signal {number}; ending it")
+        await server.kill()
 
     async def _dead_stub(self) -> str:
         """Wait until a stub has died; say whose.
@@ -191,23 +208,29 @@ class Supervisor:
         started_s = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._launch.start_timeout_s):
-                await self._until(is_ready, "Triton: starting")
+                await self._until(self._is_up, "Triton: starting")
                 await self._is_loaded.wait()
-                await self._until(answers_canary, "first request")
+                await self._until(partial(self._is_of_use, self._server), "first request")
+                self._has_answered.set()
                 for front in self._fronts:
-                    await self._until(self._sign_of(front), "bros-openai: starting")
+                    await self._until(partial(self._is_of_use, front), "bros-openai: starting")
         except TimeoutError:
             raise ServeError(f"not ready after {self._launch.start_timeout_s:g} s: {self._loading}") from None
         self._of_use.update((self._engine, self._server, *self._fronts))
         self._is_ready.set()
         self._report.ready(asyncio.get_running_loop().time() - started_s)
 
-    def _sign_of(self, child: Child) -> Callable[[str], bool]:
-        """Return how `child` shows that it is of use: a canary comes back, through the front door if it is that."""
-        openai_url = self._launch.endpoints.openai_url
-        if child not in self._fronts or openai_url is None:
-            return answers_canary
-        return lambda _: front_answers(openai_url)
+    def _is_up(self) -> bool:
+        return self._server.has_its_ports and is_ready(self._launch.endpoints.http_url)
+
+    def _is_of_use(self, child: Child) -> bool:
+        """Return whether a canary comes back from our own server, through the front door if `child` is that."""
+        if not (self._server.has_its_ports and child.has_its_ports):
+            return False
+        at = self._launch.endpoints
+        if child in self._fronts and at.openai_url is not None:
+            return front_answers(at.openai_url)
+        return answers_canary(at.http_url)
 
     async def _follow_loading(self) -> None:
         async for state in engine_states(self._launch.socket_path):
@@ -225,8 +248,8 @@ class Supervisor:
                 last_words = f"; it last wrote:\n{self._engine.log_tail()}" if is_unexpected else ""
                 raise ServeError(f"the engine could not start: {state.detail}{last_words}")
 
-    async def _until(self, holds: Callable[[str], bool], what: str) -> None:
-        while not await asyncio.to_thread(holds, self._launch.endpoints.http_url):
+    async def _until(self, holds: Callable[[], bool], what: str) -> None:
+        while not await asyncio.to_thread(holds):
             self._report.progress(f"{self._loading} · {what}")
             await asyncio.sleep(PROBE_PERIOD_S)
 

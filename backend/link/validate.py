@@ -16,6 +16,7 @@ The class of a request, first match wins:
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,7 @@ MAX_PARAMETERS = 256  # of one request, forwarded headers among them
 MAX_NAME_CHARS = 128  # of a parameter or key that is compared with those known
 MAX_SALT_CHARS = 128
 _MAX_BYTES_PER_CHAR = 4  # of UTF-8
+_MAX_JSON_CHARS_PER_CHAR = 12  # two escapes, `\ud83d\ude00`
 MAX_SECONDS = 30 * 24 * 3600.0  # SLOs, deadlines and timeouts
 _MICROSECONDS = 1e6
 
@@ -414,6 +416,8 @@ def _as_log_probs(name: str, value: object) -> bool:
 
 
 def _as_texts(service: ServiceSettings, name: str, value: object) -> tuple[str, ...]:
+    if name == "stop_words" and isinstance(value, str):
+        value = _listed(value, service)
     num_items = value.size if isinstance(value, np.ndarray) else len(value) if isinstance(value, list) else 1
     if num_items > service.max_stop_words:
         raise InvalidRequestError(f"{name}: {num_items} exceed max_stop_words {service.max_stop_words}")
@@ -421,6 +425,18 @@ def _as_texts(service: ServiceSettings, name: str, value: object) -> tuple[str, 
         value = value.reshape(-1).tolist()
     items = value if isinstance(value, list) else [value]
     return tuple(as_text(name, item, _MAX_BYTES_PER_CHAR * service.max_stop_word_chars) for item in items)
+
+
+def _listed(text: str, service: ServiceSettings) -> str | list[str]:
+    """Return the strings of a JSON list, which is how a gRPC parameter holds several; any other text as it is."""
+    longest = 2 + service.max_stop_words * (_MAX_JSON_CHARS_PER_CHAR * service.max_stop_word_chars + len('"",'))
+    if not text.startswith("[") or len(text) > longest:
+        return text
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return items if all(isinstance(item, str) for item in items) else text
 
 
 def _as_stop_token_ids(max_ids: int, name: str, value: object) -> tuple[int, ...]:

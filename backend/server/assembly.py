@@ -85,7 +85,8 @@ def load_runtime(
     """
     clock = MonotonicClock()
     has_top_log_probs = config.executor in (ExecutorKind.TORCH, ExecutorKind.VLLM)
-    abilities = Abilities(config.executor.value, has_top_log_probs=has_top_log_probs)
+    has_log_probs = has_top_log_probs or config.executor is ExecutorKind.TRTLLM
+    abilities = Abilities(config.executor.value, has_log_probs=has_log_probs, has_top_log_probs=has_top_log_probs)
     if config.executor is ExecutorKind.TRTLLM:
         from backend.executors.trtllm.loading import load_engine
 

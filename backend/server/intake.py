@@ -43,11 +43,12 @@ class Abilities:
     """What an executor can do beyond drawing tokens; the rest is refused by its name.
 
     compile_schema: makes the grammar of a request from a JSON schema, or None where the executor does that itself.
-    has_top_log_probs: it tells the log-probabilities of the likeliest tokens, beside that of the token drawn.
+    has_log_probs: it tells the log-probability of the token drawn. has_top_log_probs: those of the likeliest, too.
     """
 
     executor: str
     compile_schema: Callable[[str, PriorityClass], Grammar | None] | None = None
+    has_log_probs: bool = False
     has_top_log_probs: bool = False
 
     def grammar(self, json_schema: str, priority_class: PriorityClass) -> Grammar | None:
@@ -88,6 +89,8 @@ class Intake:
         schema = generation.sampling.json_schema
         if generation.sampling.num_top_log_probs and not self.abilities.has_top_log_probs:
             raise InvalidRequestError(f"num_top_log_probs: executor {self.abilities.executor!r} tells none")
+        if generation.wants_log_probs and not self.abilities.has_log_probs:
+            raise InvalidRequestError(f"return_log_probs: executor {self.abilities.executor!r} tells none")
         return Request(
             request_id=request_id,
             priority_class=priority_class,
@@ -142,11 +145,13 @@ class Intake:
 
     def _sampling(self, generation: Generation, max_default_tokens: int) -> SamplingParams:
         asked = generation.sampling
+        default_tokens = min(self.service.default_max_tokens, max_default_tokens)
+        if asked.max_tokens is None and asked.min_tokens > default_tokens:
+            words = f"min_tokens: {asked.min_tokens} exceeds {default_tokens}, the default of max_tokens here"
+            raise InvalidRequestError(words)
         eos = frozenset() if asked.ignore_eos else self.tokenizer.eos_token_ids
         return SamplingParams(
-            max_tokens=min(self.service.default_max_tokens, max_default_tokens)
-            if asked.max_tokens is None
-            else asked.max_tokens,
+            max_tokens=default_tokens if asked.max_tokens is None else asked.max_tokens,
             min_tokens=asked.min_tokens,
             temperature=asked.temperature,
             top_k=asked.top_k,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,6 +75,17 @@ def open_folder(root: Path) -> Iterator[tuple[Folder, Store]]:
             yield folder, store
         finally:
             store.close()
+
+
+def check_folder(root: Path) -> None:
+    """Own a folder for a moment. Raises StoreError, also where none can be made or it cannot be read."""
+    try:
+        with open_folder(root):
+            return
+    except OSError as error:
+        raise StoreError(f"{root} cannot hold files and batches: {error.strerror}") from error
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{root} cannot hold files and batches: {error}") from error
 
 
 def _sweep(folder: Folder, known: set[str]) -> None:

@@ -108,8 +108,8 @@ def test_a_completion_that_echoes_has_the_prompt_in_front(sim: Server) -> None:
 
 @pytest.mark.triton
 @pytest.mark.parametrize("num_top", [1, 5])
-def test_asked_for_log_probabilities_the_answer_comes_without_them(sim: Server, num_top: int) -> None:
-    with Stream(sim.grpc_url) as stream:
+def test_asked_for_log_probabilities_the_answer_comes_without_them(smollm: Server, num_top: int) -> None:
+    with Stream(smollm.grpc_url) as stream:
         answer = stream.ask(request(CHAT | {"logprobs": num_top}, log_probs=True))
     assert answer.errors == []
     assert answer.responses[0].as_numpy("logprobs") is None  # vLLM's JSON: the front end then says `logprobs: null`

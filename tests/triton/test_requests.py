@@ -192,7 +192,7 @@ def test_every_metric_of_the_table_is_on_the_endpoint(sim: Server) -> None:
 
 
 def test_outputs_are_declared(sim: Server) -> None:
-    answer = sim.generate(return_metrics=True, return_log_probs=True)
+    answer = sim.generate(return_metrics=True)
     names = {field.name for field in wire.OUTPUTS} - {"log_probs", "top_ids", "top_log_probs"}  # sim tells none
     assert names <= set(answer)
 
@@ -211,12 +211,12 @@ def make_raw(text: bytes) -> Any:
     return request
 
 
-@pytest.mark.parametrize("output", ["text_output", "output_ids", "finish_reason", "log_probs"])
+@pytest.mark.parametrize("output", ["text_output", "output_ids", "finish_reason", "num_output_tokens"])
 def test_an_output_asked_for_as_classes_ends_nobody(sim: Server, output: str) -> None:
     before = triton_ids(sim)
     assert len(before) == 1
     request = make_raw(b"hi")
-    request.parameters["return_log_probs"].bool_param = True
+    request.parameters["return_num_output_tokens"].bool_param = True
     request.outputs.add(name=output).parameters["classification"].int64_param = 1
     answer = ask_raw(sim, request)
     is_text = output in ("text_output", "finish_reason")

@@ -235,6 +235,12 @@ def test_what_dies_is_started_again(base: Path) -> None:
         assert dead
         assert not dead & regions_of(launch)
 
+        with (launch.run_directory / "logs" / "triton.log").open("a") as log:
+            log.write("Signal (6) received.\n")
+        launch.wait_for("tritonserver crashed with signal 6; ending it")
+        launch.wait_for("tritonserver is ready again")
+        assert answers_canary(url)
+
 
 def regions_of(launch: Serve) -> set[Path]:
     return set(reaper.SHARED_MEMORY.glob(f"{reaper.shared_memory_prefix(launch.run_directory)}*"))
@@ -304,6 +310,13 @@ def test_keys_that_cannot_be_used_are_told_before_anything_is_loaded(base: Path,
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert words in result.stderr
+
+
+def test_a_folder_that_cannot_be_used_is_told_before_anything_is_loaded(base: Path) -> None:
+    (taken := base / "plain file").touch()
+    result = run_to_end(*SIM, "--openai-data-dir", str(taken))
+    assert result.returncode == 2
+    assert result.stderr == f"bros-serve: OpenAI's API: {taken} cannot hold files and batches: File exists\n"
 
 
 def test_a_port_in_use_is_one_clear_line() -> None:

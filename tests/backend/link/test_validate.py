@@ -181,6 +181,29 @@ def test_an_empty_stop_word_alone_means_none() -> None:
     assert check(parameters={"stop_words": ""}).stop_words == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('["a", "b\\n"]', ("a", "b\n")),
+        ("[]", ()),
+        ("[", ("[",)),
+        ("[1]", ("[1]",)),
+        ('["a", 1]', ('["a", 1]',)),
+        ('{"a": "b"}', ('{"a": "b"}',)),
+    ],
+)
+def test_a_parameter_holds_several_stop_words_as_a_json_list(text: str, words: tuple[str, ...]) -> None:
+    assert check(parameters={"stop_words": text}).stop_words == words
+
+
+def test_a_json_list_of_stop_words_is_bounded_and_no_way_for_vllms_stop() -> None:
+    with pytest.raises(InvalidRequestError, match=r"^stop_words: 17 exceed max_stop_words 16$"):
+        check(parameters={"stop_words": json.dumps(["x"] * 17)})
+    with pytest.raises(InvalidRequestError, match=r"^stop_words: \d+ characters exceed"):
+        check(parameters={"stop_words": json.dumps(["x" * 1_000_000])})
+    assert check({"sampling_parameters": json.dumps({"stop": '["a"]'})}).stop_words == ('["a"]',)
+
+
 def test_a_top_p_of_zero_is_not_set() -> None:
     """As in TensorRT-LLM: top_k alone chooses; without one, the likeliest token."""
     by_top_k = check({"top_p": 0.0, "top_k": 5, "temperature": 0.5}).sampling

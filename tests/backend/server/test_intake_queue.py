@@ -307,13 +307,29 @@ def test_a_schema_that_cannot_be_compiled_ends_its_own_request(door: Door) -> No
 
 
 @pytest.mark.parametrize(
-    ("sampling", "message"),
+    ("options", "message"),
     [
-        (Sampling(json_schema="{}"), "json_schema: executor 'sim' follows none"),
-        (Sampling(num_top_log_probs=2), "num_top_log_probs: executor 'sim' tells none"),
+        ({"sampling": Sampling(json_schema="{}")}, "json_schema: executor 'sim' follows none"),
+        ({"sampling": Sampling(num_top_log_probs=2)}, "num_top_log_probs: executor 'sim' tells none"),
+        ({"wants_log_probs": True}, "return_log_probs: executor 'sim' tells none"),
     ],
+    ids=str,
 )
-def test_what_an_executor_cannot_is_refused_by_its_name(sampling: Sampling, message: str) -> None:
+def test_what_an_executor_cannot_is_refused_by_its_name(options: dict[str, Any], message: str) -> None:
     intake = Intake(SimTokenizer(32_000, 2), ServiceSettings(), 100, 256, Abilities("sim"))
     with pytest.raises(InvalidRequestError, match=message):
-        intake.request(SubmitMessage(1, "", 0.0, make_generation(sampling=sampling)), RequestId("r"))
+        intake.request(SubmitMessage(1, "", 0.0, make_generation(**options)), RequestId("r"))
+
+
+@pytest.mark.parametrize(("max_seq_len", "default"), [(8192, 128), (100, 99)])
+def test_a_least_length_beyond_the_usual_end_needs_a_max_tokens(max_seq_len: int, default: int) -> None:
+    intake = Intake(SimTokenizer(32_000, 2), ServiceSettings(), max_seq_len, 256, Abilities("sim"))
+
+    def least(num: int, max_tokens: int | None = None) -> int:
+        sampling = Sampling(min_tokens=num, max_tokens=max_tokens)
+        generation = make_generation(token_ids=(5,), sampling=sampling)
+        return intake.request(SubmitMessage(1, "", 0.0, generation), RequestId("r")).sampling.min_tokens
+
+    assert (least(default), least(default + 1, max_tokens=default + 1)) == (default, default + 1)
+    with pytest.raises(InvalidRequestError, match=f"^min_tokens: {default + 1} exceeds {default}, the default"):
+        least(default + 1)

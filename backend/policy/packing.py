@@ -280,6 +280,7 @@ class Packing:
         if not self._take_all(first, num_tokens, others):
             self.cut(int(rows[0]), 0)
             num_tokens = min(len(first.token_ids), self.tokens_left)
+            self._take_all(first, num_tokens, others)  # also what it borrowed of them until now
         self.add(first, num_tokens)
 
     def _take_all(self, request: Request, num_slots: int, victims: Sequence[int]) -> bool:

@@ -17,6 +17,7 @@ from bench.common.provenance import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = "bench/results/campaign.json"
+BEFORE = "bench/results/campaign-before.json"  # the run before it, of another seed
 DOCUMENT = ROOT / "docs" / "reliability.md"
 
 WHAT = {
@@ -84,13 +85,25 @@ def table(document: Mapping[str, Any]) -> str:
     return "\n".join([*rows, *_faults(document)])
 
 
-def render(document: Mapping[str, Any]) -> str:
-    """Return the text of docs/reliability.md."""
+def render(document: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> str:
+    """Return the text of docs/reliability.md. before: the run before this one, if it is to be named."""
     source = describe(document["provenance"])
-    parts = [INTRODUCTION, f"{source} Seed {document['seed']}.{_other_commits(document)}"]
+    parts = [INTRODUCTION, f"{source} Seed {document['seed']}.{_other_commits(document)}", _run_before(before)]
     parts += [table(document), _cases(document)]
     parts += [_gauges(document), LIMITS.strip(), _outcomes(document)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _run_before(before: Mapping[str, Any] | None) -> str:
+    if before is None:
+        return ""
+    phases = before["phases"].values()
+    num_requests, num_faults = (sum(phase[name] for phase in phases) for name in ("num_requests", "num_faults"))
+    commit = before["provenance"]["commit"]
+    return (
+        f"The run before it (`{BEFORE}`, commit {commit}, seed {before['seed']}): {len(before['phases'])} phases, "
+        f"{num_requests:,} requests, {num_faults:,} faults."
+    )
 
 
 def _other_commits(document: Mapping[str, Any]) -> str:
@@ -174,8 +187,13 @@ def main() -> int:
     if parser.parse_args().check:
         print("up to date" if is_current() else f"{DOCUMENT} is out of date: run python -m tests.campaign.report")
         return 0 if is_current() else 1
-    DOCUMENT.write_text(render(json.loads((ROOT / OUT).read_text())))
+    DOCUMENT.write_text(_render_results())
     return 0
+
+
+def _render_results() -> str:
+    before = ROOT / BEFORE
+    return render(json.loads((ROOT / OUT).read_text()), json.loads(before.read_text()) if before.exists() else None)
 
 
 def is_current() -> bool:
@@ -183,7 +201,7 @@ def is_current() -> bool:
     result = ROOT / OUT
     if not (result.exists() and DOCUMENT.exists()):
         return result.exists() == DOCUMENT.exists()
-    return DOCUMENT.read_text() == render(json.loads(result.read_text()))
+    return DOCUMENT.read_text() == _render_results()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Command:
     arguments: Sequence[str]
     environment: Mapping[str, str]
     log: Path
-    ports: Mapping[str, int] = field(default_factory=dict)  # by what they are for
+    ports: Mapping[str, int] = field(default_factory=dict)  # by their names
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from backend.policy.packing import Packing
 from kv.types import Row
 from tests.backend.factories import be, rt
 from tests.backend.policy.driving import FIT, make, start
+from tests.fuzz import FuzzRun
 
 
 def test_the_first_prefill_of_a_step_costs_more_than_the_next() -> None:
@@ -92,6 +93,11 @@ def test_what_gave_up_its_own_slots_begins_again_in_the_same_step() -> None:
     scheduler.commit(packing.plan(1.0))
     assert scheduler.kv.num_held(Row(request.row)) == 21
     assert request.num_computed == 0
+
+
+def test_what_begins_again_also_gets_the_slots_that_it_had_borrowed() -> None:
+    """This run of 10,000 once stood still: a real-time request had borrowed its prefix from the only other one."""
+    assert FuzzRun(8783).run() > 109
 
 
 def test_victims_give_way_in_order_and_keep_what_is_not_needed() -> None:

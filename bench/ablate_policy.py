@@ -39,6 +39,9 @@ CELLS: dict[str, Scenario] = {
     "grouped-query, 1.5": replace(_BASE, rt_rate=21.0),
     "70B, 1": _FULL_70B,
     "70B, 1, pool of 80k": replace(_FULL_70B, kv_tokens=80_000),
+    "70B, 0.5, tight": replace(_FULL_70B, rt_rate=5.0, ttft_slo_s=0.2, tpot_slo_s=0.05),
+    "70B, 0.75, tight": replace(_FULL_70B, rt_rate=7.5, ttft_slo_s=0.2, tpot_slo_s=0.05),
+    "Azure, 70B": replace(_BASE, pair="llama70b-h100-tp4", rt_trace="trace_azure_conv.csv", duration_s=260.0),
     "pool of 10k": replace(_BASE, rt_rate=2.0, kv_tokens=10_000),
     "bursty, cv 4": replace(_BASE, rt_rate=8.0, rt_cv=4.0),
     "heavy tail": replace(_BASE, rt_rate=6.0, rt_lengths="heavy_tail", tpot_slo_s=0.1),
@@ -122,6 +125,7 @@ MECHANISMS: dict[str, Switch] = {
         constant(kv_forecast, unused_of_block=lambda _: 0.0), constant(budgets, unused_of_block=lambda _: 0.0)
     ),
     "deferrable decodes": constant(real_time, _DEFERRABLE_STEPS=_FOREVER, SPARE_USE=0.0),
+    "deposit": constant(policy, _DEPOSIT_S=0.0),
     "lead": constant(budgets.Budgets, _lead_s=lambda *_: _FOREVER),
     "pausing": constant(pausing.Pausing, _is_cheap=lambda _: False),
     "RT KV forecast": constant(kv_forecast.KVForecast, has_room_for=_rt_always_fits),

@@ -30,9 +30,13 @@ class Edit:
         assert len(self.found) == len(self.instead), self.danger
 
 
+BODY_PER_MESSAGE = 2  # an HTTP body may be so many times as long: a token id takes 4 bytes, or 8 characters of JSON
+
+
 def edits(max_message_bytes: int) -> list[Edit]:
-    """Return the edits; `max_message_bytes` is the longest gRPC message, and HTTP body, that the copy takes."""
-    return [_error_mode(), _division(), _message_limit(max_message_bytes), _body_limit(max_message_bytes)]
+    """Return the edits. `max_message_bytes` is the longest gRPC message that the copy takes."""
+    max_body_bytes = BODY_PER_MESSAGE * max_message_bytes
+    return [_error_mode(), _division(), _message_limit(max_message_bytes), _body_limit(max_body_bytes)]
 
 
 def core_edits() -> list[Edit]:

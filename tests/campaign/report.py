@@ -60,7 +60,7 @@ The server inside `nvidia-pytriton` is Triton 2.51 (24.10). These faults are in 
 | a gRPC tensor of 2^62 elements | its size is 0 modulo 2^64: its stub ends | it counts in bounds: an error comes |
 | gRPC messages of 100 MB and more | they hold up all others | it runs with a limit: 5 × `max_prompt_bytes` + 1 MiB |
 | a million strings in one tensor | its stub decodes all, for seconds | a decoder of ours stops after `max_stop_words` |
-| HTTP bodies of any length | it has no option to limit them | it ends connections at the limit of gRPC messages |
+| HTTP bodies of any length | it has no option to limit them | it ends connections at twice the limit of gRPC messages |
 | HTTP bodies of 100,000 keys, or that never end | it reads slowly, or waits | nothing: keep its port on loopback |
 | 20,000 requests at once to `bros` | its queue knows no class: real-time waits | use `bros_rt` and `bros_be` |
 | an integer beyond 32 bits over HTTP | it drops the upper bits for INT32 inputs | nothing: it is not seen here |

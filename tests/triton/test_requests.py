@@ -12,6 +12,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from backend.config import ServiceSettings
+from backend.launcher.triton_copy import BODY_PER_MESSAGE
 from backend.launcher.triton_install import max_message_bytes
 from backend.wire import names as wire
 from backend.wire.metrics import METRICS
@@ -267,7 +268,7 @@ def test_a_message_above_the_limit_is_refused_before_it_is_read(sim: Server) -> 
 
 def test_an_http_body_above_the_limit_ends_its_connection(sim: Server) -> None:
     before = triton_ids(sim)
-    limit = max_message_bytes(ServiceSettings().max_prompt_bytes)
+    limit = BODY_PER_MESSAGE * max_message_bytes(ServiceSettings().max_prompt_bytes)
     assert sim.post("bros", {"text_input": "x" * (limit - 1_000)})[0] == 400
     with pytest.raises(OSError, match=r"reset|closed|[Bb]roken|without"):
         sim.post("bros", {"text_input": "x" * limit})

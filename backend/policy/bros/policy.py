@@ -20,6 +20,7 @@ from backend.policy.state.waiting_queue import Key
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 
 _DEPOSIT_S = 0.05  # step time, seconds, that best-effort is owed before it claims any: a burst of prompts goes first
+_PERIOD_S = 10.0  # seconds over which it gets its share, although the deposit is kept back
 
 
 class Bros:
@@ -27,7 +28,7 @@ class Bros:
 
     def __init__(self, settings: SchedulerSettings, limits: StepLimits) -> None:
         del limits
-        self._be_min_share = settings.be_min_share
+        self._be_min_share = settings.be_min_share and settings.be_min_share + _DEPOSIT_S / _PERIOD_S
         self._be_owed_s = 0.0  # step time that real-time took of best-effort's share
 
     def order(self, request: Request) -> Key:

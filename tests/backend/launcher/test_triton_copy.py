@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.launcher.triton_copy import copy_server, core_edits, edits
+from backend.launcher.triton_copy import BODY_PER_MESSAGE, copy_server, core_edits, edits
 
 MAX_BYTES = 0x01020304
 EDITS = edits(MAX_BYTES)
@@ -40,7 +40,7 @@ def test_the_copy_differs_in_the_edited_places_only(tmp_path: Path) -> None:
 
 def test_the_copy_holds_the_limit_of_messages() -> None:
     assert MESSAGE_LIMIT.instead.endswith(MAX_BYTES.to_bytes(4, "little"))
-    assert BODY_LIMIT.instead[1:5] == MAX_BYTES.to_bytes(4, "little")
+    assert BODY_LIMIT.instead[1:5] == (BODY_PER_MESSAGE * MAX_BYTES).to_bytes(4, "little")
 
 
 @pytest.mark.parametrize("missing", EDITS, ids=lambda edit: edit.danger)

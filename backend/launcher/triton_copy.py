@@ -30,7 +30,7 @@ class Edit:
         assert len(self.found) == len(self.instead), self.danger
 
 
-BODY_PER_MESSAGE = 2  # HTTP bodies may be longer by this factor: a token id takes 4 bytes in a message, 8 characters in JSON
+BODY_PER_MESSAGE = 2  # HTTP bodies may be longer by this factor: a token id takes 4 bytes, or 8 characters of JSON
 
 
 def edits(max_message_bytes: int) -> list[Edit]:

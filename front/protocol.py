@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import resource
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -20,10 +20,12 @@ from front.http import error_response
 MAX_HEAD_BYTES = 64 * 1024  # of a request: its URL and its headers; of anything else that says nothing yet
 MAX_HEADERS = 100
 MAX_CONNECTIONS = 4096
+MAX_PIPELINED = 16  # requests that wait on one connection for the answer to the one before
 HEAD_TIMEOUT_S = 10.0  # from the connection, or from the first byte after an answer, to the end of the headers
 _OTHER_DESCRIPTORS = 320  # of this process: files of batches, uploads, downloads, the engine
 _MALFORMED = ApiError("the request is no valid HTTP")
 _NO_TUNNEL = ApiError("CONNECT: Method Not Allowed", status=405)
+_TOO_MANY = ApiError(f"more than {MAX_PIPELINED} requests wait on one connection", status=429, code="overloaded")
 _LATE = ApiError(f"no whole headers within {HEAD_TIMEOUT_S:g} s", status=408)
 _CROWDED = ApiError(
     "too many connections are open", status=503, kind="server_error", code="overloaded", headers=retry_after(1.0)
@@ -31,7 +33,10 @@ _CROWDED = ApiError(
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol: a long head is a 431, a late one a 408, a connection too many a 503. Upgrades are ignored."""
+    """uvicorn's protocol: a long head is a 431, a late one a 408, a connection too many a 503. Upgrades are ignored.
+
+    A connection on which too many requests wait is closed: each takes memory, and the parser reads a piece to its end.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -81,6 +86,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._num_unplaced = 0
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._end(_TOO_MANY)
         if not self.parser.should_upgrade():
             self._forget_deadline()
             super().on_headers_complete()
@@ -100,8 +107,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Count a piece of the head. Raises what ends the parser's work."""
         self._num_head_bytes += num_bytes
         if self._num_head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
-            self._refusal = _too_long(f"more than {MAX_HEADERS} headers, or {MAX_HEAD_BYTES} bytes")
-            raise httptools.HttpParserError(self._refusal.message)
+            self._end(_too_long(f"more than {MAX_HEADERS} headers, or {MAX_HEAD_BYTES} bytes"))
+
+    def _end(self, refusal: ApiError) -> NoReturn:
+        """Raise what ends the parser's work: the connection is refused."""
+        self._refusal = refusal
+        raise httptools.HttpParserError(refusal.message)
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Read the request again without the header that offers an upgrade: the parser passes over its body."""

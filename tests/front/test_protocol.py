@@ -69,6 +69,26 @@ def test_a_head_within_its_bounds_is_answered(address: tuple[str, int]) -> None:
     assert status_of(talk(address, HEAD + b"a:b\r\n" * num_left + b"\r\n")) == 200
 
 
+def test_requests_wait_on_one_connection_in_order_but_not_without_end(address: tuple[str, int]) -> None:
+    request = HEAD + b"\r\n"
+    assert everything(address, request * protocol.MAX_PIPELINED).count(b"HTTP/1.1 200") == protocol.MAX_PIPELINED
+    assert everything(address, request * 1000).count(b"HTTP/1.1 200") <= 1
+    assert status_of(talk(address, request)) == 200
+
+
+def everything(address: tuple[str, int], piece: bytes) -> bytes:
+    """Return all that comes for `piece`, whose last request closes the connection."""
+    with socket.create_connection(address, timeout=20.0) as connection:
+        connection.sendall(piece.removesuffix(b"\r\n") + b"connection: close\r\n\r\n")
+        answer = b""
+        try:
+            while piece := connection.recv(65536):
+                answer += piece
+        except ConnectionResetError:
+            pass
+        return answer
+
+
 def test_trailers_are_headers_too(address: tuple[str, int]) -> None:
     chunked = POST + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
     assert talk(address, chunked, b"a:b\r\n" * (protocol.MAX_HEADERS + 1)) == b""

@@ -51,7 +51,8 @@ async def connection(host: str, port: int, request: bytes) -> AsyncIterator[asyn
 
 
 async def _first_of_stream(answer: asyncio.StreamReader) -> bytes:
-    """Read frames until the stream has a message or its end; the others are the connection's own."""
+    """Read frames to the end of the stream; return its first message. The others are the connection's own."""
+    message = b""
     while True:
         try:
             head = await answer.readexactly(9)
@@ -61,8 +62,10 @@ async def _first_of_stream(answer: asyncio.StreamReader) -> bytes:
         kind, flags, stream = head[3], head[4], int.from_bytes(head[5:])
         if kind in (_GOAWAY, _RST_STREAM):
             raise ConnectionError(f"frame {kind} ended the call")
-        if stream == _STREAM and ((kind == _DATA and payload) or flags & _END_STREAM):
-            return payload if kind == _DATA else b""
+        if stream == _STREAM and kind == _DATA:
+            message = message or payload
+        if stream == _STREAM and flags & _END_STREAM:
+            return message
 
 
 def _call(model: str) -> bytes:

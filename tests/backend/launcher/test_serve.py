@@ -28,6 +28,7 @@ from backend.launcher.endpoints import Endpoints
 from backend.launcher.launch import Launch
 from backend.launcher.probe import answers_canary
 from backend.launcher.triton_install import TritonInstall
+from tests.triton.servers import wait_until
 
 pytestmark = pytest.mark.triton
 ROOT = Path(__file__).resolve().parents[3]
@@ -139,6 +140,23 @@ def test_sigterm_drains_and_leaves_nothing(base: Path) -> None:
         launch.process.terminate()
         assert launch.process.wait(TIMEOUT_S) == 0
     assert_nothing_is_left(run_directory)
+
+
+def test_canaries_leave_nothing_open_that_a_drain_waits_for(base: Path) -> None:
+    with serve(base, "--canary-timeout-s", "1") as launch:
+        url = launch.wait_until_ready()
+        num_asked = num_requests(url)
+        wait_until(lambda: num_requests(url) >= num_asked + 4, "two looks at the model, on two request paths each")
+        launch.process.terminate()
+        assert launch.process.stderr is not None
+        assert "requests are open" not in launch.process.stderr.read()
+        assert launch.process.wait(TIMEOUT_S) == 0
+
+
+def num_requests(url: str) -> int:
+    """Return how many requests to `bros` Triton has answered."""
+    with urllib.request.urlopen(f"{url}/v2/models/bros/stats", timeout=TIMEOUT_S) as answer:
+        return int(json.loads(answer.read())["model_stats"][0]["inference_stats"]["success"]["count"])
 
 
 def open_stream(url: str, max_tokens: int, model: str = "bros_rt") -> http.client.HTTPResponse:

@@ -88,7 +88,8 @@ def main() -> int:
         assert at.openai_url is not None
         with door_client(at.openai_url, CHAT_PATH) as post:
             result = measure(post, at.openai_url, options)
-    result |= {"settings": {name: str(value) for name, value in vars(options).items()}, "provenance": source}
+    settings = {name: str(value) for name, value in vars(options).items() if name != "out"}
+    result |= {"settings": settings, "provenance": source}
     put_out(result, options, describe)
     return 0 if result["batch"]["num_completed"] == options.lines else 1
 

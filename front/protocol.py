@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import resource
 from http import HTTPStatus
-from typing import Any, NoReturn
+from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -25,7 +25,6 @@ HEAD_TIMEOUT_S = 10.0  # from the connection, or from the first byte after an an
 _OTHER_DESCRIPTORS = 320  # of this process: files of batches, uploads, downloads, the engine
 _MALFORMED = ApiError("the request is no valid HTTP")
 _NO_TUNNEL = ApiError("CONNECT: Method Not Allowed", status=405)
-_TOO_MANY = ApiError(f"more than {MAX_PIPELINED} requests wait on one connection", status=429, code="overloaded")
 _LATE = ApiError(f"no whole headers within {HEAD_TIMEOUT_S:g} s", status=408)
 _CROWDED = ApiError(
     "too many connections are open", status=503, kind="server_error", code="overloaded", headers=retry_after(1.0)
@@ -87,7 +86,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._num_unplaced = 0
         if len(self.pipeline) >= MAX_PIPELINED:
-            self._end(_TOO_MANY)
+            raise httptools.HttpParserError(f"more than {MAX_PIPELINED} requests wait for an answer that goes out")
         if not self.parser.should_upgrade():
             self._forget_deadline()
             super().on_headers_complete()
@@ -107,12 +106,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Count a piece of the head. Raises what ends the parser's work."""
         self._num_head_bytes += num_bytes
         if self._num_head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
-            self._end(_too_long(f"more than {MAX_HEADERS} headers, or {MAX_HEAD_BYTES} bytes"))
-
-    def _end(self, refusal: ApiError) -> NoReturn:
-        """Raise what ends the parser's work: the connection is refused."""
-        self._refusal = refusal
-        raise httptools.HttpParserError(refusal.message)
+            self._refusal = _too_long(f"more than {MAX_HEADERS} headers, or {MAX_HEAD_BYTES} bytes")
+            raise httptools.HttpParserError(self._refusal.message)
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Read the request again without the header that offers an upgrade: the parser passes over its body."""

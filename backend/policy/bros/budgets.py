@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -109,11 +110,16 @@ class Budgets:
         KV slots are left free where real-time needs more of them in steps of `predicted_s`, without best-effort.
         Shorter steps then give less back where the estimate errs (docs/decisions/0002-littles-law.md).
         """
-        limits, traffic = self._view.limits, self._view.traffic
-        batch_slots, kv_slots = traffic.rt_arrivals.per_step_s(self._now_s, traffic.rt_output_ratio)
-        kv_slots += batch_slots * unused_of_block(self._view)
+        limits, (batch_slots, kv_slots) = self._view.limits, self._in_use_per_step_s
         usable = limits.num_slots - _KV_RESERVE * min(limits.num_slots, kv_slots * predicted_s)
         return Sustainable(limits.max_seqs / max(batch_slots, 1e-9), usable / max(kv_slots, 1e-9))
+
+    @cached_property
+    def _in_use_per_step_s(self) -> tuple[float, float]:
+        """The batch slots and the KV slots that arriving real-time will use at once, a second of step time."""
+        traffic = self._view.traffic
+        batch_slots, kv_slots = traffic.rt_arrivals.per_step_s(self._now_s, traffic.rt_output_ratio)
+        return batch_slots, kv_slots + batch_slots * unused_of_block(self._view)
 
     def leaves_kv_slots(self) -> bool:
         """Return whether real-time leaves KV slots to best-effort: now, or by Little's law."""

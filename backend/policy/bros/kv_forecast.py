@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,6 @@ class KVForecast:
         decodes, prefills = groups[:2] if is_rt else groups[2:]
         self._rows: Rows = np.concatenate((decodes, prefills[~table.is_preempted[prefills]]))  # that run
         self._most = self._most_slots(self._rows)  # that all could ever hold together
-        self._num_rt_known = 0 if is_rt else view.table.num_rt_known()
         self._taken: list[Request] = []
 
     def has_room_for(self, request: Request, without: Rows | None = None) -> bool:
@@ -80,6 +80,10 @@ class KVForecast:
         self._rows = np.setdiff1d(self._rows, rows[:num], assume_unique=True)
         self._most -= self._most_slots(rows[:num])
         return rows[:num]
+
+    @cached_property
+    def _num_rt_known(self) -> int:
+        return self._view.table.num_rt_known()
 
     def _most_slots(self, rows: Rows) -> int:
         return int((self._view.table.max_total[rows] - self._view.table.num_borrowed[rows]).sum())

@@ -48,7 +48,9 @@ class Bros:
     def plan(self, view: SchedulerView, now_s: float) -> StepPlan:
         packing = Packing(view)
         budgets = Budgets(view, packing.groups.rt_decodes, now_s)
-        credit_s = max(0.0, self._be_owed_s - _DEPOSIT_S) if budgets.leaves_kv_slots() else 0.0
+        credit_s = max(0.0, self._be_owed_s - _DEPOSIT_S)
+        if credit_s and not budgets.leaves_kv_slots():
+            credit_s = 0.0
         num_kept = _num_kept(view, packing, credit_s)
         packing.seqs_left -= num_kept
         real_time = RealTimeFill(view, packing, budgets, now_s)

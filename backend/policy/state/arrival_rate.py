@@ -11,6 +11,16 @@ from backend.policy.state.objectives import RECENT_S
 _MEMORY_S = 20.0  # seconds that the rates go back
 
 
+def kept(last_s: float, now_s: float, memory_s: float) -> float:
+    """Return the part of a sum of the last `memory_s` or so that was up to date at `last_s` and is left at `now_s`."""
+    return math.exp(min(0.0, (last_s - now_s) / memory_s))
+
+
+def rate_of_one(elapsed_s: float, last_s: float, now_s: float, memory_s: float) -> float:
+    """Return the rate at `now_s` of a decayed sum of 1 over `elapsed_s` of arrivals, the last at `last_s`."""
+    return kept(last_s, now_s, memory_s) / (memory_s * (1.0 - math.exp(-elapsed_s / memory_s)))
+
+
 @dataclass(slots=True, eq=False)
 class ArrivalRate:
     """What the arrivals of one class ask for per second, averaged over the last _MEMORY_S or so.
@@ -28,12 +38,12 @@ class ArrivalRate:
     def note(self, request: Request) -> None:
         """Count an arrival."""
         self._first_s = min(self._first_s, request.arrival_s)
-        kept = math.exp(min(0.0, (self._last_s - request.arrival_s) / _MEMORY_S))
+        left = kept(self._last_s, request.arrival_s, _MEMORY_S)
         self._last_s = max(self._last_s, request.arrival_s)
         num_tokens = request.sampling.max_tokens
-        self._tokens = kept * self._tokens + num_tokens
-        self._prompt_products = kept * self._prompt_products + num_tokens * request.num_prompt
-        self._half_squares = kept * self._half_squares + 0.5 * num_tokens**2
+        self._tokens = left * self._tokens + num_tokens
+        self._prompt_products = left * self._prompt_products + num_tokens * request.num_prompt
+        self._half_squares = left * self._half_squares + 0.5 * num_tokens**2
 
     def per_step_s(self, now_s: float, output_ratio: float) -> tuple[float, float]:
         """Return the batch slots and the KV slots that will be in use at once for each second that a step takes.
@@ -42,13 +52,12 @@ class ArrivalRate:
         """
         if not self._tokens:
             return 0.0, 0.0
-        per_s = self._per_s(now_s)
-        batch_slots = per_s * output_ratio * self._tokens
+        rate = self._rate(now_s)
+        batch_slots = rate * output_ratio * self._tokens
         products = output_ratio * self._prompt_products + output_ratio**2 * self._half_squares
-        return batch_slots, per_s * products
+        return batch_slots, rate * products
 
-    def _per_s(self, now_s: float) -> float:
+    def _rate(self, now_s: float) -> float:
         """Return what turns the sums into rates."""
         elapsed_s = max(now_s - self._first_s, RECENT_S)  # the first few say little about a rate
-        kept = math.exp(min(0.0, (self._last_s - now_s) / _MEMORY_S))
-        return kept / (_MEMORY_S * (1.0 - math.exp(-elapsed_s / _MEMORY_S)))
+        return rate_of_one(elapsed_s, self._last_s, now_s, _MEMORY_S)

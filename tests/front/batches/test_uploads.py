@@ -99,18 +99,19 @@ def test_a_client_that_sends_nothing_more_is_given_up(tmp_path: Path) -> None:
     assert list((tmp_path / "parts").iterdir()) == []
 
 
+async def in_halves(has_begun: asyncio.Event, go_on: asyncio.Event) -> AsyncIterator[bytes]:
+    """Yield a form whose second half waits for `go_on`."""
+    yield form(FILE, end=b"")
+    has_begun.set()
+    await go_on.wait()
+    yield form(PURPOSE)
+
+
 def test_more_uploads_than_allowed_wait_their_turn(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path, settings=BatchSettings(max_uploads=1)) as http:
-            go_on, has_begun = asyncio.Event(), asyncio.Event()
-
-            async def slow() -> AsyncIterator[bytes]:
-                yield form(FILE, end=b"")
-                has_begun.set()
-                await go_on.wait()
-                yield form(PURPOSE)
-
-            first = asyncio.create_task(http.post("/v1/files", content=slow(), headers=FORM))
+            has_begun, go_on = asyncio.Event(), asyncio.Event()
+            first = asyncio.create_task(http.post("/v1/files", content=in_halves(has_begun, go_on), headers=FORM))
             await has_begun.wait()
             refused = await http.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
@@ -127,16 +128,9 @@ def test_a_key_has_a_share_of_the_places(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with serving(tmp_path / "data", settings=BatchSettings(max_own_uploads=1), keys=keys) as http:
-            go_on, has_begun = asyncio.Event(), asyncio.Event()
-
-            async def slow() -> AsyncIterator[bytes]:
-                yield form(FILE, end=b"")
-                has_begun.set()
-                await go_on.wait()
-                yield form(PURPOSE)
-
+            has_begun, go_on = asyncio.Event(), asyncio.Event()
             mine, yours = ({**FORM, "authorization": f"Bearer key-of-{whose}"} for whose in ("mine", "yours"))
-            first = asyncio.create_task(http.post("/v1/files", content=slow(), headers=mine))
+            first = asyncio.create_task(http.post("/v1/files", content=in_halves(has_begun, go_on), headers=mine))
             await has_begun.wait()
             assert (await http.post("/v1/files", content=form(FILE, PURPOSE), headers=mine)).status_code == 429
             assert (await http.post("/v1/files", content=form(FILE, PURPOSE), headers=yours)).status_code == 200

@@ -127,7 +127,7 @@ MECHANISMS: dict[str, Switch] = {
     "deferrable decodes": constant(real_time, _DEFERRABLE_STEPS=_FOREVER, SPARE_USE=0.0),
     "deposit": constant(policy, _DEPOSIT_S=0.0),
     "lead": constant(budgets.Budgets, _lead_s=lambda *_: _FOREVER),
-    "pausing": constant(pausing.Pausing, _is_cheap=lambda _: False),
+    "pausing": constant(pausing.Pausing, make_room_for=lambda *_: False),
     "RT KV forecast": constant(kv_forecast.KVForecast, has_room_for=_rt_always_fits),
     "BE KV forecast": constant(kv_forecast.KVForecast, has_room_for=_be_always_fits),
     "prefill pacing": constant(budgets.Budgets, prefill_end_s=lambda *_: _FOREVER),

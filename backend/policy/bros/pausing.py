@@ -11,9 +11,7 @@ from backend.policy.packing import Packing
 from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
-_PAUSE_TOKENS = 20.0  # tokens ahead of its schedule from which a decode can be paused.
-_RESUME_TOKENS = 5.0  # Tokens ahead at which a paused one must come back: the gap keeps two from alternating.
-_MAX_COPY_STEPS = 0.3  # Mean steps that the copies of one request, there and back, may take
+_FAR_AHEAD = 20.0  # tokens ahead of its schedule from which a decode can be paused; below it, it must come back
 
 
 class Pausing:
@@ -44,7 +42,7 @@ class Pausing:
         rows = prefills[table.is_preempted[prefills] & has_output]
         ahead_tokens = self._ahead_tokens(rows)
         order = np.argsort(ahead_tokens, kind="stable")
-        num_due = int(np.count_nonzero(ahead_tokens <= _RESUME_TOKENS))
+        num_due = int(np.count_nonzero(ahead_tokens < _FAR_AHEAD))
         self.due, self.early = rows[order[:num_due]].tolist(), rows[order[num_due:]].tolist()
         self._num_slots = int(table.num_known[rows].sum())
 
@@ -55,12 +53,12 @@ class Pausing:
     def make_room_for(self, request: Request, decodes: Rows) -> bool:
         """Pause those of `decodes` that are furthest ahead, as many as it takes to let `request` in.
 
-        False, with nothing done, where that is not enough or copies are slow. False also where `request` is new and
+        False, with nothing done, where that is not enough, or nothing is copied. False also where `request` is new and
         others are late already: pausing gains nothing under an overload that lasts.
         """
         if request.row is None and next(self._view.rt_waiting.relegated(), None) is not None:
             return False
-        if not self._is_cheap():
+        if not self._view.settings.checkpoints:
             return False
         rows = self._forecast.make_room_for(request, self._can_pause(self._packing.uncut(decodes)))
         if rows is None:
@@ -68,21 +66,13 @@ class Pausing:
         self._num_slots += int(self._view.table.num_known[rows].sum())
         return True
 
-    def _is_cheap(self) -> bool:
-        """Return whether copies are quick: all that runs waits for them."""
-        decodes = self._packing.groups.rt_decodes
-        if not len(decodes) or not self._view.settings.checkpoints:
-            return False
-        copies_s = 2.0 * self._view.latency.c4 * float(self._view.table.num_known[decodes].mean())
-        return copies_s <= _MAX_COPY_STEPS * self._view.traffic.step_s
-
     def _can_pause(self, decodes: Rows) -> Rows:
         """Return those of `decodes` that are far ahead, the furthest first.
 
         No more than the pool holds with all that are paused, so that they can come back as running ones end.
         """
         ahead_tokens = self._ahead_tokens(decodes)
-        rows = decodes[np.argsort(-ahead_tokens, kind="stable")[: np.count_nonzero(ahead_tokens >= _PAUSE_TOKENS)]]
+        rows = decodes[np.argsort(-ahead_tokens, kind="stable")[: np.count_nonzero(ahead_tokens >= _FAR_AHEAD)]]
         num_paused = self._num_slots + np.cumsum(self._view.table.num_known[rows])
         can_pause: Rows = rows[num_paused <= self._view.limits.num_slots]
         return can_pause

@@ -33,7 +33,6 @@ class RealTimeFill:
         self._prefills = packing.groups.rt_prefills
         self._num_rt = len(self._decodes) + len(self._prefills)  # that run, with those that begin in this step
         self._deferred: Rows = self._decodes[:0]
-        self._is_short = False  # of time, batch slots or KV slots: a prefill in time was refused
 
     # Decodes
 
@@ -83,17 +82,13 @@ class RealTimeFill:
                 late.append(request)
             elif not self._pack_prefill(request, self._budgets.in_time_s):
                 self._leave_time_for(request)
-                self._is_short = True
                 return late
         self._resume(early)
         return late
 
     def pack_late(self, late: list[Request]) -> None:
-        """Take late prefills by deadline with the rest; they bind nothing. None begins while one in time waits."""
-        relegated = iter(()) if self._is_short else self._view.rt_waiting.relegated()
-        for request in self._by_deadline(late, relegated):
-            if self._is_short and request.row is None:
-                continue
+        """Take late prefills by deadline with the rest; they bind nothing."""
+        for request in self._by_deadline(late, self._view.rt_waiting.relegated()):
             if not self._pack_prefill(request, self._budgets.late_s):
                 break
 

@@ -15,9 +15,8 @@ from backend.policy.state.latency_model import LatencyModel
 
 RECENT_S = 3.0  # seconds: the shortest wait of these and of up to as many before them counts
 _USUAL_WAIT_S = 0.25  # seconds, while nobody has said otherwise: half of the default TTFT SLO
-_RESERVE = 0.1  # part of its TTFT SLO that a request can wait at least, and of what its prompt leaves that it cannot
-_IN_A_ROW = 2.0  # prompts as long as its own that a request may have to wait for, itself among them
 _WEIGHT = 0.1  # of an arrival in the usual wait: one odd request hardly moves it, a dozen alike make it theirs
+_IN_A_ROW = 2.0  # prompts as long as its own that a request may have to wait for, itself among them
 
 
 def time_alone_s(request: Request, latency: LatencyModel) -> float:
@@ -50,8 +49,8 @@ _NOBODY = Recent()
 class Objectives:
     """How long the real-time requests that come can wait for the step under way, and what their prompts need.
 
-    They can wait until half of their TTFT SLO, less where the prompt needs more than the other half, a tenth at least.
-    What cannot be kept does not count. usual_wait_s: the mean of the last ten or so.
+    They can wait until half of their TTFT SLO, less where the prompt needs more than the other half. What cannot be
+    kept does not count. usual_wait_s: the mean of the last ten or so.
     """
 
     usual_wait_s: float = _USUAL_WAIT_S
@@ -66,8 +65,7 @@ class Objectives:
         assert slo is not None, f"request {request.request_id!r}: real-time without an SLO"
         if alone_s + 0.5 * step_s > slo.ttft_slo_s:
             return
-        left_s = (1.0 - _RESERVE) * (slo.ttft_slo_s - alone_s)
-        wait_s = max(_RESERVE * slo.ttft_slo_s, min(0.5 * slo.ttft_slo_s, left_s))
+        wait_s = min(0.5 * slo.ttft_slo_s, slo.ttft_slo_s - alone_s)
         self.usual_wait_s += _WEIGHT * (wait_s - self.usual_wait_s)
         self._before, last = self._periods(now_s)
         self._last = last.with_more(Recent(wait_s, min(slo.ttft_slo_s, _IN_A_ROW * alone_s)))

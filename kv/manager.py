@@ -199,10 +199,17 @@ class KVCacheManager:
 
     def grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64]) -> bool:
         """Grow each of `rows` by one slot, in order: all of them, or none and return False. `rows` are distinct."""
-        budget = self.budget()
-        if budget.try_grow_each_by_one(rows) < len(rows):
-            return False
-        self.adopt(budget)
+        rows = np.ascontiguousarray(rows, np.intp)
+        if len(rows) > self._pool.num_free_blocks:
+            budget = self.budget()
+            if budget.try_grow_each_by_one(rows) < len(rows):
+                return False
+            self.adopt(budget)
+            return True
+        self._num_changes += 1
+        self._pool.grow_each_by_one(rows)
+        self._table.write_last(self._pool, rows)
+        self._host.forget_first_of_each(rows)
         return True
 
     def adopt(

@@ -111,6 +111,8 @@ class BestEffortFill:
     def _continue_started(self) -> bool:
         """Go on with what has begun; return whether nothing that has begun was left waiting for room."""
         table = self._view.table
+        if not len(self._prefills):
+            return True
         rows = self._prefills[table.arrival_index[self._prefills].argsort()]
         has_room = [self._continue(request) for request in table.requests_in(rows)]
         return all(has_room)

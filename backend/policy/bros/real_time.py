@@ -49,11 +49,12 @@ class RealTimeFill:
             return
         slack_s, is_late = self._budgets.heed_decodes()
         arrival_index = self._view.table.arrival_index
-        order = np.lexsort((arrival_index[rows], slack_s, is_late))
-        can_wait = (slack_s > _DEFERRABLE_STEPS * self._budgets.in_time_s)[order]
-        deferred = rows[order[can_wait]]
+        can_wait = slack_s > _DEFERRABLE_STEPS * self._budgets.in_time_s
+        deferred = rows[can_wait]
         self._deferred = deferred[arrival_index[deferred].argsort()]
-        self._take_decodes(rows[order[~can_wait]])
+        if len(deferred) < len(rows):
+            order = np.lexsort((arrival_index[rows], slack_s, is_late))
+            self._take_decodes(rows[order[~can_wait[order]]])
 
     def pack_deferred_decodes(self) -> None:
         """Take the decodes that would have left their slots to prefills, and did not have to."""

@@ -118,6 +118,19 @@ def urgency(
     return slack_s, is_late, (be_s if 2 * num_odd > len(rows) else rt_s, be_s)
 
 
+@compiled(f"UniTuple(int64, 3)({_COUNTS}, {_FLAGS}, {_ROWS})")
+def decode_sums(counts: Counts, flags: Flags, rows: Rows) -> tuple[int, int, int]:
+    """Return of `rows` how many are decodes that lost no KV, their computed tokens, and how many are real-time."""
+    num_decodes, num_computed, num_rt = 0, 0, 0
+    for index in range(len(rows)):
+        row = rows[index]
+        is_decode = counts[NUM_KNOWN, row] - counts[NUM_COMPUTED, row] == 1
+        num_decodes += is_decode and not flags[IS_PREEMPTED, row]
+        num_computed += counts[NUM_COMPUTED, row]
+        num_rt += flags[IS_RT, row]
+    return num_decodes, num_computed, num_rt
+
+
 # What a step did
 
 
@@ -132,6 +145,19 @@ def compute(counts: Counts, rows: Rows, num_new: Counts) -> int:
             num_again += min(num_lost, num)
         counts[NUM_COMPUTED, row] += num
     return num_again
+
+
+@compiled()
+def _emit_one(counts: Counts, times: Times, flags: Flags, row: int, now_s: float) -> None:
+    """Count one new token of `row` at `now_s`, and set the deadline of the next one."""
+    if times[FIRST_TOKEN, row] == np.inf:
+        times[FIRST_TOKEN, row] = now_s
+    times[LAST_TOKEN, row] = now_s
+    counts[NUM_KNOWN, row] += 1
+    if flags[IS_RT, row]:
+        num_output = counts[NUM_KNOWN, row] - counts[NUM_PROMPT, row]
+        next_s = times[FIRST_TOKEN, row] + num_output * times[TPOT_SLO, row]
+        times[DEADLINE, row] = min(next_s, now_s + times[ITL_SLO, row])
 
 
 @compiled(f"UniTuple({_ROWS}, 3)({_COUNTS}, {_TIMES}, {_FLAGS}, {_ROWS}, float64)")
@@ -149,16 +175,37 @@ def emit(counts: Counts, times: Times, flags: Flags, rows: Rows, now_s: float) -
             found[0, num_back] = index
             num_back += 1
         if times[FIRST_TOKEN, row] == np.inf:
-            times[FIRST_TOKEN, row] = now_s
             found[1, num_first] = index
             num_first += 1
-        times[LAST_TOKEN, row] = now_s
-        counts[NUM_KNOWN, row] += 1
+        _emit_one(counts, times, flags, row, now_s)
         if counts[NUM_KNOWN, row] >= counts[MAX_TOTAL, row]:
             found[2, num_full] = index
             num_full += 1
-        if flags[IS_RT, row]:
-            num_output = counts[NUM_KNOWN, row] - counts[NUM_PROMPT, row]
-            next_s = times[FIRST_TOKEN, row] + num_output * times[TPOT_SLO, row]
-            times[DEADLINE, row] = min(next_s, now_s + times[ITL_SLO, row])
     return found[0, :num_back], found[1, :num_first], found[2, :num_full]
+
+
+@compiled(f"UniTuple({_ROWS}, 2)({_COUNTS}, {_TIMES}, {_FLAGS}, {_ROWS}, {_ROWS}, {_COUNTS}, float64)")
+def follow(
+    counts: Counts, times: Times, flags: Flags, held: Counts, rows: Rows, stands: Counts, now_s: float
+) -> tuple[Rows, Rows]:
+    """Bring `rows` up to `stands`, int64 [2, rows]: known and computed tokens, those of a step in flight among them.
+
+    held: slots by row. Return indices into `rows`: of those that decoded one token, which are up to date now, and of
+    those that did more than that or lost KV, which are as they were. The others did nothing.
+    """
+    decodes, others = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    num_decodes, num_others = 0, 0
+    for index in range(len(rows)):
+        row = rows[index]
+        stands[1, index] = computed = min(stands[0, index] - 1, stands[1, index])
+        num_come, num_run = stands[0, index] - counts[NUM_KNOWN, row], computed - counts[NUM_COMPUTED, row]
+        is_usual = not flags[IS_PREEMPTED, row] and 0 <= held[row] - computed <= 1  # a position may be in flight
+        if is_usual and num_come == num_run == stands[0, index] - computed == 1:
+            counts[NUM_COMPUTED, row] = computed
+            _emit_one(counts, times, flags, row, now_s)
+            decodes[num_decodes] = index
+            num_decodes += 1
+        elif not (is_usual and num_come == num_run == 0):
+            others[num_others] = index
+            num_others += 1
+    return decodes[:num_decodes], others[:num_others]

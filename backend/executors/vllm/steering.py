@@ -55,6 +55,7 @@ class Steering:
         self._came: list[VllmRequest] = []
         self._gone: list[str] = []
         self._caps: dict[str, int] | None = None  # while a step is scheduled
+        self._are_bound = True  # the caps
         self._decodes: Mapping[str, int] | None = None  # that the plan has, if it has nothing else
         self._everybody: tuple[object, list[VllmRequest], Mapping[str, int]] = None, [], {}  # who ran last, all ours
         self._set_aside: RequestQueue | None = None  # while a step is scheduled: all who wait
@@ -129,7 +130,7 @@ class Steering:
         scheduler, mirror = self._scheduler, self.pilot.mirror
         if self._runs_all(plan):
             self._decodes = self._everybody[-1]
-            scheduler.bind_caps(do_bind=False)
+            self._bind_caps(do_bind=False)
             self._newcomers = []
             if len(scheduler.waiting):
                 self._set_aside, scheduler.waiting = scheduler.waiting, WaitingRequests()
@@ -152,9 +153,15 @@ class Steering:
         self._decodes = dict(caps) if is_plain else None
         caps.update((request.request_id, _WHOLE) for request in (*not_ours, *scheduler.kv_holding_waiting))
         self._caps = caps
+        self._bind_caps(do_bind=True)
         scheduler.running = [*not_ours, *running, *reversed(withheld)]
         self._newcomers = self._with_batch_slots(newcomers)
         self._set_aside, scheduler.waiting = waiting, WaitingRequests(self._newcomers)
+
+    def _bind_caps(self, do_bind: bool) -> None:
+        if do_bind is not self._are_bound:
+            self._scheduler.bind_caps(do_bind)
+            self._are_bound = do_bind
 
     def _runs_all(self, plan: StepPlan) -> bool:
         """Whether the step is one token of everybody who runs, and has room for it: vLLM needs no arranging then."""
@@ -174,8 +181,10 @@ class Steering:
         started, by_key = self.pilot.mirror.started, self.pilot.mirror.by_key
         if self._everybody[0] is started and self._everybody[1] == running:
             return True
+        if not all(request.request_id in by_key for request in running):
+            return False
         self._everybody = started, running.copy(), {request.request_id: 1 for request in running}
-        return all(request_id in by_key for request_id in self._everybody[-1])
+        return True
 
     def _split_running(self) -> tuple[list[VllmRequest], dict[Request, _VllmTwin]]:
         """Return who is running and not ours, and who is."""
@@ -219,7 +228,6 @@ class Steering:
     def _restore_queues(self) -> None:
         """Put all who wait together again."""
         self._caps = None
-        self._scheduler.bind_caps(do_bind=True)
         if self._set_aside is None:
             return
         scheduler, waiting = self._scheduler, self._set_aside

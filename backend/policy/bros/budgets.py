@@ -53,7 +53,7 @@ class Budgets:
     def heed_decodes(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Tighten to what the decodes need; return their usable slack, and who of them is late."""
         table, latency = self._view.table, self._view.latency
-        slack_s, is_late, (rt_s, be_s) = table_loops.urgency(
+        slack_s, is_late, (rt_s, be_s, half_s) = table_loops.urgency(
             table.counts,
             table.times,
             self._decodes,
@@ -66,18 +66,17 @@ class Budgets:
         )
         self.in_time_s = max(self._decodes_s, min(self.in_time_s, rt_s))
         self.late_s = max(self._decodes_s, min(self.late_s, SPARE_USE * rt_s))
-        be_s = min(SPARE_USE * be_s, self._lead_s(slack_s))
+        be_s = min(SPARE_USE * be_s, self._lead_s(half_s))
         self._best_effort_s = max(self._decodes_s, min(self._best_effort_s, be_s))
         return slack_s, is_late
 
-    def _lead_s(self, slack_s: NDArray[np.float64]) -> float:
-        """Return how long a step may be after which half of the decodes can still wait for a prompt.
+    def _lead_s(self, half_s: float) -> float:
+        """Return how long a step may be after which half of the decodes, with `half_s` of slack, can still wait for a
+        prompt.
 
         A prompt that arrives has nearly the machine to itself then.
         """
-        half = len(slack_s) // 2
-        prefill_s = self._view.traffic.rt_objectives.recent(self._now_s).longest_prefill_s
-        return float(np.partition(slack_s, half)[half]) - prefill_s
+        return half_s - self._view.traffic.rt_objectives.recent(self._now_s).longest_prefill_s
 
     def heed(self, slack_s: float) -> None:
         """Tighten to a prompt that must be gone on with within `slack_s`."""

@@ -107,9 +107,9 @@ class KVBudget:
         `rows` are distinct.
         """
         decodes = np.ascontiguousarray(rows, np.intp)
-        if self._max_blocks + len(decodes) <= self._pool.num_free_blocks:
+        if (num_blocks := self._pool.blocks_for(decodes, self._max_blocks)) is not None:
             self._promised.append(decodes)
-            self._max_blocks += len(decodes)
+            self._max_blocks += num_blocks
         else:
             decodes = decodes[: self._counted().grow_each_by_one(decodes)]
         self._decodes.append(decodes)

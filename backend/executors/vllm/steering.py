@@ -170,9 +170,9 @@ class Steering:
         return (
             len(plan.num_new_tokens) == len(rows) == len(running)
             and not (plan.reclaims or plan.restores or self._scheduler.kv_holding_waiting)
-            and not (plan.slots and plan.slots.newcomers)
+            and not (plan.slots.newcomers if plan.slots else plan.num_new_tokens)
             and mirror.table.decode_sums(rows)[0] == len(rows)
-            and self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks() >= len(running)
+            and self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks() >= mirror.kv.most_new_blocks(rows)
             and self._all_are_ours(running)
         )
 

@@ -200,7 +200,7 @@ class KVCacheManager:
     def grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64]) -> bool:
         """Grow each of `rows` by one slot, in order: all of them, or none and return False. `rows` are distinct."""
         rows = np.ascontiguousarray(rows, np.intp)
-        if self._pool.blocks_for(rows) is None:
+        if self._pool.most_new_blocks(rows) > self._pool.num_free_blocks:
             budget = self.budget()
             if budget.try_grow_each_by_one(rows) < len(rows):
                 return False

@@ -146,12 +146,6 @@ class Pool:
         """Return how many free blocks `rows` can take if each grows by one slot."""
         return block.most_new_blocks(self.rows, self.ends, self.numbers, rows)
 
-    def blocks_for(self, rows: Indices, num_taken: int = 0) -> int | None:
-        """Return `most_new_blocks`, or more; None where fewer are free beside `num_taken`."""
-        num_free = self.num_free_blocks - num_taken
-        most = len(rows) if 2 * len(rows) <= num_free else self.most_new_blocks(rows)
-        return most if most <= num_free else None
-
     def max_growth(self, row: int | None, side: int) -> int:
         """Return the largest `num_slots` that `grow` can give to `row`. None means a new row on `side`."""
         if row is None:

@@ -255,8 +255,10 @@ def grow_each_by_one(rows: RowColumns, ends: EndColumns, previous: Chain, number
 
 @compiled("int64(int64[:,::1], int16[:,::1], int64[::1], int64[::1])")
 def most_new_blocks(rows: RowColumns, ends: EndColumns, numbers: Numbers, growing: Indices) -> int:
-    """Return how many free blocks `growing` can take if each grows by one slot: none in its own block with room, which
-    no other row can enter unless the layout is TWO_ENDED."""
+    """Return how many free blocks `growing` can take if each grows by one slot.
+
+    A row takes none while its own block has room. Only in the layout TWO_ENDED can another row take that.
+    """
     num = 0
     for row in growing:
         last = rows[LAST, row]

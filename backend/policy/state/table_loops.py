@@ -172,8 +172,8 @@ def urgency(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], tuple[float, float, float]]:
     """Return the slack of real-time decodes times `use`, and whether that is less than the `needed_s` of a step.
 
-    The third value is the longest step that leaves all in time, for real-time and for best-effort, and the slack that
-    half of them have at least; infinite without any.
+    The third value is the longest step that leaves all in time, for real-time and for best-effort. With it comes the
+    slack that half of them have at least, infinite without any.
 
     A late one asks for no more than `catch_up` of its TPOT SLO. One whose TPOT SLO is below a step of its own is late,
     and asks for nothing. Below `odd_s` it asks nothing of real-time, unless most ask for as little.
@@ -272,8 +272,8 @@ def follow(
 ) -> tuple[Rows, Rows]:
     """Bring `rows` up to `stands`, int64 [2, rows]: known and computed tokens, those of a step in flight among them.
 
-    held: slots by row. Return indices into `rows`: of those that decoded one token, which are up to date now, and of
-    those that did more than that or lost KV, which are as they were. The others did nothing.
+    held: slots by row. Return indices into `rows`. The first are those that decoded one token: they are up to date
+    now. The second did more than that or lost KV: they are as they were. The others did nothing.
     """
     decodes, others = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
     num_decodes, num_others = 0, 0

@@ -253,6 +253,19 @@ def grow_each_by_one(rows: RowColumns, ends: EndColumns, previous: Chain, number
     return len(growing)
 
 
+@compiled("int64(int64[:,::1], int16[:,::1], int64[::1], int64[::1])")
+def most_new_blocks(rows: RowColumns, ends: EndColumns, numbers: Numbers, growing: Indices) -> int:
+    """Return how many free blocks `growing` can take if each grows by one slot.
+
+    A row takes none while its own block has room. Only in the layout TWO_ENDED can another row take that.
+    """
+    num = 0
+    for row in growing:
+        last = rows[LAST, row]
+        num += last == NONE or numbers[IS_SHARED] != 0 or ends[FILL, last] == numbers[BLOCK_SIZE]
+    return num
+
+
 @compiled()
 def _held_by_requests(rows: RowColumns) -> Indices:
     """Return int64 [rows]: how many positions of each row the rows of requests borrow, directly or through others."""

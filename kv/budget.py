@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -107,9 +108,9 @@ class KVBudget:
         `rows` are distinct.
         """
         decodes = np.ascontiguousarray(rows, np.intp)
-        if self._max_blocks + len(decodes) <= self._pool.num_free_blocks:
+        if (num_blocks := self._blocks_for(decodes)) is not None:
             self._promised.append(decodes)
-            self._max_blocks += len(decodes)
+            self._max_blocks += num_blocks
         else:
             decodes = decodes[: self._counted().grow_each_by_one(decodes)]
         self._decodes.append(decodes)
@@ -167,6 +168,17 @@ class KVBudget:
         """Whether the free blocks suffice for `num_slots` more and for all promised growth."""
         pool = self._pool
         return self._max_blocks + ceil_div(num_slots, pool.block_size) <= pool.num_free_blocks
+
+    def _blocks_for(self, decodes: Indices) -> int | None:
+        """Return a bound on the free blocks that `decodes` take; None where the promised growth leaves fewer."""
+        num_free, most = self._pool.num_free_blocks - self._max_blocks, len(decodes)
+        if 2 * most > num_free and not self._has_promised(decodes):  # a promise may fill a block that has room now
+            most = self._pool.most_new_blocks(decodes)
+        return most if most <= num_free else None
+
+    def _has_promised(self, rows: Indices) -> bool:
+        promised = ([growth.row] if isinstance(growth, _Growth) else growth.tolist() for growth in self._promised)
+        return not set(rows.tolist()).isdisjoint(chain.from_iterable(promised))
 
     def _promise(self, row: Row | None, side: Side, num_slots: int) -> None:
         pool = self._pool

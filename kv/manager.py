@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kv.block import BASE, HEAD, HELD, INDEX_OF_SIDE, TAIL
+from kv.block import BASE, HEAD, HELD, INDEX_OF_SIDE, TAIL, Indices
 from kv.budget import KVBudget
 from kv.checkpoint import HostPool
 from kv.invariants import check_invariants
@@ -199,11 +199,22 @@ class KVCacheManager:
 
     def grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64]) -> bool:
         """Grow each of `rows` by one slot, in order: all of them, or none and return False. `rows` are distinct."""
-        budget = self.budget()
-        if budget.try_grow_each_by_one(rows) < len(rows):
-            return False
-        self.adopt(budget)
+        rows = np.ascontiguousarray(rows, np.intp)
+        if self._pool.most_new_blocks(rows) > self._pool.num_free_blocks:
+            budget = self.budget()
+            if budget.try_grow_each_by_one(rows) < len(rows):
+                return False
+            self.adopt(budget)
+            return True
+        self._num_changes += 1
+        self._pool.grow_each_by_one(rows)
+        self._table.write_last(self._pool, rows)
+        self._host.forget_first_of_each(rows)
         return True
+
+    def most_new_blocks(self, rows: Indices) -> int:
+        """Return how many free blocks `rows` can take if each grows by one slot."""
+        return self._pool.most_new_blocks(rows)
 
     def adopt(
         self, budget: KVBudget, checkpoints: Collection[Row] = (), restores: Mapping[Row, int] = _NOTHING

@@ -142,6 +142,10 @@ class Pool:
         """Return how many slots a new row on `side` could take."""
         return block.newcomer_room(self.ends, self.numbers, side)
 
+    def most_new_blocks(self, rows: Indices) -> int:
+        """Return how many free blocks `rows` can take if each grows by one slot."""
+        return block.most_new_blocks(self.rows, self.ends, self.numbers, rows)
+
     def max_growth(self, row: int | None, side: int) -> int:
         """Return the largest `num_slots` that `grow` can give to `row`. None means a new row on `side`."""
         if row is None:

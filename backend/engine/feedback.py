@@ -52,8 +52,10 @@ class Feedback:
         """Relegate waiting requests that turned late, and drop what left the queues."""
         view, is_late = self._view, self._policy.is_late
         for queue in (view.rt_waiting, view.be_waiting):
-            queue.settle(lambda request: is_late(request, view.latency, now_s))
-        view.be_deadlines.settle(lambda request: first_deadline_s(request) < now_s)
+            if len(queue):
+                queue.settle(lambda request: is_late(request, view.latency, now_s))
+        if len(view.be_deadlines):
+            view.be_deadlines.settle(lambda request: first_deadline_s(request) < now_s)
 
     def stats(self, moved: MovedTokens) -> SchedulerStats:
         """Return a snapshot."""

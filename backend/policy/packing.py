@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 
 from backend.core.plan import PlannedSlots, Reclaim, Restore, StepPlan
 from backend.core.request import Request
@@ -43,7 +42,6 @@ class Packing:
         self._kept: dict[int, int] = {}  # victim's row -> positions it keeps
         self._restored: dict[Request, int] = {}
         self._rows: list[Rows] = []  # that were taken, in order
-        self._counts: list[NDArray[np.int64]] = []  # of new tokens, in the same order
         self._newcomers: list[Request] = []
         self._reserved: tuple[Request, Row] | None = None  # a newcomer that is not in yet, and its row on the budget
 
@@ -94,7 +92,6 @@ class Packing:
             self._newcomers.append(request)
         self.num_new_tokens[request] = num_tokens
         self._rows.append(np.array((row,), np.int64))
-        self._counts.append(np.array((num_tokens,), np.int64))
         if num_restored:
             self._restored[request] = num_restored
         self.tokens_left -= num_tokens
@@ -259,7 +256,8 @@ class Packing:
             return StepPlan(budget_s=budget_s)
         reclaims = [self._reclaim(victim, num_kept) for victim, num_kept in self._kept.items()]
         restores = [Restore(request, num_tokens) for request, num_tokens in self._restored.items()]
-        slots = PlannedSlots(self.kv, np.concatenate(self._rows), np.concatenate(self._counts), self._newcomers)
+        counts = np.fromiter(self.num_new_tokens.values(), np.int64, len(self.num_new_tokens))
+        slots = PlannedSlots(self.kv, np.concatenate(self._rows), counts, self._newcomers)
         return StepPlan(self.num_new_tokens, reclaims, restores, self.predicted_s, budget_s, slots)
 
     def _unblock(self) -> None:
@@ -304,7 +302,6 @@ class Packing:
         """Count one token of each of `rows`, which have their slots."""
         self.num_new_tokens.update(dict.fromkeys(self._view.table.requests_in(rows), 1))
         self._rows.append(rows)
-        self._counts.append(np.ones(len(rows), np.int64))
         self.tokens_left -= len(rows)
         self.seqs_left -= len(rows)
         latency = self._view.latency

@@ -123,6 +123,26 @@ def test_a_row_that_decodes_again_and_again_is_promised_no_more_than_there_is() 
     assert budget.num_held(row) == 4
 
 
+@pytest.mark.parametrize("layout", [Layout.UNSHARED, Layout.WHOLE_BLOCK])
+def test_decodes_into_their_own_blocks_need_no_free_ones(layout: Layout) -> None:
+    manager = make_manager(num_blocks=3, layout=layout)
+    rows = [open_row(manager, side, 2) for side in (HEAD, TAIL, HEAD)]
+    assert manager.most_new_blocks(np.array(rows)) == 0
+    budget = manager.budget()
+    assert [budget.try_grow_each_by_one(rows[:2]), budget.try_grow_each_by_one(rows[2:])] == [2, 1]
+    assert budget._pool is manager._pool
+    assert [budget.try_grow_each_by_one(rows[2:]) for _ in range(2)] == [1, 0]
+
+
+def test_each_row_of_a_manager_grows_or_none_does() -> None:
+    manager = make_manager(num_blocks=3, layout=Layout.WHOLE_BLOCK)
+    rows = [open_row(manager, HEAD, num_slots) for num_slots in (3, 4)]
+    assert [manager.grow_each_by_one(rows) for _ in range(4)] == [True, False, False, False]
+    assert [manager.num_held(row) for row in rows] == [4, 5]
+    assert manager.grow_each_by_one(rows[1:])
+    manager.check_invariants()
+
+
 def test_many_decodes_are_cheap_because_nothing_is_copied_for_them() -> None:
     """A guard on the mechanism, not on the clock: a plan of decodes leaves the budget without a pool of its own."""
     manager = make_manager(num_blocks=64)

@@ -9,12 +9,11 @@ prefixes it cannot drop) is taken out of every budget.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from backend.core.plan import PreemptionKind
 from backend.core.request import PrefixSource, PriorityClass, Request, RequestState
@@ -23,6 +22,7 @@ from backend.executors.foreign.source import Source, Ticket
 from backend.policy.packing import side_of
 from backend.policy.state.latency_model import LatencyModel
 from backend.policy.state.request_table import RequestTable
+from backend.policy.state.table_loops import Rows
 from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import Traffic
 from kv.budget import KVBudget
@@ -46,6 +46,16 @@ class Twin(Generic[H]):
     request: Request
     num_reached: int = 0
     num_kept: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Started(Generic[H]):
+    """The twins that hold a row, by row, and what each step reads of them. Kept until one enters or leaves."""
+
+    twins: list[Twin[H]]
+    handles: list[H]
+    requests: list[Request]
+    rows: Rows
 
 
 class Scheduled(NamedTuple):
@@ -114,6 +124,7 @@ class Mirror(Generic[H]):
         self.total_restored = 0  # tokens that victims got back uncomputed, as far as we can tell
         self.total_recomputed = 0
         self._by_request: dict[Request, Twin[H]] = {}
+        self._started: _Started[H] | None = None  # as far as it is up to date
 
     # What a policy asks of the KV (backend.policy.view.KVReader)
 
@@ -153,9 +164,15 @@ class Mirror(Generic[H]):
         """Return all twins, in order of arrival here."""
         return self._twins.values()
 
-    def started(self) -> list[Twin[H]]:
-        """Return the twins that hold a row, by row."""
-        return [self._by_request[request] for request in self.table.requests_in(self.table.rows())]
+    @property
+    def started(self) -> _Started[H]:
+        """The twins that hold a row."""
+        if self._started is None:
+            rows = self.table.rows()
+            requests = self.table.requests_in(rows)
+            twins = [self._by_request[request] for request in requests]
+            self._started = _Started(twins, [twin.handle for twin in twins], requests, rows)
+        return self._started
 
     @property
     def by_key(self) -> Mapping[Key, Twin[H]]:
@@ -166,42 +183,32 @@ class Mirror(Generic[H]):
         """Return whether one of `requests` is still here."""
         return any(request in self._by_request for request in requests)
 
-    def follow(self, twins: Iterable[Twin[H]], now_s: float) -> None:
-        """Begin a step: bring `twins` up to date."""
+    def follow(self, now_s: float, newcomers: Iterable[Twin[H]] = ()) -> None:
+        """Begin a step: bring those that have begun up to date, and those of `newcomers` that the engine began."""
         self.kv.begin_step()
-        twins = list(twins)
-        stands = self._source.positions([twin.handle for twin in twins])
-        if not all(has_row := [twin.request.row is not None for twin in twins]):
-            for twin, num_computed in zip(twins, stands[1].tolist(), strict=True):
-                if twin.request.row is None and num_computed > 0:
+        if newcomers := list(newcomers):
+            stands = self._source.positions([twin.handle for twin in newcomers])
+            for twin, num_computed in zip(newcomers, stands[1].tolist(), strict=True):
+                if num_computed > 0:
                     self._enter(twin.request)
-            has_row = [twin.request.row is not None for twin in twins]
-            twins, stands = [twin for twin in twins if twin.request.row is not None], stands[:, has_row]
-        self._follow_started(twins, stands, now_s)
+        if (started := self.started).twins:
+            self._follow(started, now_s)
         self._count_foreign_blocks()
 
-    def _follow_started(self, twins: Sequence[Twin[H]], stands: NDArray[np.int64], now_s: float) -> None:
-        """Follow requests with a row; the rows of `stands` are their known and their computed tokens. Nearly all have
-        decoded one token, or have not run; those take a few array operations."""
-        if not twins:
-            return
-        table, rows = self.table, np.array([twin.request.row for twin in twins], np.int64)
-        known, computed = stands
-        num_come, num_run = known - table.num_known[rows], computed - table.num_computed[rows]
-        num_ahead = self.kv.held[rows] - computed
-        is_usual = ~table.is_preempted[rows]
-        is_decode = is_usual & (num_come == 1) & (num_run == 1) & (known - computed == 1) & (num_ahead == 0)
-        is_same = is_usual & (num_come == 0) & (num_run == 0) & (num_ahead >= 0) & (num_ahead <= 1)
-        changed = (~(is_decode | is_same)).nonzero()[0].tolist()
-        table.emit(rows[is_decode], now_s)
-        for index in is_decode.nonzero()[0].tolist():
-            request = twins[index].request
+    def _follow(self, started: _Started[H], now_s: float) -> None:
+        """Follow requests with a row. Nearly all have decoded one token, or have not run; those take one loop."""
+        table, requests, rows = self.table, started.requests, started.rows
+        stands = self._source.positions(started.handles)
+        decodes, others = table.follow(self.kv.held, rows, stands, now_s)
+        for request in requests if len(decodes) == len(requests) else map(requests.__getitem__, decodes.tolist()):
             request.num_computed += 1
-            _note_token(request, now_s)
-        table.num_computed[rows[is_decode]] += 1
-        self._emit([(twins[index].request, num) for index in changed if (num := int(num_come[index])) > 0], now_s)
-        for index in changed:
-            self._set_computed(twins[index], int(computed[index]))
+            request.token_ids.append(_TOKEN)
+        if len(others):
+            came = stands[0, others] - table.num_known[rows[others]]
+            news = zip(others.tolist(), came.tolist(), strict=True)
+            self._emit([(requests[index], num) for index, num in news if num > 0], now_s)
+            for index in others.tolist():
+                self._set_computed(started.twins[index], int(stands[1, index]))
 
     def adopt(self, scheduled: Iterable[Scheduled], now_s: float) -> list[Adopted]:
         """Note how many tokens of each request the engine runs in this step; leave out requests that are not ours."""
@@ -220,11 +227,6 @@ class Mirror(Generic[H]):
             for request in decodes:
                 self._grow(request, 1)
         return adopted
-
-    def adopt_decodes(self, rows: NDArray[np.int64]) -> bool:
-        """Note that the engine runs one token of each of `rows` and no more, after what they have computed. False, and
-        nothing is noted, where one of them may have lost KV or our count has no room."""
-        return not self.table.is_preempted[rows].any() and self.kv.grow_each_by_one(rows)
 
     def check_invariants(self) -> None:
         """Assert what must hold between two steps; O(slots)."""
@@ -261,6 +263,7 @@ class Mirror(Generic[H]):
         if was_waiting:
             self.queues.note_left(request)
         if request.row is not None:
+            self._started = None
             self.traffic.note_end(request)
             self.table.leave(request.row)
             self.kv.close(Row(request.row))
@@ -272,7 +275,7 @@ class Mirror(Generic[H]):
             rows = np.array([_row(request) for request, _ in came], dtype=np.int64)
             self.table.emit(rows, now_s)
             for request, _ in came:
-                _note_token(request, now_s)
+                request.token_ids.append(_TOKEN)
             came = [(request, num_tokens - 1) for request, num_tokens in came if num_tokens > 1]
 
     def _adopt(self, twin: Twin[H], scheduled: Scheduled, now_s: float, decodes: list[Request]) -> Adopted:
@@ -341,6 +344,7 @@ class Mirror(Generic[H]):
 
     def _enter(self, request: Request) -> None:
         """Give a request that starts to run its row."""
+        self._started = None
         request.state = RequestState.RUNNING
         self.queues.note_left(request)
         request.row = self.kv.open(side_of(request))
@@ -365,14 +369,8 @@ class Mirror(Generic[H]):
     def _count_foreign_blocks(self) -> None:
         missing = self.kv.num_free_blocks - self._source.num_free_blocks()
         if missing > 0:
-            missing -= sum(self._source.num_reserved_blocks(twin.handle) for twin in self.started())
+            missing -= sum(self._source.num_reserved_blocks(twin.handle) for twin in self.started.twins)
         self.num_foreign_blocks = max(0, missing)
-
-
-def _note_token(request: Request, now_s: float) -> None:
-    request.token_ids.append(_TOKEN)
-    if request.first_token_s is None:
-        request.first_token_s = now_s
 
 
 def _row(request: Request) -> Row:

@@ -6,9 +6,9 @@ mirror.follow ─► learn ─► plan ──StepPlan──► the engine's own 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from kv.types import KVUsage
 
 H = TypeVar("H")  # the engine's own object for a request
 
+_NO_ROWS = np.empty(0, np.int64)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
@@ -41,13 +43,12 @@ class EngineLimits:
     has_overlap: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(NamedTuple):
     """A step that the engine runs, as it was scheduled."""
 
     predicted_s: float
     budget_s: float
-    requests: Sequence[Request]
+    requests: Collection[Request]
     features: StepFeatures
     num_rt_tokens: int
     num_be_tokens: int
@@ -104,25 +105,19 @@ class Pilot(Generic[H]):
         num_rt_tokens = sum(adopted.num_tokens for adopted in ours if adopted.request.is_rt)
         self._note_step([adopted.request for adopted in ours], _features(ours), num_rt_tokens, budget_s)
 
-    def adopt_decodes(self, requests: Sequence[Request], budget_s: float) -> bool:
-        """Do what `adopt` does where the engine runs one token of each of `requests`, in a few array operations. False,
-        and nothing is noted, where that is not certain."""
-        table, rows = self.mirror.table, np.array([request.row for request in requests], np.int64)
-        if not self.mirror.adopt_decodes(rows):
+    def adopt_decodes(self, plan: StepPlan) -> bool:
+        """Do what `adopt` does where the engine runs one token of each request in the plan, all of which have rows.
+        False, and nothing is noted, where one of them may have lost KV or our count has no room."""
+        rows = _NO_ROWS if plan.slots is None else plan.slots.rows
+        num_decodes, num_computed, num_rt = self.mirror.table.decode_sums(rows)
+        if num_decodes < len(rows) or not self.mirror.kv.grow_each_by_one(rows):
             return False
         self._last_call_s = self._now_s
-        features = StepFeatures(
-            new_tokens=len(rows),
-            context_tokens=int(table.num_computed[rows].sum()),
-            prefill_pairs=0.0,
-            copied_tokens=0,
-            has_prefill=False,
-        )
-        self._note_step(requests, features, int(table.is_rt[rows].sum()), budget_s)
+        self._note_step(plan.num_new_tokens.keys(), StepFeatures(len(rows), num_computed), num_rt, plan.budget_s)
         return True
 
     def _note_step(
-        self, requests: Sequence[Request], features: StepFeatures, num_rt_tokens: int, budget_s: float
+        self, requests: Collection[Request], features: StepFeatures, num_rt_tokens: int, budget_s: float
     ) -> None:
         self._steps.append(
             _Step(

@@ -55,7 +55,8 @@ class Source(Protocol[H_contra]):
         ...
 
     def positions(self, handles: Sequence[H_contra], /) -> NDArray[np.int64]:
-        """Return int64 [2, requests]: known tokens, and how many of them have their KV where the next step reads it."""
+        """Return int64 [2, requests], a new array: known tokens, and how many have their KV where the next step reads
+        it. Those of a step in flight may count as computed; they are not known."""
         ...
 
     def num_kept(self, handle: H_contra, /) -> int | None:

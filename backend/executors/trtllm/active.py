@@ -36,7 +36,7 @@ class ActiveRequests:
         return self._manager.num_reserved_blocks(llm)
 
     def positions(self, llms: Sequence[LlmRequest]) -> NDArray[np.int64]:
-        return np.array([self._position(llm) for llm in llms], np.int64).reshape(-1, 2).T
+        return np.array([self._position(llm) for llm in llms], np.int64).reshape(-1, 2).T.copy()
 
     def _position(self, llm: LlmRequest) -> tuple[int, int]:
         num_known = llm.get_num_tokens(0)
@@ -64,4 +64,4 @@ class ActiveRequests:
                 self.passed_on.append(llm)
         for request_id in [request_id for request_id in mirror.by_key if request_id not in ours]:
             mirror.depart(request_id)
-        mirror.follow(mirror.twins(), now_s)
+        mirror.follow(now_s, (twin for twin in mirror.twins() if twin.request.row is None))

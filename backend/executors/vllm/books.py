@@ -35,10 +35,8 @@ class Books:
         return 0
 
     def positions(self, requests: Sequence[VllmRequest]) -> NDArray[np.int64]:
-        """A token whose step is in flight is not known yet, so its position does not count as computed either."""
-        known = np.array([request.num_tokens for request in requests], np.int64)
-        computed = np.array([request.num_computed_tokens for request in requests], np.int64)
-        return np.stack((known, np.minimum(known - 1, computed)))
+        known = [request.num_tokens for request in requests]
+        return np.array((known, [request.num_computed_tokens for request in requests]), np.int64)
 
     def num_kept(self, request: VllmRequest) -> int | None:
         """Ask the prefix cache. What a connector holds besides, only its own queue knows: all, then."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from backend.core.clock import Clock
@@ -55,7 +55,9 @@ class Steering:
         self._came: list[VllmRequest] = []
         self._gone: list[str] = []
         self._caps: dict[str, int] | None = None  # while a step is scheduled
-        self._decodes: dict[str, int] | None = None  # that the plan has, if it has nothing else
+        self._are_bound = True  # the caps
+        self._decodes: Mapping[str, int] | None = None  # that the plan has, if it has nothing else
+        self._everybody: tuple[object, list[VllmRequest], Mapping[str, int]] = None, [], {}  # who ran last, all ours
         self._set_aside: RequestQueue | None = None  # while a step is scheduled: all who wait
         self._newcomers: list[VllmRequest] = []  # of this step
         self._is_stalled = False
@@ -108,20 +110,18 @@ class Steering:
         return self.pilot.stats(is_at_rest=not self._tickets)
 
     def _catch_up(self, now_s: float) -> None:
-        mirror, came = self.pilot.mirror, self._came
-        self._came = []
+        came, self._came = self._came, []
         for request in came:
             if (ticket := self._tickets.get(request.request_id)) is not None:
-                mirror.arrive(request.request_id, request, ticket, now_s)
+                self.pilot.mirror.arrive(request.request_id, request, ticket, now_s)
         self._settle_ends()
-        mirror.follow(mirror.started(), now_s)
+        self.pilot.mirror.follow(now_s)
 
     def _settle_ends(self) -> None:
-        mirror, gone = self.pilot.mirror, self._gone
-        self._gone = []
+        gone, self._gone = self._gone, []
         for request_id in gone:
-            if request_id in mirror.by_key:
-                mirror.depart(request_id)
+            if request_id in self.pilot.mirror.by_key:
+                self.pilot.mirror.depart(request_id)
 
     # Arranging
 
@@ -129,10 +129,11 @@ class Steering:
         """Bring vLLM's queues into the order of the plan, and preempt who gives way."""
         scheduler, mirror = self._scheduler, self.pilot.mirror
         if self._runs_all(plan):
-            self._decodes = {request.request_id: 1 for request in scheduler.running}
-            scheduler.bind_caps(do_bind=False)
+            self._decodes = self._everybody[-1]
+            self._bind_caps(do_bind=False)
             self._newcomers = []
-            self._set_aside, scheduler.waiting = scheduler.waiting, WaitingRequests()
+            if len(scheduler.waiting):
+                self._set_aside, scheduler.waiting = scheduler.waiting, WaitingRequests()
             return
         not_ours, idle = self._split_running()
         caps: dict[str, int] = {}
@@ -152,24 +153,38 @@ class Steering:
         self._decodes = dict(caps) if is_plain else None
         caps.update((request.request_id, _WHOLE) for request in (*not_ours, *scheduler.kv_holding_waiting))
         self._caps = caps
+        self._bind_caps(do_bind=True)
         scheduler.running = [*not_ours, *running, *reversed(withheld)]
         self._newcomers = self._with_batch_slots(newcomers)
         self._set_aside, scheduler.waiting = waiting, WaitingRequests(self._newcomers)
 
+    def _bind_caps(self, do_bind: bool) -> None:
+        if do_bind is not self._are_bound:
+            self._scheduler.bind_caps(do_bind)
+            self._are_bound = do_bind
+
     def _runs_all(self, plan: StepPlan) -> bool:
         """Whether the step is one token of everybody who runs, and has room for it: vLLM needs no arranging then."""
         running, mirror = self._scheduler.running, self.pilot.mirror
-        table, by_key = mirror.table, mirror.by_key
-        rows = table.rows()
+        rows = mirror.started.rows
         return (
             len(plan.num_new_tokens) == len(rows) == len(running)
             and not (plan.reclaims or plan.restores or self._scheduler.kv_holding_waiting)
-            and bool((table.num_known[rows] - table.num_computed[rows] == 1).all())
-            and not table.is_preempted[rows].any()
-            and self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks() >= len(running)
-            and all(request.row is not None for request in plan.num_new_tokens)
-            and all(request.request_id in by_key for request in running)
+            and not (plan.slots.newcomers if plan.slots else plan.num_new_tokens)
+            and mirror.table.decode_sums(rows)[0] == len(rows)
+            and self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks() >= mirror.kv.most_new_blocks(rows)
+            and self._all_are_ours(running)
         )
+
+    def _all_are_ours(self, running: list[VllmRequest]) -> bool:
+        """Whether we know all of `running`: looked up only where it or our books are not as they were."""
+        started, by_key = self.pilot.mirror.started, self.pilot.mirror.by_key
+        if self._everybody[0] is started and self._everybody[1] == running:
+            return True
+        if not all(request.request_id in by_key for request in running):
+            return False
+        self._everybody = started, running.copy(), {request.request_id: 1 for request in running}
+        return True
 
     def _split_running(self) -> tuple[list[VllmRequest], dict[Request, _VllmTwin]]:
         """Return who is running and not ours, and who is."""
@@ -213,7 +228,6 @@ class Steering:
     def _restore_queues(self) -> None:
         """Put all who wait together again."""
         self._caps = None
-        self._scheduler.bind_caps(do_bind=True)
         if self._set_aside is None:
             return
         scheduler, waiting = self._scheduler, self._set_aside
@@ -231,7 +245,7 @@ class Steering:
         """Note what vLLM made of the plan. It has counted the step's tokens as computed already."""
         if output.num_scheduled_tokens == self._decodes:  # as planned, and no more: nearly all steps
             self._is_stalled = False
-            if self.pilot.adopt_decodes(list(plan.num_new_tokens), plan.budget_s):
+            if self.pilot.adopt_decodes(plan):
                 return
         requests = self._scheduler.requests
         self.pilot.adopt(

@@ -10,6 +10,7 @@ from backend.core.request import Request
 from backend.policy.bros.finish_by import Job, urgent
 from backend.policy.bros.kv_forecast import KVForecast
 from backend.policy.packing import Packing
+from backend.policy.state import table_loops
 from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
@@ -45,7 +46,7 @@ class BestEffortFill:
         self._end_s = max(self._end_s, with_credit_s)
         self._prefill_end_s = max(min(self._end_s, prefill_end_s), with_credit_s)
         has_prefills = len(self._prefills) > 0 or len(self._view.be_waiting) > 0
-        left = self._pack_decodes(self._by_end(self._decodes), int(has_prefills))
+        left = self._pack_decodes(table_loops.by_end(self._view.table.counts, self._decodes), int(has_prefills))
         if self._continue_started() and not self._is_short:
             self._admit_waiting()
         self._pack_decodes(left)
@@ -55,10 +56,14 @@ class BestEffortFill:
     def _find_urgent(self) -> list[Request]:
         """Return the requests with a deadline that must be served now, by deadline (see `finish_by`)."""
         table = self._view.table
-        rows = np.concatenate((self._decodes, self._prefills))
-        started = table.requests_in(rows[table.deadline_s[rows] < np.inf])
+        rows = (
+            table_loops.with_deadline(table.times, self._decodes),
+            table_loops.with_deadline(table.times, self._prefills),
+        )
+        started = [request for found in rows for request in table.requests_in(found)]
         waiting = islice(self._view.be_deadlines.in_time(), self._view.limits.max_seqs)
-        requests = [*started, *waiting]
+        if not (requests := [*started, *waiting]):
+            return requests
         return [requests[index] for index in urgent(list(map(self._job, requests)), self._now_s)]
 
     def _job(self, request: Request) -> Job:
@@ -87,12 +92,6 @@ class BestEffortFill:
 
     # The rest
 
-    def _by_end(self, rows: Rows) -> Rows:
-        table = self._view.table
-        order = np.lexsort((table.arrival_index[rows], table.max_total[rows] - table.num_known[rows]))
-        by_end: Rows = rows[order]
-        return by_end
-
     def _pack_decodes(self, rows: Rows, num_kept: int = 0) -> Rows:
         """Take `rows` in order, but leave `num_kept` batch slots; return those that found no time or slot."""
         packing = self._packing
@@ -111,6 +110,8 @@ class BestEffortFill:
     def _continue_started(self) -> bool:
         """Go on with what has begun; return whether nothing that has begun was left waiting for room."""
         table = self._view.table
+        if not len(self._prefills):
+            return True
         rows = self._prefills[table.arrival_index[self._prefills].argsort()]
         has_room = [self._continue(request) for request in table.requests_in(rows)]
         return all(has_room)

@@ -19,6 +19,7 @@ _DECODE_SHARE = 0.5  # part of a real-time step that its decodes take at most wh
 _IDLE_STEPS = 8.0  # empty steps that an idle machine's step may always take: best-effort loses an eighth at most
 _GAIN = 5.0  # an empty batch slot in a hundred lets prompts stretch a step by this many parts in a hundred
 _KV_RESERVE = 0.6  # part of the KV slots that real-time holds without best-effort: left free, docs/decisions/0002
+_ROUNDING = float(np.finfo(np.float32).eps)  # the same times are added up in another order
 
 
 class Sustainable(NamedTuple):
@@ -43,8 +44,7 @@ class Budgets:
         self._now_s = now_s
         self._decodes = decodes
         self.use = min(1.0 - view.settings.budget_margin, 1.0 / (1.0 + view.latency.overshoot_ratio))
-        rounding = float(np.finfo(np.float32).eps)  # the same times will be added up in another order
-        self._decodes_s = view.table.rt_step_s(view.latency, decodes) * (1.0 + rounding)
+        self._decodes_s = view.table.rt_step_s(view.latency, decodes) * (1.0 + _ROUNDING)
         self._shortest_s = self._decodes_s / _DECODE_SHARE
         cap_s = responsiveness_cap_s(view, now_s)
         self.in_time_s = self.late_s = max(self._shortest_s, cap_s)
@@ -53,7 +53,7 @@ class Budgets:
     def heed_decodes(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Tighten to what the decodes need; return their usable slack, and who of them is late."""
         table, latency = self._view.table, self._view.latency
-        slack_s, is_late, (rt_s, be_s) = table_loops.urgency(
+        slack_s, is_late, (rt_s, be_s, half_s) = table_loops.urgency(
             table.counts,
             table.times,
             self._decodes,
@@ -66,18 +66,17 @@ class Budgets:
         )
         self.in_time_s = max(self._decodes_s, min(self.in_time_s, rt_s))
         self.late_s = max(self._decodes_s, min(self.late_s, SPARE_USE * rt_s))
-        be_s = min(SPARE_USE * be_s, self._lead_s(slack_s))
+        be_s = min(SPARE_USE * be_s, self._lead_s(half_s))
         self._best_effort_s = max(self._decodes_s, min(self._best_effort_s, be_s))
         return slack_s, is_late
 
-    def _lead_s(self, slack_s: NDArray[np.float64]) -> float:
-        """Return how long a step may be after which half of the decodes can still wait for a prompt.
+    def _lead_s(self, half_s: float) -> float:
+        """Return how long a step may be after which half of the decodes, with `half_s` of slack, can still wait for a
+        prompt.
 
         A prompt that arrives has nearly the machine to itself then.
         """
-        half = len(slack_s) // 2
-        prefill_s = self._view.traffic.rt_objectives.recent(self._now_s).longest_prefill_s
-        return float(np.partition(slack_s, half)[half]) - prefill_s
+        return half_s - self._view.traffic.rt_objectives.recent(self._now_s).longest_prefill_s
 
     def heed(self, slack_s: float) -> None:
         """Tighten to a prompt that must be gone on with within `slack_s`."""

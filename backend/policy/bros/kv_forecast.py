@@ -46,10 +46,6 @@ class KVForecast:
         self._view = view
         self._packing = packing
         self._is_rt = is_rt
-        groups, table = packing.groups, view.table
-        decodes, prefills = groups[:2] if is_rt else groups[2:]
-        self._rows: Rows = np.concatenate((decodes, prefills[~table.is_preempted[prefills]]))  # that run
-        self._most = self._most_slots(self._rows)  # that all could ever hold together
         self._taken: list[Request] = []
 
     def has_room_for(self, request: Request, without: Rows | None = None) -> bool:
@@ -77,9 +73,21 @@ class KVForecast:
             return None
         for row in rows[:num].tolist():
             self._packing.cut(row, 0)
-        self._rows = np.setdiff1d(self._rows, rows[:num], assume_unique=True)
         self._most -= self._most_slots(rows[:num])
+        self._rows = np.setdiff1d(self._rows, rows[:num], assume_unique=True)
         return rows[:num]
+
+    @cached_property
+    def _rows(self) -> Rows:
+        """Those that run."""
+        groups = self._packing.groups
+        decodes, prefills = groups[:2] if self._is_rt else groups[2:]
+        return np.concatenate((decodes, prefills[~self._view.table.is_preempted[prefills]]))
+
+    @cached_property
+    def _most(self) -> int:
+        """The slots that all could ever hold together."""
+        return self._most_slots(self._rows)
 
     @cached_property
     def _num_rt_known(self) -> int:

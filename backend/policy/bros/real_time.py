@@ -12,6 +12,7 @@ from backend.policy.bros.budgets import SPARE_USE, Budgets
 from backend.policy.bros.kv_forecast import KVForecast
 from backend.policy.bros.pausing import Pausing
 from backend.policy.packing import Packing
+from backend.policy.state import table_loops
 from backend.policy.state.table_loops import Rows
 from backend.policy.state.waiting_queue import Key
 from backend.policy.view import SchedulerView
@@ -47,12 +48,11 @@ class RealTimeFill:
         if not len(rows):
             return
         slack_s, is_late = self._budgets.heed_decodes()
-        arrival_index = self._view.table.arrival_index
-        order = np.lexsort((arrival_index[rows], slack_s, is_late))
-        can_wait = (slack_s > _DEFERRABLE_STEPS * self._budgets.in_time_s)[order]
-        deferred = rows[order[can_wait]]
-        self._deferred = deferred[arrival_index[deferred].argsort()]
-        self._take_decodes(rows[order[~can_wait]])
+        table, least_s = self._view.table, _DEFERRABLE_STEPS * self._budgets.in_time_s
+        self._deferred = table_loops.deferrable(table.counts, rows, slack_s, least_s)
+        if len(self._deferred) < len(rows):
+            order = np.lexsort((table.arrival_index[rows], slack_s, is_late))
+            self._take_decodes(rows[order[slack_s[order] <= least_s]])
 
     def pack_deferred_decodes(self) -> None:
         """Take the decodes that would have left their slots to prefills, and did not have to."""

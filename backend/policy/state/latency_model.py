@@ -61,7 +61,7 @@ class LatencyModel:
         self._theta = np.array(coefficients) / np.array(PRIOR)
         self._information = _HOLD * np.eye(len(PRIOR))
         self._moments = _HOLD * self._theta
-        self._publish()
+        self._publish((self._theta * PRIOR).tolist())
 
     @property
     def coefficients(self) -> Coefficients:
@@ -95,10 +95,9 @@ class LatencyModel:
         """Learn from one step that took `duration_s` (> 0)."""
         predicted_s = max(self.predict_s(features), 1e-6)
         self._track_error(predicted_s, duration_s)
-        row = np.array((1.0, *features)) * PRIOR / duration_s  # errors then count relatively
-        _accumulate(self._information, self._moments, row, self._forgetting)
-        _descend(self._information, self._moments, self._theta)
-        self._publish()
+        new_tokens, context_tokens, prefill_pairs, copied_tokens, has_prefill = features
+        row = (1.0, float(new_tokens), float(context_tokens), prefill_pairs, float(copied_tokens), float(has_prefill))
+        self._publish(_learn(self._information, self._moments, self._theta, row, duration_s, self._forgetting))
 
     def _track_error(self, predicted_s: float, duration_s: float) -> None:
         """Follow the mean error, and the quantile of those by which steps took longer, in steps of that mean."""
@@ -106,14 +105,14 @@ class LatencyModel:
         is_above = duration_s > predicted_s * (1.0 + self.overshoot_ratio)
         self.overshoot_ratio = max(0.0, self.overshoot_ratio + _TAIL * self.error_ratio * (is_above - _TAIL))
 
-    def _publish(self) -> None:
-        self.c0, self.c1, self.c2, self.c3, self.c4, self.c5 = (self._theta * PRIOR).tolist()
+    def _publish(self, coefficients: Sequence[float]) -> None:
+        self.c0, self.c1, self.c2, self.c3, self.c4, self.c5 = coefficients
 
 
 _Matrix: TypeAlias = NDArray[np.float64]
 
 
-@compiled("void(float64[:,::1], float64[::1], float64[::1], float64)")
+@compiled()
 def _accumulate(information: _Matrix, moments: _Matrix, row: _Matrix, forgetting: float) -> None:
     """Add one row of features, whose value is 1, to what past steps say."""
     for j in range(len(row)):
@@ -122,7 +121,7 @@ def _accumulate(information: _Matrix, moments: _Matrix, row: _Matrix, forgetting
         moments[j] = forgetting * moments[j] + row[j]
 
 
-@compiled("void(float64[:,::1], float64[::1], float64[::1])")
+@compiled()
 def _descend(information: _Matrix, moments: _Matrix, theta: _Matrix) -> None:
     """Move `theta` towards the non-negative least squares solution, held to the last one where nothing is known."""
     hold = _HOLD * information[0, 0]
@@ -135,3 +134,28 @@ def _descend(information: _Matrix, moments: _Matrix, theta: _Matrix) -> None:
             own = information[j, j]
             gradient = moments[j] - product + own * theta[j]
             theta[j] = max(0.0, (gradient + hold * last[j]) / (own + hold))
+
+
+@compiled("UniTuple(float64, 6)(float64[:,::1], float64[::1], float64[::1], UniTuple(float64, 6), float64, float64)")
+def _learn(
+    information: _Matrix,
+    moments: _Matrix,
+    theta: _Matrix,
+    features: Coefficients,
+    duration_s: float,
+    forgetting: float,
+) -> Coefficients:
+    """Learn from a step of `features` (1 for c0) that took `duration_s`; return the coefficients."""
+    row = np.empty(len(theta))
+    for j in range(len(theta)):
+        row[j] = features[j] * PRIOR[j] / duration_s  # errors then count relatively
+    _accumulate(information, moments, row, forgetting)
+    _descend(information, moments, theta)
+    return (
+        theta[0] * PRIOR[0],
+        theta[1] * PRIOR[1],
+        theta[2] * PRIOR[2],
+        theta[3] * PRIOR[3],
+        theta[4] * PRIOR[4],
+        theta[5] * PRIOR[5],
+    )

@@ -75,7 +75,7 @@ class RequestTable:
 
     def requests_in(self, rows: Rows) -> list[Request]:
         """Return the requests in `rows`, all of which must be in use."""
-        requests: list[Request] = self._objects[rows].tolist()
+        requests: list[Request] = self._objects[rows].tolist() if len(rows) else []
         return requests
 
     def enter(self, request: Request, row: int, max_total: int) -> None:
@@ -124,6 +124,14 @@ class RequestTable:
         """
         resumed, first, full = table_loops.emit(self.counts, self.times, self.flags, rows, now_s)
         return resumed.tolist(), first.tolist(), full.tolist()
+
+    def follow(self, held: Rows, rows: Rows, stands: table_loops.Counts, now_s: float) -> tuple[Rows, Rows]:
+        """Bring `rows` up to where another engine has them (see `table_loops.follow`)."""
+        return table_loops.follow(self.counts, self.times, self.flags, held, rows, stands, now_s)
+
+    def decode_sums(self, rows: Rows) -> tuple[int, int, int]:
+        """Return of `rows` how many are decodes that lost no KV, their computed tokens, and how many are real-time."""
+        return table_loops.decode_sums(self.counts, self.flags, rows)
 
     def cut(self, row: int, num_computed: int) -> None:
         """Note that `row` lost its KV from position `num_computed` on."""

@@ -51,6 +51,61 @@ def groups(counts: Counts, flags: Flags) -> tuple[Rows, Rows, Rows, Rows]:
     return rows[0, : lengths[0]], rows[1, : lengths[1]], rows[2, : lengths[2]], rows[3, : lengths[3]]
 
 
+@compiled()
+def _sort(rows: Rows, keys: Rows, ties: Rows) -> None:
+    """Sort `rows` by key, then by `ties`, then by row; both go along. A shell sort: quick to compile, and for some
+    hundred rows."""
+    gap = 1
+    while gap < len(rows) // 3:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for index in range(gap, len(rows)):
+            row, key, tie = rows[index], keys[index], ties[index]
+            place, other = index, index - gap
+            while other >= 0 and (keys[other], ties[other], rows[other]) > (key, tie, row):
+                rows[place], keys[place], ties[place] = rows[other], keys[other], ties[other]
+                place, other = other, other - gap
+            rows[place], keys[place], ties[place] = row, key, tie
+        gap //= 3
+
+
+@compiled(f"{_ROWS}({_COUNTS}, {_ROWS})")
+def by_end(counts: Counts, rows: Rows) -> Rows:
+    """Return `rows` by the tokens that they can still become longer, then by arrival."""
+    ordered, to_go, arrivals = rows.copy(), np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    for index in range(len(rows)):
+        row = rows[index]
+        to_go[index] = counts[MAX_TOTAL, row] - counts[NUM_KNOWN, row]
+        arrivals[index] = counts[ARRIVAL_INDEX, row]
+    _sort(ordered, to_go, arrivals)
+    return ordered
+
+
+@compiled(f"{_ROWS}({_COUNTS}, {_ROWS}, float64[::1], float64)")
+def deferrable(counts: Counts, rows: Rows, slack_s: NDArray[np.float64], least_s: float) -> Rows:
+    """Return those of `rows` with a slack above `least_s`, by arrival."""
+    found, arrivals = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    num = 0
+    for index in range(len(rows)):
+        if slack_s[index] > least_s:
+            found[num], arrivals[num] = rows[index], counts[ARRIVAL_INDEX, rows[index]]
+            num += 1
+    _sort(found[:num], arrivals[:num], arrivals[:num].copy())
+    return found[:num]
+
+
+@compiled(f"{_ROWS}({_TIMES}, {_ROWS})")
+def with_deadline(times: Times, rows: Rows) -> Rows:
+    """Return those of `rows` that have a deadline."""
+    found = np.empty(len(rows), np.int64)
+    num = 0
+    for index in range(len(rows)):
+        if times[DEADLINE, rows[index]] < np.inf:
+            found[num] = rows[index]
+            num += 1
+    return found[:num]
+
+
 # Packing
 
 
@@ -75,8 +130,33 @@ def num_in_time(counts: Counts, rows: Rows, c1: float, c2: float, start_s: float
     return len(rows)
 
 
+@compiled()
+def _smallest(values: NDArray[np.float64], num_below: int) -> float:
+    """Return the value that has `num_below` others before it in order. Changes their order."""
+    low, high = 0, len(values) - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        left, right = low, high
+        while left <= right:
+            while values[left] < pivot:
+                left += 1
+            while values[right] > pivot:
+                right -= 1
+            if left <= right:
+                values[left], values[right] = values[right], values[left]
+                left += 1
+                right -= 1
+        if num_below <= right:
+            high = right
+        elif num_below >= left:
+            low = left
+        else:
+            break
+    return values[num_below]
+
+
 @compiled(
-    f"Tuple((float64[::1], boolean[::1], UniTuple(float64, 2)))"
+    f"Tuple((float64[::1], boolean[::1], UniTuple(float64, 3)))"
     f"({_COUNTS}, {_TIMES}, {_ROWS}, float64, float64, float64, float64, float64, float64)"
 )
 def urgency(
@@ -89,10 +169,11 @@ def urgency(
     c2: float,
     odd_s: float,
     catch_up: float,
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], tuple[float, float]]:
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], tuple[float, float, float]]:
     """Return the slack of real-time decodes times `use`, and whether that is less than the `needed_s` of a step.
 
-    The third value is the longest step that leaves all in time, for real-time and for best-effort.
+    The third value is the longest step that leaves all in time, for real-time and for best-effort. With it comes the
+    slack that half of them have at least, infinite without any.
 
     A late one asks for no more than `catch_up` of its TPOT SLO. One whose TPOT SLO is below a step of its own is late,
     and asks for nothing. Below `odd_s` it asks nothing of real-time, unless most ask for as little.
@@ -115,7 +196,21 @@ def urgency(
             rt_s = min(rt_s, bound_s)
         else:
             num_odd += 1
-    return slack_s, is_late, (be_s if 2 * num_odd > len(rows) else rt_s, be_s)
+    half_s = _smallest(slack_s.copy(), len(rows) // 2) if len(rows) else np.inf
+    return slack_s, is_late, (be_s if 2 * num_odd > len(rows) else rt_s, be_s, half_s)
+
+
+@compiled(f"UniTuple(int64, 3)({_COUNTS}, {_FLAGS}, {_ROWS})")
+def decode_sums(counts: Counts, flags: Flags, rows: Rows) -> tuple[int, int, int]:
+    """Return of `rows` how many are decodes that lost no KV, their computed tokens, and how many are real-time."""
+    num_decodes, num_computed, num_rt = 0, 0, 0
+    for index in range(len(rows)):
+        row = rows[index]
+        is_decode = counts[NUM_KNOWN, row] - counts[NUM_COMPUTED, row] == 1
+        num_decodes += is_decode and not flags[IS_PREEMPTED, row]
+        num_computed += counts[NUM_COMPUTED, row]
+        num_rt += flags[IS_RT, row]
+    return num_decodes, num_computed, num_rt
 
 
 # What a step did
@@ -134,6 +229,19 @@ def compute(counts: Counts, rows: Rows, num_new: Counts) -> int:
     return num_again
 
 
+@compiled()
+def _emit_one(counts: Counts, times: Times, flags: Flags, row: int, now_s: float) -> None:
+    """Count one new token of `row` at `now_s`, and set the deadline of the next one."""
+    if times[FIRST_TOKEN, row] == np.inf:
+        times[FIRST_TOKEN, row] = now_s
+    times[LAST_TOKEN, row] = now_s
+    counts[NUM_KNOWN, row] += 1
+    if flags[IS_RT, row]:
+        num_output = counts[NUM_KNOWN, row] - counts[NUM_PROMPT, row]
+        next_s = times[FIRST_TOKEN, row] + num_output * times[TPOT_SLO, row]
+        times[DEADLINE, row] = min(next_s, now_s + times[ITL_SLO, row])
+
+
 @compiled(f"UniTuple({_ROWS}, 3)({_COUNTS}, {_TIMES}, {_FLAGS}, {_ROWS}, float64)")
 def emit(counts: Counts, times: Times, flags: Flags, rows: Rows, now_s: float) -> tuple[Rows, Rows, Rows]:
     """Count one new token for each of `rows` at `now_s`, and set the deadlines of the next ones (design §3).
@@ -149,16 +257,37 @@ def emit(counts: Counts, times: Times, flags: Flags, rows: Rows, now_s: float) -
             found[0, num_back] = index
             num_back += 1
         if times[FIRST_TOKEN, row] == np.inf:
-            times[FIRST_TOKEN, row] = now_s
             found[1, num_first] = index
             num_first += 1
-        times[LAST_TOKEN, row] = now_s
-        counts[NUM_KNOWN, row] += 1
+        _emit_one(counts, times, flags, row, now_s)
         if counts[NUM_KNOWN, row] >= counts[MAX_TOTAL, row]:
             found[2, num_full] = index
             num_full += 1
-        if flags[IS_RT, row]:
-            num_output = counts[NUM_KNOWN, row] - counts[NUM_PROMPT, row]
-            next_s = times[FIRST_TOKEN, row] + num_output * times[TPOT_SLO, row]
-            times[DEADLINE, row] = min(next_s, now_s + times[ITL_SLO, row])
     return found[0, :num_back], found[1, :num_first], found[2, :num_full]
+
+
+@compiled(f"UniTuple({_ROWS}, 2)({_COUNTS}, {_TIMES}, {_FLAGS}, {_ROWS}, {_ROWS}, {_COUNTS}, float64)")
+def follow(
+    counts: Counts, times: Times, flags: Flags, held: Counts, rows: Rows, stands: Counts, now_s: float
+) -> tuple[Rows, Rows]:
+    """Bring `rows` up to `stands`, int64 [2, rows]: known and computed tokens, those of a step in flight among them.
+
+    held: slots by row. Return indices into `rows`. The first are those that decoded one token: they are up to date
+    now. The second did more than that or lost KV: they are as they were. The others did nothing.
+    """
+    decodes, others = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    num_decodes, num_others = 0, 0
+    for index in range(len(rows)):
+        row = rows[index]
+        stands[1, index] = computed = min(stands[0, index] - 1, stands[1, index])
+        num_come, num_run = stands[0, index] - counts[NUM_KNOWN, row], computed - counts[NUM_COMPUTED, row]
+        is_usual = not flags[IS_PREEMPTED, row] and 0 <= held[row] - computed <= 1  # a position may be in flight
+        if is_usual and num_come == num_run == stands[0, index] - computed == 1:
+            counts[NUM_COMPUTED, row] = computed
+            _emit_one(counts, times, flags, row, now_s)
+            decodes[num_decodes] = index
+            num_decodes += 1
+        elif not (is_usual and num_come == num_run == 0):
+            others[num_others] = index
+            num_others += 1
+    return decodes[:num_decodes], others[:num_others]

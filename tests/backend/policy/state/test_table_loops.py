@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from backend.policy.state import table_loops
 from backend.policy.state.request_table import RequestTable
@@ -46,3 +47,56 @@ def test_as_many_decodes_as_the_budget_holds_from_the_first_on() -> None:
     for budget_s in (0.0, 0.011, 0.02, 1.0):
         expected = np.count_nonzero(ends_s <= budget_s)
         assert table_loops.num_in_time(table.counts, rows, 1e-3, 1e-5, 0.01, budget_s) == expected
+
+
+def test_rows_by_what_is_to_go_and_by_arrival() -> None:
+    table = filled()
+    rows = np.ascontiguousarray(table.rows()[::-1])
+    to_go = table.max_total[rows] - table.num_known[rows]
+    expected = rows[np.lexsort((table.arrival_index[rows], to_go))]
+    assert table_loops.by_end(table.counts, rows).tolist() == expected.tolist()
+
+
+def test_those_that_can_wait_by_arrival() -> None:
+    table = filled()
+    table.arrival_index[:] = np.random.default_rng(5).permutation(len(table.arrival_index))
+    rows, slack_s = table.rows(), np.linspace(0.0, 1.0, 40)
+    expected = rows[slack_s > 0.3][table.arrival_index[rows[slack_s > 0.3]].argsort()]
+    assert table_loops.deferrable(table.counts, rows, slack_s, 0.3).tolist() == expected.tolist()
+    assert not len(table_loops.deferrable(table.counts, rows, slack_s, 1.0))
+
+
+def test_who_has_a_deadline() -> None:
+    table = filled()
+    rows = table.rows()
+    assert table_loops.with_deadline(table.times, rows).tolist() == rows[table.deadline_s[rows] < np.inf].tolist()
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 40])
+def test_the_slack_that_half_of_the_decodes_have(num_rows: int) -> None:
+    table = filled()
+    table.deadline_s[:40] = np.random.default_rng(num_rows).integers(0, 9, 40)  # some are equal
+    rows = np.ascontiguousarray(table.rows()[:num_rows])
+    slack_s, _, (_, _, half_s) = table_loops.urgency(table.counts, table.times, rows, 1.0, 0.9, 0.01, 0.0, 0.0, 0.9)
+    assert half_s == np.sort(slack_s)[num_rows // 2]
+
+
+def test_who_decoded_one_token_is_brought_up_to_date_and_others_are_named() -> None:
+    table = filled()
+    rows, held = table.rows(), table.num_computed + 1
+    is_decode = (table.num_known - table.num_computed == 1) & ~table.is_preempted
+    stands = np.stack((table.num_known[rows] + 1, table.num_known[rows] + 1))  # the last one is in flight
+    stands[:, 5] -= 1  # did not run
+    before = table.num_known.copy(), table.num_computed.copy()
+    decodes, others = table.follow(held, rows, stands, 3.0)
+    expected = [row for row in rows.tolist() if is_decode[row] and row != 5]
+    assert decodes.tolist() == expected
+    assert others.tolist() == [row for row in rows.tolist() if not is_decode[row]]
+    for column, old in zip((table.num_known, table.num_computed), before, strict=True):
+        assert (column - old).nonzero()[0].tolist() == expected
+    assert set(table.last_token_s[expected]) == {3.0}
+    assert table.decode_sums(rows) == (
+        np.count_nonzero(is_decode),
+        table.num_computed[rows].sum(),
+        np.count_nonzero(table.is_rt[rows]),
+    )

@@ -21,9 +21,11 @@ from client.openai.objects import read_object
 from front.engine import Engine, Part
 from front.headers import class_of, slos_of
 from front.http import Bodies, json_response, unless_gone
-from front.keys import Caller, Keys
+from front.keys import Caller, Keys, client_of
+from front.reading import SHORT_BYTES
 from front.settings import Settings
 from front.streaming import events
+from front.turns import Sender
 
 _HEALTH_S = 1.0  # an answer of /health holds so long: who asks oftener costs the engine nothing
 _MAX_SENT_BYTES = 16 * 1024 * 1024  # by one request to the engine: each of its `n` choices brings the prompt along
@@ -91,9 +93,12 @@ def make_router(settings: Settings) -> APIRouter:
 async def _answer(endpoint: Endpoint, request: Request, caller: Caller, max_bytes: int) -> Response:
     engine: Engine = request.app.state.engine
     bodies: Bodies = request.app.state.bodies
-    text, slos = await bodies.read_json(request, max_bytes), slos_of(request.headers)
-    asked = await engine.reading(len(text), _read, endpoint, text, slos)
-    job = make_job(endpoint, asked, caller.rule.served(asked.tier, asked.model, class_of(request.headers)))
+    priority_class, slos = class_of(request.headers), slos_of(request.headers)
+    text = await bodies.read_json(request, max_bytes)
+    sender = Sender(client_of(request, caller), is_rt=caller.rule.seems_rt(text, priority_class))
+    work = engine.reading(sender, len(text), _read, endpoint, text, slos)
+    asked = await (work if len(text) <= SHORT_BYTES else unless_gone(request, work))
+    job = make_job(endpoint, asked, caller.rule.served(asked.tier, asked.model, priority_class))
     headers = {"x-request-id": job.request_id}
     if not asked.is_streamed:
         return json_response(await unless_gone(request, engine.complete(job)), headers=headers)

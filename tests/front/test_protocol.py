@@ -91,7 +91,36 @@ def everything(address: tuple[str, int], piece: bytes) -> bytes:
 
 def test_trailers_are_headers_too(address: tuple[str, int]) -> None:
     chunked = POST + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
-    assert talk(address, chunked, b"a:b\r\n" * (protocol.MAX_HEADERS + 1)) == b""
+    assert status_of(talk(address, chunked, b"a:b\r\n" * (protocol.MAX_HEADERS + 1))) == 431
+
+
+CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
+
+
+def chunks_of(num_bytes: int, count: int) -> bytes:
+    return (b"%x\r\n" % num_bytes + b" " * num_bytes + b"\r\n") * count
+
+
+def test_a_body_in_tiny_chunks_is_refused_before_it_is_read(address: tuple[str, int]) -> None:
+    answer = talk(address, CHUNKED, chunks_of(1, 100_000))
+    assert status_of(answer) == 400
+    assert b"chunks" in answer
+    assert b"connection: close" in answer
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "count"),
+    [(1, protocol.MAX_TINY_CHUNKS - 2), (protocol.MIN_CHUNK_BYTES, 10 * protocol.MAX_TINY_CHUNKS)],
+)
+def test_a_body_in_some_chunks_is_answered(address: tuple[str, int], num_bytes: int, count: int) -> None:
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+    assert status_of(talk(address, CHUNKED, chunks_of(num_bytes, count), body)) == 200
+
+
+def test_a_refusal_says_nothing_before_the_answer_to_an_earlier_request(address: tuple[str, int]) -> None:
+    first = POST + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
+    answer = everything(address, first + CHUNKED + chunks_of(1, 1000))
+    assert b"chunks" not in answer
 
 
 def test_headers_that_never_end_are_given_up(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from itertools import count
 from typing import ParamSpec, TypeVar
 
 from client.openai.errors import ApiError, retry_after
-from front.turns import Sender, Turn, Turns
+from front.turns import NO_PLACE, Sender, Turn, Turns
 
 SHORT_BYTES = 16 * 1024  # read at once: the way to a thread would take longer
 P = ParamSpec("P")
@@ -40,6 +40,11 @@ class Reading:
         work = asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *args, **kwargs))
         work.add_done_callback(lambda _: self._begin_next())
         return await asyncio.shield(work)  # the thread is busy with it even where nobody waits any more
+
+    def require_place(self, client: str, num_bytes: int) -> None:
+        """Raise ApiError where a body that has not come would have no place."""
+        if num_bytes > SHORT_BYTES and not self._turns.has_place(client, num_bytes):
+            raise _refused(NO_PLACE)
 
     def close(self) -> None:
         """Drop what waits."""
@@ -76,4 +81,8 @@ def _set_result(begins: asyncio.Future[None]) -> None:
 
 def _set_refused(begins: asyncio.Future[None], words: str) -> None:
     if not begins.done():
-        begins.set_exception(ApiError(words, status=429, kind="rate_limit_error", headers=retry_after(1.0)))
+        begins.set_exception(_refused(words))
+
+
+def _refused(words: str) -> ApiError:
+    return ApiError(words, status=429, kind="rate_limit_error", headers=retry_after(1.0))

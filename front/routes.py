@@ -20,7 +20,7 @@ from client.openai.job import Job, make_job
 from client.openai.objects import read_object
 from front.engine import Engine, Part
 from front.headers import class_of, slos_of
-from front.http import Bodies, json_response, unless_gone
+from front.http import Bodies, json_response, length_of, unless_gone
 from front.keys import Caller, Keys, client_of
 from front.reading import SHORT_BYTES
 from front.settings import Settings
@@ -94,8 +94,10 @@ async def _answer(endpoint: Endpoint, request: Request, caller: Caller, max_byte
     engine: Engine = request.app.state.engine
     bodies: Bodies = request.app.state.bodies
     priority_class, slos = class_of(request.headers), slos_of(request.headers)
-    text = await bodies.read_json(request, max_bytes)
-    sender = Sender(client_of(request, caller), is_rt=caller.rule.seems_rt(text, priority_class))
+    client = client_of(request, caller)
+    engine.reading.require_place(client, length_of(request))
+    text = await bodies.read_json(request, client, max_bytes)
+    sender = Sender(client, is_rt=caller.rule.seems_rt(text, priority_class))
     work = engine.reading(sender, len(text), _read, endpoint, text, slos)
     asked = await (work if len(text) <= SHORT_BYTES else unless_gone(request, work))
     job = make_job(endpoint, asked, caller.rule.served(asked.tier, asked.model, priority_class))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 MAX_WAITING = 128  # bodies, each of which stands in memory
 MAX_PER_CLIENT = 32
+NO_PLACE = f"{MAX_PER_CLIENT} shorter bodies of this client wait to be read, the most at once"
 _RT_IN_A_ROW = 3
 
 
@@ -48,12 +49,17 @@ class Turns:
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
+    def has_place(self, client: str, num_bytes: int) -> bool:
+        """Return whether a body that has not come would be taken in now, for all that its length says."""
+        own = self._waiting.get(client, [])
+        return len(own) < MAX_PER_CLIENT or num_bytes < own[-1].num_bytes
+
     def add(self, turn: Turn) -> None:
         """Let a body wait, and refuse the worst where one has no place."""
         own = self._waiting.setdefault(turn.client, [])
         insort(own, turn)
         if len(own) > MAX_PER_CLIENT:
-            own.pop().refuse(f"{MAX_PER_CLIENT} shorter bodies of this client wait to be read, the most at once")
+            own.pop().refuse(NO_PLACE)
         elif len(self) > MAX_WAITING:
             most = max(self._waiting.values(), key=len)
             most.pop().refuse(f"{MAX_WAITING} bodies wait to be read, the most at once")

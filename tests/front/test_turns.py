@@ -93,3 +93,12 @@ def test_a_body_that_is_dropped_leaves_nothing_behind() -> None:
     queue.turns.drop(turn)
     assert queue.read() == ""
     assert len(queue.turns) == 0
+
+
+def test_what_would_be_refused_has_no_place() -> None:
+    queue = Queue()
+    for number in range(MAX_PER_CLIENT):
+        queue.add("be", "a", 17_000 + number)
+    assert not queue.turns.has_place("a", 2_000_000)
+    assert queue.turns.has_place("a", 17_000)
+    assert queue.turns.has_place("b", 2_000_000)

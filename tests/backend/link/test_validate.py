@@ -159,8 +159,10 @@ def test_times_are_seconds_inside() -> None:
 
 def test_a_salt_is_text_of_bounded_length() -> None:
     assert (check().cache_salt, check({"cache_salt": "x" * 128}).cache_salt) == ("", "x" * 128)
-    with pytest.raises(InvalidRequestError, match="cache_salt"):
-        check({"cache_salt": "x" * 129})
+    assert check({"cache_salt": "\N{GRINNING FACE}" * 128}).cache_salt == "\N{GRINNING FACE}" * 128
+    for long in ("x" * 129, "\u00e9" * 129, "x" * 1000):
+        with pytest.raises(InvalidRequestError, match="cache_salt"):
+            check({"cache_salt": long})
 
 
 def test_tritons_own_timeout_wins_over_the_parameter() -> None:

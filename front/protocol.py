@@ -20,6 +20,7 @@ from front.http import error_response
 MAX_HEAD_BYTES = 64 * 1024  # of a request: its URL and its headers; of anything else that says nothing yet
 MAX_HEADERS = 100
 MAX_CONNECTIONS = 4096
+_SHARE_OF_OTHERS = 4  # of these, one address leaves a quarter to others
 MAX_PIPELINED = 16  # requests that wait on one connection for the answer to the one before
 MAX_TINY_CHUNKS = 512  # of a body; each takes 2 to 4 us of the event loop (two EPYC cores), and six bytes on the wire
 MIN_CHUNK_BYTES = 256  # on average, of the chunks beyond those
@@ -54,7 +55,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         self._expect_head()
-        if len(self.connections) > most_connections():
+        if self._is_one_too_many():
             self._refuse(_CROWDED)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -116,6 +117,15 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     # ---
+
+    def _is_one_too_many(self) -> bool:
+        """Whether no connection more may be open, or none more of this address, which leaves some to others."""
+        num_open, most = len(self.connections), most_connections()
+        most_own = most - most // _SHARE_OF_OTHERS
+        if num_open <= most_own or self.client is None:
+            return num_open > most
+        num_own = sum(other.client is not None and other.client[0] == self.client[0] for other in self.connections)
+        return num_open > most or num_own > most_own
 
     def _count(self, num_bytes: int) -> None:
         """Count a piece of the head. Raises what ends the parser's work."""

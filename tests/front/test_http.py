@@ -264,6 +264,12 @@ def test_a_header_that_contradicts_itself_is_refused(headers: list[tuple[str, st
     assert Door().send("POST", CHAT_PATH, json=BODY, headers=twice).status_code == 200
 
 
+@pytest.mark.parametrize("word", ["1_0", "x", "", "0x10"])
+def test_a_header_that_is_no_number_is_refused(word: str) -> None:
+    response = Door().chat({"x-slo-ttft-ms": word})
+    assert (response.status_code, error_of(response)["param"]) == (400, "x-slo-ttft-ms")
+
+
 @pytest.mark.parametrize(
     ("query", "param"),
     [("files?order=zz", "order"), ("files?limit=0", "limit"), ("batches?order=asc", "order"), ("files?page=2", "page")],

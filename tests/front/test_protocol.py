@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import pytest
@@ -135,6 +136,19 @@ def test_a_connection_too_many_is_told_so(address: tuple[str, int], monkeypatch:
     answer = talk(address)
     assert status_of(answer) == 503
     assert b"retry-after: 1" in answer.lower()
+
+
+def test_one_address_leaves_connections_to_others(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 4)
+    with ExitStack() as held:
+        for _ in range(3):
+            connection = held.enter_context(socket.create_connection(address, timeout=20.0))
+            connection.sendall(HEAD + b"\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        assert status_of(talk(address, HEAD + b"\r\n")) == 503
+        other = held.enter_context(socket.create_connection(address, timeout=20.0, source_address=("127.0.0.2", 0)))
+        other.sendall(HEAD + b"\r\n")
+        assert other.recv(12) == b"HTTP/1.1 200"
 
 
 @pytest.mark.parametrize("offered", [b"h2c", b"websocket"])

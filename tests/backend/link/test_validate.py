@@ -282,3 +282,9 @@ def test_two_names_of_a_parameter_may_say_the_same() -> None:
     generation = check({"stream": True, "random_seed": 7}, {"streaming": "true", "seed": "7"})
     assert generation.is_streamed
     assert generation.sampling.seed == 7
+
+
+@pytest.mark.parametrize("word", ["1_0", "0x10", "nan", "1e999", ""])
+def test_a_word_that_is_no_finite_number_is_refused(word: str) -> None:
+    with pytest.raises(InvalidRequestError, match="temperature: expected a finite number, got"):
+        check(parameters={"temperature": word})

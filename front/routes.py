@@ -28,7 +28,7 @@ from front.streaming import events
 from front.turns import Sender
 
 _HEALTH_S = 1.0  # an answer of /health holds so long: who asks oftener costs the engine nothing
-_MAX_SENT_BYTES = 16 * 1024 * 1024  # by one request to the engine: each of its `n` choices brings the prompt along
+_MAX_SENT_BYTES = 4 * 1024 * 1024  # by one request to the engine: each of its `n` choices brings the prompt along
 _CREATED_S = 1_700_000_000  # of the models, which nobody notes
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 

@@ -122,10 +122,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whether no connection more may be open, or none more of this address, which leaves some to others."""
         num_open, most = len(self.connections), most_connections()
         most_own = most - most // _SHARE_OF_OTHERS
-        if num_open <= most_own or self.client is None:
-            return num_open > most
-        num_own = sum(other.client is not None and other.client[0] == self.client[0] for other in self.connections)
-        return num_open > most or num_own > most_own
+        return num_open > most or (num_open > most_own and self._num_own() > most_own)
+
+    def _num_own(self) -> int:
+        """Return how many connections this address has."""
+        others = [other for other in self.connections if isinstance(other, BoundedProtocol)]
+        return sum((other.client or [None])[0] == (self.client or [None])[0] for other in others)
 
     def _count(self, num_bytes: int) -> None:
         """Count a piece of the head. Raises what ends the parser's work."""

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 
 from client import wire
-from client.openai.asked import Asked, Endpoint, Json
+from client.openai.asked import Asked, Endpoint, Json, require_sendable
 from client.openai.bodies import ChatBody, CompletionBody
 from client.openai.chat import CHAT
 from client.openai.completions import COMPLETIONS
@@ -28,7 +28,6 @@ from front.streaming import events
 from front.turns import Sender
 
 _HEALTH_S = 1.0  # an answer of /health holds so long: who asks oftener costs the engine nothing
-_MAX_SENT_BYTES = 4 * 1024 * 1024  # by one request to the engine: each of its `n` choices brings the prompt along
 _CREATED_S = 1_700_000_000  # of the models, which nobody notes
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -111,9 +110,7 @@ def _read(endpoint: Endpoint, text: bytes, slos: Mapping[str, float]) -> Asked:
     """Return what a body asks for; it wins over what headers say. Raises ApiError."""
     body = read_object(text)
     asked = endpoint.parse({**body, **{name: slo for name, slo in slos.items() if body.get(name) is None}})
-    if asked.n * len(text) > _MAX_SENT_BYTES:
-        words = f"n: {asked.n} choices for a body of {len(text)} bytes exceed {_MAX_SENT_BYTES} bytes in all"
-        raise ApiError(words, param="n")
+    require_sendable(asked, len(text))
     return asked
 
 

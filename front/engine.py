@@ -23,7 +23,7 @@ _CANARY = Options(max_tokens=1, ignore_eos=True, timeout_s=5.0)
 _CANARY_TOKEN = 1
 _INSPECT_TIMEOUT_S = 5.0
 _LINES = Sender("lines of batches")
-_MAX_LINES_READ = 8  # at once; the others wait without a place among those who may be refused one
+_MAX_LINES_READ = 8  # at once; the others wait here
 Part = tuple[int, Chunk]  # of an answer: the number of the choice, and its next piece
 
 

@@ -85,7 +85,7 @@ class Bodies:
 
 def length_of(request: Request) -> int:
     """Return how many bytes a body says that it has; 0 where it does not say."""
-    return int(request.headers.get("content-length", "0"))  # the parser refuses what is no number
+    return int(request.headers.get("content-length", "0"))  # the parser lets only digits through
 
 
 def require_plain(request: Request) -> None:

@@ -22,8 +22,8 @@ MAX_HEADERS = 100
 MAX_CONNECTIONS = 4096
 _SHARE_OF_OTHERS = 4  # of these, one address leaves a quarter to others
 MAX_PIPELINED = 16  # requests that wait on one connection for the answer to the one before
-MAX_TINY_CHUNKS = 512  # of a body; each takes 2 to 4 us of the event loop (two EPYC cores), and six bytes on the wire
-MIN_CHUNK_BYTES = 256  # on average, of the chunks beyond those
+MAX_TINY_CHUNKS = 512  # of a body. Each takes 2 to 4 us of the event loop (two EPYC cores).
+MIN_CHUNK_BYTES = 256  # Of the chunks beyond those, on average.
 HEAD_TIMEOUT_S = 10.0  # from the connection, or from the first byte after an answer, to the end of the headers
 _OTHER_DESCRIPTORS = 320  # of this process: files of batches, uploads, downloads, the engine
 _MALFORMED = ApiError("the request is no valid HTTP")
@@ -172,7 +172,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def _is_answering(self) -> bool:
-        """Whether the answer to another request, or a part of this one's, would come before what is written now."""
+        """Whether the answer to another request, or a part of this one's, would come first."""
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             return False

@@ -33,7 +33,7 @@ class Reading:
     async def __call__(
         self, sender: Sender, num_bytes: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """Return what `function` makes of a body of `num_bytes`. Raises ApiError where it has no place to wait."""
+        """Return what `function` makes of a body of `num_bytes`. Raises ApiError where the queue is full."""
         if num_bytes <= SHORT_BYTES:
             return function(*args, **kwargs)
         await self._turn(sender, num_bytes)
@@ -42,7 +42,7 @@ class Reading:
         return await asyncio.shield(work)  # the thread is busy with it even where nobody waits any more
 
     def require_place(self, client: str, num_bytes: int) -> None:
-        """Raise ApiError where a body that has not come would have no place."""
+        """Raise ApiError where the queue would refuse a body that has not come."""
         if num_bytes > SHORT_BYTES and not self._turns.has_place(client, num_bytes):
             raise _refused(NO_PLACE)
 

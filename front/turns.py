@@ -1,4 +1,4 @@
-"""Whose long body is read next, and which has no place. Pure decisions; nothing here waits.
+"""Whose long body is read next, and which one is refused. Pure decisions; nothing here waits.
 
     real-time before best-effort, but after three real-time bodies one best-effort body
     clients in turn: who was served last waits for the others
@@ -55,7 +55,7 @@ class Turns:
         return len(own) < MAX_PER_CLIENT or num_bytes < own[-1].num_bytes
 
     def add(self, turn: Turn) -> None:
-        """Let a body wait, and refuse the worst where one has no place."""
+        """Let a body wait, and refuse the worst where there are too many."""
         own = self._waiting.setdefault(turn.client, [])
         insort(own, turn)
         if len(own) > MAX_PER_CLIENT:

@@ -8,7 +8,7 @@ from front.turns import MAX_PER_CLIENT, MAX_WAITING, Turn, Turns
 
 
 class Queue:
-    """Bodies by name, what was read and what was refused."""
+    """Bodies by name: those that wait, those read, those refused."""
 
     def __init__(self) -> None:
         self.turns = Turns()

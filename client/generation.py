@@ -29,7 +29,14 @@ class Message(TypedDict):
     content: str
 
 
-Prompt = str | Sequence[int] | Sequence[Message]
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """Chat messages that are JSON already: several requests may send the same ones."""
+
+    json: str
+
+
+Prompt = str | Sequence[int] | Sequence[Message] | Messages
 """Text, token ids, or chat messages (put through the model's chat template by the server)."""
 
 
@@ -184,6 +191,8 @@ def join(request_id: str, chunks: Iterable[Chunk]) -> Generation:
 def _encode_prompt(prompt: Prompt) -> tuple[str, Value]:
     if isinstance(prompt, str):
         return "text_input", prompt
+    if isinstance(prompt, Messages):
+        return "messages", prompt.json
     if prompt and isinstance(prompt[0], Mapping):
         return "messages", json.dumps(prompt, ensure_ascii=False)
     return "input_ids", cast("Sequence[int]", prompt)

@@ -17,10 +17,13 @@ from client.openai.job import Job, batch_job, require_end
 from client.snapshot import Snapshot
 from client.transports import AsyncTransport
 from front.reading import Reading
+from front.turns import Sender
 
 _CANARY = Options(max_tokens=1, ignore_eos=True, timeout_s=5.0)
 _CANARY_TOKEN = 1
 _INSPECT_TIMEOUT_S = 5.0
+_LINES = Sender("lines of batches")
+_MAX_LINES_READ = 8  # at once; the others wait here
 Part = tuple[int, Chunk]  # of an answer: the number of the choice, and its next piece
 
 
@@ -29,12 +32,15 @@ class Engine:
 
     def __init__(self, transport: AsyncTransport) -> None:
         self.reading = Reading()
+        self._reading_lines = asyncio.Semaphore(_MAX_LINES_READ)
         self._transport = transport
         self._clients = {model: AsyncClient(transport, model=model) for model in wire.MODELS}
 
     async def answer(self, url: str, body: bytes, left_ms: float | None) -> Json:
         """Return the whole answer to a line of a batch: see `batch_job`."""
-        return await self.complete(await self.reading(len(body), batch_job, url, body, left_ms))
+        async with self._reading_lines:
+            job = await self.reading(_LINES, len(body), batch_job, url, body, left_ms)
+        return await self.complete(job)
 
     async def complete(self, job: Job) -> Json:
         """Return the whole answer. Cancelled, it cancels every choice."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from starlette.datastructures import Headers
 
 from client.generation import PriorityClass
@@ -38,7 +40,7 @@ def slos_of(headers: Headers) -> dict[str, float]:
 
 
 def _number(header: str, word: str) -> float:
-    try:
-        return float(word)
-    except ValueError as error:
-        raise ApiError(f"{header}: {word[:60]!r} is not a number", param=header) from error
+    with suppress(ValueError):
+        if "_" not in word:  # Python reads 1_0 as 10
+            return float(word)
+    raise ApiError(f"{header}: {word[:60]!r} is not a number", param=header)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from client.openai.errors import ApiError, retry_after
 
 MAX_HELD_BYTES = 256 * 1024 * 1024  # of all bodies whose end has not come
+MAX_OWN_BYTES = MAX_HELD_BYTES // 4  # of those of one client
 _SHORT_BYTES = 64 * 1024  # of a body that always has room: the number of connections is bounded too
 BODY_TIMEOUT_S = 60.0  # for a whole body; who sends slower holds memory for nothing
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it
@@ -39,18 +41,19 @@ def error_response(error: ApiError) -> Response:
 class Bodies:
     """Reads bodies, each with a bound, and all that have not come to their end with one too. Of one event loop."""
 
-    def __init__(self, max_held_bytes: int = MAX_HELD_BYTES) -> None:
+    def __init__(self, max_held_bytes: int = MAX_HELD_BYTES, max_own_bytes: int = MAX_OWN_BYTES) -> None:
         self._max_held_bytes = max_held_bytes
-        self._num_held_bytes = 0
+        self._max_own_bytes = max_own_bytes
+        self._num_held_bytes: Counter[str] = Counter()  # by client
 
-    async def read_json(self, request: Request, max_bytes: int) -> bytes:
+    async def read_json(self, request: Request, client: str, max_bytes: int) -> bytes:
         """Return the body of a request, which says that it is JSON. Raises ApiError."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":  # also what a page of another site may send unasked
             raise ApiError(f"content-type: {media_type[:60]!r} is not application/json", status=415)
-        return await self.read(request, max_bytes)
+        return await self.read(request, client, max_bytes)
 
-    async def read(self, request: Request, max_bytes: int) -> bytes:
+    async def read(self, request: Request, client: str, max_bytes: int) -> bytes:
         """Return the body of a request. Raises ApiError for one that is encoded, too long, or takes too long."""
         require_plain(request)
         body = bytearray()
@@ -58,21 +61,31 @@ class Bodies:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 async for piece in request.stream():
                     body += piece
-                    self._num_held_bytes += len(piece)
-                    self._require_room(len(body), max_bytes)
+                    self._num_held_bytes[client] += len(piece)
+                    self._require_room(client, len(body), max_bytes)
         except TimeoutError as error:
             raise ApiError(f"no whole body within {BODY_TIMEOUT_S:g} s", status=408) from error
         finally:
-            self._num_held_bytes -= len(body)
+            self._num_held_bytes -= Counter({client: len(body)})  # drops a client that has none
         return bytes(body)
 
-    def _require_room(self, num_bytes: int, max_bytes: int) -> None:
-        """Raise ApiError for a body that is too long, or that others leave no room for."""
+    def _require_room(self, client: str, num_bytes: int, max_bytes: int) -> None:
+        """Raise ApiError for a body that is too long, or that others, or more of this client, leave no room for."""
         if num_bytes > max_bytes:
             raise ApiError(f"the body exceeds {max_bytes} bytes", status=413, code="body_too_large")
-        if num_bytes > _SHORT_BYTES and self._num_held_bytes > self._max_held_bytes:
-            words = f"bodies of {self._max_held_bytes} bytes are being read, the most at once"
+        if num_bytes <= _SHORT_BYTES:
+            return
+        if self._num_held_bytes.total() > self._max_held_bytes:
+            words = f"bodies of {self._max_held_bytes} bytes are on their way, the most at once"
             raise ApiError(words, status=503, kind="server_error", code="overloaded", headers=retry_after(1.0))
+        if self._num_held_bytes[client] > self._max_own_bytes:
+            words = f"bodies of {self._max_own_bytes} bytes of this client are on their way, the most at once"
+            raise ApiError(words, status=429, kind="rate_limit_error", headers=retry_after(1.0))
+
+
+def length_of(request: Request) -> int:
+    """Return how many bytes a body says that it has; 0 where it does not say."""
+    return int(request.headers.get("content-length", "0"))  # the parser lets only digits through
 
 
 def require_plain(request: Request) -> None:

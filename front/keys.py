@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from ipaddress import IPv6Network
 from pathlib import Path
 
 import msgspec
+from starlette.requests import Request
 
 from client.generation import PriorityClass
 from client.openai.errors import ApiError
@@ -17,6 +19,8 @@ from client.openai.tiers import TIER_NAMES, Rule, classes_of
 
 _MIN_KEY_CHARS = 8
 _SCHEME = "bearer"
+_IPV6_SITE_BITS = 64  # a site has as many addresses as it likes
+ANYONE = "anyone"  # the name of who needs no key
 
 
 class KeyFileError(Exception):
@@ -54,9 +58,17 @@ class Keys:
         return found
 
 
+def client_of(request: Request, caller: Caller) -> str:
+    """Return what tells clients apart: the key, and where none is asked for the address, or its IPv6 network."""
+    if caller.name != ANYONE:
+        return caller.name
+    host = "" if request.client is None else request.client.host
+    return host if ":" not in host else str(IPv6Network((host.partition("%")[0], _IPV6_SITE_BITS), strict=False))
+
+
 def open_keys(path: Path | None, default: PriorityClass) -> Keys:
     """Return the keys of a file; without one everybody may everything. Raises KeyFileError."""
-    anyone = Caller("anyone", Rule(default))
+    anyone = Caller(ANYONE, Rule(default))
     if path is None:
         return Keys(None, anyone)
     try:

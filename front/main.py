@@ -21,6 +21,7 @@ from front.protocol import BoundedProtocol
 from front.settings import Settings
 
 _KEEP_ALIVE_S = 30  # of a connection that asks nothing
+_SWITCH_S = 5e-4  # Python's 5 ms are what the event loop waits after each read and write while a long body is read
 _DEFAULTS = Settings()
 # gRPC then reads without threads of its own: a fifth less processor time per token. Read when the first call is made.
 _GRPC_EXPERIMENTS = "-event_engine_client"
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = (parser := make_parser()).parse_args(arguments)
     settings = _settings(parser, options)
     os.environ.setdefault("GRPC_EXPERIMENTS", _GRPC_EXPERIMENTS)
+    sys.setswitchinterval(_SWITCH_S)
     os.umask(0o077)  # files of batches hold prompts and answers
     try:
         app = make_app(settings)

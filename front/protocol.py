@@ -20,10 +20,16 @@ from front.http import error_response
 MAX_HEAD_BYTES = 64 * 1024  # of a request: its URL and its headers; of anything else that says nothing yet
 MAX_HEADERS = 100
 MAX_CONNECTIONS = 4096
+_SHARE_OF_OTHERS = 4  # of these, one address leaves a quarter to others
 MAX_PIPELINED = 16  # requests that wait on one connection for the answer to the one before
+MAX_TINY_CHUNKS = 512  # of a body. Each takes 2 to 4 us of the event loop (two EPYC cores).
+MIN_CHUNK_BYTES = 256  # Of the chunks beyond those, on average.
 HEAD_TIMEOUT_S = 10.0  # from the connection, or from the first byte after an answer, to the end of the headers
 _OTHER_DESCRIPTORS = 320  # of this process: files of batches, uploads, downloads, the engine
 _MALFORMED = ApiError("the request is no valid HTTP")
+_TINY_CHUNKS = ApiError(
+    f"the body comes in more than {MAX_TINY_CHUNKS} chunks, of fewer than {MIN_CHUNK_BYTES} bytes on average"
+)
 _NO_TUNNEL = ApiError("CONNECT: Method Not Allowed", status=405)
 _LATE = ApiError(f"no whole headers within {HEAD_TIMEOUT_S:g} s", status=408)
 _CROWDED = ApiError(
@@ -41,13 +47,15 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._num_unplaced = 0  # bytes since the parser last told something, beyond a header
         self._num_head_bytes = 0
+        self._num_body_bytes = 0
+        self._num_chunks = 0
         self._refusal = _MALFORMED  # of what the parser cannot read
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         self._expect_head()
-        if len(self.connections) > most_connections():
+        if self._is_one_too_many():
             self._refuse(_CROWDED)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -74,6 +82,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._num_head_bytes = 0
+        self._num_body_bytes = self._num_chunks = 0
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -91,8 +100,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self._forget_deadline()
             super().on_headers_complete()
 
+    def on_chunk_header(self) -> None:
+        self._num_chunks += 1
+        if self._num_chunks > MAX_TINY_CHUNKS + self._num_body_bytes // MIN_CHUNK_BYTES:
+            self._refusal = _TINY_CHUNKS
+            raise httptools.HttpParserError(self._refusal.message)
+
     def on_body(self, body: bytes) -> None:
         self._num_unplaced = 0
+        self._num_body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -101,6 +117,17 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     # ---
+
+    def _is_one_too_many(self) -> bool:
+        """Whether no connection more may be open, or none more of this address, which leaves some to others."""
+        num_open, most = len(self.connections), most_connections()
+        most_own = most - most // _SHARE_OF_OTHERS
+        return num_open > most or (num_open > most_own and self._num_own() > most_own)
+
+    def _num_own(self) -> int:
+        """Return how many connections this address has."""
+        others = [other for other in self.connections if isinstance(other, BoundedProtocol)]
+        return sum((other.client or [None])[0] == (self.client or [None])[0] for other in others)
 
     def _count(self, num_bytes: int) -> None:
         """Count a piece of the head. Raises what ends the parser's work."""
@@ -137,11 +164,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: ApiError) -> None:
         """Answer a message that is not a request, and close the connection; say nothing while an answer goes out."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._is_answering:
             self.transport.abort()
             return
         self.transport.write(_written(error))
         self.transport.close()
+
+    @property
+    def _is_answering(self) -> bool:
+        """Whether the answer to another request, or a part of this one's, would come first."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        return bool(self.pipeline) or cycle.response_started or not cycle.more_body
 
 
 def most_connections() -> int:

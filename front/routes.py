@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 
 from client import wire
-from client.openai.asked import Asked, Endpoint, Json
+from client.openai.asked import Asked, Endpoint, Json, require_sendable
 from client.openai.bodies import ChatBody, CompletionBody
 from client.openai.chat import CHAT
 from client.openai.completions import COMPLETIONS
@@ -20,13 +20,14 @@ from client.openai.job import Job, make_job
 from client.openai.objects import read_object
 from front.engine import Engine, Part
 from front.headers import class_of, slos_of
-from front.http import Bodies, json_response, unless_gone
-from front.keys import Caller, Keys
+from front.http import Bodies, json_response, length_of, unless_gone
+from front.keys import Caller, Keys, client_of
+from front.reading import SHORT_BYTES
 from front.settings import Settings
 from front.streaming import events
+from front.turns import Sender
 
 _HEALTH_S = 1.0  # an answer of /health holds so long: who asks oftener costs the engine nothing
-_MAX_SENT_BYTES = 16 * 1024 * 1024  # by one request to the engine: each of its `n` choices brings the prompt along
 _CREATED_S = 1_700_000_000  # of the models, which nobody notes
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -91,9 +92,14 @@ def make_router(settings: Settings) -> APIRouter:
 async def _answer(endpoint: Endpoint, request: Request, caller: Caller, max_bytes: int) -> Response:
     engine: Engine = request.app.state.engine
     bodies: Bodies = request.app.state.bodies
-    text, slos = await bodies.read_json(request, max_bytes), slos_of(request.headers)
-    asked = await engine.reading(len(text), _read, endpoint, text, slos)
-    job = make_job(endpoint, asked, caller.rule.served(asked.tier, asked.model, class_of(request.headers)))
+    priority_class, slos = class_of(request.headers), slos_of(request.headers)
+    client = client_of(request, caller)
+    engine.reading.require_place(client, length_of(request))
+    text = await bodies.read_json(request, client, max_bytes)
+    sender = Sender(client, is_rt=caller.rule.seems_rt(text, priority_class))
+    work = engine.reading(sender, len(text), _read, endpoint, text, slos)
+    asked = await (work if len(text) <= SHORT_BYTES else unless_gone(request, work))
+    job = make_job(endpoint, asked, caller.rule.served(asked.tier, asked.model, priority_class))
     headers = {"x-request-id": job.request_id}
     if not asked.is_streamed:
         return json_response(await unless_gone(request, engine.complete(job)), headers=headers)
@@ -104,9 +110,7 @@ def _read(endpoint: Endpoint, text: bytes, slos: Mapping[str, float]) -> Asked:
     """Return what a body asks for; it wins over what headers say. Raises ApiError."""
     body = read_object(text)
     asked = endpoint.parse({**body, **{name: slo for name, slo in slos.items() if body.get(name) is None}})
-    if asked.n * len(text) > _MAX_SENT_BYTES:
-        words = f"n: {asked.n} choices for a body of {len(text)} bytes exceed {_MAX_SENT_BYTES} bytes in all"
-        raise ApiError(words, param="n")
+    require_sendable(asked, len(text))
     return asked
 
 

@@ -106,6 +106,7 @@ class Launch:
             f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(self.run_directory)}",
             # A stub sends from one thread: more here only take turns, and a canary could pass one that hangs.
             "--backend-config=python,thread-pool-size=1",
+            *self.triton.flags,
         ]
         return flags + ([f"--backend-directory={self.triton.backends}"] if self.triton.backends else [])
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from backend.config import REPOSITORY_ROOT, ServiceSettings
 from backend.core.errors import ConfigError
-from backend.launcher.triton_copy import copy_server, core_edits, edits
+from backend.launcher.triton_copy import PLAIN_MESSAGES, copy_server, core_edits, edits
 
 STUB = "triton_python_backend_stub"
 _BYTES_PER_PROMPT_BYTE = 5  # a prompt may come as token ids, of up to five bytes each in a message
@@ -32,13 +32,14 @@ _BYTES_BESIDE_PROMPT = 1 << 20  # tools, a JSON schema, sampling parameters
 class TritonInstall:
     """A server binary, its backend directory where it does not know its own, and variables that it needs.
 
-    `warnings` say what the embedded server's copy could not be kept from.
+    `warnings` say what the embedded server's copy could not be kept from; `flags` go to the server.
     """
 
     binary: Path
     backends: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    flags: Sequence[str] = ()
 
 
 def find_triton(named: str | None, run_directory: Path, max_prompt_bytes: int = _USUAL_PROMPT_BYTES) -> TritonInstall:
@@ -76,7 +77,8 @@ def _embedded(run_directory: Path, max_bytes: int) -> TritonInstall:
     stub = root / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / STUB
     _check_stub(stub, environment)
     server, warnings = copy_server(root, run_directory, edits(max_bytes), core_edits())
-    return TritonInstall(server, _make_backends(root, stub, run_directory), environment, warnings)
+    backends = _make_backends(root, stub, run_directory)
+    return TritonInstall(server, backends, environment, warnings, flags=[PLAIN_MESSAGES])
 
 
 def _check_paths(paths: Sequence[str]) -> None:

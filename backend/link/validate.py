@@ -267,7 +267,7 @@ def _as_token_ids(max_prompt_bytes: int, name: str, value: object) -> tuple[int,
 
 
 def _as_salt(name: str, value: object) -> str:
-    text = as_text(name, value, MAX_SALT_CHARS)
+    text = as_text(name, value, _MAX_BYTES_PER_CHAR * MAX_SALT_CHARS)
     if len(text) > MAX_SALT_CHARS:
         raise InvalidRequestError(f"{name}: {len(text)} characters exceed {MAX_SALT_CHARS}")
     return text

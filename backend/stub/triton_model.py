@@ -27,8 +27,8 @@ import triton_python_backend_utils as pb_utils
 from backend.config import load_config
 from backend.core.errors import BrosError, InvalidRequestError, RequestCancelledError, to_bros_error
 from backend.link.engine_link import EngineLink, Ticket
-from backend.link.validate import MAX_SAMPLING_BYTES, Defaults, validate, wants_snapshot
-from backend.stub.strings import decode_strings
+from backend.link.validate import MAX_PARAMETERS, MAX_SAMPLING_BYTES, Defaults, validate, wants_snapshot
+from backend.stub.strings import count_keys, decode_strings
 from backend.stub.triton_metrics import TritonMetrics
 from backend.wire import names as wire
 from backend.wire.protocol import Chunk, End, EngineState, Generation, Metrics, Sample, Timings, error_end
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 _MAX_KEPT_TOKENS = 2048  # whose tensors lie in shared memory already: to send them again takes half the time
 _MAX_KEPT_CHARS = 64  # of the text of such a token, which may have an echoed prompt in front
 _JSON_CHARS_PER_BYTE = 6  # \u00ff; a prompt may come as a parameter
+_UNCOUNTED_CHARS = 64 * 1024  # of JSON, which is decoded in a few milliseconds whatever it holds
 _SHOWN_BYTES = 40  # in front of a byte that is no text
 _MAX_ID_CHARS = 256  # of the client's own request id, which is for people
 # Of the timer's time. An answer takes 0.1 ms. With 3,000 open requests, asking for all at each poll took half of the
@@ -130,6 +131,8 @@ class TritonPythonModel:
         max_chars = _JSON_CHARS_PER_BYTE * self._service.max_prompt_bytes + MAX_SAMPLING_BYTES
         if len(text) > max_chars:
             raise InvalidRequestError(f"parameters: {len(text)} characters of JSON exceed {max_chars}")
+        if len(text) > _UNCOUNTED_CHARS and (num_keys := count_keys(text)) > MAX_PARAMETERS:
+            raise InvalidRequestError(f"parameters: {num_keys} exceed {MAX_PARAMETERS}")
         parameters: dict[str, object] = json.loads(text)
         return parameters
 

@@ -60,7 +60,7 @@ def as_float(name: str, value: object) -> float:
         value = as_text(name, value)
     if isinstance(value, (str, int, float, np.integer, np.floating)) and not isinstance(value, bool):
         try:
-            number = float(value)
+            number = math.nan if isinstance(value, str) and "_" in value else float(value)  # Python reads 1_0 as 10
         except (ValueError, OverflowError):
             number = math.nan
     if not math.isfinite(number):

@@ -24,6 +24,7 @@ _SAME_NAMES = (
     "cache_salt",
 )
 _MILLISECONDS = ("ttft_slo_ms", "tpot_slo_ms", "itl_slo_ms", "deadline_ms")
+MAX_SENT_BYTES = 4 * 1024 * 1024  # to the engine, of all choices of one request
 _USUAL_TEMPERATURE = 1.0  # OpenAI's; the engine's own is 0
 
 
@@ -118,3 +119,10 @@ def _randomness(body: Body) -> Json:
     if body.top_p == 0:
         return {"temperature": 0.0}
     return {"temperature": temperature} | ({} if body.top_p is None else {"top_p": body.top_p})
+
+
+def require_sendable(asked: Asked, num_bytes: int) -> None:
+    """Raise ApiError where the choices of a body, each of which brings the prompt along, come to too many bytes."""
+    if asked.n > 1 and asked.n * num_bytes > MAX_SENT_BYTES:
+        words = f"n: {asked.n} choices for a body of {num_bytes} bytes exceed {MAX_SENT_BYTES} bytes in all"
+        raise ApiError(words, param="n")

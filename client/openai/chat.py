@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from client.generation import Chunk, Generation, Message, Options
+import msgspec
+
+from client.generation import Chunk, Generation, Message, Messages, Options
 from client.openai.asked import Asked, Endpoint, Json, asked_of
 from client.openai.bodies import ChatBody, parse
 from client.openai.errors import ApiError
@@ -32,7 +34,9 @@ def parse_chat(body: Mapping[str, object]) -> Asked:
     require_short("tools", checked.tools, MAX_TOOLS_BYTES)
     require_short("response_format", checked.response_format, MAX_SCHEMA_BYTES)
     offer = offer_of(checked.tools, checked.tool_choice, checked.parallel_tool_calls is not False)
-    return replace(asked_of(checked, [messages], _own_options(checked, offer)), offer=offer)
+    return replace(
+        asked_of(checked, [Messages(msgspec.json.encode(messages).decode())], _own_options(checked, offer)), offer=offer
+    )
 
 
 def _own_options(body: ChatBody, offer: Offer | None) -> Options:

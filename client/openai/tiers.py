@@ -13,6 +13,7 @@ contradict each other are refused; `default` and `auto` contradict nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
@@ -28,6 +29,9 @@ _CLASS_OF_TIER: dict[str, PriorityClass] = {"flex": "be", "priority": "rt", "fas
 _TIER_OF_CLASS: dict[PriorityClass, str] = {"be": "flex", "rt": "priority"}
 _CLASS_OF_MODEL: dict[str, PriorityClass] = {MODEL_RT: "rt", MODEL_BE: "be"}
 _CLASS_OF_WORD: dict[str, PriorityClass] = {"rt": "rt", "1": "rt", "be": "be", "2": "be"}
+
+
+_TEXT = re.compile(rb'\s*:\s*"([a-z_]{1,16})"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +66,23 @@ class Rule:
         fallback = "default" if classes is None and chosen == self.default else _TIER_OF_CLASS[chosen]
         return Served(chosen, {"fast": "priority"}.get(str(tier), str(tier)) if is_named else fallback)
 
+    def seems_rt(self, body: bytes, asked: PriorityClass | None = None) -> bool:
+        """Return whether a body that nobody has read is likely to be real-time. A wrong guess hurts its sender only."""
+        named = asked or _CLASS_OF_TIER.get(_last_text(body, b'"service_tier"'))
+        return (
+            "rt" in self.allowed and (named or _CLASS_OF_MODEL.get(_last_text(body, b'"model"'), self._usual)) == "rt"
+        )
+
     @property
     def _usual(self) -> PriorityClass:
         """The class of who leaves it to us: the default, or the only one that the key has."""
         return self.default if self.default in self.allowed else min(self.allowed)
+
+
+def _last_text(body: bytes, name: bytes) -> str:
+    """Return the text after the last `name` in JSON, where one stands there. In a text its quotes would be escaped."""
+    found = _TEXT.match(body, start + len(name)) if (start := body.rfind(name)) >= 0 else None
+    return "" if found is None else found[1].decode()
 
 
 def best_effort(tier: str | None, model: str) -> Served:

@@ -20,7 +20,7 @@ from front.batches.objects import Batch, StoredFile
 from front.batches.service import Batches
 from front.batches.store import Cut
 from front.http import Bodies, json_response
-from front.keys import Caller
+from front.keys import Caller, client_of
 from front.routes import caller_of, takes
 
 _DOWNLOAD = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}  # never a page of ours
@@ -127,7 +127,9 @@ def _add_batches(router: APIRouter) -> None:
     @router.post("/v1/batches", tags=["batches"], openapi_extra=takes(BatchBody))
     async def add_batch(request: Request, caller: _Caller, batches: _Batches) -> Response:
         bodies: Bodies = request.app.state.bodies
-        body = parse(BatchBody, read_object(await bodies.read_json(request, _MAX_BODY_BYTES)))
+        body = parse(
+            BatchBody, read_object(await bodies.read_json(request, client_of(request, caller), _MAX_BODY_BYTES))
+        )
         batch = await batches.add_batch(caller.name, body.endpoint, body.input_file_id, body.metadata)
         return json_response(batch.shown)
 

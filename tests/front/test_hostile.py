@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import pytest
 
 from client import FakeServer
+from client.generation import Messages
+from client.openai.asked import MAX_SENT_BYTES
 from client.openai.errors import ApiError
 from client.openai.job import batch_job
 from client.openai.objects import MAX_MEMBERS, MAX_NESTED, read_object
@@ -123,3 +126,21 @@ def test_nobody_waits_for_bodies_that_are_refused() -> None:
     statuses, longest_s = asyncio.run(main())
     assert statuses == {400}
     assert longest_s < LONGEST_GAP_S
+
+
+@pytest.mark.parametrize("num_choices", [5, 128])
+def test_choices_that_bring_a_long_prompt_along_are_bounded_in_bytes(num_choices: int) -> None:
+    body = json.dumps({"prompt": "a" * (MAX_SENT_BYTES // num_choices), "n": num_choices}).encode()
+    with pytest.raises(ApiError, match=f"n: {num_choices} choices for a body of .* exceed {MAX_SENT_BYTES} bytes"):
+        batch_job(COMPLETIONS_PATH, body)
+    response = Door().send("POST", COMPLETIONS_PATH, content=body, headers={"content-type": "application/json"})
+    assert (response.status_code, error_of(response)["param"]) == (400, "n")
+
+
+def test_messages_are_encoded_once_for_all_choices() -> None:
+    messages = [{"role": "user", "content": "\u00fc"}]
+    asked = batch_job(CHAT_PATH, json.dumps({"messages": messages, "n": 3}).encode()).asked
+    first = asked.prompt_of(0)
+    assert isinstance(first, Messages)
+    assert json.loads(first.json) == messages
+    assert asked.prompt_of(2) is first

@@ -108,7 +108,7 @@ def test_a_body_beyond_the_bound_is_not_read() -> None:
 def test_bodies_that_have_not_ended_are_bounded_together() -> None:
     async def main() -> None:
         async with opened(FakeServer()) as (app, client):
-            app.state.bodies = http.Bodies(max_held_bytes=150_000)
+            app.state.bodies = http.Bodies(max_held_bytes=150_000, max_own_bytes=150_000)
             go_on, has_begun = asyncio.Event(), asyncio.Event()
 
             async def slow() -> AsyncIterator[bytes]:
@@ -127,6 +127,49 @@ def test_bodies_that_have_not_ended_are_bounded_together() -> None:
             assert (await client.post(CHAT_PATH, content=b" " * 120_000 + b"{}", headers=JSON)).status_code == 400
 
     asyncio.run(main())
+
+
+def test_the_bodies_of_one_client_leave_room_for_those_of_others(tmp_path: Path) -> None:
+    keys = {"sk-greedy-1": ["flex"], "sk-modest-1": ["flex"]}
+    (tmp_path / "keys.json").write_text(json.dumps(keys))
+    greedy, modest = ({**JSON, "Authorization": f"Bearer {key}"} for key in keys)
+    body = b" " * 100_000 + json.dumps(BODY).encode()
+
+    async def main() -> None:
+        async with opened(FakeServer(), Settings(api_key_file=tmp_path / "keys.json")) as (app, client):
+            app.state.bodies = http.Bodies(max_held_bytes=400_000, max_own_bytes=150_000)
+            go_on, has_begun = asyncio.Event(), asyncio.Event()
+
+            async def slow() -> AsyncIterator[bytes]:
+                yield body
+                has_begun.set()
+                await go_on.wait()
+
+            first = asyncio.create_task(client.post(CHAT_PATH, content=slow(), headers=greedy))
+            await has_begun.wait()
+            refused = await client.post(CHAT_PATH, content=body, headers=greedy)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert (await client.post(CHAT_PATH, content=body, headers=modest)).status_code == 200
+            go_on.set()
+            assert (await first).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_a_body_without_a_place_is_refused_before_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> int:
+        async with opened(FakeServer()) as (app, client):
+            monkeypatch.setattr(app.state.engine.reading._turns, "has_place", lambda _, num_bytes: num_bytes < 99_999)
+            assert (await client.post(CHAT_PATH, json=BODY)).status_code == 200
+
+            async def never() -> AsyncIterator[bytes]:
+                raise AssertionError("a body was read that has no place")
+                yield b""
+
+            headers = JSON | {"content-length": "100000"}
+            return (await client.post(CHAT_PATH, content=never(), headers=headers)).status_code
+
+    assert asyncio.run(main()) == 429
 
 
 def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +262,12 @@ def test_a_header_that_contradicts_itself_is_refused(headers: list[tuple[str, st
     assert (response.status_code, error_of(response)["param"]) == (400, param)
     twice = [headers[0], headers[0]]
     assert Door().send("POST", CHAT_PATH, json=BODY, headers=twice).status_code == 200
+
+
+@pytest.mark.parametrize("word", ["1_0", "x", "", "0x10"])
+def test_a_header_that_is_no_number_is_refused(word: str) -> None:
+    response = Door().chat({"x-slo-ttft-ms": word})
+    assert (response.status_code, error_of(response)["param"]) == (400, "x-slo-ttft-ms")
 
 
 @pytest.mark.parametrize(

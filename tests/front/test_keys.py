@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from starlette.requests import Request
 
-from front.keys import KeyFileError, open_keys
+from client.openai.tiers import Rule
+from front.keys import ANYONE, Caller, KeyFileError, client_of, open_keys
 from front.settings import Settings
 from tests.front.door import Door, error_of
 
@@ -81,3 +83,17 @@ def test_a_file_that_cannot_be_used_is_one_clear_line(tmp_path: Path, text: str 
     with pytest.raises(KeyFileError, match=words) as caught:
         open_keys(path, "be")
     assert "sk-long-enough" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("caller", "host", "client"),
+    [
+        (ANYONE, "10.0.0.1", "10.0.0.1"),
+        (ANYONE, "2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        (ANYONE, "fe80::1%eth0", "fe80::/64"),
+        ("3f", "10.0.0.1", "3f"),
+    ],
+)
+def test_a_client_is_a_key_or_else_an_address(caller: str, host: str, client: str) -> None:
+    request = Request({"type": "http", "client": (host, 1)})
+    assert client_of(request, Caller(caller, Rule("be"))) == client

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import pytest
@@ -91,7 +92,36 @@ def everything(address: tuple[str, int], piece: bytes) -> bytes:
 
 def test_trailers_are_headers_too(address: tuple[str, int]) -> None:
     chunked = POST + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
-    assert talk(address, chunked, b"a:b\r\n" * (protocol.MAX_HEADERS + 1)) == b""
+    assert status_of(talk(address, chunked, b"a:b\r\n" * (protocol.MAX_HEADERS + 1))) == 431
+
+
+CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
+
+
+def chunks_of(num_bytes: int, count: int) -> bytes:
+    return (b"%x\r\n" % num_bytes + b" " * num_bytes + b"\r\n") * count
+
+
+def test_a_body_in_tiny_chunks_is_refused_before_it_is_read(address: tuple[str, int]) -> None:
+    answer = talk(address, CHUNKED, chunks_of(1, 100_000))
+    assert status_of(answer) == 400
+    assert b"chunks" in answer
+    assert b"connection: close" in answer
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "count"),
+    [(1, protocol.MAX_TINY_CHUNKS - 2), (protocol.MIN_CHUNK_BYTES, 10 * protocol.MAX_TINY_CHUNKS)],
+)
+def test_a_body_in_some_chunks_is_answered(address: tuple[str, int], num_bytes: int, count: int) -> None:
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+    assert status_of(talk(address, CHUNKED, chunks_of(num_bytes, count), body)) == 200
+
+
+def test_a_refusal_says_nothing_before_the_answer_to_an_earlier_request(address: tuple[str, int]) -> None:
+    first = POST + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
+    answer = everything(address, first + CHUNKED + chunks_of(1, 1000))
+    assert b"chunks" not in answer
 
 
 def test_headers_that_never_end_are_given_up(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +136,19 @@ def test_a_connection_too_many_is_told_so(address: tuple[str, int], monkeypatch:
     answer = talk(address)
     assert status_of(answer) == 503
     assert b"retry-after: 1" in answer.lower()
+
+
+def test_one_address_leaves_connections_to_others(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 4)
+    with ExitStack() as held:
+        for _ in range(3):
+            connection = held.enter_context(socket.create_connection(address, timeout=20.0))
+            connection.sendall(HEAD + b"\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        assert status_of(talk(address, HEAD + b"\r\n")) == 503
+        other = held.enter_context(socket.create_connection(address, timeout=20.0, source_address=("127.0.0.2", 0)))
+        other.sendall(HEAD + b"\r\n")
+        assert other.recv(12) == b"HTTP/1.1 200"
 
 
 @pytest.mark.parametrize("offered", [b"h2c", b"websocket"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from client.openai.bodies import Tier
 from client.openai.errors import ApiError
-from client.openai.tiers import TIER_NAMES, Rule, classes_of
+from client.openai.tiers import CLASSES, TIER_NAMES, Rule, classes_of
 from front.settings import Settings
 from tests.front.door import Door, error_of
 
@@ -78,3 +80,24 @@ def test_who_leaves_it_to_us_gets_what_its_key_has() -> None:
     assert rule.served("auto", "bros").priority_class == "be"
     with pytest.raises(ApiError, match="this key may not have class 'rt'"):
         rule.served("default", "bros")
+
+
+@pytest.mark.parametrize(
+    ("body", "allowed", "seems"),
+    [
+        (b'{"messages":[],"service_tier":"priority"}', CLASSES, True),
+        (b'{"messages":[],"service_tier" : "flex","model":"bros_rt"}', CLASSES, False),
+        (b'{"messages":[],"model":"bros_rt"}', CLASSES, True),
+        (b'{"messages":[],"service_tier":"priority"}', frozenset({"be"}), False),
+        (b'{"messages":[]}', frozenset({"rt"}), True),
+        (b'{"prompt":"\\"service_tier\\":\\"priority\\""}', CLASSES, False),
+        (b'{"service_tier":', CLASSES, False),
+    ],
+)
+def test_the_class_of_a_body_is_guessed_before_it_is_read(body: bytes, allowed: Any, seems: bool) -> None:
+    assert Rule("be", allowed).seems_rt(body) is seems
+
+
+def test_a_header_says_the_class_before_a_body_is_read() -> None:
+    assert Rule("be").seems_rt(b"{}", "rt")
+    assert not Rule("rt").seems_rt(b'{"service_tier":"priority"}', "be")

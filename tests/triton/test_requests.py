@@ -257,6 +257,35 @@ def test_a_shape_whose_size_overflows_ends_nobody(sim: Server, name: str) -> Non
     assert triton_ids(sim) == before
 
 
+@pytest.mark.skipif(shutil.which("tritonserver") is not None, reason="only the embedded server is changed")
+def test_very_many_inputs_are_counted_and_not_listed(sim: Server) -> None:
+    """With the original server 100,000 take seconds of all streams, and 250,000 end it: it copies the list for each."""
+    before = triton_ids(sim)
+    request = service_pb2.ModelInferRequest(model_name="bros", raw_input_contents=[b"\1"] * 100_000)
+    for number in range(100_000):
+        request.inputs.add(name=f"i{number}", datatype="BOOL", shape=[1])
+    message = ask_raw(sim, request).error_message
+    assert "expected number of inputs between" in message
+    assert "but got 100000 inputs for model 'bros'" in message
+    assert "'i0'" not in message
+    assert triton_ids(sim) == before
+
+
+@pytest.mark.skipif(shutil.which("tritonserver") is not None, reason="only the embedded server is changed")
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_a_compressed_message_is_refused_before_it_is_inflated(sim: Server, compression: grpc.Compression) -> None:
+    """The original inflates it, whatever it comes to, and compares that with its limit."""
+    limit = max_message_bytes(ServiceSettings().max_prompt_bytes)
+    with grpc.insecure_channel(sim.grpc_url, compression=compression) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for num_bytes in (2, limit):
+            with pytest.raises(grpc.RpcError) as refusal:
+                next(stub.ModelStreamInfer(iter([make_raw(b"x" * num_bytes)]), timeout=60))
+            assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert "is disabled" in refusal.value.details()
+    assert ask_raw(sim, make_raw(b"hi")).error_message == ""
+
+
 def test_a_message_above_the_limit_is_refused_before_it_is_read(sim: Server) -> None:
     limit = max_message_bytes(ServiceSettings().max_prompt_bytes)
     with pytest.raises(grpc.RpcError) as refusal:

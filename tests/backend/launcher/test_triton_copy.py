@@ -16,7 +16,7 @@ MAX_BYTES = 0x01020304
 EDITS = edits(MAX_BYTES)
 CORE_EDITS = core_edits()
 CORE = "libtritonserver-0.so"
-ERROR_MODE, DIVISION, MESSAGE_LIMIT, BODY_LIMIT = EDITS
+ERROR_MODE, DIVISION, MESSAGE_LIMIT, BODY_LIMIT, COMPRESSION = EDITS
 SWITCH_BYTES = 5  # the end of the division's pattern, which stays
 # What takes (output's size, element's size) as a C function does, and what gives rax back.
 TAKE, GIVE = bytes.fromhex("41 55 49 89 fd 89 f0"), bytes.fromhex("41 5d c3")
@@ -69,10 +69,10 @@ def make_core(root: Path, content: bytes) -> Path:
 
 def test_the_copy_runs_with_an_edited_library_beside_links_to_the_rest(tmp_path: Path) -> None:
     root = make_package(tmp_path, b"")
-    libraries = make_core(root, b"<" + CORE_EDITS[0].found + b">")
+    libraries = make_core(root, b"|".join(edit.found for edit in CORE_EDITS))
     server, warnings = copy_server(root, tmp_path, [], CORE_EDITS)
     found = server.parent / "../../../nvidia_pytriton.libs"
-    assert (found / CORE).read_bytes() == b"<" + CORE_EDITS[0].instead + b">"
+    assert (found / CORE).read_bytes() == b"|".join(edit.instead for edit in CORE_EDITS)
     assert (found / "libother.so").resolve() == libraries / "libother.so"
     assert warnings == []
 
@@ -80,10 +80,24 @@ def test_the_copy_runs_with_an_edited_library_beside_links_to_the_rest(tmp_path:
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_library_of_another_build_stays_and_is_told(count: int, tmp_path: Path) -> None:
     root = make_package(tmp_path, ERROR_MODE.found)
-    libraries = make_core(root, CORE_EDITS[0].found * count)
-    server, (warning,) = copy_server(root, tmp_path, [ERROR_MODE], CORE_EDITS)
+    libraries = make_core(root, b"".join(edit.found for edit in CORE_EDITS) * count)
+    server, warnings = copy_server(root, tmp_path, [ERROR_MODE], CORE_EDITS)
     assert (server.parent / "../../../nvidia_pytriton.libs" / CORE).resolve() == libraries / CORE
-    assert warning == f"libtritonserver is of another build ({count} matches, not 1): {CORE_EDITS[0].danger}"
+    words = f"libtritonserver is of another build ({count} matches, not 1)"
+    assert warnings == [f"{words}: {edit.danger}" for edit in CORE_EDITS]
+
+
+def test_the_renamed_argument_has_the_length_of_the_other() -> None:
+    assert COMPRESSION.instead.rstrip(b"\0") == b"grpc.compression_enabled_algorithms_bitset"
+    assert COMPRESSION.found.endswith(b"_ms\0")
+
+
+def test_the_jump_past_the_names_of_inputs_leads_where_the_one_for_no_inputs_does() -> None:
+    (found, instead) = CORE_EDITS[1].found, CORE_EDITS[1].instead
+    start = found.index(bytes.fromhex("0f 84"))
+    assert instead[start : start + 2] == bytes.fromhex("90 e9")  # both take the same four bytes, and end behind them
+    assert instead[start + 2 :] == found[start + 2 :]
+    assert instead[:start] == found[:start]
 
 
 def test_a_server_of_another_make_is_run_as_it_is(tmp_path: Path) -> None:

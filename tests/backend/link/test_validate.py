@@ -159,8 +159,10 @@ def test_times_are_seconds_inside() -> None:
 
 def test_a_salt_is_text_of_bounded_length() -> None:
     assert (check().cache_salt, check({"cache_salt": "x" * 128}).cache_salt) == ("", "x" * 128)
-    with pytest.raises(InvalidRequestError, match="cache_salt"):
-        check({"cache_salt": "x" * 129})
+    assert check({"cache_salt": "\N{GRINNING FACE}" * 128}).cache_salt == "\N{GRINNING FACE}" * 128
+    for long in ("x" * 129, "\u00e9" * 129, "x" * 1000):
+        with pytest.raises(InvalidRequestError, match="cache_salt"):
+            check({"cache_salt": long})
 
 
 def test_tritons_own_timeout_wins_over_the_parameter() -> None:
@@ -280,3 +282,9 @@ def test_two_names_of_a_parameter_may_say_the_same() -> None:
     generation = check({"stream": True, "random_seed": 7}, {"streaming": "true", "seed": "7"})
     assert generation.is_streamed
     assert generation.sampling.seed == 7
+
+
+@pytest.mark.parametrize("word", ["1_0", "0x10", "nan", "1e999", ""])
+def test_a_word_that_is_no_finite_number_is_refused(word: str) -> None:
+    with pytest.raises(InvalidRequestError, match="temperature: expected a finite number, got"):
+        check(parameters={"temperature": word})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backend.stub.strings import decode_strings
+from backend.stub.strings import count_keys, decode_strings
 
 
 def encode(*strings: bytes) -> NDArray[Any]:
@@ -31,3 +32,22 @@ def test_more_strings_than_allowed_keep_their_number_and_are_not_decoded() -> No
 
 def test_a_length_beyond_the_buffer_ends_the_search() -> None:
     assert decode_strings(3, np.frombuffer(b"\xff\0\0\0ab", np.uint8)).reshape([1]).tolist() == [b"ab"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"a": "b"},
+        {"a\\": 1, "b\\\\": 2, '"': 3},
+        {"a": 'x":y', "b": '\\":'},
+        {"a:": ['":']},
+        {"a": {"b": 1, '":': 2}},
+    ],
+    ids=str,
+)
+def test_keys_are_counted_without_decoding(value: dict[str, Any]) -> None:
+    text = json.dumps(value, separators=(",", ":"))
+    keys: list[str] = []
+    json.loads(text, object_pairs_hook=lambda pairs: keys.extend(key for key, _ in pairs))
+    assert count_keys(text) == len(keys)

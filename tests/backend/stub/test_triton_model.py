@@ -160,6 +160,16 @@ def test_bytes_that_are_no_text_are_the_clients_error(make_model: MakeModel, mon
         assert message == f"INVALID_REQUEST: {field}: invalid UTF-8 at byte 6, after '{{\"frob'"
 
 
+def test_too_many_parameters_are_refused_before_they_are_decoded(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowded = Request({"text_input": "x"})
+    monkeypatch.setattr(crowded, "parameters", lambda: "{" + '"x-a":1,' * 100_000)  # no JSON: nobody decodes it
+    make_model("bros").execute([crowded])
+    message = str(crowded.sender.wait().responses[0].error)
+    assert message == "INVALID_REQUEST: parameters: 100000 exceed 256"
+
+
 def test_parameters_beyond_any_limit_are_refused_unread(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     giant = Request({"text_input": "x"})
     monkeypatch.setattr(giant, "parameters", lambda: "{" * 7_000_000)

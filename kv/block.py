@@ -12,8 +12,9 @@ a row holds form a chain from its last end backwards.
 
 These are the compiled loops (kv/compiled.py) behind kv/pool.py. They work on the pool's arrays:
 
-    rows      int64 [8, rows]          HELD: positions; LAST: its last end, or NONE; SIDE: NONE where the row is not
-                                       open; BASE, PARENT, PIN, USE, IS_CACHED: see below
+    rows      int64 [9, rows]          HELD: positions; LAST: its last end, or NONE; SIDE: NONE where the row is not
+                                       open; BASE, PARENT, PIN, USE, IS_CACHED: see below; WRITTEN: leading positions
+                                       that were computed before this step
     ends      int16 [3, 2 * blocks]    FILL: slots that the row here has; GROWS: whether it grows here; ROOM: rank of
                                        the room that a new row at this end finds beside the row at the opposite end
     previous  int32 [2 * blocks]       the end that the same row holds before this one, or NONE
@@ -50,8 +51,8 @@ HEAD, TAIL = 0, 1
 INDEX_OF_SIDE = {Side.HEAD: HEAD, Side.TAIL: TAIL}
 NONE = -1
 
-HELD, LAST, SIDE, BASE, PARENT, PIN, USE, IS_CACHED = range(8)
-NUM_ROW_COLUMNS = 8
+HELD, LAST, SIDE, BASE, PARENT, PIN, USE, IS_CACHED, WRITTEN = range(9)
+NUM_ROW_COLUMNS = 9
 FILL, GROWS, ROOM = 0, 1, 2
 # HELD_BLOCKS and FIRST_FREE are two numbers each, by side. Heads take free blocks from the low end of the pool, tails
 # from the high end. FIRST_FREE counts blocks in that order: the first FIRST_FREE of them are not free.
@@ -363,6 +364,7 @@ def shrink(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers
         _set_rooms(ends, numbers, last)
     rows[LAST, row] = last
     rows[HELD, row] = num_kept
+    rows[WRITTEN, row] = min(rows[WRITTEN, row], num_kept)
     if num_kept < rows[BASE, row]:
         _borrow_less(rows, row, num_kept)
     return num_kept
@@ -497,6 +499,7 @@ def evict(
                 numbers[NUM_CACHED] -= 1
                 rows[IS_CACHED, victim] = False
                 leave_cached(rows, ends, previous, numbers, victim, 0)
+            rows[WRITTEN, victim] = min(rows[WRITTEN, victim], rows[HELD, victim])
             evicted[num_evicted, 0], evicted[num_evicted, 1] = victim, rows[HELD, victim]
             num_evicted += 1
             victim = NONE

@@ -61,7 +61,6 @@ class KVCacheManager:
         self._table = SlotTable(config.max_seq_len)
         self._host = HostPool(config.num_host_slots)
         self._index = PrefixIndex(config.block_size)
-        self._written = self._pool.held.copy()  # by row: leading positions that were computed before this step
         self._num_changes = 0
         self._borrowed_cached = 0, 0  # the change it was counted at, and the count
 
@@ -77,7 +76,7 @@ class KVCacheManager:
         position of that step is checkpointed.
         """
         self._host.begin_step()
-        self._written = self._pool.held.copy()
+        self._pool.begin_step()
 
     def open(self, side: Side) -> Row:
         """Return a new row that fills from `side` and holds nothing."""
@@ -123,7 +122,6 @@ class KVCacheManager:
 
         Earlier steps must have computed them, and no copy into their slots may be outstanding.
         """
-        self._check_open(row)
         rows = self._pool.rows
         num_held = rows.item(HELD, row)
         assert num_tokens <= num_held, f"row {row}: lends {num_tokens} of {num_held} positions"
@@ -134,6 +132,7 @@ class KVCacheManager:
 
         Where another row lends the same tokens, only those positions stay that others borrow already.
         """
+        self._check_open(row)
         self.lend(row, prefix, num_tokens)
         size = self._index.block_size
         self._leave_cached(row, 0 if self._index.is_double(row) else num_tokens // size * size)
@@ -216,7 +215,7 @@ class KVCacheManager:
         assert budget.version == self._num_changes, "the cache has changed since this budget was made"
         self._num_changes += 1
         copies_out = {
-            row: self._give_up(row, self.num_held(row), num_kept, row in checkpoints)
+            row: self._give_up(row, *self._pool.extent(row), num_kept, row in checkpoints)
             for row, num_kept in budget.cuts.items()
         }
         pool = self._pool = budget.settled_pool()
@@ -236,8 +235,8 @@ class KVCacheManager:
         """
         self._check_open(row)
         self._num_changes += 1
-        num_held = self.num_held(row)
-        copies = self._give_up(row, num_held, self._pool.shrink(row, num_kept), checkpoint)
+        before = self._pool.extent(row)
+        copies = self._give_up(row, *before, self._pool.shrink(row, num_kept), checkpoint)
         self._note_losses()
         return copies
 
@@ -311,7 +310,6 @@ class KVCacheManager:
         if self._borrowed_cached[0] == self._num_changes:
             num_slots = self._pool.num_borrowed_cached()
             assert self._borrowed_cached[1] == num_slots, "a change was not counted"
-        assert np.all(self._written <= self._pool.held[: len(self._written)]), "a position not held counts as written"
 
     def _append(self, row: Row, num_slots: int) -> bool:
         self._check_open(row)
@@ -339,12 +337,10 @@ class KVCacheManager:
         device_slots = self.slot_table[row, start : start + num_slots].copy()
         return SlotCopy(device_slots, self._host.take(row, num_slots))
 
-    def _give_up(self, row: Row, num_held: int, num_kept: int, checkpoint: bool) -> SlotCopy:
+    def _give_up(self, row: Row, num_held: int, num_written: int, num_kept: int, checkpoint: bool) -> SlotCopy:
         """Do the host's part of `shrink`: save the lost positions there, or drop the row's copies."""
-        num_written = int(self._written[row]) if row < len(self._written) else 0
         if num_kept == num_held:
             return NO_COPIES
-        self._written[row : row + 1] = min(num_written, num_kept)
         if not checkpoint or num_written < num_held:  # a gap would lie between the row and its copies
             self._host.drop(row)
         if not checkpoint or num_written <= num_kept:
@@ -356,18 +352,12 @@ class KVCacheManager:
         """Close the row. Keep its first `num_kept` positions cached, and all that others borrow."""
         self._num_changes += 1
         self._host.drop(row)
-        num_kept = self._pool.leave_cached(row, num_kept)
-        self._index.cut(row, num_kept)
-        if row < len(self._written):
-            self._written[row] = num_kept
+        self._index.cut(row, self._pool.leave_cached(row, num_kept))
 
     def _note_losses(self) -> None:
         """Tell the index which positions rows lost. Only then may the rows that the pool closed be used again."""
-        written = self._written
         for row, num_kept in self._pool.losses:
-            self._index.cut(Row(row), num_kept)
-            if row < len(written) and written.item(row) > num_kept:
-                written[row] = num_kept
+            self._index.cut(row, num_kept)
         self._pool.losses.clear()
 
     def _fit_rows(self) -> None:

@@ -31,13 +31,14 @@ from kv.block import (
     PARENT,
     SIDE,
     TAILS_FROM_RIGHT,
+    WRITTEN,
     Chain,
     EndColumns,
     Indices,
     Numbers,
     RowColumns,
 )
-from kv.types import KVConfig, Layout
+from kv.types import KVConfig, Layout, Row
 
 _MIN_ROWS = 64
 
@@ -48,7 +49,7 @@ class Pool:
     def __init__(self, config: KVConfig) -> None:
         self.block_size = config.block_size
         self.closed_rows: list[int] = []
-        self.losses: list[tuple[int, int]] = []  # (row that lost positions, positions it kept), in order
+        self.losses: list[tuple[Row, int]] = []  # (row that lost positions, positions it kept), in order
         self.rows: RowColumns = np.zeros((NUM_ROW_COLUMNS, 0), np.int64)
         self.ends: EndColumns = np.zeros((3, 2 * config.num_blocks), np.int16)
         self.previous: Chain = np.full(2 * config.num_blocks, NONE, np.int32)
@@ -73,6 +74,10 @@ class Pool:
         pool.previous, pool.numbers = self.previous.copy(), self.numbers.copy()
         pool._bind()
         return pool
+
+    def begin_step(self) -> None:
+        """Take all positions as computed."""
+        self.rows[WRITTEN] = self.held
 
     # Questions
 
@@ -129,6 +134,10 @@ class Pool:
         """Whether `row` still holds its first `num_slots` positions, and lost none of them according to `losses`."""
         is_whole = all(num_kept >= num_slots for loser, num_kept in self.losses if loser == row)
         return is_whole and int(self.held[row]) >= num_slots
+
+    def extent(self, row: int) -> tuple[int, int]:
+        """Return how many positions `row` holds, and how many of them were computed before this step."""
+        return self.rows.item(HELD, row), self.rows.item(WRITTEN, row)
 
     def side_of(self, row: int) -> int:
         """Return HEAD or TAIL, or NONE for a closed row."""
@@ -221,7 +230,7 @@ class Pool:
         num_held = int(self.rows[HELD, row])
         assert 0 <= num_kept <= num_held, f"row {row}: cannot keep {num_kept} of {num_held} positions"
         num_kept = block.shrink(*self.columns, row, num_kept)
-        self.losses.append((row, num_kept))
+        self.losses.append((Row(row), num_kept))
         return num_kept
 
     def evict(self, row: int | None, side: int, num_slots: int = EVERYTHING, num_free_blocks: int = 0) -> None:
@@ -237,6 +246,6 @@ class Pool:
             (2 * self.num_cached, 2), np.int64
         )  # a row appears twice where its borrower was evicted between
         num = block.evict(*self.columns, NONE if row is None else row, side, num_slots, num_free_blocks, evicted)
-        pairs: list[tuple[int, int]] = [(lost, kept) for lost, kept in evicted[:num].tolist()]
+        pairs: list[tuple[Row, int]] = [(lost, kept) for lost, kept in evicted[:num].tolist()]
         self.closed_rows += [lost for lost, kept in pairs if not kept]
         self.losses += pairs

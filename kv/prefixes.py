@@ -15,7 +15,7 @@ While a `PrefixLog` is attached, the index records in it each segment that enter
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from struct import Struct
 
 import numpy as np
@@ -31,9 +31,9 @@ def token_bytes(token_ids: Sequence[int]) -> bytes:
     return _struct_of(len(token_ids)).pack(*token_ids)  # three times as fast as through a numpy array
 
 
-@lru_cache(maxsize=4_096)
+@cache  # one of each length up to the longest sequence; `struct` itself keeps 100
 def _struct_of(num_tokens: int) -> Struct:
-    return Struct(f"={num_tokens}i")  # `struct` itself keeps 100
+    return Struct(f"={num_tokens}i")
 
 
 class _Run:
@@ -52,7 +52,7 @@ class _Run:
         self.stop = start + len(tokens) // TOKEN_BYTES
         self.children: dict[bytes, _Run] = {}  # by the first segment of each
         self.rows: list[Row] = []
-        self.hashes: list[int] = []
+        self.hashes: Sequence[int] = ()
 
 
 class Prefix:
@@ -100,7 +100,7 @@ class PrefixIndex:
         stack = [run for children in self._roots.values() for run in children.values()]
         while stack:
             run = stack.pop()
-            run.hashes = []
+            run.hashes = ()
             self._note_stored(run, run.tokens)
             stack += run.children.values()
         return self._log.take()
@@ -173,12 +173,15 @@ class PrefixIndex:
             return
         stop = num_kept // self.block_size * self.block_size
         while owned and owned[-1].start >= stop:
-            self._leave(owned.pop(), row)
+            run = owned.pop()
+            run.rows.remove(row)
+            if not run.rows:
+                self._remove(run)
         if not owned:
             del self._owned[row]
         elif owned[-1].stop > stop:
             self._split(owned[-1], stop)
-            self._leave(owned.pop(), row)
+            self.cut(row, stop)
 
     def is_double(self, row: Row) -> bool:
         """Whether other rows lend all the tokens that `row` can lend."""
@@ -264,11 +267,8 @@ class PrefixIndex:
             owned.insert(owned.index(run), before)
         return before
 
-    def _leave(self, run: _Run, row: Row) -> None:
-        """Record that `row` no longer holds `run`."""
-        run.rows.remove(row)
-        if run.rows:
-            return
+    def _remove(self, run: _Run) -> None:
+        """Take a run that no row holds out of the tree."""
         assert not run.children, "a run that nobody holds leads to one that somebody does"
         self._num_changes += 1
         siblings = self._siblings(run)
@@ -276,7 +276,7 @@ class PrefixIndex:
         if run.parent is None and not siblings:
             del self._roots[run.salt]
         if self._log is not None:
-            self._log.note(Removed(run.hashes))
+            self._log.note(Removed([*run.hashes]))
 
     def _note_stored(self, run: _Run, tokens: bytes) -> None:
         """Record in the log that `run` entered the tree, or grew by `tokens`."""
@@ -284,7 +284,7 @@ class PrefixIndex:
         before = run if run.hashes else run.parent
         parent = None if before is None else before.hashes[-1]
         hashes = hashes_of(parent, run.salt, tokens, self._size)
-        run.hashes += hashes
+        run.hashes = [*run.hashes, *hashes]
         self._log.note(Stored(parent, hashes, tokens, run.salt))
 
     def _siblings(self, run: _Run) -> dict[bytes, _Run]:

@@ -484,12 +484,13 @@ def evict(
     """Take ends from cached rows until `row` can grow by `num_slots` and `num_free_blocks` are free.
 
     A `row` of NONE means a new row on `side`. Eviction stops early when nothing is left to take. A row that keeps
-    nothing is closed. Write each row that lost slots to `evicted`, with the positions it keeps. Return how many.
+    nothing is closed. Write each row that lost slots to `evicted`, with the positions it keeps and whether a head used
+    it. Return how many.
     """
     num_blocks, num_evicted = ends.shape[1] // 2, 0
     last = rows[LAST, row] if row != NONE else NONE
     room = newcomer_room(ends, numbers, side)
-    victim, least = NONE, 0
+    victim, least, is_rt_used = NONE, 0, False
     cached = _cached_rows(rows, numbers)
     while True:
         own_room = _room_at(ends, numbers, last) if last != NONE else 0
@@ -501,6 +502,7 @@ def evict(
                 leave_cached(rows, ends, previous, numbers, victim, 0)
             rows[WRITTEN, victim] = min(rows[WRITTEN, victim], rows[HELD, victim])
             evicted[num_evicted, 0], evicted[num_evicted, 1] = victim, rows[HELD, victim]
+            evicted[num_evicted, 2] = is_rt_used
             num_evicted += 1
             victim = NONE
         if is_enough:
@@ -509,7 +511,7 @@ def evict(
             victim = _first_victim(rows, cached)
             if victim == NONE:
                 break
-            least = max(rows[PIN, victim], rows[BASE, victim])
+            least, is_rt_used = max(rows[PIN, victim], rows[BASE, victim]), rows[USE, victim] >= RT_USED
         end = rows[LAST, victim]
         num_taken = min(ends[FILL, end], rows[HELD, victim] - least)
         room -= _newcomer_room_in(ends, numbers, side, end % num_blocks)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from struct import Struct
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,10 +56,18 @@ class _Run:
         self.hashes: Sequence[int] = ()
 
 
+class Lost(NamedTuple):
+    """Segments that leave the tree, by index, and all tokens up to the end of the last one."""
+
+    salt: str
+    tokens: bytes
+    segments: list[int]
+
+
 class Prefix:
     """The tokens of a request, and where they left the tree at the last search (see `PrefixIndex.find`)."""
 
-    __slots__ = ("data", "found_at", "last", "lent", "num_found", "num_known", "num_tokens", "salt")
+    __slots__ = ("data", "found_at", "last", "lent", "names", "num_found", "num_known", "num_tokens", "salt")
 
     def __init__(self, token_ids: Sequence[int], salt: str = "") -> None:
         """Take the tokens of a request. Prefixes share only under the same `salt`."""
@@ -69,6 +78,7 @@ class Prefix:
         self.num_known = 0  # tokens up to its end, when it was found
         self.lent: _Run | None = None  # the last run of which at least the first segment matches
         self.num_found = 0
+        self.names: list[bytes] | None = None  # of its segments on the host (kv/host_prefixes.py), once it was asked
         self.found_at = -1  # the change of the tree after which the last search was made
 
     @property
@@ -80,7 +90,7 @@ class Prefix:
         """Add `token_ids`, which the request generated."""
         self.data += token_bytes(token_ids)
         self.num_tokens += len(token_ids)
-        self.found_at = -1
+        self.found_at, self.names = -1, None
 
 
 class PrefixIndex:
@@ -182,6 +192,18 @@ class PrefixIndex:
         elif owned[-1].stop > stop:
             self._split(owned[-1], stop)
             self.cut(row, stop)
+
+    def lost_by(self, row: Row, num_kept: int) -> Lost:
+        """Return what nobody lends any more once `row` holds only its first `num_kept` positions."""
+        owned, size = self._owned.get(row, ()), self.block_size
+        lost = [run for run in owned if run.stop > num_kept and len(run.rows) == 1]
+        starts = [max(run.start, num_kept // size * size) // size for run in lost]
+        segments = [index for run, start in zip(lost, starts, strict=True) for index in range(start, run.stop // size)]
+        tokens, run = [], lost[-1] if lost else None
+        while run is not None:
+            tokens.append(run.tokens)
+            run = run.parent
+        return Lost(owned[-1].salt if owned else "", b"".join(reversed(tokens)), segments)
 
     def is_double(self, row: Row) -> bool:
         """Whether other rows lend all the tokens that `row` can lend."""

@@ -255,6 +255,6 @@ class Pool:
             (2 * self.num_cached, 3), np.int64
         )  # a row appears twice where its borrower was evicted between
         num = block.evict(*self.columns, NONE if row is None else row, side, num_slots, num_free_blocks, evicted)
-        losses = [Loss(*each) for each in evicted[:num].tolist()]
+        losses = list(map(Loss._make, evicted[:num].tolist()))
         self.closed_rows += [loss.row for loss in losses if not loss.num_kept]
         self.losses += losses

@@ -12,8 +12,9 @@ a row holds form a chain from its last end backwards.
 
 These are the compiled loops (kv/compiled.py) behind kv/pool.py. They work on the pool's arrays:
 
-    rows      int64 [8, rows]          HELD: positions; LAST: its last end, or NONE; SIDE: NONE where the row is not
-                                       open; BASE, PARENT, PIN, USE, IS_CACHED: see below
+    rows      int64 [9, rows]          HELD: positions; LAST: its last end, or NONE; SIDE: NONE where the row is not
+                                       open; BASE, PARENT, PIN, USE, IS_CACHED: see below; WRITTEN: leading positions
+                                       that were computed before this step
     ends      int16 [3, 2 * blocks]    FILL: slots that the row here has; GROWS: whether it grows here; ROOM: rank of
                                        the room that a new row at this end finds beside the row at the opposite end
     previous  int32 [2 * blocks]       the end that the same row holds before this one, or NONE
@@ -50,8 +51,8 @@ HEAD, TAIL = 0, 1
 INDEX_OF_SIDE = {Side.HEAD: HEAD, Side.TAIL: TAIL}
 NONE = -1
 
-HELD, LAST, SIDE, BASE, PARENT, PIN, USE, IS_CACHED = range(8)
-NUM_ROW_COLUMNS = 8
+HELD, LAST, SIDE, BASE, PARENT, PIN, USE, IS_CACHED, WRITTEN = range(9)
+NUM_ROW_COLUMNS = 9
 FILL, GROWS, ROOM = 0, 1, 2
 # HELD_BLOCKS and FIRST_FREE are two numbers each, by side. Heads take free blocks from the low end of the pool, tails
 # from the high end. FIRST_FREE counts blocks in that order: the first FIRST_FREE of them are not free.
@@ -376,6 +377,7 @@ def shrink(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers
         _set_rooms(ends, numbers, last)
     rows[LAST, row] = last
     rows[HELD, row] = num_kept
+    rows[WRITTEN, row] = min(rows[WRITTEN, row], num_kept)
     if num_kept < rows[BASE, row]:
         _borrow_less(rows, row, num_kept)
     return num_kept
@@ -495,12 +497,13 @@ def evict(
     """Take ends from cached rows until `row` can grow by `num_slots` and `num_free_blocks` are free.
 
     A `row` of NONE means a new row on `side`. Eviction stops early when nothing is left to take. A row that keeps
-    nothing is closed. Write each row that lost slots to `evicted`, with the positions it keeps. Return how many.
+    nothing is closed. Write each row that lost slots to `evicted`, with the positions it keeps and whether a head used
+    it. Return how many.
     """
     num_blocks, num_evicted = ends.shape[1] // 2, 0
     last = rows[LAST, row] if row != NONE else NONE
     room = newcomer_room(ends, numbers, side)
-    victim, least = NONE, 0
+    victim, least, is_rt_used = NONE, 0, False
     cached = _cached_rows(rows, numbers)
     while True:
         own_room = _room_at(ends, numbers, last) if last != NONE else 0
@@ -510,7 +513,9 @@ def evict(
                 numbers[NUM_CACHED] -= 1
                 rows[IS_CACHED, victim] = False
                 leave_cached(rows, ends, previous, numbers, victim, 0)
+            rows[WRITTEN, victim] = min(rows[WRITTEN, victim], rows[HELD, victim])
             evicted[num_evicted, 0], evicted[num_evicted, 1] = victim, rows[HELD, victim]
+            evicted[num_evicted, 2] = is_rt_used
             num_evicted += 1
             victim = NONE
         if is_enough:
@@ -519,7 +524,7 @@ def evict(
             victim = _first_victim(rows, cached)
             if victim == NONE:
                 break
-            least = max(rows[PIN, victim], rows[BASE, victim])
+            least, is_rt_used = max(rows[PIN, victim], rows[BASE, victim]), rows[USE, victim] >= RT_USED
         end = rows[LAST, victim]
         num_taken = min(ends[FILL, end], rows[HELD, victim] - least)
         room -= _newcomer_room_in(ends, numbers, side, end % num_blocks)

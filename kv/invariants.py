@@ -27,6 +27,7 @@ from kv.block import (
     SIDE,
     TAIL,
     TAILS_FROM_RIGHT,
+    WRITTEN,
     Indices,
 )
 from kv.checkpoint import HostPool
@@ -71,6 +72,7 @@ def _check_rows(pool: Pool) -> None:
         "closed_rows are not the closed rows"
     )
     assert not pool.losses, "the index was not told of a loss"
+    assert np.all(pool.rows[WRITTEN] <= pool.held), "a position not held counts as written"
     for row, (held, last, base, side) in enumerate(pool.rows[[HELD, LAST, BASE, SIDE]].T.tolist()):
         assert held == 0 or side != NONE, f"closed row {row} holds positions"
         assert (last == NONE) == (held == base), f"row {row}: {held} positions, {base} borrowed, and last end {last}"

@@ -5,12 +5,13 @@
       │                        └─ host pool ┘                                         │
       └─ borrow ◄──────────────────────── index ◄─────────────────────────────────────┘
 
-The manager puts four parts together:
+The manager puts five parts together:
 
     kv/pool.py        how rows grow, shrink and are evicted
     kv/table.py       the slot of each position
     kv/checkpoint.py  copies in the host pool
     kv/prefixes.py    which tokens the rows hold
+    kv/host_prefixes.py  evicted segments in the host pool
 
 Blocks are shared in kv/block.py: `grow` gives a row room beside the row at the opposite end.
 """
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from kv.block import BASE, HEAD, HELD, INDEX_OF_SIDE, TAIL, Indices
 from kv.budget import KVBudget
 from kv.checkpoint import HostPool
+from kv.host_prefixes import HostPrefixes, names_of
 from kv.invariants import check_invariants
 from kv.pool import Pool
 from kv.prefix_log import PrefixEvent
@@ -35,6 +37,7 @@ from kv.table import SlotTable
 from kv.types import NO_COPIES, KVConfig, KVUsage, Row, Side, SlotCopy
 
 _NOTHING: Mapping[Row, int] = MappingProxyType({})
+_NO_PREFIXES: Mapping[Row, Prefix] = MappingProxyType({})
 
 
 class Adopted(NamedTuple):
@@ -60,8 +63,8 @@ class KVCacheManager:
         self._pool = Pool(config)
         self._table = SlotTable(config.max_seq_len)
         self._host = HostPool(config.num_host_slots)
+        self._host_prefixes = HostPrefixes(config.num_host_slots, config.num_host_prefix_slots, config.block_size)
         self._index = PrefixIndex(config.block_size)
-        self._written = self._pool.held.copy()  # by row: leading positions that were computed before this step
         self._num_changes = 0
         self._borrowed_cached = 0, 0  # the change it was counted at, and the count
 
@@ -77,7 +80,8 @@ class KVCacheManager:
         position of that step is checkpointed.
         """
         self._host.begin_step()
-        self._written = self._pool.held.copy()
+        self._host_prefixes.begin_step()
+        self._pool.begin_step()
 
     def open(self, side: Side) -> Row:
         """Return a new row that fills from `side` and holds nothing."""
@@ -114,6 +118,27 @@ class KVCacheManager:
             self._host.drop(row)
         return num_slots
 
+    def num_on_host(self, prefix: Prefix, start: int) -> int:
+        """Return how many tokens of `prefix` from `start` on the host has, for a row that begins with those before."""
+        return self._host_prefixes.num_found(prefix, start)
+
+    def restore_prefix(self, row: Row, prefix: Prefix, num_slots: int) -> SlotCopy:
+        """Grow by `num_slots` tokens of `prefix` that are on the host. Return the host-to-device copies."""
+        start = self.num_held(row)
+        host_slots = self._host_prefixes.take(prefix, start, num_slots)  # before the growth evicts
+        has_room = self._append(row, num_slots)
+        assert has_room, f"row {row}: no room to restore {num_slots} positions"
+        self._host.drop(row)
+        return self._copies_to(row, start, host_slots)
+
+    def take_prefix_copies(self) -> SlotCopy:
+        """Return the device-to-host copies of segments evicted since the last call. A step makes them first."""
+        return self._host_prefixes.take_copies()
+
+    def discard_prefix_copies(self) -> None:
+        """Free the host's slots of the copies taken last, after the step that was to make them failed."""
+        self._host_prefixes.discard_copies()
+
     def num_borrowed(self, row: Row) -> int:
         """Return how many leading positions `row` borrows."""
         return self._pool.rows.item(BASE, row)
@@ -123,7 +148,6 @@ class KVCacheManager:
 
         Earlier steps must have computed them, and no copy into their slots may be outstanding.
         """
-        self._check_open(row)
         rows = self._pool.rows
         num_held = rows.item(HELD, row)
         assert num_tokens <= num_held, f"row {row}: lends {num_tokens} of {num_held} positions"
@@ -134,6 +158,7 @@ class KVCacheManager:
 
         Where another row lends the same tokens, only those positions stay that others borrow already.
         """
+        self._check_open(row)
         self.lend(row, prefix, num_tokens)
         size = self._index.block_size
         self._leave_cached(row, 0 if self._index.is_double(row) else num_tokens // size * size)
@@ -217,23 +242,34 @@ class KVCacheManager:
         return self._pool.most_new_blocks(rows)
 
     def adopt(
-        self, budget: KVBudget, checkpoints: Collection[Row] = (), restores: Mapping[Row, int] = _NOTHING
+        self,
+        budget: KVBudget,
+        checkpoints: Collection[Row] = (),
+        restores: Mapping[Row, int] = _NOTHING,
+        prefixes: Mapping[Row, Prefix] = _NO_PREFIXES,
     ) -> Adopted:
         """Make the growth and the cuts of `budget` real. The manager must not have changed since `budget()`.
 
         Rows in `checkpoints` keep copies of their lost positions on the host. The first `restores[row]` positions by
-        which a row grew come back from the host. The result is that of `shrink`, then `restore`, then `grow`.
+        which a row grew come back from the host. Those of new rows, which `prefixes` names, are evicted segments. The
+        result is that of `shrink`, then `restore` or `restore_prefix`, then `grow`.
         """
         assert budget.version == self._num_changes, "the cache has changed since this budget was made"
         self._num_changes += 1
         copies_out = {
-            row: self._give_up(row, self.num_held(row), num_kept, row in checkpoints)
+            row: self._give_up(row, *self._pool.extent(row), num_kept, row in checkpoints)
             for row, num_kept in budget.cuts.items()
         }
         pool = self._pool = budget.settled_pool()
+        found = {
+            row: self._host_prefixes.take(prefix, self.num_borrowed(row), restores[row])
+            for row, prefix in prefixes.items()
+        }  # before evicted segments go there
+        self._note_losses()  # reads slots of rows that the table is about to lose
         self._fit_rows()
-        self._note_losses()
-        copies_in = [self._bring_in(row, start, restores.get(row, 0)) for row, start in budget.grown.items()]
+        copies_in = [
+            self._bring_in(row, start, restores.get(row, 0), found.get(row)) for row, start in budget.grown.items()
+        ]
         if len(decodes := budget.decodes()):
             self._table.write_last(pool, decodes)
             self._host.forget_first_of_each(decodes)
@@ -247,8 +283,8 @@ class KVCacheManager:
         """
         self._check_open(row)
         self._num_changes += 1
-        num_held = self.num_held(row)
-        copies = self._give_up(row, num_held, self._pool.shrink(row, num_kept), checkpoint)
+        before = self._pool.extent(row)
+        copies = self._give_up(row, *before, self._pool.shrink(row, num_kept), checkpoint)
         self._note_losses()
         return copies
 
@@ -302,6 +338,7 @@ class KVCacheManager:
             num_tail_blocks=num_tail_blocks,
             num_shared_blocks=num_head_blocks + num_tail_blocks - num_held_blocks,
             num_host_slots_used=self._host.num_used,
+            num_host_prefix_slots_used=self._host_prefixes.num_used,
         )
 
     def block_fills(self) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
@@ -319,10 +356,10 @@ class KVCacheManager:
         """Assert the invariants between any two calls (see kv/invariants.py). It costs O(slots)."""
         check_invariants(self.config, self._pool, self._table, self._host)
         self._index.check_invariants(self._pool.held.tolist())
+        self._host_prefixes.check_invariants()
         if self._borrowed_cached[0] == self._num_changes:
             num_slots = self._pool.num_borrowed_cached()
             assert self._borrowed_cached[1] == num_slots, "a change was not counted"
-        assert np.all(self._written <= self._pool.held[: len(self._written)]), "a position not held counts as written"
 
     def _append(self, row: Row, num_slots: int) -> bool:
         self._check_open(row)
@@ -338,24 +375,29 @@ class KVCacheManager:
             self._table.write_from(self._pool, row, start)
         return True
 
-    def _bring_in(self, row: Row, start: int, num_restored: int) -> SlotCopy:
-        """Record that `row` grew from `start` on. Its first `num_restored` new positions come from the host."""
+    def _bring_in(self, row: Row, start: int, num_restored: int, found: NDArray[np.int32] | None) -> SlotCopy:
+        """Record that `row` grew from `start` on. Its first `num_restored` new positions come from the host.
+
+        found: host slots of evicted segments, which follow what the row borrows.
+        """
         self._table.write_from(self._pool, row, start)
+        if found is not None:
+            return self._copies_to(row, self.num_borrowed(row), found)
         copies = self._copy_in(row, start, num_restored) if num_restored else NO_COPIES
         self._host.forget(row, self.num_held(row) - start - num_restored)
         return copies
 
     def _copy_in(self, row: Row, start: int, num_slots: int) -> SlotCopy:
         """Return the host-to-device copies of `num_slots` positions from `start` on. The table has their slots."""
-        device_slots = self.slot_table[row, start : start + num_slots].copy()
-        return SlotCopy(device_slots, self._host.take(row, num_slots))
+        return self._copies_to(row, start, self._host.take(row, num_slots))
 
-    def _give_up(self, row: Row, num_held: int, num_kept: int, checkpoint: bool) -> SlotCopy:
+    def _copies_to(self, row: Row, start: int, host_slots: NDArray[np.int32]) -> SlotCopy:
+        return SlotCopy(self.slot_table[row, start : start + len(host_slots)].copy(), host_slots)
+
+    def _give_up(self, row: Row, num_held: int, num_written: int, num_kept: int, checkpoint: bool) -> SlotCopy:
         """Do the host's part of `shrink`: save the lost positions there, or drop the row's copies."""
-        num_written = int(self._written[row]) if row < len(self._written) else 0
         if num_kept == num_held:
             return NO_COPIES
-        self._written[row : row + 1] = min(num_written, num_kept)
         if not checkpoint or num_written < num_held:  # a gap would lie between the row and its copies
             self._host.drop(row)
         if not checkpoint or num_written <= num_kept:
@@ -367,19 +409,22 @@ class KVCacheManager:
         """Close the row. Keep its first `num_kept` positions cached, and all that others borrow."""
         self._num_changes += 1
         self._host.drop(row)
-        num_kept = self._pool.leave_cached(row, num_kept)
-        self._index.cut(row, num_kept)
-        if row < len(self._written):
-            self._written[row] = num_kept
+        self._index.cut(row, self._pool.leave_cached(row, num_kept))
 
     def _note_losses(self) -> None:
         """Tell the index which positions rows lost. Only then may the rows that the pool closed be used again."""
-        written = self._written
-        for row, num_kept in self._pool.losses:
-            self._index.cut(Row(row), num_kept)
-            if row < len(written) and written.item(row) > num_kept:
-                written[row] = num_kept
+        for row, num_kept, is_rt_evicted in self._pool.losses:
+            if is_rt_evicted and self._host_prefixes.num_segments:
+                self._save_prefix(row, num_kept)
+            self._index.cut(row, num_kept)
         self._pool.losses.clear()
+
+    def _save_prefix(self, row: Row, num_kept: int) -> None:
+        """Copy to the host what nobody lends any more. The table still has the slots of evicted positions."""
+        lost, size = self._index.lost_by(row, num_kept), self.config.block_size
+        names, slots = names_of(lost.salt, lost.tokens, size), self.slot_table[row]
+        device_slots = [slots[index * size : (index + 1) * size].copy() for index in lost.segments]
+        self._host_prefixes.save([names[index] for index in lost.segments], device_slots)
 
     def _fit_rows(self) -> None:
         if self._pool.num_rows > len(self.slot_table):

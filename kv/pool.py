@@ -7,6 +7,7 @@ can try the plan's growth on a copy of the pool.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,15 +32,24 @@ from kv.block import (
     PARENT,
     SIDE,
     TAILS_FROM_RIGHT,
+    WRITTEN,
     Chain,
     EndColumns,
     Indices,
     Numbers,
     RowColumns,
 )
-from kv.types import KVConfig, Layout
+from kv.types import KVConfig, Layout, Row
 
 _MIN_ROWS = 64
+
+
+class Loss(NamedTuple):
+    """A row that lost positions, and how many it kept. is_rt_evicted: it was cached, and a head had used it."""
+
+    row: Row
+    num_kept: int
+    is_rt_evicted: bool = False
 
 
 class Pool:
@@ -48,7 +58,7 @@ class Pool:
     def __init__(self, config: KVConfig) -> None:
         self.block_size = config.block_size
         self.closed_rows: list[int] = []
-        self.losses: list[tuple[int, int]] = []  # (row that lost positions, positions it kept), in order
+        self.losses: list[Loss] = []  # in order
         self.rows: RowColumns = np.zeros((NUM_ROW_COLUMNS, 0), np.int64)
         self.ends: EndColumns = np.zeros((3, 2 * config.num_blocks), np.int16)
         self.previous: Chain = np.full(2 * config.num_blocks, NONE, np.int32)
@@ -73,6 +83,10 @@ class Pool:
         pool.previous, pool.numbers = self.previous.copy(), self.numbers.copy()
         pool._bind()
         return pool
+
+    def begin_step(self) -> None:
+        """Take all positions as computed."""
+        self.rows[WRITTEN] = self.held
 
     # Questions
 
@@ -127,8 +141,12 @@ class Pool:
 
     def can_lend(self, row: int, num_slots: int) -> bool:
         """Whether `row` still holds its first `num_slots` positions, and lost none of them according to `losses`."""
-        is_whole = all(num_kept >= num_slots for loser, num_kept in self.losses if loser == row)
+        is_whole = all(loss.num_kept >= num_slots for loss in self.losses if loss.row == row)
         return is_whole and int(self.held[row]) >= num_slots
+
+    def extent(self, row: int) -> tuple[int, int]:
+        """Return how many positions `row` holds, and how many of them were computed before this step."""
+        return self.rows.item(HELD, row), self.rows.item(WRITTEN, row)
 
     def side_of(self, row: int) -> int:
         """Return HEAD or TAIL, or NONE for a closed row."""
@@ -225,7 +243,7 @@ class Pool:
         num_held = int(self.rows[HELD, row])
         assert 0 <= num_kept <= num_held, f"row {row}: cannot keep {num_kept} of {num_held} positions"
         num_kept = block.shrink(*self.columns, row, num_kept)
-        self.losses.append((row, num_kept))
+        self.losses.append(Loss(Row(row), num_kept))
         return num_kept
 
     def evict(self, row: int | None, side: int, num_slots: int = EVERYTHING, num_free_blocks: int = 0) -> None:
@@ -238,9 +256,9 @@ class Pool:
             return
         side = side if row is None else self.side_of(row)
         evicted = np.empty(
-            (2 * self.num_cached, 2), np.int64
+            (2 * self.num_cached, 3), np.int64
         )  # a row appears twice where its borrower was evicted between
         num = block.evict(*self.columns, NONE if row is None else row, side, num_slots, num_free_blocks, evicted)
-        pairs: list[tuple[int, int]] = [(lost, kept) for lost, kept in evicted[:num].tolist()]
-        self.closed_rows += [lost for lost, kept in pairs if not kept]
-        self.losses += pairs
+        losses = list(map(Loss._make, evicted[:num].tolist()))
+        self.closed_rows += [loss.row for loss in losses if not loss.num_kept]
+        self.losses += losses

@@ -15,8 +15,9 @@ While a `PrefixLog` is attached, the index records in it each segment that enter
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from struct import Struct
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,9 +32,9 @@ def token_bytes(token_ids: Sequence[int]) -> bytes:
     return _struct_of(len(token_ids)).pack(*token_ids)  # three times as fast as through a numpy array
 
 
-@lru_cache(maxsize=4_096)
+@cache  # one of each length up to the longest sequence; `struct` itself keeps 100
 def _struct_of(num_tokens: int) -> Struct:
-    return Struct(f"={num_tokens}i")  # `struct` itself keeps 100
+    return Struct(f"={num_tokens}i")
 
 
 class _Run:
@@ -52,13 +53,21 @@ class _Run:
         self.stop = start + len(tokens) // TOKEN_BYTES
         self.children: dict[bytes, _Run] = {}  # by the first segment of each
         self.rows: list[Row] = []
-        self.hashes: list[int] = []
+        self.hashes: Sequence[int] = ()
+
+
+class Lost(NamedTuple):
+    """Segments that leave the tree, by index, and all tokens up to the end of the last one."""
+
+    salt: str
+    tokens: bytes
+    segments: list[int]
 
 
 class Prefix:
     """The tokens of a request, and where they left the tree at the last search (see `PrefixIndex.find`)."""
 
-    __slots__ = ("data", "found_at", "last", "lent", "num_found", "num_known", "num_tokens", "salt")
+    __slots__ = ("data", "found_at", "last", "lent", "names", "num_found", "num_known", "num_tokens", "salt")
 
     def __init__(self, token_ids: Sequence[int], salt: str = "") -> None:
         """Take the tokens of a request. Prefixes share only under the same `salt`."""
@@ -69,6 +78,7 @@ class Prefix:
         self.num_known = 0  # tokens up to its end, when it was found
         self.lent: _Run | None = None  # the last run of which at least the first segment matches
         self.num_found = 0
+        self.names: list[bytes] | None = None  # of its segments on the host (kv/host_prefixes.py), once it was asked
         self.found_at = -1  # the change of the tree after which the last search was made
 
     @property
@@ -80,7 +90,7 @@ class Prefix:
         """Add `token_ids`, which the request generated."""
         self.data += token_bytes(token_ids)
         self.num_tokens += len(token_ids)
-        self.found_at = -1
+        self.found_at, self.names = -1, None
 
 
 class PrefixIndex:
@@ -100,7 +110,7 @@ class PrefixIndex:
         stack = [run for children in self._roots.values() for run in children.values()]
         while stack:
             run = stack.pop()
-            run.hashes = []
+            run.hashes = ()
             self._note_stored(run, run.tokens)
             stack += run.children.values()
         return self._log.take()
@@ -173,12 +183,27 @@ class PrefixIndex:
             return
         stop = num_kept // self.block_size * self.block_size
         while owned and owned[-1].start >= stop:
-            self._leave(owned.pop(), row)
+            run = owned.pop()
+            run.rows.remove(row)
+            if not run.rows:
+                self._remove(run)
         if not owned:
             del self._owned[row]
         elif owned[-1].stop > stop:
             self._split(owned[-1], stop)
-            self._leave(owned.pop(), row)
+            self.cut(row, stop)
+
+    def lost_by(self, row: Row, num_kept: int) -> Lost:
+        """Return what nobody lends any more once `row` holds only its first `num_kept` positions."""
+        owned, size = self._owned.get(row, ()), self.block_size
+        lost = [run for run in owned if run.stop > num_kept and len(run.rows) == 1]
+        starts = [max(run.start, num_kept // size * size) // size for run in lost]
+        segments = [index for run, start in zip(lost, starts, strict=True) for index in range(start, run.stop // size)]
+        tokens, run = [], lost[-1] if lost else None
+        while run is not None:
+            tokens.append(run.tokens)
+            run = run.parent
+        return Lost(owned[-1].salt if owned else "", b"".join(reversed(tokens)), segments)
 
     def is_double(self, row: Row) -> bool:
         """Whether other rows lend all the tokens that `row` can lend."""
@@ -264,11 +289,8 @@ class PrefixIndex:
             owned.insert(owned.index(run), before)
         return before
 
-    def _leave(self, run: _Run, row: Row) -> None:
-        """Record that `row` no longer holds `run`."""
-        run.rows.remove(row)
-        if run.rows:
-            return
+    def _remove(self, run: _Run) -> None:
+        """Take a run that no row holds out of the tree."""
         assert not run.children, "a run that nobody holds leads to one that somebody does"
         self._num_changes += 1
         siblings = self._siblings(run)
@@ -276,7 +298,7 @@ class PrefixIndex:
         if run.parent is None and not siblings:
             del self._roots[run.salt]
         if self._log is not None:
-            self._log.note(Removed(run.hashes))
+            self._log.note(Removed([*run.hashes]))
 
     def _note_stored(self, run: _Run, tokens: bytes) -> None:
         """Record in the log that `run` entered the tree, or grew by `tokens`."""
@@ -284,7 +306,7 @@ class PrefixIndex:
         before = run if run.hashes else run.parent
         parent = None if before is None else before.hashes[-1]
         hashes = hashes_of(parent, run.salt, tokens, self._size)
-        run.hashes += hashes
+        run.hashes = [*run.hashes, *hashes]
         self._log.note(Stored(parent, hashes, tokens, run.salt))
 
     def _siblings(self, run: _Run) -> dict[bytes, _Run]:

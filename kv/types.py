@@ -42,6 +42,7 @@ class KVConfig:
     """Size and layout of the cache.
 
     num_host_slots     slots of the host pool; 0 means that a preempted request recomputes
+    num_host_prefix_slots   slots of the host behind those, for evicted segments that real-time used
     evicts_by_class    rows that a head used are evicted last; otherwise the last use alone decides
     """
 
@@ -51,6 +52,7 @@ class KVConfig:
     num_host_slots: int = 0
     layout: Layout = Layout.TWO_ENDED
     evicts_by_class: bool = True
+    num_host_prefix_slots: int = 0
 
     def __post_init__(self) -> None:
         """Raise KVConfigError where a size is out of range."""
@@ -59,6 +61,7 @@ class KVConfig:
         _check_range("num_slots", self.num_slots, 1, MAX_SLOTS)
         _check_range("max_seq_len", self.max_seq_len, 1, MAX_SLOTS)
         _check_range("num_host_slots", self.num_host_slots, 0, MAX_SLOTS)
+        _check_range("num_host_prefix_slots", self.num_host_prefix_slots, 0, MAX_SLOTS - self.num_host_slots)
 
     @property
     def num_slots(self) -> int:
@@ -92,6 +95,7 @@ class KVUsage:
     num_shared_blocks: int
     num_host_slots_used: int
     num_cached_slots: int = 0
+    num_host_prefix_slots_used: int = 0
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

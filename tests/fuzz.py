@@ -41,6 +41,7 @@ from bench.common.provenance import provenance
 
 EOS = 2
 _MAX_STEPS = 20_000
+_EVICT_EVERY = 5  # steps, in runs that keep prefixes on the host
 _REPEAT_EVERY = 8  # runs between two that are made twice and compared
 
 
@@ -87,6 +88,8 @@ class FuzzRun:
                 self._submit(waiting.pop(0))
             if self.random.random() < cancel_rate:
                 self._cancel(self.random.choice(self.requests))
+            if num_steps % _EVICT_EVERY == 0 and self.settings.prefix_host_tokens:
+                self.scheduler.kv.evict_all()  # to the host, so that later requests find it there
             did_step = self.engine.step()
             self.scheduler.check_invariants()
             if not did_step:
@@ -184,6 +187,7 @@ class FuzzRun:
             sharing=draw.random() < 0.8,
             checkpoints=draw.random() < 0.8,
             prefix_caching=draw.random() < 0.8,
+            prefix_host_tokens=(0, 16, 100, 300)[self.sim.seed % 4],
             chunked_prefill=draw.random() < 0.8,
             be_min_share=draw.choice((0.0, 0.02, 0.3)),
             kv_headroom_ratio=draw.choice((0.0, 0.02)),

@@ -47,7 +47,10 @@ class Reclaim:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Bring `num_tokens` positions of a preempted request back from the host pool, before its new tokens run."""
+    """Bring `num_tokens` positions of a preempted request back from the host pool, before its new tokens run.
+
+    Those of a request that begins are a prefix that others left there.
+    """
 
     request: Request
     num_tokens: int

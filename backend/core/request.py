@@ -41,9 +41,10 @@ class RequestState(enum.Enum):
 
 
 class PrefixSource(enum.Enum):
-    """Whether the cache had a token of a prompt, or it had to be computed."""
+    """Whether the cache had a token of a prompt, or the host pool, or it had to be computed."""
 
     HIT = "hit"
+    HOST = "host"
     MISS = "miss"
 
 

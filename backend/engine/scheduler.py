@@ -55,6 +55,7 @@ from kv.types import NO_COPIES, KVConfig, Layout, Row, SlotCopy
 __all__ = ["Scheduler", "SchedulerStats", "make_scheduler"]
 
 _NONE = np.empty(0, np.int64)
+_SOURCES = PrefixSource.HIT, PrefixSource.MISS, PrefixSource.HOST
 _MAX_KEPT_FREE = 1 / 16  # of the blocks: cached ones are evicted ahead, so that a step need not search for room
 
 
@@ -64,13 +65,16 @@ def make_scheduler(
     """Build a scheduler with its KV manager, latency model and policy for an executor of `capacity`."""
     registered = POLICIES[settings.policy]
     is_plain = registered.has_plain_kv
+    has_host_prefixes = settings.prefix_caching and not is_plain
+    num_for_prefixes = min(settings.prefix_host_tokens, capacity.num_host_slots) if has_host_prefixes else 0
     layout = Layout.TWO_ENDED if settings.sharing and not is_plain else Layout.UNSHARED
     kv = KVCacheManager(
         KVConfig(
             num_blocks=capacity.num_blocks,
             block_size=capacity.block_size,
             max_seq_len=capacity.max_seq_len,
-            num_host_slots=capacity.num_host_slots if settings.checkpoints and not is_plain else 0,
+            num_host_slots=capacity.num_host_slots - num_for_prefixes if settings.checkpoints and not is_plain else 0,
+            num_host_prefix_slots=num_for_prefixes,
             layout=layout if capacity.fills_from_right else Layout.WHOLE_BLOCK,
             evicts_by_class=settings.evict_by_class,
         )
@@ -130,7 +134,7 @@ class Scheduler:
         self._totals: Counter[str] = Counter()
         self._preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
         self._drains = {priority_class: Drain() for priority_class in PriorityClass}
-        self._num_found = {False: [0, 0], True: [0, 0]}  # tokens of prompts that began, by is_rt: hits, misses
+        self._num_found = {False: [0, 0, 0], True: [0, 0, 0]}  # tokens of prompts that began, by is_rt: _SOURCES
 
     # Requests come and go
 
@@ -198,7 +202,8 @@ class Scheduler:
         slots = plan.slots or PlannedSlots(self.kv.budget(), _NONE, _NONE, ())
         copies_out, copies_in = self._allocate(plan, slots)
         requests, num_new_tokens = list(plan.num_new_tokens), list(plan.num_new_tokens.values())
-        batch = StepBatch(requests, num_new_tokens, self.kv.slot_table, _joined(copies_out), _joined(copies_in))
+        all_out = _joined([*copies_out, *filter(len, (self.kv.take_prefix_copies(),))])
+        batch = StepBatch(requests, num_new_tokens, self.kv.slot_table, all_out, _joined(copies_in))
         checkpointed = [reclaim.request for reclaim, copy in zip(plan.reclaims, copies_out, strict=True) if len(copy)]
         features = self._features(slots.rows, slots.counts, len(batch.copies_out) + len(batch.copies_in))
         self._step = CommittedStep(batch, requests, slots, features, plan, checkpointed)
@@ -232,6 +237,7 @@ class Scheduler:
         for request in step.checkpointed:
             if request.row is not None:
                 self.kv.discard_copies(Row(request.row))
+        self.kv.discard_prefix_copies()
         failed = [FailedRequest(request, error) for request in step.requests]
         self._release(dict.fromkeys(step.requests, FinishReason.ERROR))
         self._feedback.settle(now_s)
@@ -258,12 +264,12 @@ class Scheduler:
 
     def stats(self) -> SchedulerStats:
         """Return a snapshot."""
-        totals, sources = self._totals, (PrefixSource.HIT, PrefixSource.MISS)
+        totals = self._totals
         prefixes = {
             (PriorityClass.REAL_TIME if is_rt else PriorityClass.BEST_EFFORT, source): number
             for is_rt, found in self._num_found.items()
-            for source, number in zip(sources, found, strict=True)
-            if any(found)
+            for source, number in zip(_SOURCES, found, strict=True)
+            if any(found) and (number or source is not PrefixSource.HOST)
         }
         return self._feedback.stats(
             MovedTokens(self._preemptions, totals["copied_out"], totals["copied_in"], totals["recomputed"], prefixes)
@@ -324,7 +330,8 @@ class Scheduler:
             self._start(request, row)
         checkpoints = {_row(reclaim.request) for reclaim in plan.reclaims if reclaim.checkpoint}
         restores = {_row(restore.request): restore.num_tokens for restore in plan.restores}
-        adopted = self.kv.adopt(budget, checkpoints, restores)
+        prefixes = self._count_from_host(plan, slots.newcomers)
+        adopted = self.kv.adopt(budget, checkpoints, restores, prefixes)
         copies_out = [adopted.copies_out[_row(reclaim.request)] for reclaim in plan.reclaims]
         for reclaim, copy in zip(plan.reclaims, copies_out, strict=True):
             self._note_loss(reclaim, copy)
@@ -332,6 +339,18 @@ class Scheduler:
             restore.request.num_computed += restore.num_tokens
             self.view.table.num_computed[_row(restore.request)] += restore.num_tokens
         return copies_out, adopted.copies_in
+
+    def _count_from_host(self, plan: StepPlan, newcomers: Sequence[Request]) -> dict[Row, Prefix]:
+        """Count the tokens of newcomers that the host has. Return the prefix of each of these."""
+        prefixes = {}
+        for request, num_tokens in ((each.request, each.num_tokens) for each in plan.restores):
+            if request in newcomers and request.prefix is not None:
+                prefixes[_row(request)] = request.prefix
+                request.num_cached += num_tokens
+                found = self._num_found[request.is_rt]
+                found[1] -= num_tokens
+                found[2] += num_tokens
+        return prefixes
 
     def _start(self, request: Request, row: Row) -> None:
         """Move a waiting request into its first row."""

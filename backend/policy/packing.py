@@ -85,6 +85,8 @@ class Packing:
         row = self._row_of(request)
         num_missing = len(request.token_ids) - self._num_computed(request)
         assert num_tokens + num_restored <= num_missing, f"request {request.request_id!r}: {num_tokens} tokens"
+        if request.row is None and num_restored > self._num_on_host(request):  # less is borrowed than it was to follow
+            return False
         if not self.kv.try_grow(row, side_of(request), num_tokens + num_restored):
             return False
         if request.row is None:
@@ -132,16 +134,26 @@ class Packing:
         return self.chunk(request, time_left_s, max_tokens - num_restored, num_restored), num_restored
 
     def num_to_restore(self, request: Request, time_left_s: float) -> int:
-        """Return how many positions of a preempted request to copy back: all that the host has, or none. It copies
-        where that fits the time and is cheaper than to compute them again."""
-        if request.row is None or not self._view.table.is_preempted[request.row]:
-            return 0
-        if self.has_cuts:  # a reclaim of this step may push the copies out of the host pool
-            return 0
-        num_restored = min(self._view.kv.num_restorable(Row(request.row)), request.num_uncomputed - 1)
+        """Return how many positions of a preempted request, or of one that begins, to copy back from the host.
+
+        All that the host has, or none: it copies where that fits the time and is cheaper than to compute them.
+        """
+        if request.row is None:
+            num_restored = self._num_on_host(request)
+        elif not self._view.table.is_preempted[request.row] or self.has_cuts:
+            return 0  # a reclaim of this step may push the copies out of the host pool
+        else:
+            num_restored = min(self._view.kv.num_restorable(Row(request.row)), request.num_uncomputed - 1)
         copy_s = self._view.latency.c4 * num_restored
         is_cheaper = copy_s < self._view.latency.prefill_s(num_restored, request.num_computed)
         return num_restored if is_cheaper and (copy_s <= time_left_s or not self.num_new_tokens) else 0
+
+    def _num_on_host(self, request: Request) -> int:
+        """Return how many tokens the host has of a request that begins, behind those that it borrows."""
+        if request.prefix is None or not self._view.settings.prefix_host_tokens:
+            return 0
+        self._row_of(request)
+        return self._view.kv.num_on_host(request.prefix, request.num_computed)
 
     @property
     def any_prefill_s(self) -> float:

@@ -40,6 +40,7 @@ class SchedulerSettings:
         evict_by_class          of cached KV, what only best-effort used goes first (else: the one used longest ago)
     Off by default
         prefix_caching          prompts that begin alike share KV, and the rest stays until its slots are needed
+        prefix_host_tokens      slots of the host pool for cached KV that real-time used, once its slots are needed
     Baselines only
         waiting_served_ratio    `tgi`: waiting / running requests that make it prefill
         paper_base_seqs         `bros_paper`: batch size that its controller falls back to
@@ -61,6 +62,7 @@ class SchedulerSettings:
     sharing: bool = True
     checkpoints: bool = True
     prefix_caching: bool = False
+    prefix_host_tokens: int = 0
     chunked_prefill: bool = True
     cached_first: bool = True
     evict_by_class: bool = True
@@ -81,6 +83,8 @@ class SchedulerSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value} is below 1")
+        if self.prefix_host_tokens < 0:
+            raise ConfigError(f"prefix_host_tokens: {self.prefix_host_tokens} is below 0")
         for name in ("budget_margin", "be_min_share", "kv_headroom_ratio"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is outside [0, 1)")

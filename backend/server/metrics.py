@@ -92,7 +92,7 @@ class Recorder:
             self._set("bros_kv_slots", {"state": state}, num_slots)
         for state, num_blocks in blocks.items():
             self._set("bros_kv_blocks", {"state": state}, num_blocks)
-        self._set("bros_kv_host_slots_used", {}, kv.num_host_slots_used)
+        self._set("bros_kv_host_slots_used", {}, kv.num_host_slots_used + kv.num_host_prefix_slots_used)
         self._set("bros_latency_model_error_ratio", {}, stats.latency_error_ratio)
         for (priority_class, kind), total in stats.total_preemptions.items():
             self._count_up_to("bros_preemptions_total", {"class": priority_class.value, "kind": kind.value}, total)

@@ -194,8 +194,8 @@ def _kv_view(kv: KVCacheManager, stats: SchedulerStats) -> KVPoolView:
         block_size=kv.config.block_size,
         head_fill=heads.astype(np.uint8).tobytes(),
         tail_fill=tails.astype(np.uint8).tobytes(),
-        num_host_slots=kv.config.num_host_slots,
-        num_host_slots_used=stats.kv.num_host_slots_used,
+        num_host_slots=kv.config.num_host_slots + kv.config.num_host_prefix_slots,
+        num_host_slots_used=stats.kv.num_host_slots_used + stats.kv.num_host_prefix_slots_used,
         cached_fill=kv.cached_fills().astype(np.uint8).tobytes(),
     )
 

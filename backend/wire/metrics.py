@@ -117,7 +117,7 @@ METRICS = (
     Metric(
         "bros_prefix_tokens_total",
         Kind.COUNTER,
-        "Tokens of prompts that began, by whether their KV was there already.",
+        "Tokens of prompts that began, by whether their KV was there already, on the device or on the host.",
         _BY_CLASS | {"source": tuple(source.value for source in PrefixSource)},
     ),
     Metric("bros_kv_evicted_slots_total", Kind.COUNTER, "Cached token positions that were taken for others."),

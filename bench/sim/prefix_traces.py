@@ -176,10 +176,9 @@ class _Run:
         """Return the scores of a run that ended."""
         rates = {}
         for cls in PriorityClass:
-            hits, misses = (
-                self.prefix_tokens.get((cls, source), 0) for source in (PrefixSource.HIT, PrefixSource.MISS)
-            )
-            rates[cls.value] = hits / (hits + misses) if hits + misses else None
+            tokens = {source: self.prefix_tokens.get((cls, source), 0) for source in PrefixSource}
+            num_tokens = sum(tokens.values())
+            rates[cls.value] = (num_tokens - tokens[PrefixSource.MISS]) / num_tokens if num_tokens else None
         ends_s = [self.ends_s[request.request_id] for request in self.requests if not request.is_rt]
         return {
             "hit_rate": rates,

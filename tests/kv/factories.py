@@ -50,5 +50,6 @@ def configs(max_blocks: int = 6, max_host_slots: int = 10) -> st.SearchStrategy[
         block_size=st.integers(1, 4),
         max_seq_len=st.just(24),
         num_host_slots=st.integers(0, max_host_slots),
+        num_host_prefix_slots=st.integers(0, 2 * max_host_slots),
         layout=st.sampled_from([Layout.TWO_ENDED, Layout.TWO_ENDED, Layout.UNSHARED, Layout.WHOLE_BLOCK]),
     )

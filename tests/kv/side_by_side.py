@@ -40,7 +40,7 @@ class SideBySide:
         self.manager, self.twin = KVCacheManager(config), Twin(config)
         self.watcher = PrefixWatcher(config.block_size, self.manager.watch_prefixes())
         self.device = np.full(config.num_slots, -1)
-        self.host = np.full(config.num_host_slots, -1)
+        self.host = np.full(config.num_host_slots + config.num_host_prefix_slots, -1)
         self.copies_out: list[SlotCopy] = []
         self.copies_in: list[SlotCopy] = []
         self.num_written: dict[Row, int] = {}  # leading positions that are not to be computed at the end of the step
@@ -70,6 +70,19 @@ class SideBySide:
             self.twin.discard_copies(row)
             self.twin.borrow(row, lender, num_slots)
         self.num_written[row] = num_slots
+        return num_slots
+
+    def restore_prefix(self, row: Row, num_tokens: int) -> int:
+        """Let a row that only borrows go on with what the host has of its first `num_tokens`, if there is room."""
+        prefix, start = self._prefix(row, num_tokens), self.manager.num_held(row)
+        num_slots = self.manager.num_on_host(prefix, start)
+        assert num_slots == self.twin.num_on_host(*self._tokens(row, num_tokens), start)
+        if num_slots and self.manager.budget().max_growth(row, Side.HEAD) >= num_slots:
+            self.copies_in.append(self.manager.restore_prefix(row, prefix, num_slots))
+            self.twin.take_prefix(*self._tokens(row, num_tokens), start, num_slots)
+            assert self.twin.place(row, num_slots)
+            self.twin.discard_copies(row)
+            self.num_written[row] += num_slots
         return num_slots
 
     def num_lendable(self, row: Row) -> int:
@@ -231,7 +244,7 @@ class SideBySide:
 
     def execute(self) -> None:
         """End the step: copy out, copy in, compute, read everything back; begin the next one."""
-        for copies in self.copies_out:
+        for copies in [*self.copies_out, self.manager.take_prefix_copies()]:
             self.host[copies.host_slots] = self.device[copies.device_slots]
         for copies in self.copies_in:
             self.device[copies.device_slots] = self.host[copies.host_slots]
@@ -242,9 +255,19 @@ class SideBySide:
             values = [self._value(row, position) for position in range(self.manager.num_held(row))]
             assert self.device[slots_of(self.manager, row)].tolist() == values
             self.num_written[row] = len(values)
-        self.copies_out, self.copies_in = [], []
+        self.copies_out, self.copies_in, self.twin.unsaved = [], [], []
         self.manager.begin_step()
         self.twin.begin_step()
+
+    def fail_step(self) -> None:
+        """End a step that computed nothing: its rows are closed, and its copies out are not there."""
+        self.manager.take_prefix_copies()
+        self.manager.discard_prefix_copies()
+        self.twin.discard_prefixes(self.twin.unsaved)
+        self.twin.unsaved = []
+        for row in self.rows:
+            self.close(row)
+        self.execute()
 
     def watch_anew(self) -> None:
         """Replace the watcher by another, which learns all that the former one knows."""
@@ -263,6 +286,7 @@ class SideBySide:
         assert usage.num_head_slots + usage.num_tail_slots == sum(num for is_cached, num in owned if not is_cached)
         assert usage.num_cached_slots == sum(num for is_cached, num in owned if is_cached)
         assert usage.num_host_slots_used == self.config.num_host_slots - self.twin.num_host_free()
+        assert usage.num_host_prefix_slots_used == len(self.twin.on_host) * self.config.block_size
         for row in map(Row, self.twin.rows):
             assert slots_of(self.manager, row) == self.twin.rows[row].slots
             assert self.manager.num_borrowed(row) == self.twin.rows[row].base

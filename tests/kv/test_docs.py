@@ -8,13 +8,15 @@ from pathlib import Path
 from kv import block
 from kv.budget import KVBudget
 from kv.checkpoint import HostPool
+from kv.host_prefixes import HostPrefixes
 from kv.manager import KVCacheManager
 from kv.pool import Pool
 from kv.prefixes import Prefix, PrefixIndex
 from kv.table import SlotTable
 
 OWNERS = {
-    owner.__name__: owner for owner in (HostPool, KVBudget, KVCacheManager, Pool, Prefix, PrefixIndex, SlotTable)
+    owner.__name__: owner
+    for owner in (HostPool, HostPrefixes, KVBudget, KVCacheManager, Pool, Prefix, PrefixIndex, SlotTable)
 } | {"block": block}
 
 

@@ -70,6 +70,11 @@ class KVMachine(RuleBasedStateMachine):
         row = self._row(index)
         if not self.both.manager.num_held(row):
             self.both.borrow(row, num_tokens)
+            self.both.restore_prefix(row, num_tokens)
+
+    @rule()
+    def fail_step(self) -> None:
+        self.both.fail_step()
 
     @precondition(has_rows)
     @rule(index=ROWS, num_tokens=st.integers(0, 24))
@@ -176,16 +181,21 @@ def run_schedule(config: KVConfig, seed: int, num_steps: int) -> None:
     for _ in range(num_steps):
         if len(both.rows) < 9 and rng.random() < 0.5:
             both.open(Side.HEAD if rng.random() < 0.5 else Side.TAIL)
+        new_rows: dict[Row, int] = {}
         for row in both.rows:
             held = both.manager.num_held(row)
             if not held and rng.random() < 0.7:
-                both.borrow(row, int(rng.integers(1, config.max_seq_len + 1)))
+                num_tokens = int(rng.integers(1, config.max_seq_len + 1))
+                both.borrow(row, num_tokens)
+                new_rows[row] = num_tokens
             elif not both.num_left(row) or rng.random() < 0.03:
                 both.leave_cached(row, both.num_lendable(row)) if rng.random() < 0.8 else both.close(row)
             elif rng.random() < 0.1:
                 both.lend(row, both.num_lendable(row))
             elif rng.random() < 0.15:
                 both.shrink(row, int(rng.integers(0, held + 1)), checkpoint=rng.random() < 0.7)
+        for row, num_tokens in new_rows.items():
+            both.restore_prefix(row, num_tokens)
         for row in both.rows:
             if rng.random() < 0.3:
                 both.restore(row, int(rng.integers(1, 9)))
@@ -199,7 +209,7 @@ def run_schedule(config: KVConfig, seed: int, num_steps: int) -> None:
         if num_grown < len(decodes):
             both.decode(decodes[:num_grown])
         both.check()
-        both.execute()
+        both.execute() if rng.random() < 0.98 else both.fail_step()
     both.end()
 
 
@@ -207,7 +217,13 @@ def run_schedule(config: KVConfig, seed: int, num_steps: int) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_an_engine_s_steps_in_a_pool_too_small_leave_both_alike(layout: Layout, seed: int) -> None:
     config = KVConfig(
-        4 + seed % 8, 1 + seed % 4, max_seq_len=24, num_host_slots=seed, layout=layout, evicts_by_class=seed % 3 > 0
+        4 + seed % 8,
+        1 + seed % 4,
+        max_seq_len=24,
+        num_host_slots=seed,
+        layout=layout,
+        evicts_by_class=seed % 3 > 0,
+        num_host_prefix_slots=3 * seed,
     )
     run_schedule(config, seed, num_steps=60)
 
@@ -223,5 +239,6 @@ def test_a_thousand_schedules_leave_both_alike(seed: int) -> None:
         num_host_slots=seed % 23,
         layout=layout,
         evicts_by_class=seed % 3 > 0,
+        num_host_prefix_slots=seed % 29,
     )
     run_schedule(config, seed, num_steps=60)

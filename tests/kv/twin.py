@@ -34,6 +34,9 @@ class Twin:
         self.num_in_flight = 0
         self.num_uses = 0
         self.lenders: dict[tuple[object, ...], list[int]] = {}  # by salt and tokens of a prefix, in whole segments
+        self.on_host: list[tuple[object, ...]] = []  # evicted prefixes, the last segment of each; last used last
+        self.locked: set[tuple[object, ...]] = set()  # of those, what copies of this step read
+        self.unsaved: list[tuple[object, ...]] = []  # of those, what no step copies yet
 
     # Rows
 
@@ -48,6 +51,7 @@ class Twin:
     def begin_step(self) -> None:
         self.num_in_flight = 0
         self.copied_now.clear()
+        self.locked.clear()
         self.num_written = {row: len(holder.slots) for row, holder in self.rows.items()}
 
     # Growth
@@ -84,11 +88,11 @@ class Twin:
         """Give slots without a change to the host pool; evict cached slots, end by end, until there are enough."""
         if self._place_now(row, num_slots):
             return True
-        before = copy.deepcopy((self.rows, self.lenders))
+        before = copy.deepcopy((self.rows, self.lenders, self.on_host, self.locked, self.unsaved))
         while self._evict_end():
             if self._place_now(row, num_slots):
                 return True
-        self.rows, self.lenders = before
+        self.rows, self.lenders, self.on_host, self.locked, self.unsaved = before
         return False
 
     def _place_now(self, row: int, num_slots: int) -> bool:
@@ -222,7 +226,10 @@ class Twin:
         if not victims:
             return False
         row = min(victims, key=lambda row: (self.rows[row].is_rt_used, self.rows[row].last_use, row))
-        self._cut(row, max(self._pin(row), self._start_of_last_end(row)))
+        num_kept = max(self._pin(row), self._start_of_last_end(row))
+        if self.rows[row].is_rt_used:
+            self._save_prefixes(row, num_kept)
+        self._cut(row, num_kept)
         if not self._num_owned(row):
             del self.rows[row]
         return True
@@ -285,6 +292,43 @@ class Twin:
         if not self.copies[row]:
             del self.copies[row]
             self.copied_now.discard(row)
+
+    def num_on_host(self, salt: object, tokens: list[int], start: int) -> int:
+        """Return how many tokens, but the last one, the host has from `start` on."""
+        size, stop = self.config.block_size, start
+        while start % size == 0 and stop + size <= len(tokens) and (salt, *tokens[: stop + size]) in self.on_host:
+            stop += size
+        return max(min(stop, len(tokens) - 1) - start, 0)
+
+    def take_prefix(self, salt: object, tokens: list[int], start: int, num_tokens: int) -> None:
+        """Use the segments that are copied in, the last one first."""
+        size = self.config.block_size
+        for first in reversed(range(start, start + num_tokens, size)):
+            self._use_on_host((salt, *tokens[: first + size]))
+            self.locked.add((salt, *tokens[: first + size]))
+
+    def discard_prefixes(self, written: list[tuple[object, ...]]) -> None:
+        self.on_host = [key for key in self.on_host if key not in written]
+        self.locked -= set(written)
+
+    def _save_prefixes(self, row: int, num_kept: int) -> None:
+        """Bring the segments that nobody lends after a cut of `row` to the host, the last one first."""
+        lost = [key for key, lenders in self.lenders.items() if lenders == [row] and len(key) - 1 > num_kept]
+        for key in sorted(lost, key=len, reverse=True):
+            if key not in self.on_host:
+                if len(self.on_host) == self.config.num_host_prefix_slots // self.config.block_size:
+                    unlocked = [other for other in self.on_host if other not in self.locked]
+                    if not unlocked:
+                        return
+                    self.on_host.remove(unlocked[0])
+                    self.unsaved = [other for other in self.unsaved if other != unlocked[0]]
+                self.unsaved.append(key)
+            self._use_on_host(key)
+
+    def _use_on_host(self, key: tuple[object, ...]) -> None:
+        if key in self.on_host:
+            self.on_host.remove(key)
+        self.on_host.append(key)
 
     # Looking
 

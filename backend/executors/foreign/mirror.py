@@ -27,6 +27,7 @@ from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import Traffic
 from kv.budget import KVBudget
 from kv.manager import KVCacheManager
+from kv.prefixes import Prefix
 from kv.types import KVConfig, KVUsage, Layout, Row, Side
 
 H = TypeVar("H")  # the engine's own object for a request
@@ -141,6 +142,10 @@ class Mirror(Generic[H]):
         num_restorable = self.kv.num_restorable(row)
         num_kept = self._by_request[self.table.request(row)].num_kept if num_restorable else None
         return num_restorable if num_kept is None else min(num_restorable, num_kept)
+
+    def num_on_host(self, prefix: Prefix, start: int) -> int:
+        """Return 0: no prefix of the mirror is on the host."""
+        return self.kv.num_on_host(prefix, start)
 
     def usage(self) -> KVUsage:
         return self.kv.usage()

@@ -126,14 +126,16 @@ class BestEffortFill:
         if not self._is_free(request.row) or packing.seqs_left < 1:
             return True
         if not self._view.table.is_preempted[request.row]:
-            return self._take(request) or packing.room_for(request) > 0
+            return self._take(request) or packing.room_for(request, 1) > 0
         has_room = packing.room_for(request, request.num_uncomputed) >= request.num_uncomputed
         return has_room and not packing.has_cuts and self._take(request)
 
     def _admit_waiting(self) -> None:
         view, packing = self._view, self._packing
-        for request in view.be_alike.in_turn(view.be_waiting.in_time(), packing.num_new_tokens):
-            if packing.seqs_left < 1 or packing.tokens_left < 1 or not self._take(request):
+        waiting = view.be_alike.in_turn(view.be_waiting.in_time(), packing.num_new_tokens)
+        while packing.seqs_left > 0 and packing.tokens_left > 0:  # each that waits is looked up in the cache
+            request = next(waiting, None)
+            if request is None or not self._take(request):
                 break
 
     def _take(self, request: Request) -> bool:

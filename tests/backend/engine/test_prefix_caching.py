@@ -117,3 +117,57 @@ def test_real_time_s_cached_turns_outlive_a_flood_of_best_effort() -> None:
     served(harness, *([index, *PROMPT[1:]] for index in range(20)), cls=BE)
     assert harness.scheduler.stats().total_evicted_slots > 0
     assert served(harness, PROMPT, cls=RT) == [63]
+
+
+make_host_harness = partial(make_harness, verify=True, num_blocks=12, max_seq_len=200, prefix_host_tokens=400)
+OTHERS = [list(range(first, first + 150)) for first in (1_000, 2_000)]  # each takes most of the 192 slots
+
+
+def test_what_real_time_used_is_found_on_the_host_when_the_cache_has_dropped_it() -> None:
+    harness = make_host_harness()
+    assert served(harness, PROMPT, *OTHERS, [*PROMPT, 7], cls=RT) == [0, 0, 0, 64]
+    assert harness.scheduler.stats().total_prefix_tokens[RT, PrefixSource.HOST] == 64
+    assert harness.scheduler.stats().total_copied_in_tokens == 64
+
+
+def test_what_the_host_has_follows_what_the_cache_has() -> None:
+    harness = make_host_harness()
+    served(harness, PROMPT, cls=RT)
+    harness.scheduler.kv.evict_all()
+    served(harness, PROMPT[:32], cls=RT)
+    assert served(harness, [*PROMPT, 7], cls=RT) == [64]
+    assert harness.scheduler.stats().total_prefix_tokens == {
+        (RT, PrefixSource.HIT): 32,
+        (RT, PrefixSource.HOST): 31 + 32,
+        (RT, PrefixSource.MISS): 64 + 1 + 1,
+    }
+
+
+def test_what_only_best_effort_used_does_not_go_to_the_host() -> None:
+    harness = make_host_harness()
+    served(harness, PROMPT, *OTHERS, cls=BE)
+    assert harness.scheduler.stats().kv.num_host_prefix_slots_used == 0
+
+
+def test_nothing_on_the_host_crosses_salts() -> None:
+    harness = make_host_harness()
+    salts = ("a", "a", "a", "b", "a")
+    assert served(harness, PROMPT, *OTHERS, PROMPT, PROMPT, salts=salts, cls=RT)[3] == 0
+
+
+def test_a_failed_step_leaves_nothing_on_the_host() -> None:
+    harness = make_host_harness()
+    served(harness, PROMPT, cls=RT)
+    harness.scheduler.kv.evict_all()
+    assert harness.scheduler.stats().kv.num_host_prefix_slots_used == 64
+    harness.fail_at = harness.scheduler.stats().total_steps + 1
+    assert served(harness, OTHERS[0], PROMPT, cls=RT) == [0, 0]
+
+
+def test_prefixes_stay_within_their_part_of_the_host_pool() -> None:
+    harness = make_host_harness(prefix_host_tokens=40)
+    served(harness, PROMPT, cls=RT)
+    harness.scheduler.kv.evict_all()
+    assert harness.scheduler.stats().kv.num_host_prefix_slots_used == 32
+    assert served(harness, OTHERS[0], PROMPT, cls=RT) == [0, 32]  # its first two segments
+    assert harness.scheduler.kv.config.num_host_slots == harness.executor.capacity().num_host_slots - 40

@@ -21,16 +21,17 @@ from typing import Any
 from unittest.mock import patch
 
 from backend.core.request import Request
-from backend.policy.bros import budgets, kv_forecast, pausing, policy, real_time
+from backend.policy import packing
+from backend.policy.bros import best_effort, budgets, kv_forecast, pausing, policy, real_time
 from backend.policy.bros.budgets import Sustainable
-from backend.policy.state import latency_model, table_loops
+from backend.policy.state import latency_model, objectives, table_loops
 from bench.common.provenance import provenance
 from bench.common.score import score_be, score_rt
 from bench.sim.scenario import Scenario
 from bench.simulate import Simulation
 from bench.study import RESULTS, simulation_code
 
-_BASE = Scenario(be_outstanding=256, warmup_s=40.0, duration_s=100.0, drain_s=100.0)
+_BASE = Scenario(be_outstanding=256, warmup_s=40.0, duration_s=100.0, drain_s=200.0)
 _FULL_70B = replace(_BASE, pair="llama70b-a100-tp8", rt_rate=10.0)
 CELLS: dict[str, Scenario] = {
     "KV-bound, 0.75": replace(_BASE, pair="opt13b-a100-tp2", rt_rate=5.25),
@@ -48,6 +49,16 @@ CELLS: dict[str, Scenario] = {
     "tight SLOs": replace(_BASE, rt_rate=10.5, ttft_slo_s=0.2, tpot_slo_s=0.05),
     "1.5x slower": replace(_BASE, rt_rate=8.0, ttft_slo_s=0.2, tpot_slo_s=0.05, slowdown=1.5),
     "stalls of 0.3 s": replace(_BASE, rt_rate=8.0, ttft_slo_s=1.0, tpot_slo_s=0.05, stall_s=0.3),
+    "KV-bound, 1.25": replace(_BASE, pair="opt13b-a100-tp2", rt_rate=8.75),
+    "KV-bound, on and off": replace(_BASE, pair="opt13b-a100-tp2", rt_rate=1.5, rt_burst=10.0),
+    "pool of 20k, blocks of 128": replace(
+        _BASE, rt_rate=3.0, rt_cv=4.0, ttft_slo_s=1.0, kv_tokens=20_000, block_size=128
+    ),
+    "1 in 20 asks TPOT 11 ms": replace(_BASE, rt_rate=8.0, other_slo_share=0.05, other_tpot_slo_s=0.011),
+    "70B, 1 in 20 asks TTFT 60 ms": replace(
+        _BASE, pair="llama70b-h100-tp4", rt_rate=12.0, other_slo_share=0.05, other_ttft_slo_s=0.06
+    ),
+    "rare and tight": replace(_BASE, rt_rate=0.1, ttft_slo_s=0.03, duration_s=300.0),
     "noise of 20 %": replace(_BASE, rt_rate=8.0, ttft_slo_s=0.2, tpot_slo_s=0.05, step_noise=0.2),
 }
 Switch = Callable[[], AbstractContextManager[Any]]
@@ -88,6 +99,7 @@ def both(*switches: Switch) -> Switch:
 
 _has_room_for, _sustainable_s = kv_forecast.KVForecast.has_room_for, budgets.Budgets.sustainable_s
 _urgency: Any = table_loops.urgency
+_pack_decodes = best_effort.BestEffortFill._pack_decodes
 
 
 def _by_kv_slots_only(step: budgets.Budgets, predicted_s: float) -> Sustainable:
@@ -110,6 +122,19 @@ def _urgency_without_catch_up(*arguments: Any) -> Any:
     return _urgency(*arguments[:-1], _FOREVER)
 
 
+def _urgency_without_odd_ones(*arguments: Any) -> Any:
+    return _urgency(*arguments[:-2], 0.0, arguments[-1])
+
+
+def _by_arrival(counts: table_loops.Counts, rows: table_loops.Rows) -> table_loops.Rows:
+    ordered: table_loops.Rows = rows[counts[table_loops.ARRIVAL_INDEX, rows].argsort()]
+    return ordered
+
+
+def _pack_all_decodes(fill: best_effort.BestEffortFill, rows: table_loops.Rows, *_: int) -> table_loops.Rows:
+    return _pack_decodes(fill, rows)
+
+
 NOTHING = "nothing"
 MECHANISMS: dict[str, Switch] = {
     NOTHING: both(),
@@ -130,6 +155,15 @@ MECHANISMS: dict[str, Switch] = {
     "pausing": constant(pausing.Pausing, make_room_for=lambda *_: False),
     "RT KV forecast": constant(kv_forecast.KVForecast, has_room_for=_rt_always_fits),
     "BE KV forecast": constant(kv_forecast.KVForecast, has_room_for=_be_always_fits),
+    "early return of paused ones": constant(real_time.RealTimeFill, _resume=lambda *_: None),
+    "later RT gives way": constant(packing.Packing, make_room_whole=lambda *_: False),
+    "one in a few asks for a fast pace": constant(table_loops, urgency=_urgency_without_odd_ones),
+    "decodes take half of a step": constant(budgets, _DECODE_SHARE=1.0),
+    "steps of an idle machine": constant(budgets, _IDLE_STEPS=0.0),
+    "usual wait": constant(objectives, _WEIGHT=0.0),
+    "a prompt in front": constant(objectives, _IN_A_ROW=1.0),
+    "BE decodes by end": constant(table_loops, by_end=_by_arrival),
+    "batch slot for a BE prompt": constant(best_effort.BestEffortFill, _pack_decodes=_pack_all_decodes),
     "prefill pacing": constant(budgets.Budgets, prefill_end_s=lambda *_: _FOREVER),
     "be_min_share": setting(be_min_share=0.0),
 }

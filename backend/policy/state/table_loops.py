@@ -51,59 +51,30 @@ def groups(counts: Counts, flags: Flags) -> tuple[Rows, Rows, Rows, Rows]:
     return rows[0, : lengths[0]], rows[1, : lengths[1]], rows[2, : lengths[2]], rows[3, : lengths[3]]
 
 
-@compiled()
-def _sort(rows: Rows, keys: Rows, ties: Rows) -> None:
-    """Sort `rows` by key, then by `ties`, then by row; both go along. A shell sort: quick to compile, and for some
-    hundred rows."""
-    gap = 1
-    while gap < len(rows) // 3:
-        gap = 3 * gap + 1
-    while gap > 0:
-        for index in range(gap, len(rows)):
-            row, key, tie = rows[index], keys[index], ties[index]
-            place, other = index, index - gap
-            while other >= 0 and (keys[other], ties[other], rows[other]) > (key, tie, row):
-                rows[place], keys[place], ties[place] = rows[other], keys[other], ties[other]
-                place, other = other, other - gap
-            rows[place], keys[place], ties[place] = row, key, tie
-        gap //= 3
+# In order
 
 
 @compiled(f"{_ROWS}({_COUNTS}, {_ROWS})")
 def by_end(counts: Counts, rows: Rows) -> Rows:
     """Return `rows` by the tokens that they can still become longer, then by arrival."""
-    ordered, to_go, arrivals = rows.copy(), np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    keys = np.empty(len(rows), np.int64)
     for index in range(len(rows)):
         row = rows[index]
-        to_go[index] = counts[MAX_TOTAL, row] - counts[NUM_KNOWN, row]
-        arrivals[index] = counts[ARRIVAL_INDEX, row]
-    _sort(ordered, to_go, arrivals)
-    return ordered
+        keys[index] = (counts[MAX_TOTAL, row] - counts[NUM_KNOWN, row] << 32) + counts[ARRIVAL_INDEX, row]
+    return rows[np.argsort(keys)]
 
 
 @compiled(f"{_ROWS}({_COUNTS}, {_ROWS}, float64[::1], float64)")
 def deferrable(counts: Counts, rows: Rows, slack_s: NDArray[np.float64], least_s: float) -> Rows:
     """Return those of `rows` with a slack above `least_s`, by arrival."""
-    found, arrivals = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
-    num = 0
-    for index in range(len(rows)):
-        if slack_s[index] > least_s:
-            found[num], arrivals[num] = rows[index], counts[ARRIVAL_INDEX, rows[index]]
-            num += 1
-    _sort(found[:num], arrivals[:num], arrivals[:num].copy())
-    return found[:num]
+    found = rows[slack_s > least_s]
+    return found[np.argsort(counts[ARRIVAL_INDEX][found])]
 
 
 @compiled(f"{_ROWS}({_TIMES}, {_ROWS})")
 def with_deadline(times: Times, rows: Rows) -> Rows:
     """Return those of `rows` that have a deadline."""
-    found = np.empty(len(rows), np.int64)
-    num = 0
-    for index in range(len(rows)):
-        if times[DEADLINE, rows[index]] < np.inf:
-            found[num] = rows[index]
-            num += 1
-    return found[:num]
+    return rows[times[DEADLINE][rows] < np.inf]
 
 
 # Packing
@@ -128,31 +99,6 @@ def num_in_time(counts: Counts, rows: Rows, c1: float, c2: float, start_s: float
         if start_s + decodes_s > budget_s:
             return index
     return len(rows)
-
-
-@compiled()
-def _smallest(values: NDArray[np.float64], num_below: int) -> float:
-    """Return the value that has `num_below` others before it in order. Changes their order."""
-    low, high = 0, len(values) - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        left, right = low, high
-        while left <= right:
-            while values[left] < pivot:
-                left += 1
-            while values[right] > pivot:
-                right -= 1
-            if left <= right:
-                values[left], values[right] = values[right], values[left]
-                left += 1
-                right -= 1
-        if num_below <= right:
-            high = right
-        elif num_below >= left:
-            low = left
-        else:
-            break
-    return values[num_below]
 
 
 @compiled(
@@ -196,7 +142,7 @@ def urgency(
             rt_s = min(rt_s, bound_s)
         else:
             num_odd += 1
-    half_s = _smallest(slack_s.copy(), len(rows) // 2) if len(rows) else np.inf
+    half_s = np.sort(slack_s)[len(rows) // 2] if len(rows) else np.inf
     return slack_s, is_late, (be_s if 2 * num_odd > len(rows) else rt_s, be_s, half_s)
 
 

@@ -12,7 +12,9 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from client.openai.errors import ApiError, retry_after
 from front.http import error_response
@@ -40,7 +42,9 @@ _CROWDED = ApiError(
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol: a long head is a 431, a late one a 408, a connection too many a 503. Upgrades are ignored.
 
-    A connection on which too many requests wait is closed: each takes memory, and the parser reads a piece to its end.
+    A connection on which too many requests wait, or one with a long body, is closed: each takes memory, and the parser
+    reads a piece to its end. uvicorn reads no more while one waits, and so sees no client leave. At the end it tells
+    the request that came last alone, which may be one that waits.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -51,6 +55,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._num_chunks = 0
         self._refusal = _MALFORMED  # of what the parser cannot read
         self._deadline: asyncio.TimerHandle | None = None
+        self._begun: RequestResponseCycle | None = None  # the request that is answered, or was last
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
@@ -61,6 +66,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_deadline()
         super().connection_lost(exc)
+        if self._begun is not None and not self._begun.response_complete:
+            self._begun.disconnected = True
+            self._begun.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -99,6 +107,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             self._forget_deadline()
             super().on_headers_complete()
+            if self.pipeline:
+                self.flow.resume_reading()
 
     def on_chunk_header(self) -> None:
         self._num_chunks += 1
@@ -109,6 +119,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._num_unplaced = 0
         self._num_body_bytes += len(body)
+        if self.pipeline and self._num_body_bytes > HIGH_WATER_LIMIT:
+            raise httptools.HttpParserError("a request with a long body waits for an answer that goes out")
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -117,6 +129,10 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     # ---
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._begun = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _is_one_too_many(self) -> bool:
         """Whether no connection more may be open, or none more of this address, which leaves some to others."""

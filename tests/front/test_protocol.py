@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from client import FakeServer
 from front import protocol
 from tests.front.door import COMPLETIONS_PATH, listening
+from tests.triton.servers import wait_until
 
 HEAD = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n"
 BODY = b'{"prompt":"one two","max_tokens":1}'
@@ -88,6 +89,36 @@ def everything(address: tuple[str, int], piece: bytes) -> bytes:
         except ConnectionResetError:
             pass
         return answer
+
+
+LONG_BODY = b'{"prompt":"one two","max_tokens":1000}'
+LONG_POST = POST + b"content-length: %d\r\n\r\n" % len(LONG_BODY) + LONG_BODY
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b"",
+        HEAD + b"\r\n",
+        (HEAD + b"\r\n") * (protocol.MAX_PIPELINED - 1),
+        (HEAD + b"\r\n") * (protocol.MAX_PIPELINED + 1),
+        LONG_POST,
+        POST + b"content-length: 90000\r\n\r\n" + b" " * 90000,
+        POST + b"content-length: 90000\r\n\r\n" + b" " * 50000,
+    ],
+    ids=["nothing", "one", "most", "too many", "another", "a long one", "half of one"],
+)
+def test_whoever_leaves_is_seen_whatever_waits_behind_the_request(behind: bytes) -> None:
+    server = FakeServer(token_s=1.0)  # a thousand seconds for an answer that is waited for
+    with listening(server) as url:
+        place = urlsplit(url)
+        with socket.create_connection((str(place.hostname), int(place.port or 0)), timeout=20.0) as connection:
+            connection.sendall(LONG_POST)
+            wait_until(lambda: len(server.open_ids) == 1, "the request")
+            with suppress(ConnectionError):
+                connection.sendall(behind)
+        wait_until(lambda: not server.open_ids, "the end of what nobody waits for")
+    assert len(server.calls) == 1
 
 
 def test_trailers_are_headers_too(address: tuple[str, int]) -> None:

@@ -42,7 +42,7 @@ _CROWDED = ApiError(
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol: a long head is a 431, a late one a 408, a connection too many a 503. Upgrades are ignored.
 
-    A connection on which too many requests wait, or one with a long body, is closed: each takes memory, and the parser
+    A connection on which too many requests wait, or one with a long body, is closed. Each takes memory, and the parser
     reads a piece to its end. uvicorn reads no more while one waits, and so sees no client leave. At the end it tells
     the request that came last alone, which may be one that waits.
     """

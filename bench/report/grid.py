@@ -76,8 +76,7 @@ def load_runs(runs: Sequence[Run], pair: str) -> list[Run]:
 def _study_sections(document: Mapping[str, Any]) -> list[str]:
     runs, absent = on_all_seeds(document["runs"])
     seeds = sorted({run["scenario"]["seed"] for run in runs})
-    commits = sorted({run["commit"] for run in runs})
-    count = f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}, scheduler at commit {', '.join(commits)}."
+    count = f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}. Scheduler at commit {_commits(runs)}."
     sections = [SETUP.format(**runs[0]["scenario"]), describe(document["provenance"]) + " " + count]
     if absent:
         sections.append(ABSENT.format(cells="; ".join(absent)))
@@ -99,6 +98,14 @@ def _study_sections(document: Mapping[str, Any]) -> list[str]:
         ]
     at_loads = [run for run in runs if run["group"] == "load"]
     return [*sections, "### Against the bars", bars_table(at_loads, KV_BOUND_PAIRS)]
+
+
+def _commits(runs: Sequence[Run]) -> str:
+    """Return which policies ran at which commit."""
+    policies: dict[str, set[str]] = {}
+    for run in runs:
+        policies.setdefault(run["commit"], set()).add(run["scenario"]["policy"])
+    return "; ".join(f"{commit}: {', '.join(sorted(names))}" for commit, names in sorted(policies.items()))
 
 
 def _pair_sections(runs: Sequence[Run], pair: str, slos: tuple[float, float]) -> list[str]:

@@ -39,7 +39,7 @@ class SchemaMemory:
             return refused if self._now() < end_s else None
 
     def keep(self, schema: str, verdict: Verdict) -> None:
-        """Store a verdict. It takes the place of the oldest one of its kind."""
+        """Store a verdict, and drop the oldest beyond the limit."""
         with self._lock:
             if verdict.reason:
                 self._refused.pop(schema, None)

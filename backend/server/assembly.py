@@ -111,7 +111,7 @@ def load_runtime(
     engine = Engine(scheduler, executor, clock, emit, record)
     close = executor.close
     if config.executor is ExecutorKind.TORCH and (grammars := _make_grammars(tokenizer)) is not None:
-        abilities = replace(abilities, compile_schema=grammars.grammar)
+        abilities = replace(abilities, compile_schema=grammars.grammar, is_checked=grammars.is_checked)
         close = partial(_close_all, executor.close, grammars.close)
     return Runtime(engine, capacity.max_seq_len, vocab_size, abilities, close, facts)
 

@@ -38,16 +38,22 @@ class PromptTokenizer(Protocol):
     def token_bytes(self, token_id: int) -> bytes: ...
 
 
+def _needs_no_check(_schema: str) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Abilities:
     """What an executor can do beyond drawing tokens; the rest is refused by its name.
 
     compile_schema: makes the grammar of a request from a JSON schema, or None where the executor does that itself.
+    is_checked: whether a schema needs no trial in another process.
     has_log_probs: it tells the log-probability of the token drawn. has_top_log_probs: those of the likeliest, too.
     """
 
     executor: str
     compile_schema: Callable[[str, PriorityClass], Grammar | None] | None = None
+    is_checked: Callable[[str], bool] = _needs_no_check
     has_log_probs: bool = False
     has_top_log_probs: bool = False
 
@@ -70,6 +76,10 @@ class Intake:
     max_seq_len: int
     vocab_size: int
     abilities: Abilities
+
+    def is_checked(self, json_schema: str) -> bool:
+        """Return whether a schema needs no trial that may take a second."""
+        return self.abilities.is_checked(json_schema)
 
     def check_length(self, generation: Generation, request_id: RequestId) -> None:
         """Raise RequestTooLargeError for a prompt that is too long whatever it says: it need not be tokenised."""

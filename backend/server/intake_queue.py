@@ -1,13 +1,14 @@
 """Requests between a stub's socket and the engine: each is checked and tokenised here, never behind a lower class.
 
-    reader thread ──submit──► lane rt ─────────thread──┐
-                          ├─► lane be ─────────thread──┤
-                          ├─► lane rt-schema ──thread──┤
-                          └─► lane be-schema ──thread──┴─ Intake.request ──► outbox.open, engine.post
+    reader thread ──submit──► lane rt ─────────────thread──┐
+                          ├─► lane rt-schema ──────thread──┤
+                          ├─► lane rt-new-schema ──thread──┤
+                          └─► the same for be ─────────────┴─ Intake.request ──► outbox.open, engine.post
 
-Each class has two lanes, each with its own thread. A JSON schema takes up to seconds to compile, and no request without
-one waits for that. Requests of a lane reach the engine in their order. A real-time one never waits for a best-effort
-text. An error that a request raises answers that request only.
+Each class has three lanes, each with its own thread. A JSON schema takes up to seconds to compile, and no request
+without one waits for that. None with a known schema waits until another process has tried a new one. Requests of a lane
+reach the engine in their order. A real-time one never waits for a best-effort text. An error that a request raises
+answers that request only.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -40,7 +41,8 @@ logger = logging.getLogger(__name__)
 _SHORT_BYTES = 6000  # of an entry whose prompt is tokenised sooner than another thread would wake up
 _TOKEN_ID_BYTES = 36  # an int and its entry in a tuple
 _ENTRY_BYTES = 2000  # what a request takes besides its prompt
-_WITH_SCHEMA = "-schema"  # of a lane's name
+_WITH_SCHEMA, _WITH_NEW_SCHEMA = "-schema", "-new-schema"  # of a lane's name
+_MAX_NEW_SCHEMAS = 8  # that wait in a lane; each may take a second to be tried
 _JOIN_TIMEOUT_S = 2.0  # at the end; a text that takes longer to tokenise is not waited for
 
 
@@ -51,6 +53,7 @@ class _Entry:
     connection: Connection
     message: Submit
     request_id: RequestId
+    lane: str  # its name
     is_taken: bool = False  # a thread tokenises it; it can no longer be withdrawn
     is_cancelled: bool = False
     timed_out: bool = False  # its own timeout cancelled it
@@ -59,15 +62,13 @@ class _Entry:
     def __post_init__(self) -> None:
         generation = self.message.generation
         text = generation.text or generation.messages or ""
-        schema = generation.sampling.json_schema or ""
-        num_text_bytes = sum(map(sys.getsizeof, (text, schema, generation.tools or "")))
+        num_text_bytes = sum(map(sys.getsizeof, (text, self.schema, generation.tools or "")))
         self.num_bytes = _ENTRY_BYTES + num_text_bytes + _TOKEN_ID_BYTES * len(generation.token_ids or ())
 
     @property
-    def lane(self) -> str:
-        """The name of its lane."""
-        generation = self.message.generation
-        return generation.priority_class + (_WITH_SCHEMA if generation.sampling.json_schema is not None else "")
+    def schema(self) -> str:
+        """The text of its JSON schema; empty where it has none."""
+        return self.message.generation.sampling.json_schema or ""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +79,23 @@ class _Lane:
     has_work: threading.Condition
     waiting: OrderedDict[RequestId, _Entry] = field(default_factory=OrderedDict)
     num_bytes: int = 0  # of those that wait
+    schemas: Counter[str] = field(default_factory=Counter)  # of those that wait
     is_busy: bool = False  # some thread tokenises a request of this lane: no other may, or their order would be lost
+
+    def add(self, entry: _Entry) -> None:
+        """Let a request wait."""
+        self.waiting[entry.request_id] = entry
+        self.num_bytes += entry.num_bytes
+        self.schemas[entry.schema] += 1
+        self.has_work.notify()
+
+    def remove(self, entry: _Entry) -> None:
+        """Take out a request that waits."""
+        del self.waiting[entry.request_id]
+        self.num_bytes -= entry.num_bytes
+        self.schemas[entry.schema] -= 1
+        if not self.schemas[entry.schema]:
+            del self.schemas[entry.schema]
 
 
 class IntakeQueue:
@@ -102,7 +119,7 @@ class IntakeQueue:
         self._is_closed = False
         self._lock = threading.Lock()  # guards the above two, lanes and entries
         self._is_idle = threading.Condition(self._lock)
-        names = [c.value + kind for c in PriorityClass for kind in ("", _WITH_SCHEMA)]
+        names = [c.value + kind for c in PriorityClass for kind in ("", _WITH_SCHEMA, _WITH_NEW_SCHEMA)]
         self._lanes = {name: _Lane(name, threading.Condition(self._lock)) for name in names}
         self._threads = [
             threading.Thread(target=self._run, args=(lane,), name=f"intake-{name}", daemon=True)
@@ -113,7 +130,8 @@ class IntakeQueue:
 
     def submit(self, connection: Connection, message: Submit) -> None:
         """Take a request; it is answered through `connection`, whatever happens to it."""
-        entry = _Entry(connection, message, connection.request_id(message.handle, message.client_id))
+        request_id = connection.request_id(message.handle, message.client_id)
+        entry = _Entry(connection, message, request_id, self._lane_name(message))
         try:
             self._intake.check_length(message.generation, entry.request_id)
             is_served_here = self._enqueue(entry)
@@ -164,6 +182,11 @@ class IntakeQueue:
         for thread in self._threads:
             thread.join(_JOIN_TIMEOUT_S)
 
+    def _lane_name(self, message: Submit) -> str:
+        generation, schema = message.generation, message.generation.sampling.json_schema
+        kind = "" if schema is None else _WITH_SCHEMA if self._intake.is_checked(schema) else _WITH_NEW_SCHEMA
+        return generation.priority_class + kind
+
     def _enqueue(self, entry: _Entry) -> bool:
         """Put a request into its lane; return True where the caller is to serve it: at once, since nothing waits."""
         lane = self._lanes[entry.lane]
@@ -174,9 +197,7 @@ class IntakeQueue:
             if is_urgent and entry.num_bytes < _SHORT_BYTES and not lane.waiting and not lane.is_busy:
                 entry.is_taken = lane.is_busy = True
                 return True
-            lane.waiting[entry.request_id] = entry
-            lane.num_bytes += entry.num_bytes
-            lane.has_work.notify()
+            lane.add(entry)
             return False
 
     def _check_room(self, lane: _Lane, entry: _Entry) -> None:
@@ -188,12 +209,20 @@ class IntakeQueue:
                 f"{entry.num_bytes} they exceed max_waiting_prompt_bytes {self._max_waiting_bytes}",
                 retry_after_s=1.0,
             )
+        if lane.name.endswith(_WITH_NEW_SCHEMA) and entry.schema not in lane.schemas:
+            self._check_new_schemas(lane, entry)
+
+    def _check_new_schemas(self, lane: _Lane, entry: _Entry) -> None:
+        if len(lane.schemas) >= _MAX_NEW_SCHEMAS:
+            raise OverloadedError(
+                f"request {entry.request_id!r}: json_schema: {len(lane.schemas)} new schemas of class "
+                f"{entry.message.generation.priority_class} wait to be tried; the limit is {_MAX_NEW_SCHEMAS}",
+                retry_after_s=1.0,
+            )
 
     def _withdraw(self, entry: _Entry) -> None:
         """Take out a request that waits; called with the lock held."""
-        lane = self._lanes[entry.lane]
-        del lane.waiting[entry.request_id]
-        lane.num_bytes -= entry.num_bytes
+        self._lanes[entry.lane].remove(entry)
         self._forget(entry)
 
     def _forget(self, entry: _Entry) -> None:
@@ -225,8 +254,8 @@ class IntakeQueue:
             lane.has_work.wait_for(lambda: self._is_closed or (lane.waiting and not lane.is_busy))
             if self._is_closed:
                 return None
-            _, entry = lane.waiting.popitem(last=False)
-            lane.num_bytes -= entry.num_bytes
+            entry = next(iter(lane.waiting.values()))
+            lane.remove(entry)
             entry.is_taken = lane.is_busy = True
             return entry
 

@@ -1,6 +1,7 @@
 """JSON schemas as masks over a model's tokens, by the library llguidance.
 
     schema ──SchemaCheck, a process of its own──► compiled here, in the caller's thread ──► Grammar, one per request
+                       └──► SchemaMemory: the next request with this schema asks no process
 
 Some schemas take minutes or gigabytes to compile, and the library cannot be interrupted. So another process compiles
 each new one first, and ends if that takes long. The library lets other threads run while it compiles. Limits on its
@@ -10,7 +11,6 @@ work bound a mask: 15 ms were the most, over schemas made to be slow.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 from backend.core.errors import InvalidRequestError, shorten
 from backend.core.request import PriorityClass
 from backend.text.schema_check import SchemaCheck
+from backend.text.schema_memory import SchemaMemory, Verdict
 
 if TYPE_CHECKING:
     import llguidance
 
     from backend.text.tokenizer import Tokenizer
 
-MAX_KEPT_SCHEMAS = 256  # that were found good: the next request with one of them asks no other process
 MAX_REASON_CHARS = 300
 # Between two tokens of JSON: a line break at most, and its indentation. A model must not fill its answer with spaces.
-_OPTIONS = {"whitespace_pattern": r"\n? {0,32}", "coerce_one_of": True}
+# No escape \u: it would spell the name of one property as another's, whose value may be anything.
+_OPTIONS = {"whitespace_pattern": r"\n? {0,32}", "coerce_one_of": True, "json_allowed_escapes": 'nrbtf\\"'}
 _LIMITS = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 100_000,
@@ -40,7 +41,7 @@ _LIMITS = {
 
 
 class Grammars:
-    """Compiles schemas for one tokenizer. Called from one thread per class of service."""
+    """Compiles schemas for one tokenizer. For any thread."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Takes a quarter of a second for 50,000 tokens. Raises ImportError where the library is not installed."""
@@ -50,30 +51,38 @@ class Grammars:
         self._tokenizer = _library_tokenizer(llguidance, tokenizer)
         self._limits = llguidance.LLParserLimits(**_LIMITS)  # type: ignore[arg-type]  # a dict of mixed values
         self._checks = {priority_class: SchemaCheck(_LIMITS) for priority_class in PriorityClass}
-        self._checked = lru_cache(MAX_KEPT_SCHEMAS)(self._check)
+        self._memory = SchemaMemory()
 
     def grammar(self, schema: str, priority_class: PriorityClass) -> Grammar:
         """Return the grammar of a request. Raises InvalidRequestError for a schema that cannot be followed."""
-        grammar = self._checked(schema, priority_class)
-        matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        verdict = self._memory.find(schema) or self._check(schema, priority_class)
+        if verdict.reason:
+            raise _refusal(verdict.reason)
+        matcher = self._library.LLMatcher(self._tokenizer, verdict.grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise _refusal(matcher.get_error())
         return Grammar(matcher, self._tokenizer.vocab_size)
+
+    def is_checked(self, schema: str) -> bool:
+        """Return whether no process has to try this schema: it is known to be good, or why it is not."""
+        return self._memory.find(schema) is not None
 
     def close(self) -> None:
         """End the processes that check."""
         for check in self._checks.values():
             check.close()
 
-    def _check(self, schema: str, priority_class: PriorityClass) -> str:
-        """Return the library's form of a schema that can be compiled."""
+    def _check(self, schema: str, priority_class: PriorityClass) -> Verdict:
+        verdict = self._try(schema, priority_class)
+        self._memory.keep(schema, verdict)
+        return verdict
+
+    def _try(self, schema: str, priority_class: PriorityClass) -> Verdict:
         try:
             grammar = self._library.LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)  # type: ignore[arg-type]  # as above
         except ValueError as error:
-            raise _refusal(str(error)) from error
-        if reason := self._checks[priority_class].reason_against(grammar):
-            raise _refusal(reason)
-        return grammar
+            return Verdict("", str(error) or "refused")
+        return Verdict(grammar, self._checks[priority_class].reason_against(grammar))
 
 
 class Grammar:

@@ -1,9 +1,14 @@
 """Bounds on a client's JSON schema, which hold before anything compiles it. Pure.
 
-Texts and names become automata: one of 60,000 characters makes a step take a second.
+Texts and names become automata: one of 60,000 characters makes a step take a second. What the library would follow
+wrongly is refused: it counts a repeated name twice.
 """
 
 from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum, auto
 
 from backend.core.errors import InvalidRequestError
 from backend.wire.coerce import as_small_text, parse_json, show
@@ -11,7 +16,14 @@ from backend.wire.coerce import as_small_text, parse_json, show
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_SCHEMA_DEPTH = 32  # of nested lists and objects
 MAX_SCHEMA_TEXT_CHARS = 512  # of a name, and of a text that the output is compared with
-_COMPARED = frozenset({"const", "enum", "pattern"})
+_COMPARED = frozenset({"const", "enum", "pattern", "required"})
+_OPTIONS = "x-guidance"  # how llguidance is to write JSON, or to read the schema; that is ours to say
+# Control characters that JSON writes with an escape \u only. The library drops them where a grammar has no such escape.
+_CONTROL = r"[\x00-\x07\x0b\x0e-\x1f\x7f]"
+_HEX = r"(?i:(?:x|u00|U000000)(?:0[0-7bef]|1[0-9a-f]|7f)|[xu]\{0*(?:[0-7bef]|1[0-9a-f]|7f)\})"
+_IN_PATTERN = rf"(?:{_CONTROL}|(?<!\\)(?:\\\\)*\\(?:[av]|{_HEX}))"
+_CLASS = re.compile(r"\[(?:\\.|[^\]\\])+\]", re.DOTALL)  # of several characters: the others are left
+_ALONE = re.compile(rf"\[{_IN_PATTERN}\]")
 
 
 def as_json_schema(name: str, value: object) -> str:
@@ -24,26 +36,93 @@ def as_json_schema(name: str, value: object) -> str:
     return text
 
 
+class _Place(Enum):
+    """What the keys of an object mean."""
+
+    KEYWORDS = auto()
+    NAMES = auto()
+    PATTERNS = auto()
+    DATA = auto()
+
+
+_BY_NAME = frozenset({_Place.NAMES, _Place.PATTERNS})
+_PLACES = (
+    dict.fromkeys(("const", "enum", "default", "examples"), _Place.DATA)
+    | dict.fromkeys(("properties", "$defs", "definitions", "dependentSchemas"), _Place.NAMES)
+    | dict.fromkeys(("pattern", "patternProperties"), _Place.PATTERNS)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    value: object
+    depth: int = 1
+    is_compared: bool = False
+    place: _Place = _Place.KEYWORDS
+
+    def inner(self, value: object, key: str | None = None) -> _Found:
+        """Return a value inside this one."""
+        is_keyword = key is not None and self.place is _Place.KEYWORDS
+        is_compared = self.is_compared or (is_keyword and key in _COMPARED)
+        place = _Place.KEYWORDS if key is not None and self.place in _BY_NAME else self.place
+        if is_keyword:
+            place = _PLACES.get(key or "", place)
+        return _Found(value, self.depth + 1, is_compared, place)
+
+
 def _check_values(name: str, schema: dict[str, object]) -> None:
     """Look at every value, without recursion."""
-    found: list[tuple[object, int, bool]] = [(schema, 1, False)]
-    while found:
-        value, depth, is_compared = found.pop()
+    left = [_Found(schema)]
+    while left:
+        found = left.pop()
+        value = found.value
         if isinstance(value, str):
-            if is_compared:
-                _check_text(name, value)
+            if found.is_compared:
+                _check_text(name, value, found.place)
             continue
-        if depth > MAX_SCHEMA_DEPTH:
+        if found.depth > MAX_SCHEMA_DEPTH:
             raise InvalidRequestError(f"{name}: lists and objects are nested more than {MAX_SCHEMA_DEPTH} deep")
         if isinstance(value, dict):
-            for key, item in value.items():
-                _check_text(name, key)
-                if isinstance(item, (str, list, dict)):
-                    found.append((item, depth + 1, is_compared or key in _COMPARED))
+            _check_object(name, value, found.place)
+            left += [found.inner(item, key) for key, item in value.items() if isinstance(item, (str, list, dict))]
         elif isinstance(value, list):
-            found += [(item, depth + 1, is_compared) for item in value if isinstance(item, (str, list, dict))]
+            left += [found.inner(item) for item in value if isinstance(item, (str, list, dict))]
 
 
-def _check_text(name: str, text: str) -> None:
+def _check_object(name: str, value: dict[str, object], place: _Place) -> None:
+    for key in value:
+        _check_text(name, key, place)
+    if place is _Place.KEYWORDS:
+        if _OPTIONS in value:
+            raise InvalidRequestError(f"{name}: {_OPTIONS} is no keyword of JSON Schema")
+        _check_min_properties(name, value)
+
+
+def _check_min_properties(name: str, schema: dict[str, object]) -> None:
+    least, required = schema.get("minProperties"), schema.get("required")
+    num_required = len({each for each in required if isinstance(each, str)}) if isinstance(required, list) else 0
+    if not isinstance(least, (int, float)) or least <= max(1, num_required) or _has_named_only(schema):
+        return
+    raise InvalidRequestError(
+        f"{name}: minProperties {show(least)} exceeds the {num_required} names in required; a name that comes twice "
+        "would count twice"
+    )
+
+
+def _has_named_only(schema: dict[str, object]) -> bool:
+    patterns = schema.get("patternProperties", {})
+    has_patterns = not isinstance(patterns, dict) or any(each is not False for each in patterns.values())
+    return schema.get("additionalProperties") is False and not has_patterns
+
+
+def _check_text(name: str, text: str, place: _Place) -> None:
     if len(text) > MAX_SCHEMA_TEXT_CHARS:
         raise InvalidRequestError(f"{name}: a name or text of {len(text)} characters exceeds {MAX_SCHEMA_TEXT_CHARS}")
+    is_pattern = place is _Place.PATTERNS
+    control = _control_in_pattern(text) if is_pattern else re.search(_CONTROL, text)
+    if control is not None:
+        raise InvalidRequestError(f"{name}: a name or text has the control character {control[0]!a}")
+
+
+def _control_in_pattern(text: str) -> re.Match[str] | None:
+    return _ALONE.search(text) or re.search(_IN_PATTERN, _CLASS.sub("", text))

@@ -74,8 +74,12 @@ class Door:
         self.post: Callable[[Command], None] = self.commands.put
         self.metrics = Recorder()
         self.outbox = Outbox(self.tokenizer, dict.fromkeys(PriorityClass, 0.0), self.metrics, lambda _: None)
-        intake = Intake(self.tokenizer, ServiceSettings(), 8192, 32_000, Abilities("gated", self.compile_schema))
+        intake = Intake(self.tokenizer, ServiceSettings(), 8192, 32_000, self.abilities())
         self.queue = IntakeQueue(intake, self.outbox, lambda c: self.post(c), self.metrics, max_waiting_bytes)
+
+    def abilities(self) -> Abilities:
+        """Those of an executor that knows no schema but `{}`."""
+        return Abilities("gated", self.compile_schema, is_checked=lambda schema: schema == "{}")
 
     def compile_schema(self, schema: str, _: PriorityClass) -> None:
         """As an executor that compiles by itself; `slow` takes its time, `bad` is none."""
@@ -284,7 +288,7 @@ def test_token_ids_are_checked_against_the_models_vocabulary(options: dict[str, 
 def test_nobody_without_a_schema_waits_for_one(door: Door, priority_class: str) -> None:
     door.submit(1, "hi", priority_class, sampling=Sampling(json_schema="slow"))
     door.tokenizer.begun.get(timeout=WAIT_S)
-    door.submit(2, "hi", priority_class, sampling=Sampling(json_schema="{}"))
+    door.submit(2, "hi", priority_class, sampling=Sampling(json_schema="new"))
     door.submit(3, "hi", priority_class)
     assert door.next_command() == (Submit, "stub.3")
     door.tokenizer.may_go_on.set()
@@ -294,8 +298,35 @@ def test_nobody_without_a_schema_waits_for_one(door: Door, priority_class: str) 
 def test_a_real_time_schema_does_not_wait_for_a_best_effort_one(door: Door) -> None:
     door.submit(1, "hi", "be", sampling=Sampling(json_schema="slow"))
     door.tokenizer.begun.get(timeout=WAIT_S)
-    door.submit(2, "hi", "rt", sampling=Sampling(json_schema="{}"))
+    door.submit(2, "hi", "rt", sampling=Sampling(json_schema="new"))
     assert door.next_command() == (Submit, "stub.2")
+
+
+@pytest.mark.parametrize("priority_class", ["rt", "be"])
+def test_a_known_schema_does_not_wait_for_a_new_one(door: Door, priority_class: str) -> None:
+    door.submit(1, "hi", priority_class, sampling=Sampling(json_schema="slow"))
+    door.tokenizer.begun.get(timeout=WAIT_S)
+    door.submit(2, "hi", priority_class, sampling=Sampling(json_schema="{}"))
+    assert door.next_command() == (Submit, "stub.2")
+
+
+def test_so_many_new_schemas_of_a_class_may_wait_and_no_more() -> None:
+    door = Door(max_waiting_bytes=100_000)
+    door.submit(0, "hi", "rt", sampling=Sampling(json_schema="slow"))
+    door.tokenizer.begun.get(timeout=WAIT_S)
+    for handle in range(1, 10):
+        door.submit(handle, "hi", "rt", sampling=Sampling(json_schema=f"new {handle}"))
+    handle, end = door.stub.next_end()
+    assert (handle, end.error_code) == (9, OverloadedError.code)
+    assert "8 new schemas of class rt wait to be tried; the limit is 8" in end.error_message
+    door.submit(10, "hi", "rt", sampling=Sampling(json_schema="new 8"))  # waits already: no further trial
+    door.cancel(1)
+    assert door.stub.next_end()[0] == 1
+    door.submit(11, "hi", "rt", sampling=Sampling(json_schema="new 11"))
+    door.tokenizer.may_go_on.set()
+    served = [door.next_command()[1] for _ in range(10)]
+    door.close()
+    assert served == [f"stub.{handle}" for handle in (0, 2, 3, 4, 5, 6, 7, 8, 10, 11)]
 
 
 def test_a_schema_that_cannot_be_compiled_ends_its_own_request(door: Door) -> None:

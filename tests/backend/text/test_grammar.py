@@ -158,8 +158,14 @@ def test_a_schema_that_takes_minutes_is_given_up_and_the_next_one_served(
 ) -> None:
     monkeypatch.setattr("backend.text.grammar.SchemaCheck", lambda limits: SchemaCheck(limits, cpu_s=0.1))
     grammars = Grammars(tokenizer)
+    assert not grammars.is_checked(json.dumps(SLOW))
     with pytest.raises(InvalidRequestError, match=r"json_schema: takes more than 0\.1 s or 1024 MiB to compile"):
         make(grammars, SLOW)
+    monkeypatch.setattr(SchemaCheck, "reason_against", lambda *_: pytest.fail("tried again"))
+    assert grammars.is_checked(json.dumps(SLOW))
+    with pytest.raises(InvalidRequestError, match=r"json_schema: takes more than 0\.1 s or 1024 MiB to compile"):
+        make(grammars, SLOW)
+    monkeypatch.undo()
     assert make(grammars, PERSON).allowed([])[ord("{") + 3]
     grammars.close()
 
@@ -176,6 +182,25 @@ def test_references_lead_into_a_schema_that_stands_inside_another(grammars: Gram
     output = [char + 3 for char in b'{"arguments":']
     assert grammar.allowed(output)[ord("7") + 3]
     assert not grammar.allowed(output)[ord("8") + 3]
+
+
+def follows(grammar: Grammar, text: bytes) -> bool:
+    """Return whether the grammar lets each byte follow those before it."""
+    output = [char + 3 for char in text]
+    return all(grammar.allowed(output[:end])[token_id] for end, token_id in enumerate(output))
+
+
+@pytest.mark.parametrize("schema", [{}, {"additionalProperties": False, "patternProperties": {"^b": {}}}], ids=str)
+def test_no_escape_spells_the_name_of_another_property(grammars: Grammars, schema: dict[str, Any]) -> None:
+    schema = {"type": "object", "properties": {"a": {"const": 1}, "b\n": {"const": 1}}, "required": ["a"], **schema}
+    assert follows(make(grammars, schema), b'{"a":1,"b":"x"}')
+    assert follows(make(grammars, schema), b'{"a":1,"b\\n":1}')
+    for name in (b"\\u0061", b"b\\u000a", b"\\u0062"):
+        assert not follows(make(grammars, schema), b'{"a":1,"%s":"x"}' % name)
+
+
+def test_a_text_may_hold_whatever_has_a_spelling_of_its_own(grammars: Grammars) -> None:
+    assert follows(make(grammars, {"type": "string"}), '"a\\n\\t\\"\\\\é😀"'.encode())
 
 
 def test_a_row_that_nothing_may_follow_says_so(grammars: Grammars) -> None:

@@ -21,7 +21,18 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 def test_a_schema_within_the_bounds_is_taken_as_it_is() -> None:
-    for schema in (nested(MAX_SCHEMA_DEPTH), {"description": LONG, "enum": [LONG[1:]], LONG[1:]: 1}):
+    schemas = (
+        nested(MAX_SCHEMA_DEPTH),
+        {"description": LONG, "enum": [LONG[1:]], LONG[1:]: 1},
+        {"properties": {"x-guidance": {}, "minProperties": {}, "const": {"description": LONG}}},
+        {"const": {"x-guidance": 1, "minProperties": 3}, "default": {"minProperties": 3}},
+        {"minProperties": 1, "items": {"minProperties": 2, "required": ["a", "b"]}},
+        {"minProperties": 2, "additionalProperties": False, "patternProperties": {"a": False}},
+        {"const": "\n\t\b\f\r", "description": "\0"},
+        {"pattern": r"^[\x00-\x7f][^\a\v]\\x01\x0a\A$", "properties": {r"\x01": {}}, "const": r"\x01"},
+        {"patternProperties": {"[\0-\x1f]": {"const": r"\x01"}}},
+    )
+    for schema in schemas:
         text = json.dumps(schema)
         assert as_json_schema("json_schema", text) == text
         assert as_json_schema("json_schema", text.encode()) == text
@@ -40,6 +51,19 @@ def test_a_schema_within_the_bounds_is_taken_as_it_is() -> None:
         (json.dumps({"const": LONG}), f"{len(LONG)} characters exceeds"),
         (json.dumps({"properties": {"a": {"enum": ["b", {"c": LONG}]}}}), f"{len(LONG)} characters exceeds"),
         (json.dumps({"anyOf": [{"pattern": LONG}]}), f"{len(LONG)} characters exceeds"),
+        ('{"x-guidance": {}}', "x-guidance is no keyword of JSON Schema"),
+        ('{"properties": {"properties": {"allOf": [{"x-guidance": 1}]}}}', "x-guidance is no keyword of JSON Schema"),
+        ('{"minProperties": 3}', "minProperties 3 exceeds the 0 names in required"),
+        ('{"$defs": {"a": {"minProperties": 2, "required": ["b", "b"]}}}', "minProperties 2 exceeds the 1 names"),
+        ('{"minProperties": 2, "additionalProperties": false, "patternProperties": {"a": {}}}', "minProperties 2"),
+        ('{"minProperties": 2, "patternProperties": {"a": false}}', "minProperties 2"),
+        (json.dumps({"enum": [{"a": "b\x01"}]}), "control character '\\x01'"),
+        *(
+            (json.dumps({"pattern": text}), "a name or text has the control character")
+            for text in ("a\x01", r"a\x01", r"\u001Fab", r"\x{7}", r"\\\v", r"[\x7F]", "[\0]", r"[a]\a")
+        ),
+        (json.dumps({"patternProperties": {r"\x01": {}}}), "a name or text has the control character"),
+        (json.dumps({"required": ["b\x7f"]}), "control character '\\x7f'"),
         (json.dumps({"properties": {LONG: {}}}), f"{len(LONG)} characters exceeds"),
     ],
     ids=lambda value: str(value)[:30],

@@ -30,7 +30,7 @@ from bench.report.tables import (
     on_all_seeds,
     verdict,
 )
-from bench.report.traffic import traffic_table
+from bench.report.traffic import worst_traffic
 from bench.report.vllm import vllm_summary
 from bench.study import GROUPED_QUERY, KV_BOUND, KV_BOUND_PAIRS, LOOSE, RT_CAPACITY
 
@@ -53,8 +53,9 @@ BE_SIMULATED = """\
 Simulated: BE throughput of `bros` in % of an upper bound that knows the future. In brackets: the ratio to the best
 baseline that keeps RT as well. *none*: no baseline keeps RT as well."""
 TRAFFIC = """\
-Simulated: scenarios on which no policy was tuned (`python -m bench.study --traffic`). Share of RT requests that
-keep both objectives in %, and BE output tokens per second."""
+Simulated: traffic on which no policy was tuned (`python -m bench.study --traffic`;
+[table](../bench/results/grid.md#traffic-without-tuning)). RT under `bros` loses most beside BE in *{name}*. It meets
+both SLOs for {bros:.2f} % of the requests, alone for {alone:.2f} %. Under `priority_tuned` it meets {tuned:.2f} %."""
 COST = "Measured: the engine behind Triton against the same engine in the client's process; quartiles in brackets."
 SCHEDULING = "Measured: scheduling time per step with 10,000 requests waiting (`python -m bench.micro`)."
 PEERS = """\
@@ -108,7 +109,10 @@ def _measured(results: Path, words: str, cell: Callable[[Sequence[Run]], str]) -
 
 def _traffic(results: Path) -> list[str]:
     document = load_json(results / "study-traffic.json")
-    return [] if document is None else [TRAFFIC, traffic_table(document["runs"])]
+    if document is None:
+        return []
+    name, (alone, bros, tuned) = worst_traffic(document["runs"])
+    return [TRAFFIC.format(name=name, alone=alone, bros=bros, tuned=tuned)]
 
 
 def _simulated(

@@ -39,18 +39,36 @@ def traffic_table(runs: Sequence[Mapping[str, Any]]) -> str:
     return markdown_table(_HEADER, [_row(name, [run for run in runs if run["label"] == name]) for name in names])
 
 
+def worst_traffic(runs: Sequence[Mapping[str, Any]]) -> tuple[str, list[float]]:
+    """Return the scenario in which `bros` loses most beside best-effort work. With it comes the attainment in percent:
+    alone, under `bros`, under `priority_tuned`."""
+    names = {run["label"] for run in runs}
+    attained = {name: _attained(_groups([run for run in runs if run["label"] == name])) for name in names}
+    name = max(attained, key=lambda name: attained[name][0] - attained[name][1])
+    return name.replace("_", " "), attained[name]
+
+
 def _row(name: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    alone = [run for run in runs if _is_alone(run)]
-    beside = [[run for run in runs if run not in alone and run["scenario"]["policy"] == p] for p in _POLICIES]
-    attained = [f"{100 * _mean(r['rt_attainment']['both'] for r in some):.2f}" for some in (alone, *beside)]
+    groups = _groups(runs)
+    throughputs = [_mean(run["be_tokens_per_s"] for run in group) for group in groups[1:]]
     return [
         name.replace("_", " "),
-        *attained,
-        *(f"{_mean(r['be_tokens_per_s'] for r in some):,.0f}" for some in beside),
+        *(f"{percent:.2f}" for percent in _attained(groups)),
+        *(f"{throughput:,.0f}" for throughput in throughputs),
     ]
 
 
 _POLICIES = ("bros", "priority_tuned")
+_Groups = list[list[Mapping[str, Any]]]  # runs of real-time alone, then of each policy
+
+
+def _groups(runs: Sequence[Mapping[str, Any]]) -> _Groups:
+    alone = [run for run in runs if _is_alone(run)]
+    return [alone, *([r for r in runs if r not in alone and r["scenario"]["policy"] == p] for p in _POLICIES)]
+
+
+def _attained(groups: _Groups) -> list[float]:
+    return [100.0 * _mean(run["rt_attainment"]["both"] for run in group) for group in groups]
 
 
 def _is_alone(run: Mapping[str, Any]) -> bool:

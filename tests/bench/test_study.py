@@ -249,7 +249,7 @@ def test_the_page_says_nothing_without_results(tmp_path: Path) -> None:
 
 
 def test_the_page_fits_a_few_screens() -> None:
-    assert len(page(report.RESULTS).splitlines()) < 175
+    assert len(page(report.RESULTS).splitlines()) < 160
 
 
 def test_the_committed_documents_are_what_the_committed_results_say() -> None:

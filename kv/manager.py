@@ -233,8 +233,7 @@ class KVCacheManager:
             return True
         self._num_changes += 1
         self._pool.grow_each_by_one(rows)
-        self._table.write_last(self._pool, rows)
-        self._host.forget_first_of_each(rows)
+        self._note_one_more_of_each(rows)
         return True
 
     def most_new_blocks(self, rows: Indices) -> int:
@@ -260,7 +259,7 @@ class KVCacheManager:
             row: self._give_up(row, *self._pool.extent(row), num_kept, row in checkpoints)
             for row, num_kept in budget.cuts.items()
         }
-        pool = self._pool = budget.settled_pool()
+        self._pool = budget.settled_pool()
         found = {
             row: self._host_prefixes.take(prefix, self.num_borrowed(row), restores[row])
             for row, prefix in prefixes.items()
@@ -271,8 +270,7 @@ class KVCacheManager:
             self._bring_in(row, start, restores.get(row, 0), found.get(row)) for row, start in budget.grown.items()
         ]
         if len(decodes := budget.decodes()):
-            self._table.write_last(pool, decodes)
-            self._host.forget_first_of_each(decodes)
+            self._note_one_more_of_each(decodes)
         return Adopted(copies_out, [copy for copy in copies_in if len(copy)])
 
     def shrink(self, row: Row, num_kept: int, checkpoint: bool) -> SlotCopy:
@@ -374,6 +372,11 @@ class KVCacheManager:
         if num_slots:
             self._table.write_from(self._pool, row, start)
         return True
+
+    def _note_one_more_of_each(self, rows: Indices) -> None:
+        """Record that each of `rows` grew by one position, which is computed anew."""
+        self._table.write_last(self._pool, rows)
+        self._host.forget_first_of_each(rows)
 
     def _bring_in(self, row: Row, start: int, num_restored: int, found: NDArray[np.int32] | None) -> SlotCopy:
         """Record that `row` grew from `start` on. Its first `num_restored` new positions come from the host.

@@ -85,7 +85,7 @@ class Packing:
         row = self._row_of(request)
         num_missing = len(request.token_ids) - self._num_computed(request)
         assert num_tokens + num_restored <= num_missing, f"request {request.request_id!r}: {num_tokens} tokens"
-        if request.row is None and num_restored > self._num_on_host(request):  # less is borrowed than it was to follow
+        if num_restored and request.row is None and num_restored > self._num_on_host(request):  # less is borrowed now
             return False
         if not self.kv.try_grow(row, side_of(request), num_tokens + num_restored):
             return False

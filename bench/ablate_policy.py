@@ -58,6 +58,15 @@ CELLS: dict[str, Scenario] = {
     "70B, 1 in 20 asks TTFT 60 ms": replace(
         _BASE, pair="llama70b-h100-tp4", rt_rate=12.0, other_slo_share=0.05, other_ttft_slo_s=0.06
     ),
+    "1,000 at once": Scenario(
+        pair="opt13b-a100-tp2",
+        rt_trace="trace_flood.csv",
+        be_outstanding=64,
+        ttft_slo_s=5.0,
+        warmup_s=0.0,
+        duration_s=100.0,
+        drain_s=200.0,
+    ),
     "rare and tight": replace(_BASE, rt_rate=0.1, ttft_slo_s=0.03, duration_s=300.0),
     "noise of 20 %": replace(_BASE, rt_rate=8.0, ttft_slo_s=0.2, tpot_slo_s=0.05, step_noise=0.2),
 }

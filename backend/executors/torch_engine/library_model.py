@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from backend.core.errors import ConfigError
 from backend.executors.torch_engine.attention import AttentionShape, SlotAttention
@@ -34,6 +36,11 @@ class _Step:
     attention: SlotAttention
     slots: torch.Tensor
     windows: dict[int, int | None] = field(default_factory=dict)
+    longest_window: int | None = None
+
+
+class UnservableLayerError(Exception):
+    """A layer asks for what our attention does not compute."""
 
 
 class LibraryModel:
@@ -51,14 +58,22 @@ class LibraryModel:
     def vocab_size(self) -> int:
         return len(self._model.get_input_embeddings().weight)
 
+    def narrow(self, longest_window: int) -> None:
+        """Cut every window down to `longest_window` tokens, for a probe; `windows` tells what the layers asked for."""
+        self._step.longest_window = longest_window
+
     def forward(self, inputs: StepInputs) -> torch.Tensor:
         """Return the float32 logits [num_sampled, vocabulary]; writes K and V to the pool."""
+        return self.forward_at(inputs, inputs.positions)
+
+    def forward_at(self, inputs: StepInputs, positions: NDArray[np.int64]) -> torch.Tensor:
+        """Do what `forward` does, but tell the layers other positions than the attention has."""
         device = self._model.device
         self._step.attention.begin(inputs)
         self._step.slots = torch.from_numpy(inputs.slots).to(device)
         output = self._model(
             input_ids=torch.from_numpy(inputs.token_ids).to(device)[None],
-            position_ids=torch.from_numpy(inputs.positions).to(device)[None],
+            position_ids=torch.from_numpy(positions).to(device)[None],
             use_cache=False,
             logits_to_keep=torch.from_numpy(inputs.sampled_tokens).to(device),
         )
@@ -194,7 +209,7 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    _attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -202,13 +217,19 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention as the library calls it: query [1, H, N, D], key and value [1, G, N, D]; returns [1, N, H, D].
 
-    A mask or another argument that this function ignores shows in the probe if it matters.
+    Another argument that this function ignores shows in the probe if it matters. A mask may not: the library builds
+    none for us, so one that comes is of the layer's own, and such masks may begin to hide tokens in long texts only.
     """
     step: _Step = module.bros_step
     layer_index = module.layer_idx
+    if attention_mask is not None:
+        raise UnservableLayerError(f"layer {layer_index} attends by a mask of its own, which is not supported")
     step.pool.write(layer_index, key[0].transpose(0, 1), value[0].transpose(0, 1), step.slots)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     step.windows[layer_index] = sliding_window
+    window = sliding_window
+    if window is not None and step.longest_window is not None:
+        window = min(window, step.longest_window)
     queries = query[0].transpose(0, 1).contiguous()
-    out = step.attention.attend(queries, layer_index, AttentionShape(scale, sliding_window, softcap))
+    out = step.attention.attend(queries, layer_index, AttentionShape(scale, window, softcap))
     return out[None], None

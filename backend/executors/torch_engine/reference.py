@@ -84,6 +84,21 @@ def library_attention(model: Any, ours: str) -> Iterator[None]:
 
 
 @contextmanager
+def narrow_windows(model: Any, longest: int) -> Iterator[None]:
+    """Let the library's masks show `longest` tokens at most where they have a window; they read it at each call."""
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    windows = [(config, getattr(config, "sliding_window", None)) for config in configs.values()]
+    wide = [(config, window) for config, window in windows if isinstance(window, int) and window > longest]
+    for config, _ in wide:
+        config.sliding_window = longest
+    try:
+        yield
+    finally:
+        for config, window in wide:
+            config.sliding_window = window
+
+
+@contextmanager
 def in_float32(model: Any) -> Iterator[None]:
     """Widen a model's weights and buffers; that and the way back are exact."""
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]

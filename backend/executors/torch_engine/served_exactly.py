@@ -15,7 +15,7 @@ from backend.core.errors import ConfigError
 from backend.core.executor import ExecutorCapacity
 from backend.executors.torch_engine.executor import Model
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
-from backend.executors.torch_engine.library_model import IMPLEMENTATION, LibraryModel, kv_shape
+from backend.executors.torch_engine.library_model import IMPLEMENTATION, LibraryModel, UnservableLayerError, kv_shape
 from backend.executors.torch_engine.memory import available_bytes
 from backend.executors.torch_engine.probe import (
     BF16_FEW_LAYERS_LIMIT,
@@ -26,11 +26,19 @@ from backend.executors.torch_engine.probe import (
     require_small,
     worst_difference,
 )
-from backend.executors.torch_engine.reference import Reference, in_float32, library_attention, library_logits
+from backend.executors.torch_engine.reference import (
+    Reference,
+    in_float32,
+    library_attention,
+    library_logits,
+    narrow_windows,
+)
+from backend.executors.torch_engine.row_dependence import WatchedModel
 
 _log = logging.getLogger(__name__)
 _AnyModel = TypeVar("_AnyModel", bound=Model, covariant=True)
 _SHARE_OF_FREE_MEMORY = 0.5  # that the float32 weights of a probe may take
+_LONGEST_WINDOW = 8  # in a probe: its sequences have 42 and 12 tokens, so that a window's edge is in both
 
 
 class MakeModel(Protocol[_AnyModel]):
@@ -65,6 +73,8 @@ def check_library(
         _check_library(name, library_model, config, dtype, make)
     except ConfigError:
         raise
+    except UnservableLayerError as error:
+        raise ConfigError(f"{name} cannot be served: {error}") from error
     except Exception as error:  # whatever a family's code raises
         raise ConfigError(f"{name} cannot be served: a step fails: {type(error).__name__}: {error}") from error
 
@@ -74,12 +84,15 @@ def _check_library(
 ) -> None:
     def compare(served: torch.dtype, limit: float) -> None:
         model = make(_pool(kv_shape(config, served), library_model.device), probe_capacity())
-        difference = worst_difference(model, config.vocab_size, expected)
+        model.narrow(_LONGEST_WINDOW)
+        watched = WatchedModel(model)
+        difference = worst_difference(watched, config.vocab_size, expected)
         _require_attention(name, model, config)
         require_small(difference, limit, name)
+        watched.require_independent(name, config.max_position_embeddings, limit)
 
     def expect() -> list[torch.Tensor]:
-        with library_attention(library_model, IMPLEMENTATION):
+        with library_attention(library_model, IMPLEMENTATION), narrow_windows(library_model, _LONGEST_WINDOW):
             return [library_logits(library_model, tokens) for tokens in probe_tokens(config.vocab_size)]
 
     if dtype is torch.float32 or _can_widen(name, library_model):
@@ -102,7 +115,7 @@ def _can_widen(name: str, library_model: Any) -> bool:
 
 
 def _require_attention(name: str, model: LibraryModel, config: Any) -> None:
-    """A probe is shorter than most windows, so what every layer asked for is looked at."""
+    """A probe runs with short windows, so what every layer asked for is looked at."""
     absent = [index for index in range(config.num_hidden_layers) if index not in model.windows]
     if absent:
         raise ConfigError(

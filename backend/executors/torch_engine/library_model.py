@@ -24,6 +24,7 @@ from backend.text.model_files import ModelFiles
 IMPLEMENTATION = "bros_slots"
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "vocab_size")
+_HARMLESS = frozenset({"position_ids"})  # tensors that come with an attention call and that attention does not need
 # Rotary tables that change with the longest position in the row would make a request depend on its neighbours.
 _ROW_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
@@ -213,17 +214,18 @@ def _attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_others: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention as the library calls it: query [1, H, N, D], key and value [1, G, N, D]; returns [1, N, H, D].
 
-    Another argument that this function ignores shows in the probe if it matters. A mask may not: the library builds
-    none for us, so one that comes is of the layer's own, and such masks may begin to hide tokens in long texts only.
+    Another argument that this function ignores shows in the probe if it matters. A tensor may not: the library builds
+    no mask for us, so what comes is the layer's own, and may begin to hide tokens in long texts only.
     """
     step: _Step = module.bros_step
     layer_index = module.layer_idx
-    if attention_mask is not None:
-        raise UnservableLayerError(f"layer {layer_index} attends by a mask of its own, which is not supported")
+    for name, argument in {"attention_mask": attention_mask, **others}.items():
+        if isinstance(argument, torch.Tensor) and name not in _HARMLESS:
+            raise UnservableLayerError(f"layer {layer_index} attends by an {name!r} of its own, which is not supported")
     step.pool.write(layer_index, key[0].transpose(0, 1), value[0].transpose(0, 1), step.slots)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     step.windows[layer_index] = sliding_window

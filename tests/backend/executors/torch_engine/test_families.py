@@ -28,6 +28,7 @@ FAMILIES = {
     "gemma3": ("Gemma3Text", {"head_dim": 16, "sliding_window": 24, "num_hidden_layers": 7}),
     "phi3": ("Phi3", {}),
     "olmo2": ("Olmo2", {}),
+    "afmoe": ("Afmoe", {"head_dim": 16, "sliding_window": 24, "num_experts": 4, "num_experts_per_tok": 2}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 1, 0]}),
 }
 

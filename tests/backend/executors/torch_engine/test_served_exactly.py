@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from backend.core.errors import ConfigError
 from backend.executors.torch_engine import library_model, loader, probe, served_exactly
 from backend.executors.torch_engine.layer_ops import TorchLayerOps
 from backend.executors.torch_engine.reference import plain_llama, sampled_rows
+from backend.executors.torch_engine.row_dependence import WatchedModel
 from backend.executors.torch_engine.settings import AttentionKernel, Dtype, ModelPath
 from backend.executors.torch_engine.weights import DirectorySource
 from tests.backend.executors.torch_engine.models import save_tiny_model
@@ -30,6 +32,14 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
     "moshi": ("Moshi", {"sliding_window": 24}, "layer 0 asks for a window of None tokens, its configuration says 24"),
     "persimmon": ("Persimmon", {}, "a step fails: RuntimeError"),
     "gemma4_text": ("Gemma4Text", {"head_dim": 16}, "heads that differ between layers are not supported"),
+    "doge": ("Doge", {}, "layer 0 attends by an 'attention_mask' of its own"),
+    "llama4_text": (
+        "Llama4Text",
+        {"num_hidden_layers": 4, "head_dim": 16, "intermediate_size_mlp": 96, "num_local_experts": 2, "moe_layers": []}
+        | {"layer_types": ["full_attention"] * 4},
+        r"Llama4TextAttention\.forward, line \d+, counts the tokens of a step",
+    ),
+    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64}, "logits differ"),
     "bert": ("Bert", {"num_key_value_heads": 4}, "logits differ from the reference"),
 }
 
@@ -142,6 +152,36 @@ def test_probe_uses_every_kind_of_step() -> None:
     assert {(1, True, False), (2, True, True), (2, False, True)} <= kinds
     assert len(set(slots)) == len(slots) == sum(done)
     assert int(probe.probe_tokens(100)[0].max()) == 99
+
+
+def test_request_that_changes_with_a_far_neighbour_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such rotary tables are refused by their name already; a probe sees them without it."""
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 256}
+    changes = {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, **factors}}
+    directory = save_tiny_model(tmp_path, "Phi3", original_max_position_embeddings=256, **changes)
+    monkeypatch.setattr(library_model, "_ROW_DEPENDENT_ROPE", frozenset())
+    with pytest.raises(
+        ConfigError, match=r"\(phi3\) would be served wrong: a request at position 2303 changes another's"
+    ):
+        load_quietly(settings_for(directory))
+
+
+@pytest.mark.parametrize("counts_row", [False, True])
+def test_call_that_counts_the_row_is_told_from_one_of_a_fixed_size(counts_row: bool) -> None:
+    """24 is the number of tokens in two of the probe's steps."""
+
+    class Counting:
+        def forward(self, inputs: Any) -> torch.Tensor:
+            torch.arange(inputs.num_tokens if counts_row else 24)
+            return self.forward_at(inputs, inputs.positions)
+
+        def forward_at(self, inputs: Any, _positions: Any) -> torch.Tensor:
+            return torch.arange(50.0)[None].expand(len(inputs.sampled), -1)
+
+    watched = WatchedModel(Counting())  # type: ignore[arg-type] # all that it asks of a LibraryModel
+    probe.worst_difference(watched, 50, [torch.randn(len(tokens), 50) for tokens in probe.probe_tokens(50)])
+    with pytest.raises(ConfigError, match="counts the tokens") if counts_row else nullcontext():
+        watched.require_independent("model 'x'", 100, 1e-3)
 
 
 def test_logits_that_are_no_numbers_are_refused() -> None:

@@ -14,7 +14,7 @@ from backend.config import EngineConfig, ExecutorKind
 from backend.core.errors import ConfigError
 from backend.text.model_files import resolve_model
 from backend.text.sim_tokenizer import FIRST_BYTE_ID
-from backend.text.tokenizer import byte_level_alphabet
+from backend.text.token_bytes import byte_level_alphabet
 from backend.text.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING:

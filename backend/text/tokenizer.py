@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import codecs
-import json
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-from backend.core.errors import ConfigError, InvalidRequestError
+from backend.core.errors import InvalidRequestError
 from backend.text.model_files import resolve_model
+from backend.text.token_bytes import byte_decoder
 from backend.text.tokenizer_files import TokenizerParts, read_tokenizer
-
-if TYPE_CHECKING:
-    import tokenizers
 
 # The library would hand a text to a pool of threads of its own, where one may wait behind another's.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _NORMALIZER_SHRINKS = 4  # times at most: composed characters and look-alikes take fewer bytes than what they stand for
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def load_tokenizer(model_path: str | None) -> Tokenizer:
@@ -39,7 +33,7 @@ class Tokenizer:
         added = parts.backend.get_added_tokens_decoder()
         self.special_token_ids = {token_id for token_id, token in added.items() if token.special}
         self._added_ids = set(added)
-        self._bytes_of, self.strips_first_space = _byte_decoder(parts.backend)
+        self._bytes_of, self.strips_first_space = byte_decoder(parts.backend)
         token_ids = parts.backend.get_vocab().values()
         self.vocab_size = max(token_ids, default=-1) + 1
         longest = max((len(self._text_of(token_id)) for token_id in token_ids), default=0)
@@ -169,45 +163,3 @@ def _advance(string: str, borders: Sequence[int], num_begun: int, text: str) -> 
             num_begun = borders[num_begun - 1]
         num_begun += string[num_begun] == char
     return num_begun
-
-
-def _byte_decoder(backend: tokenizers.Tokenizer) -> tuple[Callable[[str], bytes], bool]:
-    """Return how a token's text becomes bytes, and whether the first space of a text is dropped.
-
-    Two kinds exist among decoder-only models: byte-level BPE (GPT-2) and SentencePiece with byte fallback.
-    """
-    state = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}
-    steps = state.get("decoders", [state])
-    kinds = {step.get("type") for step in steps}
-    if "ByteLevel" in kinds:
-        return _byte_level_bytes, False
-    if "ByteFallback" in kinds or "Metaspace" in kinds:
-        strips = any(
-            (step["type"] == "Strip" and step["start"] > 0)
-            or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
-            for step in steps
-        )
-        return _sentencepiece_bytes, strips
-    raise ConfigError(f"the model's tokenizer decodes by {sorted(map(str, kinds))}; supported: ByteLevel, ByteFallback")
-
-
-def byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for each byte (github.com/openai/gpt-2, src/encoder.py)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_ALPHABET = byte_level_alphabet()
-
-
-def _byte_level_bytes(token: str) -> bytes:
-    """A token with a character outside the alphabet stands for its own text."""
-    if all(character in _ALPHABET for character in token):
-        return bytes(_ALPHABET[character] for character in token)
-    return token.encode()
-
-
-def _sentencepiece_bytes(token: str) -> bytes:
-    match = _BYTE_TOKEN.fullmatch(token)
-    return bytes([int(match[1], 16)]) if match else token.replace("▁", " ").encode()

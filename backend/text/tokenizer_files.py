@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backend.core.errors import ConfigError
 from backend.text.chat_template import ChatTemplate
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _OLDER = "special_tokens_map.json"
 _MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+_IGNORE_PREFIX = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})  # the library's classes that keep the file
 _SPECIAL_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
@@ -55,6 +56,8 @@ def _from_directory(directory: Path) -> TokenizerParts:
         raise ConfigError(f"{str(path)!r} cannot be read: {error}") from error
     _switch_off_training(backend)
     config = _read_json(directory / "tokenizer_config.json")
+    _require_same_prefix(directory, backend, config)
+    backend.encode_special_tokens = bool(config.get("split_special_tokens"))  # "</s>" in a prompt is then plain text
     special = _special_tokens(directory, config)
     _add_missing_tokens(backend, _read_json(directory / _OLDER) | config, special)
     bos = special.get("bos_token")
@@ -82,6 +85,35 @@ def _switch_off_training(backend: tokenizers.Tokenizer) -> None:
     backend.no_padding()
     if getattr(backend.model, "dropout", None):
         backend.model.dropout = None
+
+
+def _require_same_prefix(directory: Path, backend: tokenizers.Tokenizer, config: Mapping[str, object]) -> None:
+    """Raise ConfigError where the configuration says otherwise than the tokenizer whether a space begins a prompt.
+
+    Most of the library's classes follow the configuration, and build the steps of the tokenizer anew.
+    """
+    wanted, actual = config.get("add_prefix_space"), _adds_prefix_space(backend)
+    if isinstance(wanted, bool) and wanted != actual and config.get("tokenizer_class") not in _IGNORE_PREFIX:
+        raise ConfigError(
+            f"model {str(directory)!r}: 'add_prefix_space' is {wanted} in tokenizer_config.json but {actual} in "
+            "tokenizer.json; make them agree"
+        )
+
+
+def _adds_prefix_space(backend: tokenizers.Tokenizer) -> bool:
+    steps = [step for part in (backend.normalizer, backend.pre_tokenizer) if part is not None for step in _steps(part)]
+    return any(
+        step["type"] == "Prepend"
+        or bool(step.get("add_prefix_space"))
+        or step.get("prepend_scheme", "never") != "never"
+        for step in steps
+    )
+
+
+def _steps(part: Any) -> list[dict[str, Any]]:
+    state = json.loads(part.__getstate__())
+    steps: list[dict[str, Any]] = state.get("normalizers") or state.get("pretokenizers") or [state]
+    return steps
 
 
 def _special_tokens(directory: Path, config: Mapping[str, object]) -> dict[str, str]:

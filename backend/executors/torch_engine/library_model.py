@@ -24,7 +24,8 @@ from backend.text.model_files import ModelFiles
 IMPLEMENTATION = "bros_slots"
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "vocab_size")
-_HARMLESS = frozenset({"position_ids"})  # tensors that come with an attention call and that attention does not need
+# Tensors that some families hand on to the attention call, which needs none of them.
+_HARMLESS = frozenset({"position_ids", "cache_position", "input_ids", "logits_to_keep"})
 # Rotary tables that change with the longest position in the row would make a request depend on its neighbours.
 _ROW_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 

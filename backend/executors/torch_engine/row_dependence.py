@@ -30,6 +30,10 @@ class WatchedModel:
         self._counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self._last: tuple[StepInputs, torch.Tensor] | None = None
 
+    @property
+    def vocab_size(self) -> int:
+        return self._model.vocab_size
+
     def forward(self, inputs: StepInputs) -> torch.Tensor:
         """Return the model's logits."""
         with _Counting(inputs.num_tokens, self._counts):

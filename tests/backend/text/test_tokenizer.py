@@ -228,6 +228,8 @@ def test_what_a_training_script_left_in_the_file_is_off(text: str, tmp_path: Pat
 CONFIGURATIONS: dict[str, dict[str, object]] = {
     "nothing": {},
     "ends that tokenizer.json decides about": {"add_bos_token": True, "add_eos_token": True},
+    "special tokens are plain text": {"split_special_tokens": True},
+    "a first space, by a class that keeps the file": {"add_prefix_space": False},
     "a token the file lacks": {"pad_token": "<pad>"},
     "a token of the vocabulary": {"unk_token": "b"},
     "more special tokens": {"additional_special_tokens": ["b", "<|y|>"]},
@@ -258,6 +260,13 @@ def test_prompts_are_encoded_as_the_library_does(name: str, has_map: bool, tmp_p
         assert tokenizer.decode(reference.encode(text, add_special_tokens=False)) == reference.decode(
             reference.encode(text, add_special_tokens=False), skip_special_tokens=True
         )
+
+
+def test_configuration_that_contradicts_the_file_about_a_first_space_is_refused(tmp_path: Path) -> None:
+    load_tokenizer(str(save_tokenizer(tmp_path, tokenizer_class="LlamaTokenizer", add_prefix_space=True)))
+    save_tokenizer(tmp_path, tokenizer_class="LlamaTokenizer", add_prefix_space=False)
+    with pytest.raises(ConfigError, match=r"'add_prefix_space' is False in tokenizer_config\.json but True in"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_special_tokens_of_the_older_file_are_known(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def _is_known(step: Mapping[str, Any]) -> bool:
 
 
 def _strips(step: Mapping[str, Any]) -> bool:
-    return step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never"
+    return bool(step["type"] == "Metaspace" and step["prepend_scheme"] != "never")
 
 
 def byte_level_alphabet() -> dict[str, int]:

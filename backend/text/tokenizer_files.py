@@ -17,6 +17,7 @@ from backend.text.model_files import ModelFiles
 if TYPE_CHECKING:
     import tokenizers
 
+_GENERATION = "generation_config.json"
 _OLDER = "special_tokens_map.json"
 _MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 _IGNORE_PREFIX = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})  # the library's classes that keep the file
@@ -42,6 +43,13 @@ def read_tokenizer(files: ModelFiles) -> TokenizerParts:
 def read_eos_ids(files: ModelFiles) -> frozenset[int]:
     """Return every token id that ends a text, as the model's configuration (not its tokenizer) has it."""
     return gguf_eos_ids(read_gguf(files.path)) if files.is_gguf else _configured_eos_ids(files.path)
+
+
+def read_generation_config(files: ModelFiles) -> dict[str, object]:
+    """Return what the model's files set for the library's `generate`; older ones have it in `config.json`."""
+    if files.is_gguf:
+        return {}
+    return _read_json(files.path / _GENERATION) or _read_json(files.path / "config.json")
 
 
 def _from_directory(directory: Path) -> TokenizerParts:
@@ -152,9 +160,9 @@ def _token_text(value: object) -> str:
 
 
 def _configured_eos_ids(directory: Path) -> frozenset[int]:
-    """A generation config may name several ids."""
+    """A generation config may name several ids. The library ends at these alone; we, as vLLM does, at any."""
     ids: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
+    for name in (_GENERATION, "config.json"):
         value = _read_json(directory / name).get("eos_token_id")
         ids.update([value] if isinstance(value, int) else value if isinstance(value, list) else [])
     return frozenset(ids)

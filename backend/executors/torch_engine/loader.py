@@ -17,6 +17,7 @@ from backend.core.errors import ConfigError
 from backend.core.executor import ExecutorCapacity
 from backend.executors.torch_engine.attention_choice import Place, choose_kernels, has_compiled_kernels
 from backend.executors.torch_engine.executor import Model, TorchExecutor
+from backend.executors.torch_engine.generation_defaults import warn_of_ignored
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
 from backend.executors.torch_engine.layer_ops import LlamaConfig
 from backend.executors.torch_engine.library_model import (
@@ -209,6 +210,7 @@ def _executor(
         capacity, host_copy_s_per_token=copy_s, description=description, vocab_size=model.vocab_size
     )
     _log.info("%s", description)
+    warn_of_ignored(files)
     report("ready", 1.0)
     return TorchExecutor(model, pool, Sampler(read_eos_ids(files)), capacity)
 

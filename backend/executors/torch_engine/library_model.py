@@ -219,8 +219,8 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention as the library calls it: query [1, H, N, D], key and value [1, G, N, D]; returns [1, N, H, D].
 
-    Another argument that this function ignores shows in the probe if it matters. A tensor may not: the library builds
-    no mask for us, so what comes is the layer's own, and may begin to hide tokens in long texts only.
+    Another argument that this function ignores shows in the probe if it matters. A tensor may not. The library builds
+    no mask for us, so the layer made it. It may hide tokens in long texts only.
     """
     step: _Step = module.bros_step
     layer_index = module.layer_idx

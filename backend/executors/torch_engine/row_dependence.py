@@ -23,7 +23,7 @@ _OURS = "backend."
 
 
 class WatchedModel:
-    """A model whose steps are watched; `require_independent` tells what was seen."""
+    """A model whose steps are watched."""
 
     def __init__(self, model: LibraryModel) -> None:
         self._model = model
@@ -41,16 +41,16 @@ class WatchedModel:
         self._last = inputs, logits
         return logits
 
-    def require_independent(self, name: str, max_positions: int, limit: float) -> None:
+    def require_independent(self, name: str, last_position: int, limit: float) -> None:
         """Raise ConfigError where tokens of the row were counted, or a far neighbour changed the last step's logits."""
         for place, counts in sorted(self._counts.items()):
             if len({num_tokens for num_tokens, _ in counts}) > 1 and all(n == counted for n, counted in counts):
                 raise ConfigError(
                     f"{name} cannot be served: {place} counts the tokens of a step, which belong to several requests"
                 )
-        if not (error := self._error_beside(max_positions - 1)) <= limit:
+        if not (error := self._error_beside(last_position)) <= limit:
             raise ConfigError(
-                f"{name} would be served wrong: a request at position {max_positions - 1} changes another's logits "
+                f"{name} would be served wrong: a request at position {last_position} changes another's logits "
                 f"by {error:.2g} of their spread, the limit is {limit:g}"
             )
 
@@ -66,7 +66,7 @@ class WatchedModel:
 
 
 class _Counting(TorchFunctionMode):
-    """Notes each call of `torch.arange` by a layer: its place, the row's tokens and the numbers it returned."""
+    """Notes where layers call `torch.arange`: the number of tokens in the row, and the length of the result."""
 
     def __init__(self, num_tokens: int, counts: dict[str, list[tuple[int, int]]]) -> None:
         super().__init__()

@@ -82,27 +82,30 @@ def check_library(
 def _check_library(
     name: str, library_model: Any, config: Any, dtype: torch.dtype, make: MakeModel[LibraryModel]
 ) -> None:
-    def compare(served: torch.dtype, limit: float) -> None:
+    def compare(served: torch.dtype, limit: float) -> WatchedModel:
         model = make(_pool(kv_shape(config, served), library_model.device), probe_capacity())
         model.narrow(_LONGEST_WINDOW)
         watched = WatchedModel(model)
         difference = worst_difference(watched, config.vocab_size, expected)
         _require_attention(name, model, config)
         require_small(difference, limit, name)
-        watched.require_independent(name, config.max_position_embeddings, limit)
+        return watched
 
     def expect() -> list[torch.Tensor]:
         with library_attention(library_model, IMPLEMENTATION), narrow_windows(library_model, _LONGEST_WINDOW):
             return [library_logits(library_model, tokens) for tokens in probe_tokens(config.vocab_size)]
 
-    if dtype is torch.float32 or _can_widen(name, library_model):
+    last_position = config.max_position_embeddings - 1
+    if can_widen := dtype is torch.float32 or _can_widen(name, library_model):
         with in_float32(library_model):
             expected = expect()
-            compare(torch.float32, FLOAT32_LIMIT)
+            compare(torch.float32, FLOAT32_LIMIT).require_independent(name, last_position, FLOAT32_LIMIT)
     else:
         expected = expect()
     if dtype is not torch.float32:
-        compare(dtype, BF16_LIMIT)
+        rough = compare(dtype, BF16_LIMIT)
+        if not can_widen:
+            rough.require_independent(name, last_position, BF16_LIMIT)
 
 
 def _can_widen(name: str, library_model: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from backend.core.errors import ConfigError
 from backend.executors.torch_engine import library_model, loader, probe, served_exactly
 from backend.executors.torch_engine.layer_ops import TorchLayerOps
-from backend.executors.torch_engine.reference import plain_llama, sampled_rows
+from backend.executors.torch_engine.reference import narrow_windows, plain_llama, sampled_rows
 from backend.executors.torch_engine.row_dependence import WatchedModel
 from backend.executors.torch_engine.settings import AttentionKernel, Dtype, ModelPath
 from backend.executors.torch_engine.weights import DirectorySource
@@ -152,6 +153,14 @@ def test_probe_uses_every_kind_of_step() -> None:
     assert {(1, True, False), (2, True, True), (2, False, True)} <= kinds
     assert len(set(slots)) == len(slots) == sum(done)
     assert int(probe.probe_tokens(100)[0].max()) == 99
+
+
+def test_windows_are_narrow_for_a_probe_only() -> None:
+    configs = [SimpleNamespace(sliding_window=window) for window in (4096, 4, None)]
+    model = SimpleNamespace(modules=lambda: [SimpleNamespace(config=config) for config in (*configs, configs[0])])
+    with narrow_windows(model, 8):
+        assert [config.sliding_window for config in configs] == [8, 4, None]
+    assert [config.sliding_window for config in configs] == [4096, 4, None]
 
 
 def test_request_that_changes_with_a_far_neighbour_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

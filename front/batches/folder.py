@@ -66,7 +66,7 @@ class Folder:
 
 @contextmanager
 def open_folder(root: Path) -> Iterator[tuple[Folder, Store]]:
-    """Own a folder, made where there is none, and its database. Raises StoreError, OSError: also where another user owns
+    """Own a folder, made where there is none, and its database. Raises StoreError, OSError: also where another user has
     a part of it."""
     folder = Folder(root)
     for path in (root, folder.files, folder.parts):

@@ -126,6 +126,8 @@ class Mirror(Generic[H]):
         self.total_recomputed = 0
         self._by_request: dict[Request, Twin[H]] = {}
         self._started: _Started[H] | None = None  # as far as it is up to date
+        self._num_untold = 0  # tokens that each of them decoded, and that only the table has
+        self.have_all_decoded = False  # one token since the step before, all that hold a row
 
     # What a policy asks of the KV (backend.policy.view.KVReader)
 
@@ -184,6 +186,15 @@ class Mirror(Generic[H]):
         """All twins by the engine's name, in order of arrival here."""
         return self._twins
 
+    def tell_requests(self) -> None:
+        """Let the requests that hold a row say what the table says. Where all of them decode, a step writes to the
+        table only: 64 requests lie in as many places of the memory."""
+        num_untold, self._num_untold = self._num_untold, 0
+        if num_untold:
+            for request in self.started.requests:
+                request.num_computed += num_untold
+                request.token_ids += [_TOKEN] * num_untold
+
     def has_any(self, requests: Iterable[Request]) -> bool:
         """Return whether one of `requests` is still here."""
         return any(request in self._by_request for request in requests)
@@ -196,6 +207,7 @@ class Mirror(Generic[H]):
             for twin, num_computed in zip(newcomers, stands[1].tolist(), strict=True):
                 if num_computed > 0:
                     self._enter(twin.request)
+        self.have_all_decoded = False
         if (started := self.started).twins:
             self._follow(started, now_s)
         self._count_foreign_blocks()
@@ -205,7 +217,12 @@ class Mirror(Generic[H]):
         table, requests, rows = self.table, started.requests, started.rows
         stands = self._source.positions(started.handles)
         decodes, others = table.follow(self.kv.held, rows, stands, now_s)
-        for request in requests if len(decodes) == len(requests) else map(requests.__getitem__, decodes.tolist()):
+        if len(decodes) == len(requests):
+            self._num_untold += 1
+            self.have_all_decoded = True
+            return
+        self.tell_requests()
+        for request in map(requests.__getitem__, decodes.tolist()):
             request.num_computed += 1
             request.token_ids.append(_TOKEN)
         if len(others):
@@ -217,6 +234,7 @@ class Mirror(Generic[H]):
 
     def adopt(self, scheduled: Iterable[Scheduled], now_s: float) -> list[Adopted]:
         """Note how many tokens of each request the engine runs in this step; leave out requests that are not ours."""
+        self.tell_requests()
         decodes: list[Request] = []
         adopted: list[Adopted] = []
         for each in scheduled:
@@ -261,6 +279,7 @@ class Mirror(Generic[H]):
 
     def depart(self, key: Key) -> None:
         """Let go of a request that the engine has let go of."""
+        self.tell_requests()
         request = self._twins.pop(key).request
         del self._by_request[request]
         was_waiting = request.state is RequestState.WAITING
@@ -349,6 +368,7 @@ class Mirror(Generic[H]):
 
     def _enter(self, request: Request) -> None:
         """Give a request that starts to run its row."""
+        self.tell_requests()
         self._started = None
         request.state = RequestState.RUNNING
         self.queues.note_left(request)

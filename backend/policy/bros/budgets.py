@@ -19,7 +19,7 @@ _DECODE_SHARE = 0.5  # part of a real-time step that its decodes take at most wh
 _IDLE_STEPS = 8.0  # empty steps that an idle machine's step may always take: best-effort loses an eighth at most
 _GAIN = 5.0  # an empty batch slot in a hundred lets prompts stretch a step by this many parts in a hundred
 _KV_RESERVE = 0.6  # part of the KV slots that real-time holds without best-effort: left free, docs/decisions/0002
-_ROUNDING = float(np.finfo(np.float32).eps)  # the same times are added up in another order
+ROUNDING = float(np.finfo(np.float32).eps)  # the same times are added up in another order
 
 
 class Sustainable(NamedTuple):
@@ -44,7 +44,7 @@ class Budgets:
         self._now_s = now_s
         self._decodes = decodes
         self.use = min(1.0 - view.settings.budget_margin, 1.0 / (1.0 + view.latency.overshoot_ratio))
-        self._decodes_s = view.table.rt_step_s(view.latency, decodes) * (1.0 + _ROUNDING)
+        self._decodes_s = view.table.rt_step_s(view.latency, decodes) * (1.0 + ROUNDING)
         self._shortest_s = self._decodes_s / _DECODE_SHARE
         cap_s = responsiveness_cap_s(view, now_s)
         self.in_time_s = self.late_s = max(self._shortest_s, cap_s)

@@ -120,6 +120,7 @@ class Mirror(Generic[H]):
             )
         )
         self.num_foreign_blocks = 0  # that the engine uses beyond what we count
+        self.num_own_blocks = size.num_blocks  # that are free for our requests
         self.preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
         self.prefix_tokens: Counter[tuple[PriorityClass, PrefixSource]] = Counter()  # of prompts that began
         self.total_restored = 0  # tokens that victims got back uncomputed, as far as we can tell
@@ -127,6 +128,7 @@ class Mirror(Generic[H]):
         self._by_request: dict[Request, Twin[H]] = {}
         self._started: _Started[H] | None = None  # as far as it is up to date
         self._num_untold = 0  # tokens that each of them decoded, and that only the table has
+        self._is_begun = False  # this step, in the KV
         self.have_all_decoded = False  # one token since the step before, all that hold a row
 
     # What a policy asks of the KV (backend.policy.view.KVReader)
@@ -186,9 +188,15 @@ class Mirror(Generic[H]):
         """All twins by the engine's name, in order of arrival here."""
         return self._twins
 
-    def tell_requests(self) -> None:
-        """Let the requests that hold a row say what the table says. Where all of them decode, a step writes to the
-        table only: 64 requests lie in as many places of the memory."""
+    def settle(self) -> None:
+        """Begin the step in the KV, and let the requests say what the table says.
+
+        A step before which all that hold a row decoded writes to the table only, until more of it has to be known: 64
+        requests lie in as many places of the memory.
+        """
+        if not self._is_begun:
+            self._is_begun = True
+            self.kv.begin_step()
         num_untold, self._num_untold = self._num_untold, 0
         if num_untold:
             for request in self.started.requests:
@@ -201,7 +209,7 @@ class Mirror(Generic[H]):
 
     def follow(self, now_s: float, newcomers: Iterable[Twin[H]] = ()) -> None:
         """Begin a step: bring those that have begun up to date, and those of `newcomers` that the engine began."""
-        self.kv.begin_step()
+        self._is_begun = False
         if newcomers := list(newcomers):
             stands = self._source.positions([twin.handle for twin in newcomers])
             for twin, num_computed in zip(newcomers, stands[1].tolist(), strict=True):
@@ -221,7 +229,7 @@ class Mirror(Generic[H]):
             self._num_untold += 1
             self.have_all_decoded = True
             return
-        self.tell_requests()
+        self.settle()
         for request in map(requests.__getitem__, decodes.tolist()):
             request.num_computed += 1
             request.token_ids.append(_TOKEN)
@@ -234,7 +242,7 @@ class Mirror(Generic[H]):
 
     def adopt(self, scheduled: Iterable[Scheduled], now_s: float) -> list[Adopted]:
         """Note how many tokens of each request the engine runs in this step; leave out requests that are not ours."""
-        self.tell_requests()
+        self.settle()
         decodes: list[Request] = []
         adopted: list[Adopted] = []
         for each in scheduled:
@@ -258,6 +266,9 @@ class Mirror(Generic[H]):
         held = sum(self._num_held(twin.request) for twin in self._twins.values() if twin.request.row is not None)
         usage = self.kv.usage()
         assert held == usage.num_head_slots + usage.num_tail_slots
+        for request in self.started.requests:
+            num_known = len(request.token_ids) + self._num_untold
+            assert num_known == self.table.num_known[_row(request)], f"request {request.request_id!r}: tokens"
 
     def arrive(self, key: Key, handle: H, ticket: Ticket, now_s: float) -> None:
         """Take in a request that the engine has taken in."""
@@ -279,7 +290,7 @@ class Mirror(Generic[H]):
 
     def depart(self, key: Key) -> None:
         """Let go of a request that the engine has let go of."""
-        self.tell_requests()
+        self.settle()
         request = self._twins.pop(key).request
         del self._by_request[request]
         was_waiting = request.state is RequestState.WAITING
@@ -368,7 +379,7 @@ class Mirror(Generic[H]):
 
     def _enter(self, request: Request) -> None:
         """Give a request that starts to run its row."""
-        self.tell_requests()
+        self.settle()
         self._started = None
         request.state = RequestState.RUNNING
         self.queues.note_left(request)
@@ -392,10 +403,12 @@ class Mirror(Generic[H]):
         return self.kv.num_held(_row(request))
 
     def _count_foreign_blocks(self) -> None:
-        missing = self.kv.num_free_blocks - self._source.num_free_blocks()
+        num_free = self.kv.num_free_blocks
+        missing = num_free - self._source.num_free_blocks()
         if missing > 0:
             missing -= sum(self._source.num_reserved_blocks(twin.handle) for twin in self.started.twins)
         self.num_foreign_blocks = max(0, missing)
+        self.num_own_blocks = num_free - self.num_foreign_blocks
 
 
 def _row(request: Request) -> Row:

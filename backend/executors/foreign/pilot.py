@@ -96,7 +96,7 @@ class Pilot(Generic[H]):
         self._decodes = self._again(start_s)
         if self._decodes is not None:
             return self._decodes.plan
-        self.mirror.tell_requests()
+        self.mirror.settle()
         return self.policy.plan(self.view, start_s)
 
     def adopt(self, scheduled: Iterable[Scheduled], budget_s: float) -> None:
@@ -114,7 +114,7 @@ class Pilot(Generic[H]):
         """Do what `adopt` does where the engine runs one token of each request in the plan, all of which have rows.
         False, and nothing is noted, where one of them may have lost KV or our count has no room."""
         decodes = self.decodes(plan)
-        if decodes is None or not self.mirror.kv.grow_each_by_one(decodes.rows):
+        if decodes is None or not self.mirror.kv.grow_each_by_one(decodes.rows, has_room=decodes.is_again):
             self._decodes = None
             return False
         self._last_call_s = self._now_s
@@ -135,12 +135,12 @@ class Pilot(Generic[H]):
             return None
         if not mirror.have_all_decoded or len(view.rt_waiting) or len(view.be_waiting):
             return None
-        most_blocks = mirror.kv.most_new_blocks(decodes.rows)
-        if most_blocks > mirror.kv.num_free_blocks - mirror.num_foreign_blocks or not isinstance(self.policy, Bros):
+        if mirror.kv.most_new_blocks(decodes.rows) > mirror.num_own_blocks or not isinstance(self.policy, Bros):
             return None
         features = decodes.next_features()
-        budget_s = self.policy.decode_budget_s(view, decodes.rt_rows, features, start_s)
-        return None if budget_s is None else decodes.again(features, view.latency.predict_s(features), budget_s)
+        predicted_s = view.latency.predict_s(features)
+        budget_s = self.policy.decode_budget_s(view, decodes.rt_rows, len(decodes.rows), predicted_s, start_s)
+        return None if budget_s is None else decodes.again(features, predicted_s, budget_s)
 
     def _note_step(
         self, requests: Collection[Request], features: StepFeatures, num_rt_tokens: int, budget_s: float
@@ -176,7 +176,10 @@ class Pilot(Generic[H]):
 
     def _learn(self, now_s: float) -> None:
         """Take in the step that ended last, unless an idle time may lie between."""
-        if len(self._steps) == self._steps.maxlen and self.mirror.has_any(self._steps[0].requests):
+        mirror = self.mirror
+        if len(self._steps) == self._steps.maxlen and (
+            mirror.have_all_decoded or mirror.has_any(self._steps[0].requests)
+        ):
             step, duration_s = self._steps[0], max(now_s - self._last_call_s, 1e-6)
             record = StepRecord(
                 duration_s=duration_s,

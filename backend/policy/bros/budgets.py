@@ -44,7 +44,8 @@ class Budgets:
         self._now_s = now_s
         self._decodes = decodes
         self.use = min(1.0 - view.settings.budget_margin, 1.0 / (1.0 + view.latency.overshoot_ratio))
-        self._decodes_s = view.table.rt_step_s(view.latency, decodes) * (1.0 + ROUNDING)
+        self.decodes_s = view.table.rt_step_s(view.latency, decodes)
+        self._decodes_s = self.decodes_s * (1.0 + ROUNDING)
         self._shortest_s = self._decodes_s / _DECODE_SHARE
         cap_s = responsiveness_cap_s(view, now_s)
         self.in_time_s = self.late_s = max(self._shortest_s, cap_s)

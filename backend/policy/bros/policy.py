@@ -14,7 +14,7 @@ from backend.policy.bros.budgets import ROUNDING, Budgets
 from backend.policy.bros.real_time import RealTimeFill
 from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
-from backend.policy.state.latency_model import LatencyModel, StepFeatures
+from backend.policy.state.latency_model import LatencyModel
 from backend.policy.state.objectives import time_alone_s
 from backend.policy.state.table_loops import Rows
 from backend.policy.state.waiting_queue import Key
@@ -63,16 +63,18 @@ class Bros:
         best_effort.pack(budgets.prefill_end_s(packing), credit_s)
         return packing.plan(budgets.in_time_s)
 
-    def decode_budget_s(self, view: SchedulerView, decodes: Rows, step: StepFeatures, now_s: float) -> float | None:
-        """Return the budget of a plan of nothing but `step`: all that runs, real-time `decodes` among them, with slots.
-        None where best-effort might not have the time. Real-time always has it."""
+    def decode_budget_s(
+        self, view: SchedulerView, decodes: Rows, num: int, predicted_s: float, now_s: float
+    ) -> float | None:
+        """Return the budget of a plan of nothing but `num` decodes, those of real-time `decodes`: all that runs, with
+        slots. None where best-effort might not have the time. Real-time always has it."""
         budgets = Budgets(view, decodes, now_s)
         if len(decodes):
             budgets.heed_decodes()
-        if len(decodes) < step.new_tokens:
-            rt_s = view.table.rt_step_s(view.latency, decodes)
+        if len(decodes) < num:
+            rt_s = budgets.decodes_s
             end_s = max(budgets.best_effort_end_s(rt_s), rt_s + self._credit_s(budgets))
-            if view.latency.predict_s(step) * (1.0 + ROUNDING) > end_s:
+            if predicted_s * (1.0 + ROUNDING) > end_s:
                 return None
         return budgets.in_time_s
 

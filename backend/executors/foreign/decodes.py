@@ -1,6 +1,6 @@
-"""Steps of decodes alone: nearly all steps of another engine. What one of them says is most of what the next one says.
+"""Steps of decodes alone: nearly all steps of another engine. Each follows from the one before by little work.
 
-So that the next one asks for little, since a model's step puts our code and state out of the processor's caches.
+A model's step puts our code and state out of the processor's caches. So a step costs what it touches.
 """
 
 # an element of an array is Any to mypy.
@@ -51,8 +51,7 @@ class Decodes(NamedTuple):
 
 
 def decodes_of(plan: StepPlan, table: RequestTable, all_rows: Rows) -> Decodes | None:
-    """Return what `plan` is as a step of decodes; None where it is more. `all_rows`, if it runs them all, are its
-    rows."""
+    """Return `plan` as a step of decodes; None where it has more. A step of `all_rows` gets that very array."""
     if plan.slots is None or plan.slots.newcomers or plan.reclaims or plan.restores:
         return None
     rows = all_rows if len(plan.slots.rows) == len(all_rows) else plan.slots.rows

@@ -191,8 +191,8 @@ class Mirror(Generic[H]):
     def settle(self) -> None:
         """Begin the step in the KV, and let the requests say what the table says.
 
-        A step before which all that hold a row decoded writes to the table only, until more of it has to be known: 64
-        requests lie in as many places of the memory.
+        Where all that hold a row have decoded, `follow` writes to the table only: each request that is touched costs
+        time.
         """
         if not self._is_begun:
             self._is_begun = True

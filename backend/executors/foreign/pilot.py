@@ -122,7 +122,7 @@ class Pilot(Generic[H]):
         return True
 
     def decodes(self, plan: StepPlan) -> Decodes | None:
-        """Return what `plan`, the last one, is as a step of decodes; None where it is more."""
+        """Return `plan`, the last one, as a step of decodes; None where it has more."""
         if self._decodes is None:
             self._decodes = decodes_of(plan, self.mirror.table, self.mirror.started.rows)
         return self._decodes

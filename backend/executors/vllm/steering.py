@@ -111,11 +111,12 @@ class Steering:
         return self.pilot.stats(is_at_rest=not self._tickets)
 
     def _catch_up(self, now_s: float) -> None:
-        came, self._came = self._came, []
-        for request in came:
+        for request in self._came:
             if (ticket := self._tickets.get(request.request_id)) is not None:
                 self.pilot.mirror.arrive(request.request_id, request, ticket, now_s)
-        self._settle_ends()
+        self._came.clear()
+        if self._gone:
+            self._settle_ends()
         self.pilot.mirror.follow(now_s)
 
     def _settle_ends(self) -> None:

@@ -135,11 +135,14 @@ class Pilot(Generic[H]):
             return None
         if not mirror.have_all_decoded or len(view.rt_waiting) or len(view.be_waiting):
             return None
-        if mirror.kv.most_new_blocks(decodes.rows) > mirror.num_own_blocks or not isinstance(self.policy, Bros):
+        num_blocks, num_rows = mirror.num_own_blocks, len(decodes.rows)
+        if num_rows > num_blocks and mirror.kv.most_new_blocks(decodes.rows) > num_blocks:
+            return None
+        if not isinstance(self.policy, Bros):
             return None
         features = decodes.next_features()
         predicted_s = view.latency.predict_s(features)
-        budget_s = self.policy.decode_budget_s(view, decodes.rt_rows, len(decodes.rows), predicted_s, start_s)
+        budget_s = self.policy.decode_budget_s(view, decodes.rt_rows, num_rows, predicted_s, start_s)
         return None if budget_s is None else decodes.again(features, predicted_s, budget_s)
 
     def _note_step(

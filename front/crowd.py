@@ -1,7 +1,7 @@
-"""The open connections of a server: none more than it can hold, and who goes where one more comes.
+"""The open connections of a server: none more than it can hold, and which one closes when one more comes.
 
-One address may have three quarters of them. Where all are taken, the newcomer gets the place of one that waits for its
-client: the oldest of the address that has most. So a client with many addresses takes no place that others need.
+One address may have three quarters of them. When all are open, a new one replaces one that waits for its client: the
+oldest of the address that has most. So a client with many addresses keeps nobody out.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     data_dir/files/<id>       contents
     data_dir/parts/<name>     uploads that have not ended: worthless after a restart
 
-A content that the database does not know is left from a death between two steps; opening the folder deletes it. What
-has another name is not ours, and stays. What another user put there is neither followed, read nor deleted.
+A content that the database does not know is left from a death between two steps; opening the folder deletes it. Files
+of other names stay. Files and links of another user are neither followed, read nor deleted.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def check_folder(root: Path) -> None:
 
 
 def _words(error: OSError, root: Path) -> str:
-    """Say what is wrong, and where, if that is below `root`."""
+    """Name the fault, and the path where it is not `root`."""
     is_root = error.filename is None or Path(error.filename) == root
     return str(error.strerror) if is_root else f"{error.filename}: {error.strerror}"
 

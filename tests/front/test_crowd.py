@@ -1,4 +1,4 @@
-"""Who keeps a place where more connections come than there are."""
+"""Which connection closes when more come than a server can hold."""
 
 from __future__ import annotations
 

@@ -34,6 +34,14 @@ def test_random_runs_of_each_policy_lose_nothing(policy: str) -> None:
     assert not failures
 
 
+def test_random_runs_with_a_host_part_lose_nothing() -> None:
+    results = [run_one(seed, has_host_part=True) for seed in range(2000, 2012)]
+    assert not [result for result in results if result.error]
+    counts = sum((Counter(result.counts) for result in results), Counter())
+    assert counts["host_parts"] == len(results)
+    assert counts["prefix_tokens.rt_host"] + counts["prefix_tokens.be_host"] > 0
+
+
 def test_the_runs_meet_what_they_are_for() -> None:
     counts = sum((Counter(outcome(seed).counts) for seed in range(NUM_RUNS)), Counter())
     kinds = ("rt_checkpoint", "rt_recompute", "be_checkpoint", "be_recompute")

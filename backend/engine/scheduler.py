@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,13 +51,14 @@ from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord, Traffic
 from kv.manager import KVCacheManager
 from kv.prefixes import Prefix
-from kv.types import NO_COPIES, KVConfig, Layout, Row, SlotCopy
+from kv.types import NO_COPIES, KVConfig, Layout, Row, Side, SlotCopy
 
 __all__ = ["Scheduler", "SchedulerStats", "make_scheduler"]
 
 _NONE = np.empty(0, np.int64)
 _SOURCES = PrefixSource.HIT, PrefixSource.MISS, PrefixSource.HOST
 _MAX_KEPT_FREE = 1 / 16  # of the blocks: cached ones are evicted ahead, so that a step need not search for room
+_NUM_FORESEEN = 16  # waiting requests of each class whose prefixes are evicted last
 _LEAST_KEPT_FREE = 32  # blocks, for those that begin; a plan with a long prompt evicts what it needs itself
 
 
@@ -223,7 +225,7 @@ class Scheduler:
         finished = self._emit(sampled, now_s)
         failed = [FailedRequest(requests[index], error) for index, error in result.errors.items()]
         self._release({each.request: FinishReason.ERROR for each in failed})
-        self.kv.keep_free(*self._kept_free(len(requests)))
+        self._keep_free(len(requests))
         self._feedback.settle(now_s)
         return StepOutput(tokens=sampled.emitted(), finished=finished, failed=failed)
 
@@ -460,16 +462,26 @@ class Scheduler:
         self._release({request: self._reason(request) for request in finished})
         return finished
 
-    def _kept_free(self, num_seqs: int) -> tuple[int, int]:
-        """Return how many free blocks are too few after a step of `num_seqs`, and how many are enough.
+    def _keep_free(self, num_seqs: int) -> None:
+        """Evict ahead after a step of `num_seqs`: last what those need that wait and begin next.
 
         A plan promises a block to each decode, and keeps one for each in reserve. What is kept free caches nothing.
         """
         enough = min((2 * num_seqs + _LEAST_KEPT_FREE) * 4 // 3, self._max_kept_free)
-        return enough * 3 // 4, enough
+        least = enough * 3 // 4
+        if self.kv.num_free_blocks < least:
+            if self.view.settings.prefix_caching:
+                self._keep_for_waiting()
+            self.kv.keep_free(least, enough)
+
+    def _keep_for_waiting(self) -> None:
+        for queue, side in ((self.view.be_waiting, Side.TAIL), (self.view.rt_waiting, Side.HEAD)):
+            for request in reversed(list(islice(queue.in_time(), _NUM_FORESEEN))):
+                if request.prefix is not None:
+                    self.kv.keep_longer(request.prefix, side)
 
     def _lend(self, request: Request, num_computed: int) -> None:
-        """Let others borrow what is computed of the prompt of `request`: long prompts that begin alike often overlap."""
+        """Let others borrow what is computed of the prompt: long prompts that begin alike often overlap."""
         if request.prefix is not None:
             self.kv.lend(_row(request), request.prefix, min(num_computed, request.num_prompt))
 

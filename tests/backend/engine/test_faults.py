@@ -13,7 +13,7 @@ from backend.policy.settings import POLICY_NAMES
 from tests.fuzz import RunResult, run_one
 
 NUM_RUNS = 160
-RESULT = Path(__file__).parents[3] / "bench" / "results" / "fuzz.json"
+RESULTS = Path(__file__).parents[3] / "bench" / "results"
 
 
 @cache
@@ -55,7 +55,8 @@ def test_a_run_repeats_with_its_seed() -> None:
     assert run_one(17) == run_one(17)
 
 
-def test_the_committed_long_run_has_no_failure() -> None:
-    result = json.loads(RESULT.read_text())
+@pytest.mark.parametrize("name", ["fuzz.json", "fuzz-prefix.json", "fuzz-host.json"])
+def test_the_committed_long_runs_have_no_failure(name: str) -> None:
+    result = json.loads((RESULTS / name).read_text())
     assert result["runs"] >= 10_000
     assert result["failures"] == []

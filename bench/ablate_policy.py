@@ -50,6 +50,10 @@ CELLS: dict[str, Scenario] = {
     "1.5x slower": replace(_BASE, rt_rate=8.0, ttft_slo_s=0.2, tpot_slo_s=0.05, slowdown=1.5),
     "stalls of 0.3 s": replace(_BASE, rt_rate=8.0, ttft_slo_s=1.0, tpot_slo_s=0.05, stall_s=0.3),
     "KV-bound, 1.25": replace(_BASE, pair="opt13b-a100-tp2", rt_rate=8.75),
+    "KV-bound, 1.5, tight": replace(
+        _BASE, pair="opt13b-a100-tp2", rt_rate=10.5, ttft_slo_s=0.2, tpot_slo_s=0.05, warmup_s=80.0, duration_s=160.0
+    ),
+    "grouped-query, 1.5, longer": replace(_BASE, rt_rate=21.0, warmup_s=80.0, duration_s=160.0),
     "KV-bound, on and off": replace(_BASE, pair="opt13b-a100-tp2", rt_rate=1.5, rt_burst=10.0),
     "pool of 20k, blocks of 128": replace(
         _BASE, rt_rate=3.0, rt_cv=4.0, ttft_slo_s=1.0, kv_tokens=20_000, block_size=128

@@ -463,9 +463,9 @@ class Scheduler:
         return finished
 
     def _keep_free(self, num_seqs: int) -> None:
-        """Evict ahead after a step of `num_seqs`: last what those need that wait and begin next.
+        """Evict ahead after a step of `num_seqs`. The prefixes of those that begin next go last.
 
-        A plan promises a block to each decode, and keeps one for each in reserve. What is kept free caches nothing.
+        A plan promises a block to each decode, and keeps one for each in reserve. Free blocks cache nothing.
         """
         enough = min((2 * num_seqs + _LEAST_KEPT_FREE) * 4 // 3, self._max_kept_free)
         least = enough * 3 // 4
@@ -481,7 +481,7 @@ class Scheduler:
                     self.kv.keep_longer(request.prefix, side)
 
     def _lend(self, request: Request, num_computed: int) -> None:
-        """Let others borrow what is computed of the prompt: long prompts that begin alike often overlap."""
+        """Let others borrow the computed part of the prompt: long prompts that begin alike often overlap."""
         if request.prefix is not None:
             self.kv.lend(_row(request), request.prefix, min(num_computed, request.num_prompt))
 

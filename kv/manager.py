@@ -230,10 +230,15 @@ class KVCacheManager:
         self._host.forget(row, num_slots)
         return True
 
-    def grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64]) -> bool:
-        """Grow each of `rows` by one slot, in order: all of them, or none and return False. `rows` are distinct."""
+    def grow_each_by_one(
+        self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64], has_room: bool = False
+    ) -> bool:
+        """Grow each of `rows` by one slot, in order: all of them, or none and return False. `rows` are distinct.
+
+        has_room: `most_new_blocks` are free, as the caller has seen.
+        """
         rows = np.ascontiguousarray(rows, np.intp)
-        if self._pool.most_new_blocks(rows) > self._pool.num_free_blocks:
+        if not has_room and self._pool.most_new_blocks(rows) > self._pool.num_free_blocks:
             budget = self.budget()
             if budget.try_grow_each_by_one(rows) < len(rows):
                 return False

@@ -118,6 +118,14 @@ class KVCacheManager:
             self._host.drop(row)
         return num_slots
 
+    def keep_longer(self, prefix: Prefix, side: Side) -> int:
+        """Evict what a new row on `side` could borrow of `prefix` after all that was used before. Return how much."""
+        num_slots = self.find(prefix)
+        if num_slots:
+            self._num_changes += 1
+            self._pool.use(prefix.lenders[0], INDEX_OF_SIDE[side])
+        return num_slots
+
     def num_on_host(self, prefix: Prefix, start: int) -> int:
         """Return how many tokens of `prefix` from `start` on the host has, for a row that begins with those before."""
         return self._host_prefixes.num_found(prefix, start)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from backend.launcher.processes import PROC, read
 
-PERIOD_S = 0.5
+PERIOD_S = 0.2
 SHARE_OF_MACHINE = 0.25  # of its memory, Triton alone: it holds requests and answers, no model
 _CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 

@@ -104,6 +104,11 @@ def test_the_shapes_of_all_tensors_are_looked_at(saved: Path) -> None:
     }
 
 
+def test_heads_that_do_not_share_key_value_heads_evenly_are_refused(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path, num_hidden_layers=1, num_key_value_heads=3)
+    assert refusal(folder).endswith("4 attention heads are no multiple of 3 key-value heads")
+
+
 def test_a_tied_head_of_other_rows_is_refused(folder: Path) -> None:
     change_config(folder, tie_word_embeddings=True)
     change(folder, "lm_head.weight", lambda t: t[:500])

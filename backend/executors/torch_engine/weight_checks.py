@@ -43,9 +43,8 @@ def require_shapes(source: TensorSource, config: LlamaConfig) -> None:
     """Raise ConfigError where a tensor is absent or has another shape than the configuration says; reads headers."""
     if config.num_kv_heads < 1 or config.num_heads % config.num_kv_heads:
         where = source.stored("model.embed_tokens.weight").where
-        raise ConfigError(
-            f"model {where!r}: {config.num_heads} attention heads are no multiple of {config.num_kv_heads} key-value heads"
-        )
+        heads = f"{config.num_heads} attention heads are no multiple of {config.num_kv_heads} key-value heads"
+        raise ConfigError(f"model {where!r}: {heads}")
     for name, expected in llama_shapes(config).items():
         stored = source.stored(name)
         if stored.shape != expected:

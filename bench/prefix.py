@@ -9,10 +9,10 @@
 seed runs on a server with the cache, then on one without; `--without-first` turns that around. `computed_ratio` says
 which part of the prompt tokens was computed: no time can fall further. `bars_are_met` is the verdict.
 
-`sim`: conversations, and long documents with common beginnings, at the scale of a GPU. An LRU oracle with as many slots
-stands beside them. A third trace adds a flood of best-effort prompts, a fourth a file with many system prompts.
-Eviction by class, eviction by last use alone, requests in order of arrival, and no cache are compared. A file that has
-some of the runs, from the same commit, is completed.
+`sim`: conversations, and long documents with common beginnings, at the scale of a GPU. Two LRU oracles stand
+beside them (bench/sim/prefix_oracle.py). A third trace adds a flood of best-effort prompts, a fourth a file with many
+system prompts. Eviction by class, eviction by last use alone, requests in order of arrival, a host part, and no cache
+are compared. A file that has some of the runs, from the same commit, is completed.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from client.commands import batch, chat, generate, status, top
 from client.errors import ClientError
+from client.terminal import printable
 from client.transports import UrlError
 
 
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except ClientError as error:
-        print(f"bros: {error}", file=sys.stderr)
+        print(printable(f"bros: {error}"), file=sys.stderr)
     except UrlError as error:
         print(f"bros: {error}", file=sys.stderr)
         return 2

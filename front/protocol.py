@@ -17,12 +17,12 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from client.openai.errors import ApiError, retry_after
+from front.crowd import Crowd
 from front.http import error_response
 
 MAX_HEAD_BYTES = 64 * 1024  # of a request: its URL and its headers; of anything else that says nothing yet
 MAX_HEADERS = 100
 MAX_CONNECTIONS = 4096
-_SHARE_OF_OTHERS = 4  # of these, one address leaves a quarter to others
 MAX_PIPELINED = 16  # requests that wait on one connection for the answer to the one before
 MAX_TINY_CHUNKS = 512  # of a body. Each takes 2 to 4 us of the event loop (two EPYC cores).
 MIN_CHUNK_BYTES = 256  # Of the chunks beyond those, on average.
@@ -42,6 +42,8 @@ _CROWDED = ApiError(
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol: a long head is a 431, a late one a 408, a connection too many a 503. Upgrades are ignored.
 
+    address: whom the connection comes from.
+
     A connection on which too many requests wait, or one with a long body, is closed. Each takes memory, and the parser
     reads a piece to its end. uvicorn reads no more while one waits, and so sees no client leave. At the end it tells
     the request that came last alone, which may be one that waits.
@@ -56,15 +58,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refusal = _MALFORMED  # of what the parser cannot read
         self._deadline: asyncio.TimerHandle | None = None
         self._begun: RequestResponseCycle | None = None  # the request that is answered, or was last
+        self._crowd = Crowd.of(self.server_state)
+        self.address = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         self._expect_head()
-        if self._is_one_too_many():
-            self._refuse(_CROWDED)
+        self.address = self.client[0] if self.client else ""
+        one_too_many = self._crowd.enter(self, most_connections())
+        if isinstance(one_too_many, BoundedProtocol):
+            one_too_many.make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_deadline()
+        self._crowd.leave(self)
         super().connection_lost(exc)
         if self._begun is not None and not self._begun.response_complete:
             self._begun.disconnected = True
@@ -134,16 +141,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self._begun = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _is_one_too_many(self) -> bool:
-        """Whether no connection more may be open, or none more of this address, which leaves some to others."""
-        num_open, most = len(self.connections), most_connections()
-        most_own = most - most // _SHARE_OF_OTHERS
-        return num_open > most or (num_open > most_own and self._num_own() > most_own)
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the client has to send something first."""
+        cycle = self.cycle
+        return not self.pipeline and (cycle is None or cycle.response_complete or cycle.more_body)
 
-    def _num_own(self) -> int:
-        """Return how many connections this address has."""
-        others = [other for other in self.connections if isinstance(other, BoundedProtocol)]
-        return sum((other.client or [None])[0] == (self.client or [None])[0] for other in others)
+    def make_room(self) -> None:
+        """Close the connection for another one."""
+        self._crowd.leave(self)
+        self._refuse(_CROWDED)
 
     def _count(self, num_bytes: int) -> None:
         """Count a piece of the head. Raises what ends the parser's work."""

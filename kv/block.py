@@ -412,6 +412,15 @@ def _use(rows: RowColumns, numbers: Numbers, row: int, side: int) -> None:
     rows[USE, row] = numbers[NUM_USES] + (RT_USED if is_rt else 0)
 
 
+@compiled("void(int64[:,::1], int64[::1], int64, int64)")
+def use(rows: RowColumns, numbers: Numbers, row: int, side: int) -> None:
+    """Record that a row on `side` uses `row` and all that it borrows from, or will."""
+    numbers[NUM_USES] += 1
+    while row != NONE:
+        _use(rows, numbers, row, side)
+        row = rows[PARENT, row]
+
+
 @compiled("void(int64[:,::1], int64[::1], int64, int64, int64)")
 def borrow(rows: RowColumns, numbers: Numbers, row: int, lender: int, num_slots: int) -> None:
     """Let `row` begin with the first `num_slots` positions of `lender`. It must hold nothing."""
@@ -422,10 +431,7 @@ def borrow(rows: RowColumns, numbers: Numbers, row: int, lender: int, num_slots:
     rows[PARENT, row] = lender
     rows[BASE, row] = rows[HELD, row] = num_slots
     rows[PIN, lender] = max(rows[PIN, lender], num_slots)
-    numbers[NUM_USES] += 1
-    while lender != NONE:
-        _use(rows, numbers, lender, rows[SIDE, row])
-        lender = rows[PARENT, lender]
+    use(rows, numbers, lender, rows[SIDE, row])
 
 
 @compiled(f"int64({_C}, int64, int64)")

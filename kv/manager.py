@@ -118,6 +118,14 @@ class KVCacheManager:
             self._host.drop(row)
         return num_slots
 
+    def keep_longer(self, prefix: Prefix, side: Side) -> int:
+        """Evict what a new row on `side` could borrow of `prefix` after all that was used before. Return how much."""
+        num_slots = self.find(prefix)
+        if num_slots:
+            self._num_changes += 1
+            self._pool.use(prefix.lenders[0], INDEX_OF_SIDE[side])
+        return num_slots
+
     def num_on_host(self, prefix: Prefix, start: int) -> int:
         """Return how many tokens of `prefix` from `start` on the host has, for a row that begins with those before."""
         return self._host_prefixes.num_found(prefix, start)
@@ -222,10 +230,15 @@ class KVCacheManager:
         self._host.forget(row, num_slots)
         return True
 
-    def grow_each_by_one(self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64]) -> bool:
-        """Grow each of `rows` by one slot, in order: all of them, or none and return False. `rows` are distinct."""
+    def grow_each_by_one(
+        self, rows: Sequence[Row] | NDArray[np.int32] | NDArray[np.int64], has_room: bool = False
+    ) -> bool:
+        """Grow each of `rows` by one slot, in order: all of them, or none and return False. `rows` are distinct.
+
+        has_room: `most_new_blocks` are free, as the caller has seen.
+        """
         rows = np.ascontiguousarray(rows, np.intp)
-        if self._pool.most_new_blocks(rows) > self._pool.num_free_blocks:
+        if not has_room and self._pool.most_new_blocks(rows) > self._pool.num_free_blocks:
             budget = self.budget()
             if budget.try_grow_each_by_one(rows) < len(rows):
                 return False

@@ -203,6 +203,10 @@ class Pool:
         """Let `row` begin with the first `num_slots` positions of `lender`. It must hold nothing."""
         block.borrow(self.rows, self.numbers, row, lender, num_slots)
 
+    def use(self, row: int, side: int) -> None:
+        """Record that a row on `side` will borrow from `row`: it is evicted after all that were used before."""
+        block.use(self.rows, self.numbers, row, side)
+
     def _add_rows(self) -> None:
         num_rows, num_added = self.num_rows, max(self.num_rows // 2, _MIN_ROWS)  # few: loops run over all rows
         self.closed_rows.extend(range(num_rows + num_added - 1, num_rows - 1, -1))

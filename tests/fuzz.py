@@ -1,7 +1,8 @@
 """Seeded simulated runs with faults and cancels: nothing may be lost, leaked, repeated or overwritten.
 
     python -m tests.fuzz --runs 10000 --out bench/results/fuzz.json
-    python -m tests.fuzz --replay 4711
+    python -m tests.fuzz --runs 10000 --host-part --out bench/results/fuzz-host.json    evicted prefixes go to the host
+    python -m tests.fuzz --replay 4711 [--host-part]
 
 A run draws a policy, settings, a KV pool that is mostly too small, and requests of both classes. It cancels some
 requests at any moment. It lets steps fail, stall and jitter. It checks:
@@ -27,6 +28,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from backend.core.clock import VirtualClock
@@ -36,6 +38,7 @@ from backend.core.request import FinishReason, PriorityClass, Request, RequestId
 from backend.engine.engine import Cancel, Engine, Submit
 from backend.engine.scheduler import make_scheduler
 from backend.executors.sim import SimExecutor, SimSettings, token_at
+from backend.policy.registry import POLICIES
 from backend.policy.settings import POLICY_NAMES, SchedulerSettings
 from bench.common.provenance import provenance
 
@@ -58,13 +61,15 @@ class RunResult:
 
 
 class FuzzRun:
-    """One run, wholly decided by its seed."""
+    """One run, wholly decided by its seed. has_host_part: it keeps evicted prefixes on the host, whatever was drawn."""
 
-    def __init__(self, seed: int, policy: str | None = None) -> None:
+    def __init__(self, seed: int, policy: str | None = None, has_host_part: bool = False) -> None:
         self.random = random.Random(seed)
         self.clock = VirtualClock()
         self.sim = self._draw_sim(seed)
         self.settings = self._draw_settings(policy)
+        if has_host_part:
+            self._give_host_part()
         self.executor = SimExecutor(self.sim, self.clock, output_length=self._output_length)
         self.scheduler = make_scheduler(self.settings, self.executor.capacity(), frozenset({EOS}))
         self.scheduler.view.be_alike.set_bounds(num_alike=(16, 40, 256)[seed % 3], band=4)  # prompts are short here
@@ -194,6 +199,16 @@ class FuzzRun:
             paper_base_seqs=4,
         )
 
+    def _give_host_part(self) -> None:
+        seed, name = self.sim.seed, self.settings.policy
+        self.sim = replace(self.sim, num_host_slots=self.sim.num_host_slots or 100)
+        self.settings = replace(
+            self.settings,
+            policy="bros" if POLICIES[name].has_plain_kv else name,
+            prefix_caching=True,
+            prefix_host_tokens=(16, 100, 300)[seed % 3],
+        )
+
     def _draw_request(self, index: int) -> Request:
         draw = self.random
         is_rt = draw.random() < 0.5
@@ -220,16 +235,16 @@ class FuzzRun:
         return tuple(prompt[:num_alike]) + tuple(1_000 * (index + 1) + token_id for token_id in prompt[num_alike:])
 
 
-def run_one(seed: int, policy: str | None = None) -> RunResult:
+def run_one(seed: int, policy: str | None = None, has_host_part: bool = False) -> RunResult:
     """Run one seed, one seed in `_REPEAT_EVERY` twice, and return the outcome."""
-    result = _run_once(seed, policy)
-    if seed % _REPEAT_EVERY == 0 and result.error is None and _run_once(seed, policy) != result:
+    result = _run_once(seed, policy, has_host_part)
+    if seed % _REPEAT_EVERY == 0 and result.error is None and _run_once(seed, policy, has_host_part) != result:
         return replace(result, error="the same seed gave another outcome")
     return result
 
 
-def _run_once(seed: int, policy: str | None) -> RunResult:
-    run = FuzzRun(seed, policy)
+def _run_once(seed: int, policy: str | None, has_host_part: bool) -> RunResult:
+    run = FuzzRun(seed, policy, has_host_part)
     name = run.settings.policy
     try:
         num_steps = run.run()
@@ -253,6 +268,7 @@ def _run_once(seed: int, policy: str | None) -> RunResult:
         **tokens,
         **layout,
         **prefixes,
+        "host_parts": int(run.scheduler.kv.config.num_host_prefix_slots > 0),
         "evicted_slots": stats.total_evicted_slots,
         "recomputed_tokens": stats.total_recomputed_tokens,
     }
@@ -263,17 +279,22 @@ def main(argv: list[str] | None = None) -> int:
     """Run the seeds on all cores; print one replay line per failure; exit 1 if there is one."""
     args = _parse(argv)
     if args.replay is not None:
-        FuzzRun(args.replay).run()
+        FuzzRun(args.replay, has_host_part=args.host_part).run()
         print(f"seed {args.replay}: passed")
         return 0
     start_s, source = time.monotonic(), provenance()  # of the code that runs, whatever is committed meanwhile
     results: list[RunResult] = []
     seeds = range(args.seed, args.seed + args.runs)
     with ProcessPoolExecutor(args.jobs, initializer=_quiet) as pool:
-        for result in pool.map(run_one, seeds, chunksize=16):
+        run = partial(run_one, has_host_part=args.host_part)
+        for result in pool.map(run, seeds, chunksize=16):
             results.append(result)
             if result.error:
-                print(f"\npython -m tests.fuzz --replay {result.seed}   # {result.policy}: {result.error}", flush=True)
+                flag = " --host-part" * args.host_part
+                print(
+                    f"\npython -m tests.fuzz --replay {result.seed}{flag}   # {result.policy}: {result.error}",
+                    flush=True,
+                )
             _show_progress(len(results), args.runs, start_s)
     failures = [result for result in results if result.error]
     if args.out:
@@ -315,6 +336,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=1000, help="seeds to run (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="first seed (default: 0)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--host-part", action="store_true", help="keep evicted prefixes on the host in every run")
     parser.add_argument("--out", metavar="FILE.json", help="write a summary")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run one seed here, with its traceback")
     return parser.parse_args(argv)

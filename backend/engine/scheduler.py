@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,13 +51,15 @@ from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord, Traffic
 from kv.manager import KVCacheManager
 from kv.prefixes import Prefix
-from kv.types import NO_COPIES, KVConfig, Layout, Row, SlotCopy
+from kv.types import NO_COPIES, KVConfig, Layout, Row, Side, SlotCopy
 
 __all__ = ["Scheduler", "SchedulerStats", "make_scheduler"]
 
 _NONE = np.empty(0, np.int64)
 _SOURCES = PrefixSource.HIT, PrefixSource.MISS, PrefixSource.HOST
 _MAX_KEPT_FREE = 1 / 16  # of the blocks: cached ones are evicted ahead, so that a step need not search for room
+_NUM_FORESEEN = 16  # waiting requests of each class whose prefixes are evicted last
+_LEAST_KEPT_FREE = 32  # blocks, for those that begin; a plan with a long prompt evicts what it needs itself
 
 
 def make_scheduler(
@@ -127,10 +130,7 @@ class Scheduler:
         self._step: CommittedStep | None = None
         self._planned_s = 0.0  # when the step to be committed was planned
         self._num_arrived = 0
-        # What a plan promises at most: a block to each decode, the rest in whole blocks, and a reserve of a block each.
-        most = 2 * limits.max_seqs + limits.max_tokens // limits.block_size
-        enough = min(most * 4 // 3, int(_MAX_KEPT_FREE * limits.num_slots / limits.block_size))
-        self._kept_free = enough * 3 // 4, enough
+        self._max_kept_free = int(_MAX_KEPT_FREE * limits.num_slots / limits.block_size)
         self._totals: Counter[str] = Counter()
         self._preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
         self._drains = {priority_class: Drain() for priority_class in PriorityClass}
@@ -221,10 +221,11 @@ class Scheduler:
         sampled = Sampled.of(step, result)
         for request in sampled.others:
             request.num_computed = int(table.num_computed[_row(request)])
+            self._lend(request, request.num_computed)
         finished = self._emit(sampled, now_s)
         failed = [FailedRequest(requests[index], error) for index, error in result.errors.items()]
         self._release({each.request: FinishReason.ERROR for each in failed})
-        self.kv.keep_free(*self._kept_free)
+        self._keep_free(len(requests))
         self._feedback.settle(now_s)
         return StepOutput(tokens=sampled.emitted(), finished=finished, failed=failed)
 
@@ -449,7 +450,7 @@ class Scheduler:
             requests[index].state = RequestState.RUNNING
         for index in first:
             requests[index].first_token_s = now_s
-            self._lend(requests[index])
+            self._lend(requests[index], requests[index].num_prompt)
         for request, token_id in zip(requests, sampled.token_ids, strict=True):
             token_ids = request.token_ids
             request.num_computed = len(token_ids)  # it sampled, so it had computed all
@@ -461,10 +462,28 @@ class Scheduler:
         self._release({request: self._reason(request) for request in finished})
         return finished
 
-    def _lend(self, request: Request) -> None:
-        """Let others borrow the prompt of `request`, all of which is computed."""
+    def _keep_free(self, num_seqs: int) -> None:
+        """Evict ahead after a step of `num_seqs`. The prefixes of those that begin next go last.
+
+        A plan promises a block to each decode, and keeps one for each in reserve. Free blocks cache nothing.
+        """
+        enough = min((2 * num_seqs + _LEAST_KEPT_FREE) * 4 // 3, self._max_kept_free)
+        least = enough * 3 // 4
+        if self.kv.num_free_blocks < least:
+            if self.view.settings.prefix_caching:
+                self._keep_for_waiting()
+            self.kv.keep_free(least, enough)
+
+    def _keep_for_waiting(self) -> None:
+        for queue, side in ((self.view.be_waiting, Side.TAIL), (self.view.rt_waiting, Side.HEAD)):
+            for request in reversed(list(islice(queue.in_time(), _NUM_FORESEEN))):
+                if request.prefix is not None:
+                    self.kv.keep_longer(request.prefix, side)
+
+    def _lend(self, request: Request, num_computed: int) -> None:
+        """Let others borrow the computed part of the prompt: long prompts that begin alike often overlap."""
         if request.prefix is not None:
-            self.kv.lend(_row(request), request.prefix, request.num_prompt)
+            self.kv.lend(_row(request), request.prefix, min(num_computed, request.num_prompt))
 
     def _stopped(self, sampled: Sampled) -> list[int]:
         """Return the indices of the requests that sampled a stop token of theirs."""

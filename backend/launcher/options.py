@@ -18,6 +18,7 @@ from backend.policy.settings import POLICY_NAMES, SchedulerSettings
 
 MILLISECONDS_PER_SECOND = 1e3
 MAX_TIMEOUT_S = 86_400.0
+_MAX_GIB = 1_048_576.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="start Triton again when a model gives no sign of life for so long; 0: never (default: %(default)s)",
     )
+    server.add_argument(
+        "--triton-memory-gib",
+        type=_gib,
+        metavar="GIB",
+        help="start Triton again when it takes more; 0: never (default: a quarter of the machine or container)",
+    )
     server.add_argument("--log-dir", type=Path, metavar="DIR", help="keep logs there (default: removed at stop)")
     server.add_argument("--json", action="store_true", help="when ready, print addresses as a line of JSON on stdout")
     server.add_argument(
@@ -152,6 +159,14 @@ def _seconds(word: str) -> float:
     value = float(word)
     if not 0.0 <= value <= MAX_TIMEOUT_S:
         raise argparse.ArgumentTypeError(f"{word} s is not in [0, {MAX_TIMEOUT_S:g}]")
+    return value
+
+
+def _gib(word: str) -> float:
+    """Read a size; NaN fails the comparison."""
+    value = float(word)
+    if not 0.0 <= value <= _MAX_GIB:
+        raise argparse.ArgumentTypeError(f"{word} GiB is not in [0, {_MAX_GIB:g}]")
     return value
 
 

@@ -28,6 +28,7 @@ from backend.config import ExecutorKind, parse_config
 from backend.core.errors import ConfigError
 from backend.launcher.endpoints import Endpoints, choose_endpoints
 from backend.launcher.launch import Launch, write_files
+from backend.launcher.memory_watch import default_bytes
 from backend.launcher.options import engine_config, front_options, make_parser
 from backend.launcher.run_directory import run_directory
 from backend.launcher.supervisor import ServeError, Supervisor
@@ -81,6 +82,7 @@ def serve(options: argparse.Namespace, console: Console) -> None:
             drain_timeout_s=options.drain_timeout_s,
             start_timeout_s=options.start_timeout_s,
             canary_timeout_s=options.canary_timeout_s,
+            max_triton_bytes=_triton_bytes(options.triton_memory_gib),
             front_options=front_options(options, service.default_class, directory),
         )
         if options.api_key_file is not None or options.openai_data_dir is not None:
@@ -90,6 +92,10 @@ def serve(options: argparse.Namespace, console: Console) -> None:
             for warning in launch.triton.warnings:
                 report.news(f"WARNING: {warning}")
             asyncio.run(supervise(launch, report))
+
+
+def _triton_bytes(gib: float | None) -> int:
+    return default_bytes() if gib is None else int(gib * 2**30)
 
 
 async def supervise(launch: Launch, report: ConsoleReport) -> None:

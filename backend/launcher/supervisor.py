@@ -5,8 +5,8 @@
 
 An answer counts when the process of this launch holds the port: another launch may have taken it since it was chosen.
 A process that ends unasked is started again after a pause that doubles. One that fails again and again before it is of
-use ends the launch. A server that has lost a stub, has crashed, or gives no answer, is ended, and so started again:
-none mends itself (2.51).
+use ends the launch. A server that has lost a stub, has crashed, takes too much memory, or gives no answer, is ended
+and started again. None mends itself (2.51).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from backend.launcher.crash import first_crash
 from backend.launcher.endpoints import check_free
 from backend.launcher.engine_states import engine_states
 from backend.launcher.launch import EXTRA_EXIT_S, Launch
+from backend.launcher.memory_watch import first_excess
 from backend.launcher.probe import answers_canary, front_answers, is_ready
 from backend.launcher.reaper import sweep_shared_memory
 from backend.launcher.watchdog import first_silence, watched_models
@@ -169,7 +170,9 @@ class Supervisor:
 
     async def _end_when_broken(self) -> None:
         """End a server that can no longer serve; `_keep` starts it again."""
-        signs = [self._dead_stub()] + [self._silence()] * bool(self._launch.canary_timeout_s)
+        signs = [self._dead_stub()]
+        signs += [self._silence()] * bool(self._launch.canary_timeout_s)
+        signs += [self._excess()] * bool(self._launch.max_triton_bytes)
         tasks = [asyncio.create_task(sign) for sign in signs]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -202,6 +205,11 @@ class Supervisor:
             f"model {silence.model!r}, asked over {silence.path}, gave no answer for "
             f"{self._launch.canary_timeout_s:g} s"
         )
+
+    async def _excess(self) -> str:
+        most_bytes = self._launch.max_triton_bytes
+        num_bytes = await first_excess(self._server.pid, most_bytes)
+        return f"Triton takes {num_bytes / 2**30:.2f} GiB of memory (limit: {most_bytes / 2**30:g} GiB)"
 
     async def _become_ready(self) -> None:
         """Follow the engine's loading and the server's start until a real request comes back."""

@@ -5,16 +5,14 @@
     flood       `chat`, with best-effort prompts that share nothing in as many tokens as the pool has, again and again
     jobs        `chat`, with a best-effort file whose prompts begin with one of many system prompts, in any order
 
-`scale` makes the number of requests and the pool smaller alike. The oracle caches the same blocks in as many slots, and
-running requests take none of them. It drops the least recently used block, whichever class used it. On `flood` it
-stands for a cache without classes.
+`scale` makes the number of requests and the pool smaller alike. Two oracles (bench/sim/prefix_oracle.py) drop the least
+recently used block, whichever class used it. On `flood` they stand for a cache without classes.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,26 +27,16 @@ from backend.engine.scheduler import make_scheduler
 from backend.policy.settings import SchedulerSettings
 from bench.common.stats import share
 from bench.sim.gpu_executor import TOKEN_ID, GpuExecutor
+from bench.sim.prefix_oracle import BLOCK_SIZE, Served, Turn, oracle, oracle_beside
 from bench.sim.step_models import load_pairs
 
 PAIR = "llama8b-h100"
-BLOCK_SIZE = 16
 MAX_SEQ_LEN = 16_384
 MAX_SEQS = 256
 TTFT_SLO_S, TPOT_SLO_S = 1.0, 0.1
 _NUM_CHATS, _CHATS_PER_S, _TURN_GAP_S = 600, 2.0, 30.0
 _NUM_DOCUMENTS, _NUM_QUESTIONS, _QUESTIONS_PER_S = 120, 1_500, 3.0
 _NUM_SYSTEM_PROMPTS, _NUM_LINES = 400, 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A request of a trace."""
-
-    arrival_s: float
-    is_rt: bool
-    prompt: tuple[int, ...]
-    num_output: int
 
 
 def chat(rng: Generator, scale: float) -> list[Turn]:
@@ -108,27 +96,30 @@ TRACES: dict[str, Callable[[Generator, float], list[Turn]]] = {
 }
 
 
+WITH_HOST = "by class, host part"  # of as many slots as the pool; checkpoints have as many beside it
 CACHES: Mapping[str, SchedulerSettings] = {
     "by class": SchedulerSettings(prefix_caching=True),
     "by last use": SchedulerSettings(prefix_caching=True, evict_by_class=False),
     "by class, order of arrival": SchedulerSettings(prefix_caching=True, cached_first=False),
+    WITH_HOST: SchedulerSettings(prefix_caching=True),
     "none": SchedulerSettings(prefix_caching=False),
 }
 
 COMPARED: Mapping[str, Sequence[str]] = {  # `chat` has one class
     "chat": ("by class", "none"),
-    "documents": ("by class", "by last use", "by class, order of arrival", "none"),
-    "flood": ("by class", "by last use", "none"),
-    "jobs": ("by class", "by class, order of arrival", "none"),
+    "documents": ("by class", "by last use", "by class, order of arrival", WITH_HOST, "none"),
+    "flood": ("by class", "by last use", WITH_HOST, "none"),
+    "jobs": ("by class", "by class, order of arrival", WITH_HOST, "none"),
 }
 
 
 def simulate(name: str, seed: int, cache: str, scale: float = 1.0) -> dict[str, Any]:
-    """Run a trace; return hit rates by class, the oracle's, and the share of real-time requests within both SLOs."""
+    """Run a trace; return hit rates by class, the oracles', and the share of real-time requests within both SLOs."""
     turns = sorted(TRACES[name](np.random.default_rng([seed, 7]), scale), key=lambda turn: turn.arrival_s)
-    run = _Run(turns, CACHES[cache], scale)
+    run = _Run(turns, CACHES[cache], scale, has_host_part=cache == WITH_HOST)
     run.run()
-    return {"num_requests": len(turns), **run.result(), "oracle_hit_rate": oracle(turns, run.num_slots)}
+    oracles = {"oracle_hit_rate": oracle(turns, run.num_slots), "beside_hit_rate": run.oracle_beside()}
+    return {"num_requests": len(turns), **run.result(), **oracles}
 
 
 @dataclass(slots=True, eq=False)
@@ -136,10 +127,12 @@ class _Run:
     turns: Sequence[Turn]
     settings: SchedulerSettings
     scale: float
+    has_host_part: bool = False
     clock: VirtualClock = field(default_factory=VirtualClock)
     num_failed: int = 0
     ends_s: dict[str, float] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
+    taken: list[tuple[float, int]] = field(default_factory=list)  # slots that requests hold, by time
     prefix_tokens: Mapping[tuple[PriorityClass, PrefixSource], int] = field(default_factory=dict)
 
     @property
@@ -152,13 +145,14 @@ class _Run:
         capacity = ExecutorCapacity(
             block_size=BLOCK_SIZE,
             num_blocks=self.num_slots // BLOCK_SIZE,
-            num_host_slots=self.num_slots,
+            num_host_slots=self.num_slots * (1 + self.has_host_part),
             max_seq_len=MAX_SEQ_LEN,
             max_tokens_per_step=2_048,
             max_seqs_per_step=MAX_SEQS,
             host_copy_s_per_token=pair.host_copy_s_per_token,
         )
-        scheduler = make_scheduler(self.settings, capacity)
+        num_for_prefixes = self.num_slots * self.has_host_part
+        scheduler = make_scheduler(replace(self.settings, prefix_host_tokens=num_for_prefixes), capacity)
         engine = Engine(scheduler, GpuExecutor(pair, capacity, self.clock), self.clock, self._note)
         arrivals = self._arrivals()
         waiting = next(arrivals, None)
@@ -166,7 +160,10 @@ class _Run:
             while waiting is not None and waiting.arrival_s <= self.clock.now_s():
                 engine.post(Submit(waiting))
                 waiting = next(arrivals, None)
-            if not engine.step():
+            did_step = engine.step()
+            usage = scheduler.kv.usage()
+            self.taken.append((self.clock.now_s(), usage.num_head_slots + usage.num_tail_slots))
+            if not did_step:
                 if waiting is None:
                     break
                 self.clock.advance(max(0.0, waiting.arrival_s - self.clock.now_s()))
@@ -174,19 +171,31 @@ class _Run:
 
     def result(self) -> dict[str, Any]:
         """Return the scores of a run that ended."""
-        rates = {}
+        rates, from_host = {}, {}
         for cls in PriorityClass:
             tokens = {source: self.prefix_tokens.get((cls, source), 0) for source in PrefixSource}
             num_tokens = sum(tokens.values())
             rates[cls.value] = (num_tokens - tokens[PrefixSource.MISS]) / num_tokens if num_tokens else None
+            from_host[cls.value] = tokens[PrefixSource.HOST] / num_tokens if num_tokens else None
         ends_s = [self.ends_s[request.request_id] for request in self.requests if not request.is_rt]
         return {
             "hit_rate": rates,
+            "host_hit_rate": from_host,  # of all prompt tokens; they are among the hits
             "be_requests_per_s": len(ends_s) / max(ends_s) if ends_s else None,
             "rt_attainment": share([self._is_met(request) for request in self.requests if request.is_rt]),
             "num_failed": self.num_failed,
             "duration_s": self.clock.now_s(),
         }
+
+    def oracle_beside(self) -> dict[str, float | None]:
+        """Return the hit rates of the oracle with the slots and the moments of this run."""
+        served = []
+        for turn, request in zip(self.turns, self.requests, strict=True):
+            begin_s, first_s, end_s = request.first_scheduled_s, request.first_token_s, self.ends_s[request.request_id]
+            assert begin_s is not None, f"request {request.request_id!r} never began"
+            assert first_s is not None, f"request {request.request_id!r} got no token"
+            served.append(Served(turn, begin_s, first_s, end_s))
+        return oracle_beside(served, self.taken, self.num_slots)
 
     def _arrivals(self) -> Iterator[Request]:
         for index, turn in enumerate(self.turns):
@@ -212,32 +221,6 @@ class _Run:
             return False
         num_gaps = max(1, request.num_output - 1)
         return first_s - request.arrival_s <= TTFT_SLO_S and (end_s - first_s) / num_gaps <= TPOT_SLO_S
-
-
-def oracle(turns: Sequence[Turn], num_slots: int) -> dict[str, float | None]:
-    """Return the hit rates by class of a cache of whole blocks that drops the least recently used one."""
-    blocks: OrderedDict[int, None] = OrderedDict()
-    hits, tokens = {True: 0, False: 0}, {True: 0, False: 0}
-    for turn in turns:
-        chain = _chain(turn.prompt + (TOKEN_ID,) * (turn.num_output - 1))
-        num_hits = next((index for index, block in enumerate(chain) if block not in blocks), len(chain))
-        hits[turn.is_rt] += min(num_hits * BLOCK_SIZE, len(turn.prompt) - 1)
-        tokens[turn.is_rt] += len(turn.prompt)
-        for block in reversed(chain):  # a prefix outlives what follows it
-            blocks[block] = None
-            blocks.move_to_end(block)
-        while len(blocks) > num_slots // BLOCK_SIZE:
-            blocks.popitem(last=False)
-    names = {True: "rt", False: "be"}
-    return {names[is_rt]: hits[is_rt] / tokens[is_rt] if tokens[is_rt] else None for is_rt in (True, False)}
-
-
-def _chain(token_ids: Sequence[int]) -> list[int]:
-    chain, last = [], 0
-    for start in range(0, len(token_ids) - BLOCK_SIZE + 1, BLOCK_SIZE):
-        last = hash((last, tuple(token_ids[start : start + BLOCK_SIZE])))
-        chain.append(last)
-    return chain
 
 
 def _tokens(rng: Generator, number: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from client.commands.generate import describe
 from client.errors import ClientError
 from client.generation import Chunk, Message, Options
 from client.retry import Retry
+from client.terminal import for_output, printable
 
 _CLEAR = "/clear"
 
@@ -65,12 +66,12 @@ def _answer(client: Client, messages: list[Message], options: Options) -> str:
         with client.stream(messages, **options) as stream:
             for last in stream:
                 text += last.text
-                print(last.text, end="", flush=True)
+                print(for_output(last.text), end="", flush=True)
         words = describe(last)
     except KeyboardInterrupt:
         words = "[cancelled]"
     except ClientError as error:
-        words = f"bros: {error}"
+        words = printable(f"bros: {error}")
     print()
     print(words, file=sys.stderr)
     return text

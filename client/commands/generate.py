@@ -11,6 +11,7 @@ from client.client import Client
 from client.commands.arguments import Subparsers, add_sampling, add_seconds, add_slos, add_url, options_from
 from client.generation import Chunk, Message, Prompt
 from client.retry import Retry
+from client.terminal import for_output
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         client.stream(prompt, **options_from(args)) as stream,
     ):
         for chunk in stream:
-            sys.stdout.write(msgspec.json.encode(chunk).decode() + "\n" if args.json else chunk.text)
+            sys.stdout.write(msgspec.json.encode(chunk).decode() + "\n" if args.json else for_output(chunk.text))
             sys.stdout.flush()
     if not args.json:
         sys.stdout.write("\n")

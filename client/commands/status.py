@@ -14,6 +14,7 @@ from client.commands.arguments import Subparsers, add_url
 from client.errors import ClientError, InvalidRequestError
 from client.health import Readiness, ask_readiness
 from client.snapshot import Snapshot
+from client.terminal import for_output, printable
 
 _TIMEOUT_S = 5.0
 _CANARY_TIMEOUT_S = 30.0
@@ -43,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
         engine = msgspec.to_builtins(snapshot) if snapshot else None
         print(json.dumps({**asdict(readiness), "engine": engine, "problem": problem}))
     else:
-        print(describe(readiness, snapshot))
+        print(for_output(describe(readiness, snapshot)))
         if problem:
-            print(f"bros: {problem}", file=sys.stderr)
+            print(printable(f"bros: {problem}"), file=sys.stderr)
     return 0 if readiness.is_ready and all(readiness.ready_models.values()) and problem is None else 1
 
 

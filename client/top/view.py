@@ -9,6 +9,7 @@ from rich.text import Text
 
 from client.colors import ALARM_COLOR, BE_COLOR, CACHED_COLOR, CLASS_COLORS, FREE_COLOR, RT_COLOR
 from client.snapshot import KVPoolView, PreemptionView, RequestView, Snapshot, StepView
+from client.terminal import printable
 from client.top.history import History
 from client.top.kv_map import draw
 
@@ -26,14 +27,14 @@ def render(history: History, width: int, height: int) -> RenderableType:
     """Return the whole picture for a terminal of this size. Lines that do not fit are cut off at the bottom."""
     frame = history.latest
     if frame.snapshot is None:
-        return Panel(Text(frame.problem or "no answer"), title="bros top", border_style="red")
+        return Panel(Text(printable(frame.problem or "no answer")), title="bros top", border_style="red")
     num_requests = max(3, min(12, height // 4))
     parts: list[RenderableType] = [_classes(history, frame.snapshot, width), _engine(history, frame.snapshot)]
     max_bands = max(1, (height - num_requests - 20) // 3)
     parts += [_kv(frame.snapshot, history.previous_snapshot, width - _FRAME, max_bands)]
     parts += [_requests(frame.snapshot, num_requests)]
     if frame.problem:
-        parts.append(Text(frame.problem, style="red"))
+        parts.append(Text(printable(frame.problem), style="red"))
     return Group(*parts)
 
 
@@ -144,18 +145,23 @@ def _requests(snapshot: Snapshot, max_rows: int) -> RenderableType:
     last_loss = {loss.request_id: loss for loss in snapshot.preemptions}
     for view in sorted(snapshot.requests, key=_urgency)[:max_rows]:
         table.add_row(
-            view.request_id[:_ID_WIDTH],
+            Text(_name(view.request_id)),
             Text(view.priority_class, style=CLASS_COLORS[view.priority_class]),
             Text(view.state, style="bold red" if view.state == "preempted" else ""),
             _seconds(view.age_s),
             Text(_seconds(view.slack_s), style="red" if (view.slack_s or 0.0) < 0.0 else ""),
             f"{view.num_output:,}",
             f"{view.num_held:,}/{view.num_known:,}",
-            _why(view, last_loss.get(view.request_id)),
+            Text(_why(view, last_loss.get(view.request_id))),
         )
     num_more = sum(now.num_running + now.num_preempted for now in snapshot.requests_by_class.values()) - table.row_count
     title = "requests" + (f" · {num_more} more" if num_more > 0 else "")
     return Panel(table, title=title, title_align="left", border_style="dim")
+
+
+def _name(request_id: str) -> str:
+    """Return the beginning of an id, which its client chose, on one line."""
+    return printable(request_id[:_ID_WIDTH]).replace("\n", " ").replace("\t", " ")
 
 
 def _urgency(view: RequestView) -> tuple[bool, bool, float]:
@@ -167,7 +173,7 @@ def _why(view: RequestView, loss: PreemptionView | None) -> str:
     """Say why a request waits, and what it lost."""
     if loss is None:
         return ""
-    whom = f"for {loss.in_favour_of[:_ID_WIDTH]}" if loss.in_favour_of else "for room"
+    whom = f"for {_name(loss.in_favour_of)}" if loss.in_favour_of else "for room"
     kept = f"kept {loss.num_kept:,} of {loss.num_known:,} {whom}, step {loss.step_index:,}"
     if view.state != "preempted":
         return f"back · {kept}"

@@ -5,20 +5,26 @@
     data_dir/files/<id>       contents
     data_dir/parts/<name>     uploads that have not ended: worthless after a restart
 
-A content that the database does not know is left from a death between two steps; opening the folder deletes it.
+A content that the database does not know is left from a death between two steps; opening the folder deletes it. Files
+of other names stay. Files and links of another user are neither followed, read nor deleted.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from backend.core.ownership import is_foreign, make_own_folder, own
 from front.batches.store import Store, StoreError
+
+_CONTENT = re.compile(r"file-[0-9a-f]{32}")
+_PART = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +66,14 @@ class Folder:
 
 @contextmanager
 def open_folder(root: Path) -> Iterator[tuple[Folder, Store]]:
-    """Own a folder, made where there is none, and its database. Raises StoreError, OSError."""
+    """Own a folder, made where there is none, and its database. Raises StoreError, OSError: also where another user has
+    a part of it."""
     folder = Folder(root)
     for path in (root, folder.files, folder.parts):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (root / "lock").open("ab") as lock:
+        make_own_folder(path)
+    if is_foreign(folder.database):
+        raise StoreError(f"{folder.database} belongs to another user")
+    with open(root / "lock", "ab", opener=own) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -83,12 +92,18 @@ def check_folder(root: Path) -> None:
         with open_folder(root):
             return
     except OSError as error:
-        raise StoreError(f"{root} cannot hold files and batches: {error.strerror}") from error
+        raise StoreError(f"{root} cannot hold files and batches: {_words(error, root)}") from error
     except sqlite3.DatabaseError as error:
         raise StoreError(f"{root} cannot hold files and batches: {error}") from error
 
 
+def _words(error: OSError, root: Path) -> str:
+    """Name the fault, and the path where it is not `root`."""
+    is_root = error.filename is None or Path(error.filename) == root
+    return str(error.strerror) if is_root else f"{error.filename}: {error.strerror}"
+
+
 def _sweep(folder: Folder, known: set[str]) -> None:
-    left = [path for path in folder.files.iterdir() if path.name not in known]
-    for path in (*left, *folder.parts.iterdir()):
+    contents = [path for path in folder.files.iterdir() if _CONTENT.fullmatch(path.name) and path.name not in known]
+    for path in (*contents, *(path for path in folder.parts.iterdir() if _PART.fullmatch(path.name))):
         path.unlink()

@@ -182,6 +182,22 @@ def test_one_address_leaves_connections_to_others(address: tuple[str, int], monk
         assert other.recv(12) == b"HTTP/1.1 200"
 
 
+def test_a_newcomer_gets_the_place_of_who_has_most_and_sends_nothing(
+    address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 8)
+    with ExitStack() as held:
+        crowd = []
+        for index in range(8):
+            source = (f"127.0.0.{3 + index % 2}", 0)
+            crowd.append(held.enter_context(socket.create_connection(address, 20.0, source_address=source)))
+            crowd[-1].sendall(POST + b"content-length: 100\r\n\r\n{")
+        for index in range(6):
+            assert status_of(talk(address, HEAD + b"\r\n")) == 200, f"newcomer {index}"
+        assert status_of(crowd[0].recv(65536)) == 503
+        assert crowd[7].send(b"a") == 1
+
+
 @pytest.mark.parametrize("offered", [b"h2c", b"websocket"])
 @pytest.mark.parametrize("num_first", [0, 7])
 def test_an_upgrade_is_ignored_and_the_request_answered(

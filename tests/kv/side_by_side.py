@@ -101,6 +101,13 @@ class SideBySide:
         self.manager.evict_all()
         self.twin.evict_all()
 
+    def keep_longer(self, row: Row, num_tokens: int, side: Side) -> None:
+        """Evict last what others hold of the first `num_tokens` of `row`, as if a request with them waited."""
+        lender, num_slots = self.twin.find(*self._tokens(row, num_tokens))
+        assert self.manager.keep_longer(self._prefix(row, num_tokens), side) == num_slots
+        if num_slots:
+            self.twin.use(lender, side)
+
     def keep_free(self, least: int, enough: int) -> None:
         self.manager.keep_free(least, enough)
         self.twin.keep_free(least, enough)

@@ -96,6 +96,11 @@ class KVMachine(RuleBasedStateMachine):
     def keep_free(self, least: int, num_more: int) -> None:
         self.both.keep_free(least, least + num_more)
 
+    @precondition(has_rows)
+    @rule(index=ROWS, num_tokens=st.integers(1, 12), side=st.sampled_from(Side))
+    def keep_longer(self, index: int, num_tokens: int, side: Side) -> None:
+        self.both.keep_longer(self._row(index), num_tokens, side)
+
     @rule()
     def watch_anew(self) -> None:
         self.both.watch_anew()
@@ -201,6 +206,9 @@ def run_schedule(config: KVConfig, seed: int, num_steps: int) -> None:
                 both.restore(row, int(rng.integers(1, 9)))
             if rng.random() < 0.15:
                 both.grow(row, min(int(rng.integers(0, 9)), both.num_left(row)))
+        for row in both.rows:
+            if rng.random() < 0.05:
+                both.keep_longer(row, int(rng.integers(1, 30)), Side.HEAD if rng.random() < 0.5 else Side.TAIL)
         if rng.random() < 0.1:
             both.keep_free(least := int(rng.integers(1, 4)), least + int(rng.integers(0, 2)))
         decodes = [row for row in both.rows if both.num_left(row) and rng.random() < 0.8]

@@ -194,10 +194,13 @@ class Twin:
         assert lender is not None
         holder = self.rows[row]
         holder.parent, holder.base, holder.slots = lender, num_slots, self.rows[lender].slots[:num_slots]
+        self.use(lender, holder.side)
+
+    def use(self, row: int | None, side: Side) -> None:
         self.num_uses += 1
-        while lender is not None:
-            self._use(lender, holder.side)
-            lender = self.rows[lender].parent
+        while row is not None:
+            self._use(row, side)
+            row = self.rows[row].parent
 
     def leave_cached(self, row: int, salt: object, tokens: list[int]) -> None:
         self.lend(row, salt, tokens)

@@ -120,12 +120,16 @@ class Mirror(Generic[H]):
             )
         )
         self.num_foreign_blocks = 0  # that the engine uses beyond what we count
+        self.num_own_blocks = size.num_blocks  # that are free for our requests
         self.preemptions: Counter[tuple[PriorityClass, PreemptionKind]] = Counter()
         self.prefix_tokens: Counter[tuple[PriorityClass, PrefixSource]] = Counter()  # of prompts that began
         self.total_restored = 0  # tokens that victims got back uncomputed, as far as we can tell
         self.total_recomputed = 0
         self._by_request: dict[Request, Twin[H]] = {}
         self._started: _Started[H] | None = None  # as far as it is up to date
+        self._num_untold = 0  # tokens that each of them decoded, and that only the table has
+        self._is_begun = False  # this step, in the KV
+        self.have_all_decoded = False  # one token since the step before, all that hold a row
 
     # What a policy asks of the KV (backend.policy.view.KVReader)
 
@@ -184,18 +188,34 @@ class Mirror(Generic[H]):
         """All twins by the engine's name, in order of arrival here."""
         return self._twins
 
+    def settle(self) -> None:
+        """Begin the step in the KV, and let the requests say what the table says.
+
+        Where all that hold a row have decoded, `follow` writes to the table only: each request that is touched costs
+        time.
+        """
+        if not self._is_begun:
+            self._is_begun = True
+            self.kv.begin_step()
+        num_untold, self._num_untold = self._num_untold, 0
+        if num_untold:
+            for request in self.started.requests:
+                request.num_computed += num_untold
+                request.token_ids += [_TOKEN] * num_untold
+
     def has_any(self, requests: Iterable[Request]) -> bool:
         """Return whether one of `requests` is still here."""
         return any(request in self._by_request for request in requests)
 
     def follow(self, now_s: float, newcomers: Iterable[Twin[H]] = ()) -> None:
         """Begin a step: bring those that have begun up to date, and those of `newcomers` that the engine began."""
-        self.kv.begin_step()
+        self._is_begun = False
         if newcomers := list(newcomers):
             stands = self._source.positions([twin.handle for twin in newcomers])
             for twin, num_computed in zip(newcomers, stands[1].tolist(), strict=True):
                 if num_computed > 0:
                     self._enter(twin.request)
+        self.have_all_decoded = False
         if (started := self.started).twins:
             self._follow(started, now_s)
         self._count_foreign_blocks()
@@ -205,7 +225,12 @@ class Mirror(Generic[H]):
         table, requests, rows = self.table, started.requests, started.rows
         stands = self._source.positions(started.handles)
         decodes, others = table.follow(self.kv.held, rows, stands, now_s)
-        for request in requests if len(decodes) == len(requests) else map(requests.__getitem__, decodes.tolist()):
+        if len(decodes) == len(requests):
+            self._num_untold += 1
+            self.have_all_decoded = True
+            return
+        self.settle()
+        for request in map(requests.__getitem__, decodes.tolist()):
             request.num_computed += 1
             request.token_ids.append(_TOKEN)
         if len(others):
@@ -217,6 +242,7 @@ class Mirror(Generic[H]):
 
     def adopt(self, scheduled: Iterable[Scheduled], now_s: float) -> list[Adopted]:
         """Note how many tokens of each request the engine runs in this step; leave out requests that are not ours."""
+        self.settle()
         decodes: list[Request] = []
         adopted: list[Adopted] = []
         for each in scheduled:
@@ -240,6 +266,9 @@ class Mirror(Generic[H]):
         held = sum(self._num_held(twin.request) for twin in self._twins.values() if twin.request.row is not None)
         usage = self.kv.usage()
         assert held == usage.num_head_slots + usage.num_tail_slots
+        for request in self.started.requests:
+            num_known = len(request.token_ids) + self._num_untold
+            assert num_known == self.table.num_known[_row(request)], f"request {request.request_id!r}: tokens"
 
     def arrive(self, key: Key, handle: H, ticket: Ticket, now_s: float) -> None:
         """Take in a request that the engine has taken in."""
@@ -261,6 +290,7 @@ class Mirror(Generic[H]):
 
     def depart(self, key: Key) -> None:
         """Let go of a request that the engine has let go of."""
+        self.settle()
         request = self._twins.pop(key).request
         del self._by_request[request]
         was_waiting = request.state is RequestState.WAITING
@@ -349,6 +379,7 @@ class Mirror(Generic[H]):
 
     def _enter(self, request: Request) -> None:
         """Give a request that starts to run its row."""
+        self.settle()
         self._started = None
         request.state = RequestState.RUNNING
         self.queues.note_left(request)
@@ -372,10 +403,12 @@ class Mirror(Generic[H]):
         return self.kv.num_held(_row(request))
 
     def _count_foreign_blocks(self) -> None:
-        missing = self.kv.num_free_blocks - self._source.num_free_blocks()
+        num_free = self.kv.num_free_blocks
+        missing = num_free - self._source.num_free_blocks()
         if missing > 0:
             missing -= sum(self._source.num_reserved_blocks(twin.handle) for twin in self.started.twins)
         self.num_foreign_blocks = max(0, missing)
+        self.num_own_blocks = num_free - self.num_foreign_blocks
 
 
 def _row(request: Request) -> Row:

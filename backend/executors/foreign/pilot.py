@@ -10,15 +10,15 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
-import numpy as np
-
 from backend.core.clock import Clock
 from backend.core.plan import Reclaim, StepPlan
 from backend.core.request import PriorityClass, Request, first_deadline_s
 from backend.engine.feedback import Feedback, MovedTokens
 from backend.engine.stats import ClassCounts, SchedulerStats
+from backend.executors.foreign.decodes import Decodes, decodes_of
 from backend.executors.foreign.mirror import Adopted, Mirror, Queues, Scheduled, Twin
 from backend.executors.foreign.source import Source
+from backend.policy.bros.policy import Bros
 from backend.policy.registry import POLICIES
 from backend.policy.settings import SchedulerSettings
 from backend.policy.state.latency_model import PRIOR, LatencyModel, StepFeatures
@@ -27,8 +27,6 @@ from backend.policy.view import SchedulerView, StepLimits, StepRecord
 from kv.types import KVUsage
 
 H = TypeVar("H")  # the engine's own object for a request
-
-_NO_ROWS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +84,7 @@ class Pilot(Generic[H]):
         self._clock = clock
         self._steps: deque[_Step] = deque(maxlen=2 if limits.has_overlap else 1)  # the oldest ended last
         self._last_call_s = clock.now_s()
+        self._decodes: Decodes | None = None  # of the step adopted last, if it ran one token of all that hold a row
         self._feedback = Feedback(self.policy, self.view)
 
     def plan(self, catch_up: Callable[[float], None]) -> StepPlan:
@@ -93,10 +92,16 @@ class Pilot(Generic[H]):
         self._now_s = now_s = self._clock.now_s()
         catch_up(now_s)
         self._learn(now_s)
-        return self.policy.plan(self.view, self._next_start_s(now_s))
+        start_s = self._next_start_s(now_s)
+        self._decodes = self._again(start_s)
+        if self._decodes is not None:
+            return self._decodes.plan
+        self.mirror.settle()
+        return self.policy.plan(self.view, start_s)
 
     def adopt(self, scheduled: Iterable[Scheduled], budget_s: float) -> None:
         """Note what the engine made of the plan that was made last."""
+        self._decodes = None
         ours = self.mirror.adopt(scheduled, self._now_s)
         self._last_call_s = self._now_s
         if not ours:
@@ -108,13 +113,37 @@ class Pilot(Generic[H]):
     def adopt_decodes(self, plan: StepPlan) -> bool:
         """Do what `adopt` does where the engine runs one token of each request in the plan, all of which have rows.
         False, and nothing is noted, where one of them may have lost KV or our count has no room."""
-        rows = _NO_ROWS if plan.slots is None else plan.slots.rows
-        num_decodes, num_computed, num_rt = self.mirror.table.decode_sums(rows)
-        if num_decodes < len(rows) or not self.mirror.kv.grow_each_by_one(rows):
+        decodes = self.decodes(plan)
+        if decodes is None or not self.mirror.kv.grow_each_by_one(decodes.rows, has_room=decodes.is_again):
+            self._decodes = None
             return False
         self._last_call_s = self._now_s
-        self._note_step(plan.num_new_tokens.keys(), StepFeatures(len(rows), num_computed), num_rt, plan.budget_s)
+        self._note_step(plan.num_new_tokens.keys(), decodes.features, len(decodes.rt_rows), plan.budget_s)
         return True
+
+    def decodes(self, plan: StepPlan) -> Decodes | None:
+        """Return `plan`, the last one, as a step of decodes; None where it has more."""
+        if self._decodes is None:
+            self._decodes = decodes_of(plan, self.mirror.table, self.mirror.started.rows)
+        return self._decodes
+
+    def _again(self, start_s: float) -> Decodes | None:
+        """Return the decodes of the step before, one token on, where the policy would plan them and nothing else; None
+        where it might not."""
+        mirror, view, decodes = self.mirror, self.view, self._decodes
+        if decodes is None or decodes.rows is not mirror.started.rows or decodes.num_deadlines:
+            return None
+        if not mirror.have_all_decoded or len(view.rt_waiting) or len(view.be_waiting):
+            return None
+        num_blocks, num_rows = mirror.num_own_blocks, len(decodes.rows)
+        if num_rows > num_blocks and mirror.kv.most_new_blocks(decodes.rows) > num_blocks:
+            return None
+        if not isinstance(self.policy, Bros):
+            return None
+        features = decodes.next_features()
+        predicted_s = view.latency.predict_s(features)
+        budget_s = self.policy.decode_budget_s(view, decodes.rt_rows, num_rows, predicted_s, start_s)
+        return None if budget_s is None else decodes.again(features, predicted_s, budget_s)
 
     def _note_step(
         self, requests: Collection[Request], features: StepFeatures, num_rt_tokens: int, budget_s: float
@@ -150,7 +179,10 @@ class Pilot(Generic[H]):
 
     def _learn(self, now_s: float) -> None:
         """Take in the step that ended last, unless an idle time may lie between."""
-        if len(self._steps) == self._steps.maxlen and self.mirror.has_any(self._steps[0].requests):
+        mirror = self.mirror
+        if len(self._steps) == self._steps.maxlen and (
+            mirror.have_all_decoded or mirror.has_any(self._steps[0].requests)
+        ):
             step, duration_s = self._steps[0], max(now_s - self._last_call_s, 1e-6)
             record = StepRecord(
                 duration_s=duration_s,

@@ -144,6 +144,7 @@ class VllmEngine:
                     self._cancel(request_id)
                 case Inspect(look):
                     pilot = self._steering.pilot
+                    pilot.mirror.settle()
                     look_at(cast(Scheduler, Inspected(pilot.view, pilot.mirror.kv, self._steering)), look)
 
     def _add(self, request: Request) -> None:

@@ -26,6 +26,7 @@ from backend.executors.vllm.books import Books
 from backend.executors.vllm.surface import RequestQueue, SchedulerOutput, VllmRequest, VllmScheduler
 from backend.executors.vllm.waiting import WaitingRequests
 from backend.policy.settings import SchedulerSettings
+from backend.policy.state.table_loops import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -110,11 +111,12 @@ class Steering:
         return self.pilot.stats(is_at_rest=not self._tickets)
 
     def _catch_up(self, now_s: float) -> None:
-        came, self._came = self._came, []
-        for request in came:
+        for request in self._came:
             if (ticket := self._tickets.get(request.request_id)) is not None:
                 self.pilot.mirror.arrive(request.request_id, request, ticket, now_s)
-        self._settle_ends()
+        self._came.clear()
+        if self._gone:
+            self._settle_ends()
         self.pilot.mirror.follow(now_s)
 
     def _settle_ends(self) -> None:
@@ -165,16 +167,18 @@ class Steering:
 
     def _runs_all(self, plan: StepPlan) -> bool:
         """Whether the step is one token of everybody who runs, and has room for it: vLLM needs no arranging then."""
-        running, mirror = self._scheduler.running, self.pilot.mirror
-        rows = mirror.started.rows
+        scheduler, decodes = self._scheduler, self.pilot.decodes(plan)
         return (
-            len(plan.num_new_tokens) == len(rows) == len(running)
-            and not (plan.reclaims or plan.restores or self._scheduler.kv_holding_waiting)
-            and not (plan.slots.newcomers if plan.slots else plan.num_new_tokens)
-            and mirror.table.decode_sums(rows)[0] == len(rows)
-            and self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks() >= mirror.kv.most_new_blocks(rows)
-            and self._all_are_ours(running)
+            decodes is not None
+            and len(decodes.rows) == len(self.pilot.mirror.started.rows) == len(scheduler.running)
+            and not scheduler.kv_holding_waiting
+            and (decodes.is_again or self._has_room_for_each(decodes.rows))
+            and self._all_are_ours(scheduler.running)
         )
+
+    def _has_room_for_each(self, rows: Rows) -> bool:
+        num_free: int = self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        return num_free >= self.pilot.mirror.kv.most_new_blocks(rows)
 
     def _all_are_ours(self, running: list[VllmRequest]) -> bool:
         """Whether we know all of `running`: looked up only where it or our books are not as they were."""

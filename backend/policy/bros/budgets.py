@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ _DECODE_SHARE = 0.5  # part of a real-time step that its decodes take at most wh
 _IDLE_STEPS = 8.0  # empty steps that an idle machine's step may always take: best-effort loses an eighth at most
 _GAIN = 5.0  # an empty batch slot in a hundred lets prompts stretch a step by this many parts in a hundred
 _KV_RESERVE = 0.6  # part of the KV slots that real-time holds without best-effort: left free, docs/decisions/0002
-_ROUNDING = float(np.finfo(np.float32).eps)  # the same times are added up in another order
+ROUNDING = float(np.finfo(np.float32).eps)  # the same times are added up in another order
 
 
 class Sustainable(NamedTuple):
@@ -44,11 +43,13 @@ class Budgets:
         self._now_s = now_s
         self._decodes = decodes
         self.use = min(1.0 - view.settings.budget_margin, 1.0 / (1.0 + view.latency.overshoot_ratio))
-        self._decodes_s = view.table.rt_step_s(view.latency, decodes) * (1.0 + _ROUNDING)
+        self.decodes_s = view.table.rt_step_s(view.latency, decodes)
+        self._decodes_s = self.decodes_s * (1.0 + ROUNDING)
         self._shortest_s = self._decodes_s / _DECODE_SHARE
         cap_s = responsiveness_cap_s(view, now_s)
         self.in_time_s = self.late_s = max(self._shortest_s, cap_s)
         self._best_effort_s = max(self._decodes_s, cap_s)
+        self._in_use_per_step_s = _in_use_per_step_s(view, now_s)
 
     def heed_decodes(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Tighten to what the decodes need; return their usable slack, and who of them is late."""
@@ -113,19 +114,18 @@ class Budgets:
         usable = limits.num_slots - _KV_RESERVE * min(limits.num_slots, kv_slots * predicted_s)
         return Sustainable(limits.max_seqs / max(batch_slots, 1e-9), usable / max(kv_slots, 1e-9))
 
-    @cached_property
-    def _in_use_per_step_s(self) -> tuple[float, float]:
-        """The batch slots and the KV slots that arriving real-time will use at once, a second of step time."""
-        traffic = self._view.traffic
-        batch_slots, kv_slots = traffic.rt_arrivals.per_step_s(self._now_s, traffic.rt_output_ratio)
-        return batch_slots, kv_slots + batch_slots * unused_of_block(self._view)
-
     def leaves_kv_slots(self) -> bool:
         """Return whether real-time leaves KV slots to best-effort: now, or by Little's law."""
         view = self._view
         num_usable = view.limits.num_slots * (1.0 - view.settings.kv_headroom_ratio)
         is_free = view.table.num_rt_known() < num_usable
         return is_free or self.sustainable_s(self._decodes_s).by_kv_slots >= self._decodes_s
+
+
+def _in_use_per_step_s(view: SchedulerView, now_s: float) -> tuple[float, float]:
+    """Return the batch slots and the KV slots that arriving real-time will use at once, a second of step time."""
+    batch_slots, kv_slots = view.traffic.rt_arrivals.per_step_s(now_s, view.traffic.rt_output_ratio)
+    return batch_slots, kv_slots + batch_slots * unused_of_block(view)
 
 
 def responsiveness_cap_s(view: SchedulerView, now_s: float) -> float:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from backend.core.plan import StepPlan
 from backend.core.request import Request, first_deadline_s
 from backend.policy.bros.best_effort import BestEffortFill
-from backend.policy.bros.budgets import Budgets
+from backend.policy.bros.budgets import ROUNDING, Budgets
 from backend.policy.bros.real_time import RealTimeFill
 from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
 from backend.policy.state.latency_model import LatencyModel
 from backend.policy.state.objectives import time_alone_s
+from backend.policy.state.table_loops import Rows
 from backend.policy.state.waiting_queue import Key
 from backend.policy.view import SchedulerView, StepLimits, StepRecord
 
@@ -48,9 +49,7 @@ class Bros:
     def plan(self, view: SchedulerView, now_s: float) -> StepPlan:
         packing = Packing(view)
         budgets = Budgets(view, packing.groups.rt_decodes, now_s)
-        credit_s = max(0.0, self._be_owed_s - _DEPOSIT_S)
-        if credit_s and not budgets.leaves_kv_slots():
-            credit_s = 0.0
+        credit_s = self._credit_s(budgets)
         num_kept = _num_kept(view, packing, credit_s)
         packing.seqs_left -= num_kept
         real_time = RealTimeFill(view, packing, budgets, now_s)
@@ -63,6 +62,26 @@ class Bros:
         packing.seqs_left += num_kept
         best_effort.pack(budgets.prefill_end_s(packing), credit_s)
         return packing.plan(budgets.in_time_s)
+
+    def decode_budget_s(
+        self, view: SchedulerView, decodes: Rows, num: int, predicted_s: float, now_s: float
+    ) -> float | None:
+        """Return the budget of a plan of nothing but `num` decodes, those of real-time `decodes`: all that runs, with
+        slots. None where best-effort might not have the time. Real-time always has it."""
+        budgets = Budgets(view, decodes, now_s)
+        if len(decodes):
+            budgets.heed_decodes()
+        if len(decodes) < num:
+            rt_s = budgets.decodes_s
+            end_s = max(budgets.best_effort_end_s(rt_s), rt_s + self._credit_s(budgets))
+            if predicted_s * (1.0 + ROUNDING) > end_s:
+                return None
+        return budgets.in_time_s
+
+    def _credit_s(self, budgets: Budgets) -> float:
+        """Return the time of this step that best-effort may claim."""
+        credit_s = max(0.0, self._be_owed_s - _DEPOSIT_S)
+        return credit_s if credit_s and budgets.leaves_kv_slots() else 0.0
 
 
 def _num_kept(view: SchedulerView, packing: Packing, credit_s: float) -> int:

@@ -52,12 +52,8 @@ class ArrivalRate:
         """
         if not self._tokens:
             return 0.0, 0.0
-        rate = self._rate(now_s)
+        elapsed_s = max(now_s - self._first_s, RECENT_S)  # the first few say little about a rate
+        rate = rate_of_one(elapsed_s, self._last_s, now_s, _MEMORY_S)
         batch_slots = rate * output_ratio * self._tokens
         products = output_ratio * self._prompt_products + output_ratio**2 * self._half_squares
         return batch_slots, rate * products
-
-    def _rate(self, now_s: float) -> float:
-        """Return what turns the sums into rates."""
-        elapsed_s = max(now_s - self._first_s, RECENT_S)  # the first few say little about a rate
-        return rate_of_one(elapsed_s, self._last_s, now_s, _MEMORY_S)

@@ -129,10 +129,6 @@ class RequestTable:
         """Bring `rows` up to where another engine has them (see `table_loops.follow`)."""
         return table_loops.follow(self.counts, self.times, self.flags, held, rows, stands, now_s)
 
-    def decode_sums(self, rows: Rows) -> tuple[int, int, int]:
-        """Return of `rows` how many are decodes that lost no KV, their computed tokens, and how many are real-time."""
-        return table_loops.decode_sums(self.counts, self.flags, rows)
-
     def cut(self, row: int, num_computed: int) -> None:
         """Note that `row` lost its KV from position `num_computed` on."""
         self.num_ever_computed[row] = max(self.num_ever_computed[row], self.num_computed[row])

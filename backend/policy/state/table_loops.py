@@ -146,19 +146,6 @@ def urgency(
     return slack_s, is_late, (be_s if 2 * num_odd > len(rows) else rt_s, be_s, half_s)
 
 
-@compiled(f"UniTuple(int64, 3)({_COUNTS}, {_FLAGS}, {_ROWS})")
-def decode_sums(counts: Counts, flags: Flags, rows: Rows) -> tuple[int, int, int]:
-    """Return of `rows` how many are decodes that lost no KV, their computed tokens, and how many are real-time."""
-    num_decodes, num_computed, num_rt = 0, 0, 0
-    for index in range(len(rows)):
-        row = rows[index]
-        is_decode = counts[NUM_KNOWN, row] - counts[NUM_COMPUTED, row] == 1
-        num_decodes += is_decode and not flags[IS_PREEMPTED, row]
-        num_computed += counts[NUM_COMPUTED, row]
-        num_rt += flags[IS_RT, row]
-    return num_decodes, num_computed, num_rt
-
-
 # What a step did
 
 

@@ -13,7 +13,7 @@ from backend.policy.settings import POLICY_NAMES
 from tests.fuzz import RunResult, run_one
 
 NUM_RUNS = 160
-RESULT = Path(__file__).parents[3] / "bench" / "results" / "fuzz.json"
+RESULTS = Path(__file__).parents[3] / "bench" / "results"
 
 
 @cache
@@ -34,6 +34,14 @@ def test_random_runs_of_each_policy_lose_nothing(policy: str) -> None:
     assert not failures
 
 
+def test_random_runs_with_a_host_part_lose_nothing() -> None:
+    results = [run_one(seed, has_host_part=True) for seed in (2012, 2013, 2014, 2015)]
+    assert not [result for result in results if result.error]
+    counts = sum((Counter(result.counts) for result in results), Counter())
+    assert counts["host_parts"] == len(results)
+    assert counts["prefix_tokens.rt_host"] + counts["prefix_tokens.be_host"] > 0
+
+
 def test_the_runs_meet_what_they_are_for() -> None:
     counts = sum((Counter(outcome(seed).counts) for seed in range(NUM_RUNS)), Counter())
     kinds = ("rt_checkpoint", "rt_recompute", "be_checkpoint", "be_recompute")
@@ -47,7 +55,8 @@ def test_a_run_repeats_with_its_seed() -> None:
     assert run_one(17) == run_one(17)
 
 
-def test_the_committed_long_run_has_no_failure() -> None:
-    result = json.loads(RESULT.read_text())
+@pytest.mark.parametrize("name", ["fuzz.json", "fuzz-prefix.json", "fuzz-host.json"])
+def test_the_committed_long_runs_have_no_failure(name: str) -> None:
+    result = json.loads((RESULTS / name).read_text())
     assert result["runs"] >= 10_000
     assert result["failures"] == []

@@ -61,6 +61,26 @@ def test_a_request_that_runs_lends_its_prompt() -> None:
     assert second.num_cached == 64
 
 
+def test_a_prompt_is_lent_as_far_as_it_is_computed() -> None:
+    harness = make_harness(verify=True, max_tokens_per_step=32)
+    first, second = be(prompt=PROMPT), rt(prompt=[*PROMPT, 7])
+    harness.submit(first)
+    harness.step()
+    harness.submit(second)
+    harness.run()
+    assert second.num_cached == 32
+
+
+def test_what_a_waiting_request_needs_is_evicted_after_what_was_used_later() -> None:
+    harness = make_harness(verify=True, num_blocks=64, max_seq_len=1_200, max_seqs_per_step=1, be_min_share=0.0)
+    served(harness, PROMPT, list(range(1_000, 1_800)))
+    running, waiting = rt(prompt=[7], max_tokens=300, tpot_slo_s=0.001), be(prompt=[*PROMPT, 7])
+    harness.submit(running, waiting)
+    harness.run()
+    assert harness.scheduler.stats().total_evicted_slots > 0
+    assert waiting.num_cached == 64
+
+
 def test_a_cancelled_request_leaves_what_it_computed() -> None:
     harness = make_harness(verify=True)
     first = be(prompt=PROMPT, max_tokens=50)

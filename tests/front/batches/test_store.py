@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import settings
@@ -171,8 +172,10 @@ def test_opening_deletes_what_nobody_knows_and_nothing_else(tmp_path: Path) -> N
         store.add_batch(batch)
         for name in (file.id, batch.output_id, batch.errors_id, new_file_id()):
             folder.content(name).touch()
-        (folder.parts / "torn").touch()
+        (folder.parts / uuid4().hex).touch()
+        for path in (folder.files / "thesis.odt", folder.parts / "diary", folder.files / "file-of-mine"):
+            path.touch()
     with open_folder(tmp_path) as (folder, _):
         kept = {path.name for path in folder.files.iterdir()}
-        assert kept == {file.id, batch.output_id, batch.errors_id}
-        assert list(folder.parts.iterdir()) == []
+        assert kept == {file.id, batch.output_id, batch.errors_id, "thesis.odt", "file-of-mine"}
+        assert [path.name for path in folder.parts.iterdir()] == ["diary"]

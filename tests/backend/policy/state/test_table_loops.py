@@ -95,8 +95,3 @@ def test_who_decoded_one_token_is_brought_up_to_date_and_others_are_named() -> N
     for column, old in zip((table.num_known, table.num_computed), before, strict=True):
         assert (column - old).nonzero()[0].tolist() == expected
     assert set(table.last_token_s[expected]) == {3.0}
-    assert table.decode_sums(rows) == (
-        np.count_nonzero(is_decode),
-        table.num_computed[rows].sum(),
-        np.count_nonzero(table.is_rt[rows]),
-    )

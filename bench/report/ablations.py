@@ -62,17 +62,13 @@ def _row(runs: Sequence[Mapping[str, Any]], mechanism: str) -> tuple[str, ...]:
 def differences(runs: Sequence[Mapping[str, Any]], mechanism: str) -> Differences:
     """Return what each cell gains without `mechanism`."""
     found: Differences = {}
+    complete = {(run["cell"], run["seed"], run["commit"]): run for run in runs if run["mechanism"] == NOTHING}
+    without = [run for run in runs if run["mechanism"] == mechanism]
     for cell in dict.fromkeys(run["cell"] for run in runs):
-        pairs = [
-            (run, complete)
-            for run in runs
-            for complete in runs
-            if (run["mechanism"], complete["mechanism"], run["cell"], complete["cell"])
-            == (mechanism, NOTHING, cell, cell)
-            and (run["seed"], run["commit"]) == (complete["seed"], complete["commit"])
-        ]
+        own = [(run, complete.get((cell, run["seed"], run["commit"]))) for run in without if run["cell"] == cell]
+        pairs = [(run, other) for run, other in own if other is not None]
         if pairs:
-            rt = float(np.mean([run["rt_attainment"] - complete["rt_attainment"] for run, complete in pairs]))
+            rt = float(np.mean([run["rt_attainment"] - other["rt_attainment"] for run, other in pairs]))
             be = [sum(pair[side]["be_tokens_per_s"] for pair in pairs) for side in (0, 1)]
             is_enough = be[1] >= _MIN_BE_TOKENS_PER_S * len(pairs)
             found[cell] = 100.0 * rt, 100.0 * (be[0] / be[1] - 1.0) if is_enough else None

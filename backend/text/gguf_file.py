@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from backend.core.errors import ConfigError
 
 _Field: TypeAlias = "int | float | bool | str | list[int] | list[float] | list[bool] | list[str] | list[object]"
+_Value = TypeVar("_Value")
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -96,13 +97,23 @@ def _read_header(path: Path) -> GGUFFile:
         if version not in (2, 3):
             raise ConfigError(f"model {str(path)!r}: GGUF version {version} is not 2 or 3")
         num_tensors, num_fields = int(cursor.scalar("Q")), int(cursor.scalar("Q"))
-        fields = {cursor.string(): cursor.value(int(cursor.scalar("I"))) for _ in range(num_fields)}
-        infos = list(_tensor_infos(cursor, num_tensors))
+        pairs = ((cursor.string(), cursor.value(int(cursor.scalar("I")))) for _ in range(num_fields))
+        fields = _named_once(path, "field", pairs)
+        infos = _named_once(path, "tensor", ((info.name, info) for info in _tensor_infos(cursor, num_tensors)))
         alignment = fields.get("general.alignment", _DEFAULT_ALIGNMENT)
         assert isinstance(alignment, int)
         start = -(-cursor.position // alignment) * alignment
-    tensors = {name: TensorInfo(name, shape, kind, start + offset) for name, shape, kind, offset in infos}
+    tensors = {name: replace(info, offset=start + info.offset) for name, info in infos.items()}
     return GGUFFile(path, fields, tensors)
+
+
+def _named_once(path: Path, kind: str, pairs: Iterable[tuple[str, _Value]]) -> dict[str, _Value]:
+    found: dict[str, _Value] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ConfigError(f"model {str(path)!r}: the {kind} {name!r} comes twice")
+        found[name] = value
+    return found
 
 
 class _Cursor:
@@ -143,10 +154,10 @@ class _Cursor:
         return values
 
 
-def _tensor_infos(cursor: _Cursor, num_tensors: int) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
-    """Yield name, row-major shape, type and offset from the start of the data of each tensor."""
+def _tensor_infos(cursor: _Cursor, num_tensors: int) -> Iterator[TensorInfo]:
+    """Yield the tensors; their offsets still count from the start of the data."""
     for _ in range(num_tensors):
         name = cursor.string()
         num_dims = int(cursor.scalar("I"))
         dims = [int(cursor.scalar("Q")) for _ in range(num_dims)]
-        yield name, tuple(reversed(dims)), int(cursor.scalar("I")), int(cursor.scalar("Q"))
+        yield TensorInfo(name, tuple(reversed(dims)), int(cursor.scalar("I")), int(cursor.scalar("Q")))

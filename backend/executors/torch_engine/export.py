@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,17 +13,11 @@ from backend.core.errors import ConfigError
 from backend.core.ownership import make_own_folder
 from backend.executors.torch_engine.layer_ops import LlamaConfig
 from backend.executors.torch_engine.llama_config import config_from_gguf
+from backend.executors.torch_engine.weight_checks import llama_shapes, require_finite, require_shapes
 from backend.executors.torch_engine.weights import GGUFSource
 from backend.text.gguf_file import read_gguf
 from backend.text.model_files import ModelFiles
 from backend.text.tokenizer_files import read_eos_ids
-
-_LAYER_PARTS = (
-    "input_layernorm",
-    *(f"self_attn.{name}_proj" for name in "qkvo"),
-    "post_attention_layernorm",
-    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-)
 
 
 def export_llama(files: ModelFiles, directory: Path) -> None:
@@ -35,20 +29,15 @@ def export_llama(files: ModelFiles, directory: Path) -> None:
     if config is None or len(set(config.rope_factors)) > 1:
         raise ConfigError(f"model {str(files.path)!r} is no plain Llama: give a Hugging Face directory")
     source = GGUFSource(gguf, config.num_heads, config.num_kv_heads)
-    tensors = {name: source.dense(name).float().contiguous() for name in _names(config)}
+    require_shapes(source, config)
+    tensors = {
+        name: require_finite(source.dense(name), source.stored(name)).float().contiguous()
+        for name in llama_shapes(config)
+    }
     make_own_folder(directory)
     _write(directory / "model.safetensors", lambda path: save_file(tensors, path, {"format": "pt"}))
     words = json.dumps(_library_config(config, sorted(read_eos_ids(files))), indent=2)
     _write(directory / "config.json", lambda path: path.write_text(words))
-
-
-def _names(config: LlamaConfig) -> Iterator[str]:
-    yield "model.embed_tokens.weight"
-    for index in range(config.num_layers):
-        yield from (f"model.layers.{index}.{part}.weight" for part in _LAYER_PARTS)
-    yield "model.norm.weight"
-    if not config.is_tied:
-        yield "lm_head.weight"
 
 
 def _library_config(config: LlamaConfig, eos_token_ids: list[int]) -> dict[str, object]:

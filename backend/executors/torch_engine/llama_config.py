@@ -57,6 +57,7 @@ def config_from_library(config: Any) -> LlamaConfig | None:
         and config.hidden_act in _ACTIVATIONS
         and not any(getattr(config, name, None) for name in ("sliding_window", "attention_bias", "mlp_bias"))
         and getattr(config, "quantization_config", None) is None
+        and getattr(config, "transformers_weights", None) is None  # names another file
     )
     if not is_plain:
         return None

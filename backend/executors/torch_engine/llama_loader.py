@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,7 +12,8 @@ from backend.executors.torch_engine.linear import Linear
 from backend.executors.torch_engine.llama import LlamaLayer, LlamaWeights
 from backend.executors.torch_engine.product_choice import ProductChoices
 from backend.executors.torch_engine.products import Matrix, Target
-from backend.executors.torch_engine.weights import TensorSource, stack
+from backend.executors.torch_engine.weight_checks import require_finite, require_finite_codes
+from backend.executors.torch_engine.weights import EightBit, Quantised, TensorSource, stack
 
 Report = Callable[[str, float], None]
 
@@ -23,7 +24,7 @@ def load_weights(
     """Read every tensor, reporting progress layer by layer."""
     reader = _Reader(source, target, choices, config.num_layers)
     name = "model.embed_tokens.weight"
-    embedding = source.dense(name).to(target.device, target.dtype).contiguous()
+    embedding = reader.dense(name).to(target.device, target.dtype).contiguous()
     layers = []
     for index in range(config.num_layers):
         report("loading weights", index / config.num_layers)
@@ -34,30 +35,43 @@ def load_weights(
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads tensors and makes their products."""
+    """Reads tensors, looks at each one once, and makes their products; their shapes are already checked."""
 
     source: TensorSource
     target: Target
     choices: ProductChoices
     num_layers: int
+    finite: set[str] = field(default_factory=set)
+
+    def dense(self, name: str) -> torch.Tensor:
+        tensor = self.source.dense(name)
+        if name not in self.finite:
+            require_finite(tensor, self.source.stored(name))
+            self.finite.add(name)
+        return tensor
+
+    def codes(self, name: str) -> Quantised | EightBit | None:
+        codes = self.source.codes(name)
+        require_finite_codes(codes, self.source.stored(name))
+        return codes
 
     def norm(self, name: str) -> torch.Tensor:
-        return self.source.dense(name).to(self.target.device, torch.float32).contiguous()
+        return self.dense(name).to(self.target.device, torch.float32).contiguous()
 
     def linear(self, kind: str, *names: str) -> Linear:
         """Stack the matrices `names` into one product."""
-        codes = stack([self.source.codes(name) for name in names])
+        codes = stack([self.codes(name) for name in names])
 
         def dense() -> torch.Tensor:
-            return codes.dense() if codes else torch.cat([self.source.dense(name) for name in names])
+            return codes.dense() if codes else torch.cat([self.dense(name) for name in names])
 
-        shape = tuple(codes.codes.shape) if codes else tuple(dense().shape)
-        return self.choices.linear(Matrix(kind, (shape[0], shape[1]), dense, codes), self.num_layers)
+        shapes = [self.source.stored(name).shape for name in names]
+        shape = (sum(rows for rows, _ in shapes), shapes[0][1])
+        return self.choices.linear(Matrix(kind, shape, dense, codes), self.num_layers)
 
     def head(self, name: str, shape: tuple[int, int]) -> Linear:
         """Make the product that yields logits."""
-        codes = self.source.codes(name)
-        return self.choices.linear(Matrix("head", shape, lambda: self.source.dense(name), codes, is_head=True))
+        return self.choices.linear(Matrix("head", shape, lambda: self.dense(name), self.codes(name), is_head=True))
 
 
 def _layer(reader: _Reader, prefix: str) -> LlamaLayer:

@@ -36,9 +36,11 @@ from backend.executors.torch_engine.processor import Processor, detect
 from backend.executors.torch_engine.product_choice import ProductChoices
 from backend.executors.torch_engine.products import Target
 from backend.executors.torch_engine.reference import library_llama, plain_llama, sampled_rows
+from backend.executors.torch_engine.safetensors_files import require_plain_folder
 from backend.executors.torch_engine.sampler import Sampler
 from backend.executors.torch_engine.served_exactly import check_library, check_own, is_long_enough
 from backend.executors.torch_engine.settings import Dtype, ModelPath, TorchSettings, WeightFormat
+from backend.executors.torch_engine.weight_checks import require_finite_parameters, require_shapes, unread
 from backend.executors.torch_engine.weights import DirectorySource, GGUFSource, TensorSource
 from backend.text.gguf_file import read_gguf
 from backend.text.model_files import ModelFiles, resolve_model
@@ -119,15 +121,22 @@ def _find(files: ModelFiles) -> _Found:
     if files.is_gguf:
         gguf = read_gguf(files.path)
         if (config := config_from_gguf(gguf)) is not None:
-            return _Found(files, None, (config, GGUFSource(gguf, config.num_heads, config.num_kv_heads)))
+            tensors = GGUFSource(gguf, config.num_heads, config.num_kv_heads)
+            require_shapes(tensors, config)
+            return _Found(files, None, (config, tensors))
         require_readable(gguf)
     library = read_config(files)
+    if not files.is_gguf:
+        require_plain_folder(files.path)
     if files.is_gguf or (config := config_from_library(library)) is None:
         return _Found(files, library, None)
     source = DirectorySource(files.path)
     if config.is_tied and source.has_own_head():
         config = dataclasses.replace(config, is_tied=False)
         library.tie_word_embeddings = False
+    require_shapes(source, config)
+    if left_out := unread(source.names, config):
+        _log.warning("model %r: %d tensors are read by no layer: %r, ...", str(files.path), len(left_out), left_out[0])
     return _Found(files, library, (config, source))
 
 
@@ -178,6 +187,7 @@ def _load_library(setup: _Setup, found: _Found, report: Report) -> TorchExecutor
     capacity = plan_capacity(setup.settings, shape, _stored_bytes(found.files), config.max_position_embeddings)
     report("loading weights", 0.1)
     library_model = load_library_model(found.files, dtype, setup.device, found.llama)
+    require_finite_parameters(library_model, found.name)
 
     def make(pool: KVPool, capacity: ExecutorCapacity) -> LibraryModel:
         place = Place(pool, config.num_attention_heads, capacity, setup.processor)

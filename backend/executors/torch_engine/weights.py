@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Protocol
 import torch
 
 from backend.core.errors import ConfigError
+from backend.executors.torch_engine.safetensors_files import DTYPES, read_headers
 from backend.text.gguf_file import GGUFFile, TensorInfo
 
 _Q4_1, _F32, _F16 = 3, 0, 1  # gguf.GGMLQuantizationType
@@ -79,8 +79,24 @@ def stack(parts: Sequence[Quantised | EightBit | None]) -> Quantised | EightBit 
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor as its file holds it: the name there, the shape, and in `where` the file or the directory."""
+
+    name: str
+    shape: tuple[int, ...]
+    where: str
+
+    def __str__(self) -> str:
+        return f"model {self.where!r}: tensor {self.name!r}"
+
+
 class TensorSource(Protocol):
     """Tensors by Hugging Face name."""
+
+    def stored(self, name: str) -> Stored:
+        """Return what the header says of a tensor. Raises ConfigError where it is absent, or of a dtype not read."""
+        ...
 
     def dense(self, name: str) -> torch.Tensor:
         """Return a tensor in the dtype it is stored in, float32 where it is stored quantised. Raises ConfigError."""
@@ -97,6 +113,9 @@ class GGUFSource:
     def __init__(self, gguf: GGUFFile, num_heads: int, num_kv_heads: int) -> None:
         self._gguf = gguf
         self._heads = {"attn_q": num_heads, "attn_k": num_kv_heads}
+
+    def stored(self, name: str) -> Stored:
+        return _named(self._gguf, self._info(name))
 
     def dense(self, name: str) -> torch.Tensor:
         codes = self.codes(name)
@@ -140,20 +159,35 @@ class DirectorySource:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._files = _safetensors_index(directory)
+        self._entries = read_headers(directory)
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all tensors in the files."""
+        return set(self._entries)
 
     def has_own_head(self) -> bool:
         """True where the file has a head that is not the embedding; the library then ties neither, whatever is said."""
-        if "lm_head.weight" not in self._files:
+        if "lm_head.weight" not in self._entries:
             return False
-        return not torch.equal(self.dense("lm_head.weight"), self.dense("model.embed_tokens.weight"))
+        head, embedding = self.dense("lm_head.weight"), self.dense("model.embed_tokens.weight")
+        dtype = torch.promote_types(head.dtype, embedding.dtype)
+        return not torch.equal(head.to(dtype), embedding.to(dtype))
+
+    def stored(self, name: str) -> Stored:
+        entry = self._entries.get(name)
+        if entry is None:
+            raise ConfigError(f"model {str(self._directory)!r} has no tensor {name!r}")
+        stored = Stored(name, entry.shape, str(self._directory))
+        if entry.dtype not in DTYPES:
+            raise ConfigError(f"{stored} is stored as {entry.dtype}; supported are {', '.join(DTYPES)}")
+        return stored
 
     def dense(self, name: str) -> torch.Tensor:
         from safetensors import safe_open
 
-        if name not in self._files:
-            raise ConfigError(f"model {str(self._directory)!r} has no tensor {name!r}")
-        with safe_open(self._directory / self._files[name], framework="pt") as file:
+        self.stored(name)
+        with safe_open(self._entries[name].file, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor
 
@@ -163,24 +197,33 @@ class DirectorySource:
 
 def read_q4_1(gguf: GGUFFile, info: TensorInfo) -> Quantised:
     """Read a Q4_1 tensor: blocks of 32 values, as scale and minimum (float16) and 16 bytes of two codes each."""
-    num_rows, num_columns = info.shape
-    num_groups = num_columns // _Q4_1_BLOCK
+    num_rows, num_groups = _rows_and_groups(gguf, info, _Q4_1_BLOCK)
     raw = torch.from_numpy(gguf.read_bytes(info, num_rows * num_groups * _Q4_1_BYTES).copy())
     blocks = raw.view(num_rows, num_groups, _Q4_1_BYTES)
     halves = blocks[..., :4].contiguous().view(torch.float16).float()
     pairs = blocks[..., 4:]
-    codes = torch.cat([pairs & 0xF, pairs >> 4], -1).view(num_rows, num_columns)
+    codes = torch.cat([pairs & 0xF, pairs >> 4], -1).view(info.shape)
     return Quantised(codes, halves[..., 0].contiguous(), halves[..., 1].contiguous())
 
 
 def read_q8_0(gguf: GGUFFile, info: TensorInfo) -> EightBit:
     """Read a Q8_0 tensor: blocks of 32 signed bytes after their scale (float16)."""
-    num_rows, num_columns = info.shape
-    num_groups = num_columns // _Q8_0_BLOCK
+    num_rows, num_groups = _rows_and_groups(gguf, info, _Q8_0_BLOCK)
     raw = torch.from_numpy(gguf.read_bytes(info, num_rows * num_groups * _Q8_0_BYTES).copy())
     blocks = raw.view(num_rows, num_groups, _Q8_0_BYTES)
     scales = blocks[..., :2].contiguous().view(torch.float16).float().view(num_rows, num_groups)
-    return EightBit(blocks[..., 2:].contiguous().view(torch.int8).view(num_rows, num_columns), scales)
+    return EightBit(blocks[..., 2:].contiguous().view(torch.int8).view(info.shape), scales)
+
+
+def _rows_and_groups(gguf: GGUFFile, info: TensorInfo, block_size: int) -> tuple[int, int]:
+    """Return the number of rows of a matrix, and of blocks in each."""
+    if len(info.shape) != 2 or info.shape[1] % block_size:
+        raise ConfigError(f"{_named(gguf, info)} of the shape {list(info.shape)} has no rows of blocks of {block_size}")
+    return info.shape[0], info.shape[1] // block_size
+
+
+def _named(gguf: GGUFFile, info: TensorInfo) -> Stored:
+    return Stored(info.name, info.shape, str(gguf.path))
 
 
 def _dequantise(gguf: GGUFFile, info: TensorInfo) -> torch.Tensor:
@@ -188,8 +231,13 @@ def _dequantise(gguf: GGUFFile, info: TensorInfo) -> torch.Tensor:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import dequantize
 
-    kind = GGMLQuantizationType(info.type_id)
+    try:
+        kind = GGMLQuantizationType(info.type_id)
+    except ValueError as error:
+        raise ConfigError(f"{_named(gguf, info)}: GGUF type {info.type_id} is not supported") from error
     block_size, block_bytes = GGML_QUANT_SIZES[kind]
+    if info.shape[-1] % block_size:
+        raise ConfigError(f"{_named(gguf, info)} of the shape {list(info.shape)} has no rows of blocks of {block_size}")
     row_bytes = info.shape[-1] // block_size * block_bytes
     num_rows = 1
     for size in info.shape[:-1]:
@@ -200,18 +248,4 @@ def _dequantise(gguf: GGUFFile, info: TensorInfo) -> torch.Tensor:
     try:
         return torch.from_numpy(dequantize(raw, kind)).view(info.shape)
     except NotImplementedError as error:
-        raise ConfigError(f"tensor {info.name!r}: GGUF type {kind.name} is not supported") from error
-
-
-def _safetensors_index(directory: Path) -> dict[str, str]:
-    """Map each tensor's name to the file that holds it."""
-    from safetensors import safe_open
-
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        return dict(json.loads(index.read_text())["weight_map"])
-    path = directory / "model.safetensors"
-    if not path.is_file():
-        raise ConfigError(f"model {str(directory)!r} has no model.safetensors")
-    with safe_open(path, framework="pt") as file:
-        return dict.fromkeys(file.keys(), path.name)
+        raise ConfigError(f"{_named(gguf, info)}: GGUF type {kind.name} is not supported") from error

@@ -28,15 +28,18 @@ def write_gguf(
     tensors: Mapping[str, np.ndarray[Any, Any]] | None = None,
     architecture: str = "llama",
 ) -> Path:
-    """Write a file with float32 tensors."""
-    from gguf import GGUFWriter
+    """Write a file with float32 tensors; one of bytes is already in blocks of Q8_0."""
+    from gguf import GGMLQuantizationType, GGUFWriter
 
     writer = GGUFWriter(path, architecture)
     adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     for key, value in fields.items():
         adders.get(type(value), writer.add_array)(key, value)
     for name, tensor in (tensors or {}).items():
-        writer.add_tensor(name, tensor.astype(np.float32))
+        if tensor.dtype == np.uint8:
+            writer.add_tensor(name, tensor, raw_dtype=GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, tensor.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from backend.core.errors import ConfigError
 from backend.text.gguf_file import read_gguf
 from backend.text.model_files import resolve_model
+from tests.backend.text.gguf_files import write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -43,4 +45,22 @@ def test_a_damaged_header_is_one_clear_line_or_reads(position: int, head: bytes,
     path = tmp_path / "damaged.gguf"
     path.write_bytes(head[:position] + b"\xff" * 8 + head[position + 8 :])
     with pytest.raises(ConfigError, match=r"^model '.*damaged\.gguf'[^\n]*$"):
+        read_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (b"blk.0.attn_norm", b"blk.1.attn_norm", "the tensor 'blk.0.attn_norm.weight' comes twice"),
+        (b"llama.block_count", b"llama.blockscount", "the field 'llama.block_count' comes twice"),
+    ],
+)
+def test_a_name_that_comes_twice_is_refused(first: bytes, second: bytes, message: str, tmp_path: Path) -> None:
+    """Else the last of the two would count, and llama.cpp refuses both."""
+    fields = {"llama.block_count": 2, "llama.blockscount": 3}
+    tensors = {f"blk.{index}.attn_norm.weight": np.ones(8) for index in range(2)}
+    path = write_gguf(tmp_path / "m.gguf", fields, tensors)
+    assert len(read_gguf(path).tensors) == 2
+    path.write_bytes(path.read_bytes().replace(second, first))
+    with pytest.raises(ConfigError, match=message):
         read_gguf(path)

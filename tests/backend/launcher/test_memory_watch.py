@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from backend.launcher.options import make_parser
 def test_a_process_that_takes_more_is_noticed() -> None:
     num_bytes = own_bytes(os.getpid())
     assert num_bytes > 2**20
-    ballast = bytearray(os.urandom(2**20)) * 32
-    assert asyncio.run(first_excess(os.getpid(), num_bytes + len(ballast) // 2)) > num_bytes + len(ballast) // 2
+    with mmap.mmap(-1, 2**25, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:  # new ones, unlike an allocator's
+        pages[:] = os.urandom(len(pages))
+        limit = num_bytes + len(pages) // 2
+        assert asyncio.run(first_excess(os.getpid(), limit)) > limit
 
 
 def test_a_process_within_its_limit_is_not() -> None:

@@ -1,6 +1,6 @@
 """Looks at how much memory a process takes, and how much it may: one that takes all has the kernel end any process.
 
-Triton 2.51 keeps some 10 KiB of each gRPC stream that its client resets: one client takes a GiB in two seconds.
+Triton 2.51 keeps some memory of each gRPC stream that its client resets: one client takes gigabytes in seconds.
 """
 
 from __future__ import annotations

@@ -156,17 +156,18 @@ def _add_front_options(server: argparse._ArgumentGroup) -> None:
 
 def _seconds(word: str) -> float:
     """Read a time; NaN fails the comparison."""
-    value = float(word)
-    if not 0.0 <= value <= MAX_TIMEOUT_S:
-        raise argparse.ArgumentTypeError(f"{word} s is not in [0, {MAX_TIMEOUT_S:g}]")
-    return value
+    return _up_to(MAX_TIMEOUT_S, word, "s")
 
 
 def _gib(word: str) -> float:
     """Read a size; NaN fails the comparison."""
+    return _up_to(_MAX_GIB, word, "GiB")
+
+
+def _up_to(most: float, word: str, unit: str) -> float:
     value = float(word)
-    if not 0.0 <= value <= _MAX_GIB:
-        raise argparse.ArgumentTypeError(f"{word} GiB is not in [0, {_MAX_GIB:g}]")
+    if not 0.0 <= value <= most:
+        raise argparse.ArgumentTypeError(f"{word} {unit} is not in [0, {most:g}]")
     return value
 
 

@@ -54,7 +54,7 @@ def require_shapes(source: TensorSource, config: LlamaConfig) -> None:
 def require_finite(tensor: torch.Tensor, stored: Stored | str) -> torch.Tensor:
     """Return `tensor`; raise ConfigError where it holds NaN or infinity.
 
-    One pass: `aminmax` propagates NaN. `isfinite` takes 6 to 300 times as long.
+    One pass: `aminmax` propagates NaN. `isfinite` makes a mask first.
     """
     if tensor.numel() and not all(extreme.isfinite() for extreme in torch.aminmax(tensor)):
         raise ConfigError(f"{stored} holds NaN or infinity")

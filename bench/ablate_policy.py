@@ -28,11 +28,13 @@ from backend.policy.state import latency_model, objectives, table_loops
 from bench.common.provenance import provenance
 from bench.common.score import score_be, score_rt
 from bench.sim.scenario import Scenario
+from bench.sim.step_models import load_pairs
 from bench.simulate import Simulation
 from bench.study import RESULTS, simulation_code
 
 _BASE = Scenario(be_outstanding=256, warmup_s=40.0, duration_s=100.0, drain_s=200.0)
 _FULL_70B = replace(_BASE, pair="llama70b-a100-tp8", rt_rate=10.0)
+_DEAR_PREFILLS = "first prefill of a step: 10 ms"
 CELLS: dict[str, Scenario] = {
     "KV-bound, 0.75": replace(_BASE, pair="opt13b-a100-tp2", rt_rate=5.25),
     "KV-bound, 1": replace(_BASE, pair="opt13b-a100-tp2", rt_rate=7.0),
@@ -73,7 +75,10 @@ CELLS: dict[str, Scenario] = {
     ),
     "rare and tight": replace(_BASE, rt_rate=0.1, ttft_slo_s=0.03, duration_s=300.0),
     "noise of 20 %": replace(_BASE, rt_rate=8.0, ttft_slo_s=0.2, tpot_slo_s=0.05, step_noise=0.2),
+    _DEAR_PREFILLS: replace(_BASE, rt_rate=10.5, tpot_slo_s=0.05),
 }
+_PAIR = load_pairs()[_BASE.pair]
+PAIRS = {_DEAR_PREFILLS: replace(_PAIR, coefficients=replace(_PAIR.coefficients, any_prefill_ms=10.0))}
 Switch = Callable[[], AbstractContextManager[Any]]
 _FOREVER = float("inf")
 
@@ -178,6 +183,7 @@ MECHANISMS: dict[str, Switch] = {
     "BE decodes by end": constant(table_loops, by_end=_by_arrival),
     "batch slot for a BE prompt": constant(best_effort.BestEffortFill, _pack_decodes=_pack_all_decodes),
     "prefill pacing": constant(budgets.Budgets, prefill_end_s=lambda *_: _FOREVER),
+    "dear prefills": constant(best_effort, _WORTH=0.0),
     "be_min_share": setting(be_min_share=0.0),
 }
 
@@ -190,7 +196,7 @@ def run(mechanism: str, cell: str, seed: int) -> dict[str, Any]:
     """Simulate one cell without one mechanism; return its scores."""
     with MECHANISMS[mechanism]():
         scenario = replace(CELLS[cell], seed=seed)
-        simulation = Simulation(replace(scenario, settings=_settings(scenario)))
+        simulation = Simulation(replace(scenario, settings=_settings(scenario)), pair=PAIRS.get(cell))
         simulation.run()
     records, window = simulation.records.values(), scenario.window
     rt, be = score_rt(records, scenario.slos, window), score_be(records, window)

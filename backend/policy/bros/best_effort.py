@@ -14,11 +14,18 @@ from backend.policy.state import table_loops
 from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
+_WORTH = 4.0  # times what the first prefill of a step adds: a chunk of less is left to a later, longer step
+
 
 class BestEffortFill:
-    """Takes best-effort work into a step that already has its real-time part, and that is to end in `end_s`."""
+    """Takes best-effort work into a step that already has its real-time part, and that is to end in `end_s`.
 
-    def __init__(self, view: SchedulerView, packing: Packing, end_s: float, now_s: float) -> None:
+    longer_later: whether that is so soon because of decodes, which gain time in steps without a prefill.
+    """
+
+    def __init__(
+        self, view: SchedulerView, packing: Packing, end_s: float, now_s: float, *, longer_later: bool = False
+    ) -> None:
         self._view = view
         self._packing = packing
         self._end_s = self._prefill_end_s = end_s
@@ -28,6 +35,7 @@ class BestEffortFill:
         self._prefills = packing.groups.be_prefills
         self._urgent: list[Request] = []
         self._is_short = False  # an urgent request found no slots
+        self._longer_later = longer_later
 
     def pack_urgent(self) -> None:
         """Take the requests whose finish-by deadline is near, over the slots of others."""
@@ -42,6 +50,7 @@ class BestEffortFill:
 
         Prefills are to end in `prefill_end_s`. `credit_s` may be taken beyond the ends.
         """
+        self._longer_later &= credit_s == 0.0  # what best-effort claims is not put off
         with_credit_s = self._packing.predicted_s + credit_s
         self._end_s = max(self._end_s, with_credit_s)
         self._prefill_end_s = max(min(self._end_s, prefill_end_s), with_credit_s)
@@ -144,10 +153,24 @@ class BestEffortFill:
         room = packing.room_for(request, request.num_uncomputed)
         num_tokens, num_restored = packing.chunk_by(request, self._prefill_end_s, room)
         is_new = request.row is None or bool(self._view.table.is_preempted[request.row])
-        if num_tokens < 1 or (is_new and not self._forecast.has_room_for(request)):
+        if num_tokens < 1 or self._is_dear(request, num_tokens, num_restored, room):
+            return False
+        if is_new and not self._forecast.has_room_for(request):
             return False
         if not packing.add(request, num_tokens, num_restored):
             return False
         if is_new:
             self._forecast.take(request)
         return True
+
+    def _is_dear(self, request: Request, num_tokens: int, num_restored: int, room: int) -> bool:
+        """Return whether time makes a chunk short beside what the first prefill of a step costs, and a later step
+        may have more time."""
+        packing = self._packing
+        num_left = request.num_uncomputed - num_restored
+        if not (self._longer_later and packing.num_new_tokens):
+            return False
+        if num_tokens >= min(num_left, packing.tokens_left, room - num_restored):
+            return False
+        chunk_s = self._view.latency.prefill_s(num_tokens, request.num_computed + num_restored)
+        return chunk_s < _WORTH * packing.any_prefill_s

@@ -46,7 +46,7 @@ class Budgets:
         self.decodes_s = view.table.rt_step_s(view.latency, decodes)
         self._decodes_s = self.decodes_s * (1.0 + ROUNDING)
         self._shortest_s = self._decodes_s / _DECODE_SHARE
-        cap_s = responsiveness_cap_s(view, now_s)
+        self._cap_s = cap_s = responsiveness_cap_s(view, now_s)
         self.in_time_s = self.late_s = max(self._shortest_s, cap_s)
         self._best_effort_s = max(self._decodes_s, cap_s)
         self._in_use_per_step_s = _in_use_per_step_s(view, now_s)
@@ -88,6 +88,11 @@ class Budgets:
         """Return when best-effort work is to end in a step that takes `predicted_s` without it."""
         budget_s = min(self.late_s, self._best_effort_s, self.sustainable_s(predicted_s).by_kv_slots)
         return max(predicted_s, budget_s)
+
+    @property
+    def are_longer_later(self) -> bool:
+        """Return whether decodes make the steps of best-effort short: those that wait for nothing gain time."""
+        return self._best_effort_s < self._cap_s
 
     def prefill_end_s(self, packing: Packing) -> float:
         """Return when best-effort prefills are to end, in a step that has its real-time part.

@@ -56,7 +56,8 @@ class Bros:
         real_time.pack_decodes()
         late = real_time.pack_prefills()
         real_time.pack_deferred_decodes()
-        best_effort = BestEffortFill(view, packing, budgets.best_effort_end_s(packing.predicted_s), now_s)
+        end_s = budgets.best_effort_end_s(packing.predicted_s)
+        best_effort = BestEffortFill(view, packing, end_s, now_s, longer_later=budgets.are_longer_later)
         best_effort.pack_urgent()
         real_time.pack_late(late)
         packing.seqs_left += num_kept

@@ -72,13 +72,14 @@ class PlannedSlots:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """A decision about one step; nothing has moved yet.
+    """A decision about one step: how many new tokens of which requests. Nothing has moved yet.
 
     `predicted_s` is the latency model's step time and `budget_s` the bound the policy packed under (infinite when
     nothing binds). `slots` is None where nothing is to run.
     """
 
-    num_new_tokens: Mapping[Request, int] = field(default_factory=dict)
+    requests: Sequence[Request] = ()
+    counts: Sequence[int] = ()  # new tokens of each of them
     reclaims: Sequence[Reclaim] = ()
     restores: Sequence[Restore] = ()
     predicted_s: float = 0.0
@@ -86,8 +87,13 @@ class StepPlan:
     slots: PlannedSlots | None = field(default=None, compare=False, repr=False)
 
     @property
+    def num_new_tokens(self) -> Mapping[Request, int]:
+        """The new tokens by request, in the plan's order. Made anew at each call."""
+        return dict(zip(self.requests, self.counts, strict=True))
+
+    @property
     def is_empty(self) -> bool:
-        return not self.num_new_tokens and not self.restores and not self.reclaims
+        return not self.requests and not self.restores and not self.reclaims
 
 
 class Sequenced(Protocol):

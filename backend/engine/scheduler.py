@@ -201,9 +201,9 @@ class Scheduler:
         self.kv.begin_step()
         slots = plan.slots or PlannedSlots(self.kv.budget(), _NONE, _NONE, ())
         copies_out, copies_in = self._allocate(plan, slots)
-        requests, num_new_tokens = list(plan.num_new_tokens), list(plan.num_new_tokens.values())
+        requests = list(plan.requests)
         all_out = _joined([*copies_out, *filter(len, (self.kv.take_prefix_copies(),))])
-        batch = StepBatch(requests, num_new_tokens, self.kv.slot_table, all_out, _joined(copies_in))
+        batch = StepBatch(requests, plan.counts, self.kv.slot_table, all_out, _joined(copies_in))
         checkpointed = [reclaim.request for reclaim, copy in zip(plan.reclaims, copies_out, strict=True) if len(copy)]
         features = self._features(slots.rows, slots.counts, len(batch.copies_out) + len(batch.copies_in))
         self._step = CommittedStep(batch, requests, slots, features, plan, checkpointed)

@@ -30,7 +30,7 @@ class Packing:
     """
 
     def __init__(self, view: SchedulerView) -> None:
-        self.num_new_tokens: dict[Request, int] = {}
+        self.requests: list[Request] = []  # that were taken, in order
         self.tokens_left = view.limits.max_tokens
         self.seqs_left = view.limits.max_seqs
         self.predicted_s = view.latency.c0
@@ -41,8 +41,10 @@ class Packing:
         self._boundaries: dict[int, list[tuple[int, int]]] = {}  # victim's row -> where it can be cut, and the gain
         self._kept: dict[int, int] = {}  # victim's row -> positions it keeps
         self._restored: dict[Request, int] = {}
-        self._rows: list[Rows] = []  # that were taken, in order
-        self._newcomers: list[Request] = []
+        self._rows: list[Rows] = []  # of `requests`
+        self._chunks: dict[int, int] = {}  # new tokens by index in `requests`; all others take one
+        self._seen: set[Request] = set()  # of `requests`, the first ones
+        self.newcomers: dict[Request, None] = {}  # of `requests`, those that have no row yet
         self._reserved: tuple[Request, Row] | None = None  # a newcomer that is not in yet, and its row on the budget
 
     def add_decodes(self, rows: Rows) -> list[int]:
@@ -67,7 +69,7 @@ class Packing:
         rows = rows[: min(self.seqs_left, self.tokens_left)]
         latency = self._view.latency
         num = table_loops.num_in_time(self._view.table.counts, rows, latency.c1, latency.c2, self.predicted_s, budget_s)
-        return num if self.num_new_tokens else max(num, len(rows[:1]))
+        return num if self.requests else max(num, len(rows[:1]))
 
     def in_time(self, rows: Rows, budget_s: float) -> Rows:
         """Return those of `rows` of which each alone could still be taken for one token within `budget_s`."""
@@ -75,7 +77,7 @@ class Packing:
             return rows[:0]
         latency = self._view.latency
         decode_s = latency.c1 + latency.c2 * self._view.table.num_computed[rows]
-        return rows[self.predicted_s + decode_s <= budget_s] if self.num_new_tokens else rows
+        return rows[self.predicted_s + decode_s <= budget_s] if self.requests else rows
 
     def add(self, request: Request, num_tokens: int, num_restored: int = 0) -> bool:
         """Take `num_tokens` (> 0) of `request`, after `num_restored` that come back from the host; all or nothing."""
@@ -91,8 +93,9 @@ class Packing:
             return False
         if request.row is None:
             row, self._reserved = self.kv.opened[-1], None
-            self._newcomers.append(request)
-        self.num_new_tokens[request] = num_tokens
+            self.newcomers[request] = None
+        self._chunks[len(self.requests)] = num_tokens
+        self.requests.append(request)
         self._rows.append(np.array((row,), np.int64))
         if num_restored:
             self._restored[request] = num_restored
@@ -112,7 +115,7 @@ class Packing:
         if self.seqs_left < 1 or max_tokens < 1:
             return 0
         wanted = request.num_uncomputed - num_restored
-        is_alone = not self.num_new_tokens
+        is_alone = not self.requests
         if wanted == 1 or not self._view.settings.chunked_prefill:
             whole = min(wanted, self._view.limits.max_tokens)
             fits = is_alone or self.cost_s(request, whole, num_restored) <= time_left_s
@@ -146,7 +149,7 @@ class Packing:
             num_restored = min(self._view.kv.num_restorable(Row(request.row)), request.num_uncomputed - 1)
         copy_s = self._view.latency.c4 * num_restored
         is_cheaper = copy_s < self._view.latency.prefill_s(num_restored, request.num_computed)
-        return num_restored if is_cheaper and (copy_s <= time_left_s or not self.num_new_tokens) else 0
+        return num_restored if is_cheaper and (copy_s <= time_left_s or not self.requests) else 0
 
     def _num_on_host(self, request: Request) -> int:
         """Return how many tokens the host has of a request that begins, behind those that it borrows."""
@@ -180,7 +183,7 @@ class Packing:
         self._release()
         if request.row is not None:
             return Row(request.row)
-        if not request.num_computed or request.prefix is None or request in self.num_new_tokens:
+        if not request.num_computed or request.prefix is None or request in self.newcomers:
             return None
         row = self.kv.reserve(side_of(request), request.prefix.lenders, request.num_computed)
         if row is None:
@@ -250,7 +253,12 @@ class Packing:
 
     def is_in_step(self, row: int) -> bool:
         """Return whether the request in `row` was taken."""
-        return self._view.table.request(row) in self.num_new_tokens
+        return self.has(self._view.table.request(row))
+
+    def has(self, request: Request) -> bool:
+        """Return whether `request` was taken."""
+        self._seen.update(self.requests[len(self._seen) :])
+        return request in self._seen
 
     def victims(self, rows: Rows) -> Iterator[int]:
         """Yield those of `rows` that can lose slots to this step, each judged when its turn comes: what does not run
@@ -262,15 +270,17 @@ class Packing:
     def plan(self, budget_s: float) -> StepPlan:
         """Return the plan of all that was taken; if that is nothing, of what can be forced."""
         self._release()
-        if not self.num_new_tokens:
+        if not self.requests:
             self._unblock()
-        if not self.num_new_tokens:
+        if not self.requests:
             return StepPlan(budget_s=budget_s)
         reclaims = [self._reclaim(victim, num_kept) for victim, num_kept in self._kept.items()]
         restores = [Restore(request, num_tokens) for request, num_tokens in self._restored.items()]
-        counts = np.fromiter(self.num_new_tokens.values(), np.int64, len(self.num_new_tokens))
-        slots = PlannedSlots(self.kv, np.concatenate(self._rows), counts, self._newcomers)
-        return StepPlan(self.num_new_tokens, reclaims, restores, self.predicted_s, budget_s, slots)
+        counts = np.ones(len(self.requests), np.int64)
+        for index, num_tokens in self._chunks.items():
+            counts[index] = num_tokens
+        slots = PlannedSlots(self.kv, np.concatenate(self._rows), counts, list(self.newcomers))
+        return StepPlan(self.requests, counts.tolist(), reclaims, restores, self.predicted_s, budget_s, slots)
 
     def _unblock(self) -> None:
         """Give the oldest started request, real-time first, room from all others, since all of them wait for slots.
@@ -312,7 +322,7 @@ class Packing:
 
     def _take_decodes(self, rows: Rows) -> None:
         """Count one token of each of `rows`, which have their slots."""
-        self.num_new_tokens.update(dict.fromkeys(self._view.table.requests_in(rows), 1))
+        self.requests += self._view.table.requests_in(rows)
         self._rows.append(rows)
         self.tokens_left -= len(rows)
         self.seqs_left -= len(rows)

@@ -46,7 +46,7 @@ class Decodes(NamedTuple):
 
     def again(self, features: StepFeatures, predicted_s: float, budget_s: float) -> Decodes:
         """Return the same step, one token on."""
-        plan = StepPlan(self.plan.num_new_tokens, (), (), predicted_s, budget_s, self.plan.slots)
+        plan = StepPlan(self.plan.requests, self.plan.counts, (), (), predicted_s, budget_s, self.plan.slots)
         return Decodes(plan, self.rows, self.rt_rows, self.num_deadlines, features, is_again=True)
 
 

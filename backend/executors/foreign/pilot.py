@@ -118,7 +118,7 @@ class Pilot(Generic[H]):
             self._decodes = None
             return False
         self._last_call_s = self._now_s
-        self._note_step(plan.num_new_tokens.keys(), decodes.features, len(decodes.rt_rows), plan.budget_s)
+        self._note_step(plan.requests, decodes.features, len(decodes.rt_rows), plan.budget_s)
         return True
 
     def decodes(self, plan: StepPlan) -> Decodes | None:

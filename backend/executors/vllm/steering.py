@@ -140,7 +140,7 @@ class Steering:
         not_ours, idle = self._split_running()
         caps: dict[str, int] = {}
         running, newcomers = [], []
-        for request, num_tokens in plan.num_new_tokens.items():
+        for request, num_tokens in zip(plan.requests, plan.counts, strict=True):
             if (twin := idle.pop(request, None)) is not None:
                 running.append(twin.handle)
             else:
@@ -259,7 +259,7 @@ class Steering:
             ),
             plan.budget_s,
         )
-        self._is_stalled = bool(plan.num_new_tokens) and not output.num_scheduled_tokens
+        self._is_stalled = bool(plan.requests) and not output.num_scheduled_tokens
 
     def _give_up(self, error: Exception) -> None:
         logger.exception("our scheduler failed; vLLM schedules by itself from here on: %s", error)

@@ -237,7 +237,7 @@ class _Turns:
         """Return which of a part of the requests would not fit into the iteration."""
         packing, needs = self._packing, self._needs
         is_too_much: NDArray[np.bool_] = needs.num_tokens[part] > packing.tokens_left
-        if packing.num_new_tokens:
+        if packing.requests:
             cost_s = needs.cost_s[part] + packing.any_prefill_s * (needs.num_tokens[part] > 1)
             is_too_much |= packing.predicted_s + cost_s > self._budget_s
         return is_too_much
@@ -327,6 +327,6 @@ def _take_be(packing: Packing, request: Request, budget_s: float) -> bool:
     num_restored = packing.num_to_restore(request, budget_s - packing.predicted_s)
     num_tokens = request.num_uncomputed - num_restored
     cost_s = packing.cost_s(request, num_tokens, num_restored)
-    if packing.num_new_tokens and packing.predicted_s + cost_s > budget_s:
+    if packing.requests and packing.predicted_s + cost_s > budget_s:
         return False
     return packing.add(request, min(num_tokens, packing.tokens_left), num_restored) if packing.tokens_left else False

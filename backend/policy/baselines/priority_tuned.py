@@ -67,7 +67,7 @@ def _take_decodes(view: SchedulerView, packing: Packing, rows: Rows, budget_s: f
 
 def _take(view: SchedulerView, packing: Packing, request: Request, budget_s: float) -> bool:
     """Take a chunk of `request`, over the slots of those behind it; whether to go on with the next."""
-    if request in packing.num_new_tokens or (request.row is not None and packing.is_cut(request.row)):
+    if packing.has(request) or (request.row is not None and packing.is_cut(request.row)):
         return True
     num_tokens = packing.chunk(request, budget_s - packing.predicted_s, packing.tokens_left)
     if num_tokens < 1:

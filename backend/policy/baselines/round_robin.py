@@ -29,6 +29,6 @@ class RoundRobin:
         for turn in turns if self._is_rt_turn else reversed(turns):
             packing = Packing(view)
             run_then_admit(view, packing, turn, is_alone=True)
-            if packing.num_new_tokens:
+            if packing.requests:
                 return packing.plan(float("inf"))
         return Packing(view).plan(float("inf"))

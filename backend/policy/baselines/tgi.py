@@ -39,9 +39,9 @@ class Tgi:
         num_running = len(view.table.rows())
         is_due = num_waiting >= self._ratio * num_running or self._num_decode_steps >= _MAX_WAITING_STEPS
         self._continue_prompts(view, packing)
-        if not packing.num_new_tokens and is_due:
+        if not packing.requests and is_due:
             self._admit(view, packing)
-        if not packing.num_new_tokens:
+        if not packing.requests:
             packing.add_decodes(view.table.rows())
         return packing.plan(float("inf"))
 

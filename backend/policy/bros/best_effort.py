@@ -114,7 +114,7 @@ class BestEffortFill:
         return rows[num_taken:]
 
     def _is_free(self, row: int) -> bool:
-        return not self._packing.is_cut(row) and self._view.table.request(row) not in self._packing.num_new_tokens
+        return not self._packing.is_cut(row) and not self._packing.is_in_step(row)
 
     def _continue_started(self) -> bool:
         """Go on with what has begun; return whether nothing that has begun was left waiting for room."""
@@ -141,7 +141,7 @@ class BestEffortFill:
 
     def _admit_waiting(self) -> None:
         view, packing = self._view, self._packing
-        waiting = view.be_alike.in_turn(view.be_waiting.in_time(), packing.num_new_tokens)
+        waiting = view.be_alike.in_turn(view.be_waiting.in_time(), packing.newcomers)
         while packing.seqs_left > 0 and packing.tokens_left > 0:  # each that waits is looked up in the cache
             request = next(waiting, None)
             if request is None or not self._take(request):

@@ -68,7 +68,7 @@ class RoundRobin:
         for is_rt in (self._is_rt_turn, not self._is_rt_turn):
             packing = Packing(view)
             _run_then_admit(view, packing, partial(_rank_behind, is_rt), is_alone=True)
-            if packing.num_new_tokens:
+            if packing.requests:
                 return packing.plan(float("inf"))
         return Packing(view).plan(float("inf"))
 
@@ -83,7 +83,7 @@ def _run_then_admit(view: SchedulerView, packing: Packing, rank: Rank, is_alone:
         if packing.is_cut(_row(request)) or (is_alone and rank(request)) or num_tokens < 1 or packing.seqs_left < 1:
             continue
         if packing.room_for(request) < num_tokens:
-            others = [_row(other) for other in by_loss if other is not request and other not in packing.num_new_tokens]
+            others = [_row(other) for other in by_loss if other is not request and not packing.has(other)]
             packing.make_room_whole(request, num_tokens, filter(packing.num_held, others))
         packing.add(request, num_tokens)
     if packing.has_cuts:
@@ -126,7 +126,7 @@ def plan_priority_tuned(_policy: Policy, view: SchedulerView, now_s: float) -> S
 
 
 def _take(view: SchedulerView, packing: Packing, request: Request, budget_s: float) -> bool:
-    if request in packing.num_new_tokens or (request.row is not None and packing.is_cut(request.row)):
+    if packing.has(request) or (request.row is not None and packing.is_cut(request.row)):
         return True
     num_tokens = packing.chunk(request, budget_s - packing.predicted_s, packing.tokens_left)
     if num_tokens < 1:
@@ -144,7 +144,7 @@ def _behind(view: SchedulerView, packing: Packing, request: Request) -> list[int
         return (not other.is_rt, other.arrival_index)
 
     behind = sorted((other for other in _started(view) if place(other) > place(request)), key=place, reverse=True)
-    return [_row(other) for other in behind if other not in packing.num_new_tokens and packing.num_held(_row(other))]
+    return [_row(other) for other in behind if not packing.has(other) and packing.num_held(_row(other))]
 
 
 # bros_paper
@@ -189,13 +189,13 @@ def _take_rt(view: SchedulerView, packing: Packing, request: Request, budget_s: 
     num_restored = packing.num_to_restore(request, float("inf"))
     num_tokens = min(request.num_uncomputed - num_restored, view.limits.max_tokens)
     cost_s = packing.cost_s(request, num_tokens, num_restored)
-    if num_tokens > packing.tokens_left or (packing.num_new_tokens and packing.predicted_s + cost_s > budget_s):
+    if num_tokens > packing.tokens_left or (packing.requests and packing.predicted_s + cost_s > budget_s):
         return False
     is_running = request.state is RequestState.RUNNING
     younger = sorted(_started(view), key=_arrival, reverse=True)
     victims = [other for other in younger if not other.is_rt]
     victims += [o for o in younger if o.is_rt and is_running and o.arrival_index > request.arrival_index]
-    rows = [_row(other) for other in victims if other not in packing.num_new_tokens]
+    rows = [_row(other) for other in victims if not packing.has(other)]
     if packing.room_for(request) + sum(map(packing.num_held, rows)) >= num_restored + num_tokens:
         packing.make_room(request, num_restored + num_tokens, filter(packing.num_held, rows))
     packing.add(request, num_tokens, num_restored)
@@ -208,6 +208,6 @@ def _take_be(packing: Packing, request: Request, budget_s: float) -> bool:
     num_restored = packing.num_to_restore(request, budget_s - packing.predicted_s)
     num_tokens = request.num_uncomputed - num_restored
     cost_s = packing.cost_s(request, num_tokens, num_restored)
-    if packing.num_new_tokens and packing.predicted_s + cost_s > budget_s:
+    if packing.requests and packing.predicted_s + cost_s > budget_s:
         return False
     return packing.tokens_left > 0 and packing.add(request, min(num_tokens, packing.tokens_left), num_restored)

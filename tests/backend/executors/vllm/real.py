@@ -66,7 +66,8 @@ class Scheduled:
         chosen = self._chosen(view, requests, chunk, batch // 2 if takes_some else batch)
         victims = [request for request in started if request not in chosen] if takes_some or not chosen else []
         kept = victims if chosen else victims[1:]  # somebody must get further
-        return StepPlan(chosen, [Reclaim(request, 0, checkpoint=False) for request in kept])
+        reclaims = [Reclaim(request, 0, checkpoint=False) for request in kept]
+        return StepPlan(list(chosen), list(chosen.values()), reclaims)
 
     def _chosen(
         self, view: SchedulerView, requests: Sequence[Request], chunk: int, batch: int

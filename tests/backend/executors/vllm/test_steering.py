@@ -56,8 +56,9 @@ def test_a_withheld_request_keeps_its_kv_and_does_not_run() -> None:
     rig.engine.step()
     pilot = rig.steering.pilot
     plan = pilot.policy.plan(pilot.view, rig.clock.now_s())
-    only_a = {request: num for request, num in plan.num_new_tokens.items() if request.request_id == "a"}
-    pilot.policy.plan = lambda *_: type(plan)(only_a)  # type: ignore[method-assign]  # a policy that withholds
+    a = next(request for request in plan.requests if request.request_id == "a")
+    only_a = type(plan)([a], [plan.num_new_tokens[a]])
+    pilot.policy.plan = lambda *_: only_a  # type: ignore[method-assign]  # a policy that withholds
     rig.engine.step()
     assert list(rig.runtime.batches[-1]) == ["a"]
     assert {request.request_id for request in rig.scheduler.running} == {"a", "b"}
@@ -137,7 +138,7 @@ def test_a_step_that_could_run_nothing_takes_a_victim_in_the_next() -> None:
     rig.steering._catch_up(rig.clock.now_s())
     new = next(twin.request for twin in pilot.mirror.twins() if twin.request.request_id == "new")
     plan = pilot.policy.plan(pilot.view, rig.clock.now_s())
-    pilot.policy.plan = lambda *_: type(plan)({new: 30})  # type: ignore[method-assign]  # insists on the newcomer
+    pilot.policy.plan = lambda *_: type(plan)([new], [30])  # type: ignore[method-assign]  # insists on the newcomer
     rig.engine.step()
     assert rig.scheduler.num_preempted == 0
     rig.engine.step()

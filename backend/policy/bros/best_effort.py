@@ -15,6 +15,7 @@ from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
 _WORTH = 4.0  # times what the first prefill of a step adds: a chunk of less is left to a later, longer step
+_NOBODY: Rows = np.empty(0, np.int64)
 
 
 class BestEffortFill:
@@ -65,11 +66,8 @@ class BestEffortFill:
     def _find_urgent(self) -> list[Request]:
         """Return the requests with a deadline that must be served now, by deadline (see `finish_by`)."""
         table = self._view.table
-        rows = (
-            table_loops.with_deadline(table.times, self._decodes),
-            table_loops.with_deadline(table.times, self._prefills),
-        )
-        started = [request for found in rows for request in table.requests_in(found)]
+        rows = np.concatenate((self._decodes, self._prefills)) if self._packing.groups.num_be_deadlines else _NOBODY
+        started = table.requests_in(rows[table.deadline_s[rows] < np.inf])
         waiting = islice(self._view.be_deadlines.in_time(), self._view.limits.max_seqs)
         if not (requests := [*started, *waiting]):
             return requests
@@ -168,7 +166,7 @@ class BestEffortFill:
         may have more time."""
         packing = self._packing
         num_left = request.num_uncomputed - num_restored
-        if not (self._longer_later and packing.num_new_tokens):
+        if not (self._longer_later and packing.requests):
             return False
         if num_tokens >= min(num_left, packing.tokens_left, room - num_restored):
             return False

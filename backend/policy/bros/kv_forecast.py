@@ -47,15 +47,17 @@ class KVForecast:
         self._packing = packing
         self._is_rt = is_rt
         self._taken: list[Request] = []
+        self._num_running, self._most = packing.groups.rt_running if is_rt else packing.groups.be_running
 
     def has_room_for(self, request: Request, without: Rows | None = None) -> bool:
         """Return whether `request` could be let in if the rows `without` were preempted. True if nothing of its class
         runs."""
-        rows = self._rows if without is None else np.setdiff1d(self._rows, without, assume_unique=True)
-        requests = [*self._taken, request]
-        num_slots = self._num_slots(len(rows) + len(self._taken))
-        is_alone = not len(rows) and not self._taken
-        return is_alone or self._most + request.max_total_tokens <= num_slots or self._peak(rows, requests) <= num_slots
+        rows = None if without is None else np.setdiff1d(self._rows, without, assume_unique=True)
+        num_running = (self._num_running if rows is None else len(rows)) + len(self._taken)
+        num_slots = self._num_slots(num_running)
+        if not num_running or self._most + request.max_total_tokens <= num_slots:
+            return True
+        return self._peak(self._rows if rows is None else rows, [*self._taken, request]) <= num_slots
 
     def take(self, request: Request) -> None:
         """Count `request` as let in."""
@@ -73,34 +75,24 @@ class KVForecast:
             return None
         for row in rows[:num].tolist():
             self._packing.cut(row, 0)
-        self._most -= self._most_slots(rows[:num])
+        table = self._view.table
+        self._most -= int((table.max_total[rows[:num]] - table.num_borrowed[rows[:num]]).sum())
         self._rows = np.setdiff1d(self._rows, rows[:num], assume_unique=True)
+        self._num_running = len(self._rows)
         return rows[:num]
 
     @cached_property
     def _rows(self) -> Rows:
         """Those that run."""
         groups = self._packing.groups
-        decodes, prefills = groups[:2] if self._is_rt else groups[2:]
+        decodes, prefills = groups[:2] if self._is_rt else groups[2:4]
         return np.concatenate((decodes, prefills[~self._view.table.is_preempted[prefills]]))
-
-    @cached_property
-    def _most(self) -> int:
-        """The slots that all could ever hold together."""
-        return self._most_slots(self._rows)
-
-    @cached_property
-    def _num_rt_known(self) -> int:
-        return self._view.table.num_rt_known()
-
-    def _most_slots(self, rows: Rows) -> int:
-        return int((self._view.table.max_total[rows] - self._view.table.num_borrowed[rows]).sum())
 
     def _num_slots(self, num_running: int) -> float:
         num_slots = self._view.limits.num_slots - self._view.kv.num_borrowed_cached
         if self._is_rt:
             return num_slots - num_running * unused_of_block(self._view)
-        return num_slots * (1.0 - self._view.settings.kv_headroom_ratio) - self._num_rt_known
+        return num_slots * (1.0 - self._view.settings.kv_headroom_ratio) - self._packing.groups.num_rt_known
 
     def _peak(self, rows: Rows, requests: list[Request]) -> int:
         """Return the peak of `rows`, which run, and of `requests`, which are let in."""

@@ -13,6 +13,13 @@ from backend.policy.state.latency_model import LatencyModel
 from backend.policy.state.table_loops import Rows
 
 
+class Running(NamedTuple):
+    """The requests of one class that run: all but the preempted ones. most_slots: that they could ever own together."""
+
+    num: int
+    most_slots: int
+
+
 class RowGroups(NamedTuple):
     """The rows in use by class and by what they need next: one token (decode), or more (prefill, also after a loss)."""
 
@@ -20,6 +27,10 @@ class RowGroups(NamedTuple):
     rt_prefills: Rows
     be_decodes: Rows
     be_prefills: Rows
+    rt_running: Running
+    be_running: Running
+    num_rt_known: int  # tokens
+    num_be_deadlines: int
 
 
 class RequestTable:
@@ -64,8 +75,16 @@ class RequestTable:
         return self.is_active.nonzero()[0]
 
     def groups(self) -> RowGroups:
-        """Return the rows in use by class and need, each ascending."""
-        return RowGroups(*table_loops.groups(self.counts, self.flags))
+        """Return the rows in use by class and need, each ascending, and what a plan asks of all of them."""
+        rows, numbers = table_loops.groups(self.counts, self.times, self.flags)
+        a, b, c, d, num_rt, num_be, rt_slots, be_slots, num_rt_known, num_be_deadlines = numbers.tolist()
+        return RowGroups(
+            *(rows[0, :a], rows[1, :b], rows[2, :c], rows[3, :d]),
+            Running(num_rt, rt_slots),
+            Running(num_be, be_slots),
+            num_rt_known,
+            num_be_deadlines,
+        )
 
     def request(self, row: int) -> Request:
         """Return the request in `row`, which must be in use."""

@@ -36,19 +36,32 @@ _COUNTS, _TIMES, _FLAGS, _ROWS = "int64[:,::1]", "float64[:,::1]", "boolean[:,::
 # Which rows
 
 
-@compiled(f"UniTuple({_ROWS}, 4)({_COUNTS}, {_FLAGS})")
-def groups(counts: Counts, flags: Flags) -> tuple[Rows, Rows, Rows, Rows]:
-    """Return the rows in use, each ascending: RT decodes, RT prefills, BE decodes, BE prefills."""
+@compiled(f"Tuple(({_COUNTS}, {_ROWS}))({_COUNTS}, {_TIMES}, {_FLAGS})")
+def groups(counts: Counts, times: Times, flags: Flags) -> tuple[Counts, Rows]:
+    """Return int64 [4, rows]: the rows in use, each ascending: RT decodes, RT prefills, BE decodes, BE prefills.
+
+    The second array is int64 [10]. First come the lengths of these four. Then it counts the RT and the BE requests that
+    run, and the slots of their own that each class of them could ever hold. The last two are RT's known tokens and BE's
+    requests with a deadline.
+    """
     num_rows = counts.shape[1]
     rows = np.empty((4, num_rows), np.int64)
-    lengths = np.zeros(4, np.int64)
+    numbers = np.zeros(10, np.int64)
     for row in range(num_rows):
         if flags[IS_ACTIVE, row]:
+            side = 0 if flags[IS_RT, row] else 1
             is_decode = counts[NUM_KNOWN, row] - counts[NUM_COMPUTED, row] == 1
-            group = (0 if flags[IS_RT, row] else 2) + (0 if is_decode else 1)
-            rows[group, lengths[group]] = row
-            lengths[group] += 1
-    return rows[0, : lengths[0]], rows[1, : lengths[1]], rows[2, : lengths[2]], rows[3, : lengths[3]]
+            group = 2 * side + (0 if is_decode else 1)
+            rows[group, numbers[group]] = row
+            numbers[group] += 1
+            if is_decode or not flags[IS_PREEMPTED, row]:
+                numbers[4 + side] += 1
+                numbers[6 + side] += counts[MAX_TOTAL, row] - counts[NUM_BORROWED, row]
+            if side == 0:
+                numbers[8] += counts[NUM_KNOWN, row]
+            elif times[DEADLINE, row] < np.inf:
+                numbers[9] += 1
+    return rows, numbers
 
 
 # In order
@@ -69,12 +82,6 @@ def deferrable(counts: Counts, rows: Rows, slack_s: NDArray[np.float64], least_s
     """Return those of `rows` with a slack above `least_s`, by arrival."""
     found = rows[slack_s > least_s]
     return found[np.argsort(counts[ARRIVAL_INDEX][found])]
-
-
-@compiled(f"{_ROWS}({_TIMES}, {_ROWS})")
-def with_deadline(times: Times, rows: Rows) -> Rows:
-    """Return those of `rows` that have a deadline."""
-    return rows[times[DEADLINE][rows] < np.inf]
 
 
 # Packing

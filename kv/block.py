@@ -237,19 +237,21 @@ def grow(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, 
     return True
 
 
-@compiled(f"int64({_C}, int64[::1])")
-def grow_each_by_one(rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, growing: Indices) -> int:
-    """Grow each of `growing` by one slot, in order, until one finds no room. Return how many grew."""
+@compiled(f"int64({_C}, int64[::1], int64[::1])")
+def grow_each(
+    rows: RowColumns, ends: EndColumns, previous: Chain, numbers: Numbers, growing: Indices, num_slots: Numbers
+) -> int:
+    """Grow each of `growing` by its `num_slots`, in order, until one finds no room. Return how many grew."""
     for index in range(len(growing)):
-        row = growing[index]
+        row, num = growing[index], num_slots[index]
         assert 0 <= row < rows.shape[1], "no row to grow has this number"
         last = rows[LAST, row]
-        if last != NONE and ends[GROWS, last] and _room_at(ends, numbers, last) > 0:  # the common case, without `grow`
-            rows[HELD, row] += 1
-            ends[FILL, last] += 1
+        if last != NONE and ends[GROWS, last] and _room_at(ends, numbers, last) >= num:  # the common case: no `grow`
+            rows[HELD, row] += num
+            ends[FILL, last] += num
             opposite = _opposite(ends, last)
             ends[ROOM, opposite] = _rank(ends, numbers, opposite, last)
-        elif not grow(rows, ends, previous, numbers, row, 1):
+        elif not grow(rows, ends, previous, numbers, row, num):
             return index
     return len(growing)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +12,6 @@ from kv.pool import Pool
 from kv.types import Row, Side
 
 _NO_ROWS: Indices = np.empty(0, np.intp)
-
-
-class _Growth(NamedTuple):
-    """A row's growth that is promised and not done yet. `opens_on`: the side of a row that must be opened first."""
-
-    row: Row
-    num_slots: int
-    opens_on: Side | None
 
 
 class KVBudget:
@@ -46,9 +36,11 @@ class KVBudget:
         self.grown: dict[Row, int] = {}
         self._before = self._pool = pool
         self._decodes: list[Indices] = []  # rows that grew by one
-        self._promised: list[Indices | _Growth] = []  # not done yet; an array stands for rows that grow by one
+        self._promised: list[Indices] = []  # rows whose growth is not done yet
+        self._num_promised = 0  # of these rows
+        self._chunks: dict[int, int] = {}  # slots by index in these rows; all others grow by one
+        self._opening: dict[Row, Side] = {}  # those of them that must be opened first
         self._max_blocks = 0  # the most free blocks that the promised growth can take
-        self._num_opening = 0  # rows that the promised growth opens
         self._reserved: Row | None = None
 
     def try_grow(self, row: Row | None, side: Side, num_slots: int) -> bool:
@@ -59,7 +51,7 @@ class KVBudget:
         is_new = row is None or row == self._reserved
         if is_new and row is not None:
             return self._grow_reserved(row, num_slots)
-        if self._is_sure(num_slots) and (row is not None or self._num_opening < len(self._pool.closed_rows)):
+        if self._is_sure(num_slots) and (row is not None or len(self._opening) < len(self._pool.closed_rows)):
             self._promise(row, side, num_slots)
             return True
         pool = self._counted()
@@ -110,6 +102,7 @@ class KVBudget:
         decodes = np.ascontiguousarray(rows, np.intp)
         if (num_blocks := self._blocks_for(decodes)) is not None:
             self._promised.append(decodes)
+            self._num_promised += len(decodes)
             self._max_blocks += num_blocks
         else:
             decodes = decodes[: self._counted().grow_each_by_one(decodes)]
@@ -177,24 +170,23 @@ class KVBudget:
         return most if most <= num_free else None
 
     def _has_promised(self, rows: Indices) -> bool:
-        promised = ([growth.row] if isinstance(growth, _Growth) else growth.tolist() for growth in self._promised)
-        return not set(rows.tolist()).isdisjoint(chain.from_iterable(promised))
+        return not set(rows.tolist()).isdisjoint(_joined(self._promised).tolist())
 
     def _promise(self, row: Row | None, side: Side, num_slots: int) -> None:
         pool = self._pool
         self._max_blocks += ceil_div(num_slots, pool.block_size)
+        is_new = row is None
         if row is None:
-            self._num_opening += 1
-            opened = Row(pool.closed_rows[-self._num_opening])
-            self._promised.append(_Growth(opened, num_slots, side))
-            self._note(opened, 0, is_new=True)
-        elif num_slots == 1:
-            decode = np.array((row,), np.intp)
-            self._promised.append(decode)
-            self._decodes.append(decode)
+            row = Row(pool.closed_rows[-1 - len(self._opening)])
+            self._opening[row] = side
+        grown = np.array((row,), np.intp)
+        if num_slots == 1 and not is_new:
+            self._decodes.append(grown)
         else:
-            self._promised.append(_Growth(row, num_slots, None))
-            self._note(row, int(pool.held[row]), is_new=False)
+            self._note(row, 0 if is_new else int(pool.held[row]), is_new)
+        self._chunks[self._num_promised] = num_slots
+        self._promised.append(grown)
+        self._num_promised += 1
 
     def _note(self, row: Row, start: int, is_new: bool) -> None:
         self.grown.setdefault(row, start)
@@ -203,19 +195,20 @@ class KVBudget:
 
     def _keep_promises(self) -> None:
         """Do the promised growth, in the order of the calls."""
-        for growth in self._promised:
-            is_kept = self._keep(growth)
-            assert is_kept, f"no room for a growth that was promised: {growth}"
+        if not self._promised:
+            return
+        for row, side in self._opening.items():
+            opened = self._pool.open_row(INDEX_OF_SIDE[side])
+            assert opened == row, f"row {row} was promised, not {opened}"
+        rows, num_slots = _joined(self._promised), np.ones(self._num_promised, np.int64)
+        for index, num in self._chunks.items():
+            num_slots[index] = num
+        num_grown = self._pool.grow_each(rows, num_slots)
+        assert num_grown == len(rows), f"row {rows[num_grown]}: no room for growth that was promised"
         self._promised.clear()
-        self._max_blocks = self._num_opening = 0
-
-    def _keep(self, growth: Indices | _Growth) -> bool:
-        if not isinstance(growth, _Growth):
-            return self._pool.grow_each_by_one(growth) == len(growth)
-        if growth.opens_on is not None:
-            row = self._pool.open_row(INDEX_OF_SIDE[growth.opens_on])
-            assert row == growth.row, f"row {growth.row} was promised, not {row}"
-        return self._pool.grow(growth.row, growth.num_slots)
+        self._chunks.clear()
+        self._opening.clear()
+        self._max_blocks = self._num_promised = 0
 
 
 def _are_distinct(rows: Indices) -> bool:

@@ -229,14 +229,15 @@ class Pool:
         return block.grow(*self.columns, row, num_slots)
 
     def grow_each_by_one(self, rows: Indices) -> int:
-        """Grow each of `rows` by one slot, in order, until one finds no room. Return how many grew.
+        """Do `grow_each` by one slot for each of `rows`."""
+        return self.grow_each(rows, np.ones(len(rows), np.int64))
 
-        `rows` are distinct.
-        """
-        num_grown = block.grow_each_by_one(*self.columns, rows)
-        while num_grown < len(rows) and self.num_cached and self.grow(int(rows[num_grown]), 1):
+    def grow_each(self, rows: Indices, num_slots: NDArray[np.int64]) -> int:
+        """Grow each of `rows` by its `num_slots`, in order, until one finds no room. Return how many grew."""
+        num_grown = block.grow_each(*self.columns, rows, num_slots)
+        while num_grown < len(rows) and self.num_cached and self.grow(int(rows[num_grown]), int(num_slots[num_grown])):
             num_grown += 1
-            num_grown += block.grow_each_by_one(*self.columns, rows[num_grown:])
+            num_grown += block.grow_each(*self.columns, rows[num_grown:], num_slots[num_grown:])
         return num_grown
 
     def shrink(self, row: int, num_kept: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from itertools import compress
 from typing import cast
 
 import numpy as np
@@ -49,14 +48,15 @@ class Sampled:
         distinct_ids = set(token_ids)
         if None not in distinct_ids:
             return Sampled(requests, step.slots.rows, cast(list[int], token_ids), log_probs, [], distinct_ids)
-        has_token = [token_id is not None for token_id in token_ids]
+        others = [index for index, token_id in enumerate(token_ids) if token_id is None]
+        has_token = np.ones(len(requests), bool)
+        has_token[others] = False
+        sampled, ids, log_probs = list(requests), list(token_ids), list(log_probs)
+        for index in reversed(others):  # few: prompts that take another step
+            del sampled[index], ids[index], log_probs[index]
+        rows = step.slots.rows[has_token]
         return Sampled(
-            list(compress(requests, has_token)),
-            step.slots.rows[np.array(has_token)],
-            [token_id for token_id in token_ids if token_id is not None],
-            list(compress(log_probs, has_token)),
-            [request for request, is_sampled in zip(requests, has_token, strict=True) if not is_sampled],
-            distinct_ids,
+            sampled, rows, cast(list[int], ids), log_probs, [requests[index] for index in others], distinct_ids
         )
 
     def emitted(self) -> list[EmittedToken]:

@@ -22,6 +22,7 @@ class CommittedStep:
     requests: list[Request]
     slots: PlannedSlots
     features: StepFeatures
+    num_rt_tokens: int
     plan: StepPlan
     checkpointed: list[Request]  # whose KV this step copies out
 

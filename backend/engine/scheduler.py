@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 
 from backend.core.errors import BrosError, InvalidRequestError
 from backend.core.executor import ExecutorCapacity
@@ -46,7 +45,6 @@ from backend.policy.settings import SchedulerSettings
 from backend.policy.state.alike import Alike
 from backend.policy.state.latency_model import PRIOR, LatencyModel, StepFeatures
 from backend.policy.state.request_table import RequestTable
-from backend.policy.state.table_loops import Rows
 from backend.policy.state.waiting_queue import WaitingQueue
 from backend.policy.view import Policy, SchedulerView, StepLimits, StepRecord, Traffic
 from kv.manager import KVCacheManager
@@ -205,8 +203,8 @@ class Scheduler:
         all_out = _joined([*copies_out, *filter(len, (self.kv.take_prefix_copies(),))])
         batch = StepBatch(requests, plan.counts, self.kv.slot_table, all_out, _joined(copies_in))
         checkpointed = [reclaim.request for reclaim, copy in zip(plan.reclaims, copies_out, strict=True) if len(copy)]
-        features = self._features(slots.rows, slots.counts, len(batch.copies_out) + len(batch.copies_in))
-        self._step = CommittedStep(batch, requests, slots, features, plan, checkpointed)
+        features, num_rt_tokens = self._features(slots, len(batch.copies_out) + len(batch.copies_in))
+        self._step = CommittedStep(batch, requests, slots, features, num_rt_tokens, plan, checkpointed)
         return batch
 
     def complete(self, batch: StepBatch, result: StepResult, now_s: float) -> StepOutput:
@@ -420,20 +418,20 @@ class Scheduler:
         self._step = None
         return step
 
-    def _features(self, rows: Rows, counts: NDArray[np.int64], num_copied: int) -> StepFeatures:
-        new_tokens, context, pairs = step_loops.features(self.view.table.num_computed, rows, counts)
-        return StepFeatures(new_tokens, context, pairs, num_copied, has_prefill=new_tokens > len(rows))
+    def _features(self, slots: PlannedSlots, num_copied: int) -> tuple[StepFeatures, int]:
+        """Return the features of a step, and how many of its new tokens are real-time."""
+        table, rows = self.view.table, slots.rows
+        new_tokens, num_rt, context, pairs = step_loops.features(table.num_computed, table.is_rt, rows, slots.counts)
+        return StepFeatures(new_tokens, context, pairs, num_copied, has_prefill=new_tokens > len(rows)), num_rt
 
     def _learn(self, step: CommittedStep, result: StepResult) -> None:
-        table, rows, totals = self.view.table, step.slots.rows, self._totals
-        num_tokens, predicted_s = step.features.new_tokens, step.plan.predicted_s
-        num_rt_tokens = step_loops.num_rt_tokens(table.is_rt, rows, step.slots.counts)
+        totals = self._totals
         record = StepRecord(
             duration_s=result.duration_s,
-            predicted_s=predicted_s,
-            num_rt_tokens=num_rt_tokens,
-            num_be_tokens=num_tokens - num_rt_tokens,
-            num_seqs=len(rows),
+            predicted_s=step.plan.predicted_s,
+            num_rt_tokens=step.num_rt_tokens,
+            num_be_tokens=step.features.new_tokens - step.num_rt_tokens,
+            num_seqs=len(step.requests),
             budget_s=step.plan.budget_s,
         )
         self._feedback.learn(record, step.features)

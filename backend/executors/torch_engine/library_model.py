@@ -19,6 +19,7 @@ from backend.executors.torch_engine.inputs import StepInputs
 from backend.executors.torch_engine.kv_pool import KVPool, KVShape
 from backend.executors.torch_engine.layer_ops import LlamaConfig
 from backend.executors.torch_engine.weights import TensorSource
+from backend.text.gguf_file import read_gguf
 from backend.text.model_files import ModelFiles
 
 IMPLEMENTATION = "bros_slots"
@@ -141,9 +142,25 @@ def load_library_model(
     absent = sorted([*loading["missing_keys"], *(str(entry[0]) for entry in loading["mismatched_keys"])])
     if absent:
         raise ConfigError(f"model {str(files.path)!r} has no tensor {absent[0]!r} of the shape its configuration says")
+    if files.is_gguf:
+        require_all_read(files, model)
     if any(hasattr(module, "sinks") for module in model.modules()):
         raise ConfigError(f"model {str(files.path)!r}: attention sinks are not supported")
     return model.to(device).eval()
+
+
+def require_all_read(files: ModelFiles, model: Any) -> None:
+    """Raise ConfigError for a tensor of a GGUF file that the library passed over. It does so without a word."""
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    gguf = read_gguf(files.path)
+    make_processor: Any = TENSOR_PROCESSORS.get(gguf.architecture, TensorProcessor)
+    processor = make_processor(config=model.config.to_dict())
+    names_of: Any = get_gguf_hf_weights_map
+    read = {name.removesuffix(".weight") for name in names_of(model, processor)}  # those of experts have no suffix
+    for name in sorted(gguf.tensors):
+        if name.removesuffix(".weight") not in read:
+            raise ConfigError(f"model {str(files.path)!r}: tensor {name!r} is not supported")
 
 
 def library_config_of(config: LlamaConfig) -> Any:

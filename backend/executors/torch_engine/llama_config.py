@@ -1,12 +1,12 @@
 """Recognises the models our own Llama layers run, from the library's configuration or a GGUF header.
 
 A GGUF file is read strictly. A key of its architecture, or a tensor, refuses the file unless we use it or its value has
-no effect.
+no effect. This holds for files of other families too, which the library reads by tables of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,13 @@ from backend.text.gguf_file import GGUFFile
 _MODEL_TYPES = frozenset({"llama", "mistral"})
 _ACTIVATIONS = frozenset({"silu", "swish"})
 _ROPE_FACTORS = "rope_freqs.weight"
-# Keys of `llama.*` that change no logits, and those that change none where they have the value given.
+_MAX_SIZE = 1 << 24  # of a number that counts layers, heads, elements or positions
+_OF_OTHER_FILES = ("adapter.", "controlvector.")  # keys of files that add to a model
+_OF_WHOLE_MODELS: dict[str, tuple[object, ...]] = {"general.type": ("model",), "split.count": (0, 1)}
+_HEAD_SIZES = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+_SAID_BY_SHAPES = frozenset({"expert_feed_forward_length", "expert_shared_feed_forward_length"})
+_LIBRARYS_NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}  # of architectures, where they differ
+# Keys of an architecture that change no logits, and those that change none where they have the value given.
 _HARMLESS = frozenset(
     {
         "vocab_size",  # the embedding says it
@@ -36,6 +42,9 @@ _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
     "use_parallel_residual": (False,),
+    "rope.scaling.type": ("none",),
+    "rope.scaling.factor": (0, 1),
+    "rope.scale_linear": (0, 1),
     "logit_scale": (0, 1),
     "embedding_scale": (0, 1),
     "residual_scale": (0, 1),
@@ -83,20 +92,20 @@ def config_from_gguf(gguf: GGUFFile) -> LlamaConfig | None:
     """
     if gguf.architecture != "llama" or gguf.fields.get("llama.expert_count"):
         return None
-    num_heads = int(gguf.number("llama.attention.head_count"))
-    hidden_size = int(gguf.number("llama.embedding_length"))
-    head_size = int(gguf.number("llama.attention.key_length", hidden_size // num_heads))
+    num_heads = _size(gguf, "llama.attention.head_count")
+    hidden_size = _size(gguf, "llama.embedding_length")
+    head_size = _size(gguf, "llama.attention.key_length", hidden_size // num_heads)
     config = LlamaConfig(
-        num_layers=int(gguf.number("llama.block_count")),
+        num_layers=_size(gguf, "llama.block_count"),
         hidden_size=hidden_size,
         num_heads=num_heads,
-        num_kv_heads=int(gguf.number("llama.attention.head_count_kv", num_heads)),
+        num_kv_heads=_size(gguf, "llama.attention.head_count_kv", num_heads),
         head_size=head_size,
-        intermediate_size=int(gguf.number("llama.feed_forward_length")),
+        intermediate_size=_size(gguf, "llama.feed_forward_length"),
         vocab_size=_embedding_rows(gguf),
         norm_eps=gguf.number("llama.attention.layer_norm_rms_epsilon"),
         rope_theta=gguf.number("llama.rope.freq_base", 10000.0),
-        max_positions=int(gguf.number("llama.context_length")),
+        max_positions=_size(gguf, "llama.context_length"),
         is_tied="output.weight" not in gguf.tensors,
         rope_factors=_rope_factors(gguf, head_size),
     )
@@ -106,13 +115,32 @@ def config_from_gguf(gguf: GGUFFile) -> LlamaConfig | None:
 
 
 def require_readable(gguf: GGUFFile) -> None:
-    """Raise ConfigError where the library, which reads files of other families, would leave rotary scaling out."""
-    key = f"{gguf.architecture}.rope.scaling.type"
-    if (kind := gguf.fields.get(key, "none")) != "none":
-        raise ConfigError(f"model {str(gguf.path)!r}: {key!r} {kind!r} is not supported")
+    """Raise ConfigError where the library, which reads files of other families, would leave a key out."""
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    family, path = gguf.architecture, str(gguf.path)
+    tables: Any = GGUF_CONFIG_MAPPING
+    if (table := tables.get(_LIBRARYS_NAMES.get(family, family))) is None:
+        raise ConfigError(f"model {path!r}: GGUF files of the family {family!r} are not supported")
+    read = {name for name, target in table.items() if target is not None}
+    for name in sorted(read - _HARMLESS):
+        if f"{family}.{name}" not in gguf.fields:  # the library would take a default of its own
+            raise ConfigError(f"model {path!r} has no GGUF field '{family}.{name}'")
+    usual = _size(gguf, f"{family}.embedding_length") // _size(gguf, f"{family}.attention.head_count")
+    head_size = _size(gguf, f"{family}.attention.key_length", usual)
+    for problem in _unread_keys(gguf, read | _SAID_BY_SHAPES, dict.fromkeys(_HEAD_SIZES, head_size)):
+        raise ConfigError(f"model {path!r}: {problem} is not supported")
     for name in sorted(gguf.tensors):
         if name.startswith(("rope_freqs", "rope_factors")):
-            raise ConfigError(f"model {str(gguf.path)!r}: tensor {name!r} is not supported")
+            raise ConfigError(f"model {path!r}: tensor {name!r} is not supported")
+
+
+def _size(gguf: GGUFFile, key: str, default: int | None = None) -> int:
+    """Return a number that counts something. Raises ConfigError for one that counts nothing, or no model has."""
+    value = gguf.number(key, default)
+    if not 1 <= value <= _MAX_SIZE:
+        raise ConfigError(f"model {str(gguf.path)!r}: {key!r} {value!r} is not between 1 and {_MAX_SIZE}")
+    return int(value)
 
 
 def _embedding_rows(gguf: GGUFFile) -> int:
@@ -124,18 +152,14 @@ def _embedding_rows(gguf: GGUFFile) -> int:
 def _rope_factors(gguf: GGUFFile, head_size: int) -> tuple[float, ...]:
     """Return what the frequency of each rotary pair is divided by; empty where by nothing.
 
-    A file has one factor for all pairs ("linear"), or one for each in a tensor (Llama 3.1's, by its converter).
+    A file has one factor for all pairs ("linear", llama.cpp's default type), or one for each in a tensor (Llama 3.1's,
+    by its converter).
     """
-    kind = gguf.fields.get("llama.rope.scaling.type", "none")
-    linear = gguf.fields.get("llama.rope.scale_linear")  # the older key
-    factors = [1.0] * (head_size // 2)
-    if kind == "linear" or linear:
-        factor = gguf.number(
-            "llama.rope.scaling.factor", None if not linear else gguf.number("llama.rope.scale_linear")
-        )
-        factors = [factor] * (head_size // 2)
-    elif kind != "none":
+    kind = gguf.fields.get("llama.rope.scaling.type", "linear")
+    if kind not in ("linear", "none"):
         raise ConfigError(f"model {str(gguf.path)!r}: 'llama.rope.scaling.type' {kind!r} is not supported")
+    factor = gguf.number("llama.rope.scaling.factor", gguf.number("llama.rope.scale_linear", 1.0))  # the older key
+    factors = [1.0 if kind == "none" else factor or 1.0] * (head_size // 2)
     if _ROPE_FACTORS in gguf.tensors:
         factors = [
             f * own for f, own in zip(factors, _float32_values(gguf, _ROPE_FACTORS, head_size // 2), strict=True)
@@ -156,23 +180,29 @@ def _float32_values(gguf: GGUFFile, name: str, count: int) -> list[float]:
 
 def _unread(gguf: GGUFFile, config: LlamaConfig) -> Iterator[str]:
     """Name the keys and tensors that we would leave out though they may change the logits."""
-    used = {
+    used: dict[str, object] = {
         "attention.head_count": config.num_heads,
         "attention.head_count_kv": config.num_kv_heads,
-        "attention.key_length": config.head_size,
-        "attention.value_length": config.head_size,
-        "rope.dimension_count": config.head_size,
+        **dict.fromkeys(_HEAD_SIZES, config.head_size),
     }
     read = {
         *("block_count", "context_length", "embedding_length", "feed_forward_length", "rope.freq_base"),
         *("attention.layer_norm_rms_epsilon", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
     }
-    for key, value in gguf.fields.items():
-        name = key.removeprefix("llama.")
-        if name == key or name in read | _HARMLESS:
-            continue
-        allowed = (used[name],) if name in used else _WITHOUT_EFFECT.get(name, ())
-        if value not in allowed:
-            yield f"{key!r} {value!r}"
+    yield from _unread_keys(gguf, read, used)
     for tensor in sorted(gguf.tensors.keys() - gguf_tensor_names(config.num_layers) - {_ROPE_FACTORS}):
         yield f"tensor {tensor!r}"
+
+
+def _unread_keys(gguf: GGUFFile, read: Collection[str], used: Mapping[str, object]) -> Iterator[str]:
+    """Name the keys that may change the logits and are not among `read`, nor have the values in `used`."""
+    prefix = f"{gguf.architecture}."
+    for key, value in gguf.fields.items():
+        name = key.removeprefix(prefix)
+        if name == key:
+            is_known = not key.startswith(_OF_OTHER_FILES) and value in _OF_WHOLE_MODELS.get(key, (value,))
+        else:
+            allowed = (used[name],) if name in used else _WITHOUT_EFFECT.get(name, ())
+            is_known = name in read or name in _HARMLESS or value in allowed
+        if not is_known:
+            yield f"{key!r} {value!r:.60}"

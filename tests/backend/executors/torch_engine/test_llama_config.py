@@ -13,12 +13,12 @@ import torch
 
 from backend.core.errors import ConfigError
 from backend.executors.torch_engine import load
-from backend.executors.torch_engine.library_model import read_config
+from backend.executors.torch_engine.library_model import read_config, require_all_read
 from backend.executors.torch_engine.llama import LlamaModel
-from backend.executors.torch_engine.llama_config import config_from_gguf, config_from_library
+from backend.executors.torch_engine.llama_config import config_from_gguf, config_from_library, require_readable
 from backend.executors.torch_engine.settings import ModelPath
 from backend.text.gguf_file import read_gguf
-from backend.text.model_files import resolve_model
+from backend.text.model_files import ModelFiles, resolve_model
 from tests.backend.executors.torch_engine.models import VOCAB_SIZE, reference_tokens, save_tiny_model
 from tests.backend.executors.torch_engine.schedules import Runner, Schedule, make_request, random_prompts
 from tests.backend.executors.torch_engine.test_families import settings_for
@@ -155,11 +155,20 @@ def test_gguf_rope_factors_are_llama_3s(layers: ModelPath, tmp_path: Path) -> No
     ) == library_tokens(model)
 
 
-def test_gguf_linear_scaling_is_the_librarys(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"scaling.type": "linear", "scaling.factor": 4.0},
+        {"scaling.factor": 4.0},  # llama.cpp scales so where no type is named
+        {"scale_linear": 4.0},
+    ],
+    ids=str,
+)
+def test_gguf_linear_scaling_is_the_librarys(scaling: dict[str, object], tmp_path: Path) -> None:
     rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
     model = library_model(save_tiny_model(tmp_path, num_hidden_layers=2, rope_parameters=rope))
-    scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
-    path = write_gguf(tmp_path / "m.gguf", llama_fields(model.config) | scaling, llama_tensors(model))
+    fields = {f"llama.rope.{name}": value for name, value in scaling.items()}
+    path = write_gguf(tmp_path / "m.gguf", llama_fields(model.config) | fields, llama_tensors(model))
     assert served_tokens(path) == library_tokens(model)
 
 
@@ -188,23 +197,97 @@ def test_gguf_with_what_is_not_read_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"llama.attention.head_count": 0}, r"head_count' 0 is not between 1 and"),
+        ({"llama.block_count": 0}, r"block_count' 0 is not between"),
+        ({"llama.context_length": 0}, r"context_length' 0 is not between"),
+        ({"llama.context_length": 2**31}, r"context_length' 2147483648 is not between"),
+        ({"general.type": "adapter"}, r"'general\.type' 'adapter'"),
+        ({"adapter.lora.alpha": 16.0}, r"'adapter\.lora\.alpha' 16\.0"),
+        ({"controlvector.layer_count": 2}, r"'controlvector\.layer_count' 2"),
+        ({"split.count": 2}, r"'split\.count' 2"),
+    ],
+    ids=str,
+)
+def test_gguf_that_is_no_whole_model_is_refused(
+    fields: dict[str, object], message: str, llama: Any, tmp_path: Path
+) -> None:
+    path = write_gguf(tmp_path / "m.gguf", llama_fields(llama.config) | fields, llama_tensors(llama))
+    with pytest.raises(ConfigError, match=message):
+        load_quietly(settings_for(path))
+
+
+QWEN_2 = {
+    "qwen2.block_count": 2,
+    "qwen2.context_length": 128,
+    "qwen2.embedding_length": 64,
+    "qwen2.feed_forward_length": 96,
+    "qwen2.attention.head_count": 4,
+    "qwen2.attention.head_count_kv": 2,
+    "qwen2.attention.layer_norm_rms_epsilon": 1e-6,
+    "qwen2.rope.freq_base": 1e4,
+}
+
+
+@pytest.mark.parametrize(
     ("fields", "tensors", "message"),
     [
         ({"qwen2.rope.scaling.type": "yarn"}, {}, r"'qwen2\.rope\.scaling\.type' 'yarn'"),
+        ({"qwen2.rope.scaling.factor": 4.0}, {}, r"'qwen2\.rope\.scaling\.factor' 4\.0"),
+        ({"qwen2.rope.dimension_count": 8}, {}, r"'qwen2\.rope\.dimension_count' 8"),
+        ({"qwen2.attention.sliding_window": 64}, {}, r"'qwen2\.attention\.sliding_window' 64"),
+        ({"qwen2.attn_logit_softcapping": 5.0}, {}, r"'qwen2\.attn_logit_softcapping' 5\.0"),
+        ({"qwen2.news": 1}, {}, r"'qwen2\.news' 1"),
         ({}, {"rope_freqs.weight": np.ones(8)}, r"tensor 'rope_freqs\.weight'"),
     ],
+    ids=str,
 )
-def test_gguf_of_another_family_with_scaled_rope_is_refused(
+def test_gguf_of_another_family_with_what_is_not_read_is_refused(
     fields: dict[str, object], tensors: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    path = write_gguf(tmp_path / "m.gguf", fields, tensors, "qwen2")
+    path = write_gguf(tmp_path / "m.gguf", QWEN_2 | fields, tensors, "qwen2")
     with pytest.raises(ConfigError, match=message):
         load_quietly(settings_for(path))
+
+
+@pytest.mark.parametrize("absent", sorted(QWEN_2))
+def test_gguf_of_another_family_leaves_nothing_to_the_librarys_defaults(absent: str, tmp_path: Path) -> None:
+    fields = {name: value for name, value in QWEN_2.items() if name != absent}
+    with pytest.raises(ConfigError, match=f"has no GGUF field '{absent}'"):
+        require_readable(read_gguf(write_gguf(tmp_path / "m.gguf", fields, {"x": np.ones(1)}, "qwen2")))
+
+
+def test_gguf_of_another_family_with_known_keys_is_read(tmp_path: Path) -> None:
+    harmless = {"qwen2.rope.dimension_count": 16, "qwen2.rope.scaling.type": "none", "general.type": "model"}
+    require_readable(read_gguf(write_gguf(tmp_path / "m.gguf", QWEN_2 | harmless, {"x": np.ones(1)}, "qwen2")))
+
+
+def test_gguf_of_experts_or_an_unknown_family_is_refused(llama: Any, tmp_path: Path) -> None:
+    experts = llama_fields(llama.config) | {"llama.expert_count": 2}
+    path = write_gguf(tmp_path / "m.gguf", experts, llama_tensors(llama))
+    with pytest.raises(ConfigError, match=r"'llama\.expert_count' 2"):
+        load_quietly(settings_for(path))
+    with pytest.raises(ConfigError, match="GGUF files of the family 'news'"):
+        load_quietly(settings_for(write_gguf(tmp_path / "n.gguf", {}, {"x": np.ones(1)}, "news")))
+
+
+@pytest.mark.parametrize(
+    "name", ["blk.1.attn_q_norm.weight", "blk.0.attn_output.bias", "output.bias", "blk.2.x.weight"]
+)
+def test_tensor_that_the_library_passes_over_is_refused(name: str, llama: Any, tmp_path: Path) -> None:
+    fields, tensors = llama_fields(llama.config), llama_tensors(llama)
+    require_all_read(ModelFiles(write_gguf(tmp_path / "m.gguf", fields, tensors)), llama)
+    path = write_gguf(tmp_path / "n.gguf", fields, tensors | {name: np.ones(64)})
+    with pytest.raises(ConfigError, match=re.escape(f"tensor {name!r} is not supported")):
+        require_all_read(ModelFiles(path), llama)
 
 
 def test_gguf_keys_without_effect_are_taken(llama: Any, tmp_path: Path) -> None:
     harmless = {
         "llama.rope.scaling.type": "none",
+        "llama.rope.scaling.factor": 4.0,
+        "llama.rope.scale_linear": 4.0,
         "llama.logit_scale": 1.0,
         "llama.expert_count": 0,
         "general.name": "x",

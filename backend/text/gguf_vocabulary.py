@@ -5,6 +5,7 @@ The header is read strictly: each key of the tokenizer is one that we use or one
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,15 +63,31 @@ class GGUFVocabulary:
                 f"supported from GGUF (only 'gpt2' with one of {sorted(_SPLIT_PATTERNS)}); use the model's Hugging "
                 "Face directory"
             )
+        for problem in self._problems():
+            raise ConfigError(f"model {path!r}: {problem}; use its Hugging Face directory")
+
+    def _problems(self) -> Iterator[str]:
+        """Name what would give other tokens than the model's own tokenizer, or other text."""
+        fields, tokens = self.gguf.fields, self.tokens
         for key, value in fields.items():
             name = key.removeprefix(_PREFIX)
             is_known = name == key or name in _READ | _HARMLESS or (name in _HARMLESS_WHERE_FALSE and value is False)
             if not is_known:
-                raise ConfigError(
-                    f"model {path!r}: {key!r} {value!r:.60} is not supported; use its Hugging Face directory"
-                )
-        if len(kinds := self.gguf.integers(f"{_PREFIX}token_type")) != len(self.tokens):
-            raise ConfigError(f"model {path!r}: {len(self.tokens)} tokens have {len(kinds)} types")
+                yield f"{key!r} {value!r:.60} is not supported"
+            if name != key and name.endswith("_token_id") and not (type(value) is int and 0 <= value < len(tokens)):
+                yield f"{key!r} {value!r:.60} is none of its {len(tokens)} tokens"
+        if len(kinds := self.gguf.integers(f"{_PREFIX}token_type")) != len(tokens):
+            yield f"{len(tokens)} tokens have {len(kinds)} types"
+        if len(ids := {token: token_id for token_id, token in enumerate(tokens)}) != len(tokens):
+            first = next(token for token_id, token in enumerate(tokens) if ids[token] != token_id)
+            yield f"two of its tokens have the text {first!r:.60}"
+        if not isinstance(fields.get(f"{_PREFIX}add_bos_token", False), bool):
+            yield f"'{_PREFIX}add_bos_token' is neither true nor false"
+        for name, is_needed in (("bos", self.adds_bos), ("eos", True)):
+            if is_needed and self._id(name) is None:  # llama.cpp would take token 11
+                yield f"it has no '{_PREFIX}{name}_token_id'"
+        if f"{_PREFIX}merges" not in fields:
+            yield f"it has no '{_PREFIX}merges'"
 
     @property
     def pre(self) -> str | None:
@@ -106,7 +123,10 @@ class GGUFVocabulary:
         merges = self.gguf.strings(f"{_PREFIX}merges")
         pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
         vocabulary = {token: i for i, token in enumerate(tokens)}
-        backend = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=self.pre in _LIKE_LLAMA_3))
+        try:
+            backend = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=self.pre in _LIKE_LLAMA_3))
+        except Exception as error:  # the library raises nothing narrower
+            raise ConfigError(f"model {str(self.gguf.path)!r}: its merges do not fit its tokens: {error}") from error
         if self.pre in _NORMALISES:
             backend.normalizer = normalizers.NFC()
         backend.pre_tokenizer = self._pre_tokenizer()

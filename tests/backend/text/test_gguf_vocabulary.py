@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,33 @@ def test_template_ends_by_the_eos_that_the_file_names(tmp_path: Path) -> None:
 def test_what_would_not_be_exact_is_refused(changes: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         vocabulary(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": [*TOKENS[:-4], "ab", *TOKENS[-3:]]}, "two of its tokens have the text 'ab'"),
+        ({"merges": None}, "no 'tokenizer.ggml.merges'"),
+        ({"merges": ["a b", "a \u0141\u0141"]}, "its merges do not fit its tokens"),
+        ({"bos_token_id": None}, "no 'tokenizer.ggml.bos_token_id'"),
+        ({"bos_token_id": len(TOKENS)}, f"'tokenizer.ggml.bos_token_id' {len(TOKENS)} is none of its"),
+        ({"padding_token_id": 10**6}, "'tokenizer.ggml.padding_token_id' 1000000 is none of its"),
+        ({"eos_token_id": None}, "no 'tokenizer.ggml.eos_token_id'"),
+        ({"eos_token_id": "<|eos|>"}, "'tokenizer.ggml.eos_token_id' '<|eos|>' is none of its"),
+        ({"eos_token_id": [EOS, EOT]}, "is none of its"),
+        ({"add_bos_token": "no"}, "'tokenizer.ggml.add_bos_token' is neither true nor false"),
+    ],
+    ids=str,
+)
+def test_vocabulary_that_contradicts_itself_is_refused(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        vocabulary(tmp_path, **changes)
+
+
+def test_file_without_bos_is_taken_where_no_prompt_has_one(tmp_path: Path) -> None:
+    assert vocabulary(tmp_path, bos_token_id=None, add_bos_token=False).encode("b") == ids("b")
 
 
 def test_keys_without_effect_are_taken(tmp_path: Path) -> None:

@@ -50,6 +50,15 @@ def require_short(name: str, value: object, max_bytes: int) -> None:
         raise ApiError(f"{name}: {size} bytes of JSON exceed {max_bytes}", param=name)
 
 
+def is_text(words: str) -> bool:
+    """Return whether no lone surrogate, which JSON can escape, stands in `words`."""
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _outside_of_strings(text: bytes) -> npt.NDArray[np.uint8]:
     """Return the bytes that stand in no string. Right up to where `text` ceases to be JSON, which nobody reads past."""
     signs = np.frombuffer(text.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)

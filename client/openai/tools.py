@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from client.openai.errors import ApiError
-from client.openai.objects import require_few
+from client.openai.objects import is_text, require_few
 
 MAX_TOOLS = 128  # of a request, as OpenAI has it
 _MAX_DEPTH = 32  # of parameters; what the engine takes of a schema
@@ -177,13 +177,19 @@ def _skip(words: str, position: int) -> int:
 
 
 def _call(value: object, names: frozenset[str]) -> Json | None:
-    if not isinstance(value, Mapping) or value.get("name") not in names:
+    if not isinstance(value, Mapping) or not isinstance(name := value.get("name"), str) or name not in names:
         return None
     arguments = value.get("arguments", value.get("parameters", {}))
     if not isinstance(arguments, Mapping):
         return None
-    function = {"name": value["name"], "arguments": json.dumps(arguments, ensure_ascii=False)}
+    function = {"name": name, "arguments": _written(arguments)}
     return {"id": f"call_{uuid4().hex}", "type": "function", "function": function}
+
+
+def _written(arguments: Mapping[str, Any]) -> str:
+    """Return arguments as JSON. Half of a UTF-16 pair, which no encoding can say, stays escaped."""
+    text = json.dumps(arguments, ensure_ascii=False)
+    return text if is_text(text) else json.dumps(arguments)
 
 
 def calls_for_template(place: str, calls: object) -> list[Json]:
@@ -210,6 +216,7 @@ def _arguments(place: str, written: object) -> Json | None:
         require_few(written.encode(errors="replace"), place, "messages")
     try:
         value = json.loads(written) if isinstance(written, str) else written
+        words = json.dumps(value, ensure_ascii=False)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and is_text(words) else None

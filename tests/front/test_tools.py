@@ -74,6 +74,8 @@ def test_calls_are_read_in_both_forms(text: str, before: str, calls: list[Any]) 
         '{"name": "weather", "arguments": {"city": "Ul',
         '{"name": "unknown", "arguments": {}}',
         '{"name": "weather", "arguments": "Ulm"}',
+        '{"name": ["weather"], "arguments": {}}',
+        '{"name": {}, "arguments": {}}',
         '{"colour": "blue"}',
         LLAMA + " is what I would call",
         "<tool_call>",
@@ -208,7 +210,23 @@ def test_messages_of_tools_reach_the_template_as_it_reads_them() -> None:
     assert (asked["content"], answered["role"], answered["tool_call_id"]) == ("", "tool", "call_1")
 
 
-@pytest.mark.parametrize("calls", ["call", [1], [{"function": {}}], [{"function": {"name": "f", "arguments": "x"}}]])
+def test_half_a_pair_that_a_model_escapes_stays_escaped() -> None:
+    """No encoding can say it: the answer, and with it a whole batch, would fail."""
+    text = '{"name": "weather", "arguments": {"city": "\\ud83d"}}'
+    (choice,) = Door(Scripted(text)).chat(tools=[WEATHER]).json()["choices"]
+    assert names_and_arguments(choice["message"]["tool_calls"]) == [("weather", {"city": "\ud83d"})]
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        "call",
+        [1],
+        [{"function": {}}],
+        [{"function": {"name": "f", "arguments": "x"}}],
+        [{"function": {"name": "f", "arguments": '{"city": "\\ud83d"}'}}],
+    ],
+)
 def test_calls_in_messages_that_are_none_are_refused(calls: Any) -> None:
     messages = [{"role": "assistant", "content": "", "tool_calls": calls}]
     response = Door().post("/v1/chat/completions", {"messages": messages})

@@ -24,6 +24,7 @@ from backend.text.model_files import ModelFiles
 
 IMPLEMENTATION = "bros_slots"
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+MAX_SIZE = 1 << 24  # of a number that counts layers, heads, elements or positions
 _NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "vocab_size")
 # Tensors that some families hand on to the attention call, which needs none of them.
 _HARMLESS = frozenset({"position_ids", "cache_position", "input_ids", "logits_to_keep"})
@@ -209,7 +210,8 @@ def _problems(config: Any) -> list[str]:
     layer_types = set(getattr(config, "layer_types", None) or ())
     problems = [f"{kind!r} rope" for kind in sorted(_ROW_DEPENDENT_ROPE & kinds)]
     problems += [f"layer type {kind!r}" for kind in sorted(layer_types - _LAYER_TYPES)]
-    problems += [f"a configuration without {name!r}" for name in _NEEDED if not _is_number(config, name)]
+    sizes = {name: getattr(config, name, None) for name in _NEEDED}
+    problems += [f"{name!r} {size!r}" for name, size in sizes.items() if not _is_size(size)]
     if getattr(config, "num_kv_shared_layers", 0):
         problems.append("sharing K and V between layers")
     if getattr(config, "kv_lora_rank", None):
@@ -219,8 +221,8 @@ def _problems(config: Any) -> list[str]:
     return problems
 
 
-def _is_number(config: Any, name: str) -> bool:
-    return isinstance(getattr(config, name, None), int)
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and 1 <= value <= MAX_SIZE
 
 
 def _attend(

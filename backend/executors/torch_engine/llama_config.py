@@ -13,13 +13,13 @@ import torch
 
 from backend.core.errors import ConfigError
 from backend.executors.torch_engine.layer_ops import LlamaConfig
+from backend.executors.torch_engine.library_model import MAX_SIZE
 from backend.executors.torch_engine.weights import gguf_tensor_names
 from backend.text.gguf_file import GGUFFile
 
 _MODEL_TYPES = frozenset({"llama", "mistral"})
 _ACTIVATIONS = frozenset({"silu", "swish"})
 _ROPE_FACTORS = "rope_freqs.weight"
-_MAX_SIZE = 1 << 24  # of a number that counts layers, heads, elements or positions
 _OF_OTHER_FILES = ("adapter.", "controlvector.")  # keys of files that add to a model
 _OF_WHOLE_MODELS: dict[str, tuple[object, ...]] = {"general.type": ("model",), "split.count": (0, 1)}
 _HEAD_SIZES = ("attention.key_length", "attention.value_length", "rope.dimension_count")
@@ -138,8 +138,8 @@ def require_readable(gguf: GGUFFile) -> None:
 def _size(gguf: GGUFFile, key: str, default: int | None = None) -> int:
     """Return a number that counts something. Raises ConfigError for one that counts nothing, or no model has."""
     value = gguf.number(key, default)
-    if not 1 <= value <= _MAX_SIZE:
-        raise ConfigError(f"model {str(gguf.path)!r}: {key!r} {value!r} is not between 1 and {_MAX_SIZE}")
+    if not 1 <= value <= MAX_SIZE:
+        raise ConfigError(f"model {str(gguf.path)!r}: {key!r} {value!r} is not between 1 and {MAX_SIZE}")
     return int(value)
 
 

@@ -134,6 +134,18 @@ def test_configuration_that_is_no_language_model_is_refused(name: str, tmp_path:
         load_quietly(settings_for(directory))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"max_position_embeddings": size} for size in (0, -1, 2**40)] + [{"num_hidden_layers": 0}],
+    ids=str,
+)
+def test_size_that_no_model_has_is_refused(changes: dict[str, int], tmp_path: Path) -> None:
+    change_config(save_tiny_model(tmp_path), **changes)
+    ((name, size),) = changes.items()
+    with pytest.raises(ConfigError, match=f"'{name}' {size} is not supported"):
+        load_quietly(settings_for(tmp_path))
+
+
 # --- GGUF -----------------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from backend.config import load_config
 from backend.core.errors import ConfigError
 from backend.executors.torch_engine import say_how_threads_wait
-from backend.server.kernel_folder import provide_kernel_folder
+from backend.server.kernel_folder import provide_kernel_folder, provide_torch_folder
 from backend.server.listener import AlreadyServedError, Listener
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _on_signals(lambda: sys.exit(0))
         say_how_threads_wait()
         provide_kernel_folder()
+        provide_torch_folder()
 
         from backend.server.socket_server import (
             EngineServer,  # a second of processor time, for the owner of the socket only

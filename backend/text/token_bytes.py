@@ -36,7 +36,7 @@ def byte_decoder(backend: tokenizers.Tokenizer) -> tuple[Callable[[str], bytes],
     kinds = [str(step.get("type")) for step in steps]
     if "ByteLevel" in kinds:
         _require_known(steps, _BYTE_LEVEL)
-        return _byte_level_bytes, False
+        return byte_level_bytes, False
     if "Replace" in kinds or "Metaspace" in kinds:
         _require_known(steps, _SENTENCEPIECE)
         strips = "Strip" in kinds or any(_strips(step) for step in steps)
@@ -78,8 +78,8 @@ def byte_level_alphabet() -> dict[str, int]:
 _ALPHABET = byte_level_alphabet()
 
 
-def _byte_level_bytes(token: str) -> bytes:
-    """A token with a character outside the alphabet stands for its own text."""
+def byte_level_bytes(token: str) -> bytes:
+    """Return a token's bytes. One with a character outside of GPT-2's alphabet stands for its own text."""
     if all(character in _ALPHABET for character in token):
         return bytes(_ALPHABET[character] for character in token)
     return token.encode()

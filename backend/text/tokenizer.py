@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from backend.core.errors import InvalidRequestError
 from backend.text.model_files import resolve_model
-from backend.text.token_bytes import byte_decoder
+from backend.text.token_bytes import byte_decoder, byte_level_bytes
 from backend.text.tokenizer_files import TokenizerParts, read_tokenizer
 
 # The library would hand a text to a pool of threads of its own, where one may wait behind another's.
@@ -82,11 +82,15 @@ class Tokenizer:
         return [self._text_of(token_id) for token_id in range(self.vocab_size)]
 
     def _text_of(self, token_id: int) -> bytes:
-        """Return the bytes that a token stands for in a prompt, special tokens too."""
+        """Return the bytes that a token stands for in a prompt, special tokens too.
+
+        A SentencePiece decoder reads added tokens like any other: Gemma's runs of spaces are such, written as marks.
+        """
         token = self._backend.id_to_token(token_id)
         if token is None:
             return b""
-        return token.encode() if token_id in self._added_ids else self._bytes_of(token)
+        is_plain = token_id in self._added_ids and self._bytes_of is byte_level_bytes
+        return token.encode() if is_plain else self._bytes_of(token)
 
 
 class IncrementalDetokenizer:

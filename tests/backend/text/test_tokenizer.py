@@ -202,6 +202,20 @@ def _id(directory: Path, word: str) -> int:
     return int(vocabulary[word])
 
 
+def test_marks_in_added_tokens_are_spaces_as_in_the_librarys_text(tmp_path: Path) -> None:
+    """Gemma's runs of spaces are added tokens; answers of code held the marks themselves."""
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Backend
+
+    path = save_tokenizer(tmp_path) / "tokenizer.json"
+    backend = Backend.from_file(str(path))
+    backend.add_tokens([AddedToken("▁▁▁", normalized=False), AddedToken("<x>", normalized=False)])
+    backend.save(str(path))
+    tokenizer = load_tokenizer(str(tmp_path))
+    token_ids = [_id(tmp_path, "▁a"), *(backend.token_to_id(word) for word in ("▁▁▁", "<x>")), _id(tmp_path, "b")]
+    assert tokenizer.decode(token_ids) == backend.decode(token_ids) == "a   <x>b"
+
+
 def test_answer_after_other_text_keeps_its_first_space(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(save_tokenizer(tmp_path)))
     prompt, answer = tokenizer.encode("a"), [_id(tmp_path, "▁a"), _id(tmp_path, "b")]

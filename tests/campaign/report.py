@@ -75,10 +75,10 @@ The server inside `nvidia-pytriton` is Triton 2.51 (24.10). These faults are in 
 | a gRPC message that cannot be read | its stream ends without a word | nothing |
 | clients that reset connections | it never closes one in a thousand (*dead sockets*) | it may open all its user may |
 | a metric of an invalid name, `is_cancelled()` after the end | the server ends | no client can reach either |
-| gRPC streams that are reset at full speed | they hold up its others for seconds; it keeps their memory | \
-started again at its limit of memory |
 | floods of SETTINGS, empty or one-byte frames | they hold up its gRPC streams for seconds; it may abort | \
-a proxy with limits in front |
+a proxy with limits in front: `deploy/nginx` |
+| gRPC streams that are reset at full speed | they hold up its others for seconds; it keeps their memory | \
+the same; started again at its limit of memory |
 | clients that vanish with thousands of requests open | its heap breaks; its handler may hang | started again at once |
 | a thread that sends waits for one that takes a request in | its streams stand still | canaries notice; see *soak* |
 """

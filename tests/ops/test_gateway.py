@@ -1,0 +1,146 @@
+"""deploy/nginx in front of a real server: what floods Triton's gRPC ends at the gateway, and streams go on."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from backend.config import REPOSITORY_ROOT
+from tests.triton.servers import Server, free_ports, wait_until
+from tests.triton.streams import Stream
+
+CONFIG = REPOSITORY_ROOT / "deploy" / "nginx" / "nginx.conf"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RESET, SETTINGS, PING = 0, 1, 3, 4, 6
+END_HEADERS = 4
+FLOOD_S = 4.0
+NUM_FLOODERS = 8
+MOST_BYTES = 1 << 28  # of one flooder
+needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def opened(stream: int) -> bytes:
+    """The head of a gRPC stream, in literals that leave the header table alone."""
+    path = b"/inference.GRPCInferenceService/ModelStreamInfer"
+    fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"x")]
+    fields += [(b"te", b"trailers"), (b"content-type", b"application/grpc")]
+    block = b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in fields)
+    return frame(HEADERS, END_HEADERS, stream, block)
+
+
+def resets() -> Iterator[bytes]:
+    for first in itertools.count(1, 200):
+        yield b"".join(
+            opened(stream) + frame(RESET, 0, stream, struct.pack(">I", 8)) for stream in range(first, first + 200, 2)
+        )
+
+
+def endless(frames: bytes) -> Callable[[], Iterator[bytes]]:
+    """A stream that is opened once, and `frames` again and again."""
+    return lambda: itertools.chain([opened(1)], itertools.repeat(frames * 1000))
+
+
+FLOODS = {
+    "resets": resets,
+    "settings": endless(frame(SETTINGS, 0, 0)),
+    "pings": endless(frame(PING, 0, 0, bytes(8))),
+    "empty frames": endless(frame(DATA, 0, 1)),
+    "frames of one byte": endless(frame(DATA, 0, 1, b"\0")),
+}
+
+
+@contextmanager
+def gateway(directory: Path, server: Server) -> Iterator[str]:
+    """Run the shipped configuration on free ports in front of `server`; yield the address for gRPC."""
+    grpc_port, openai_port = free_ports(2)
+    text = CONFIG.read_text()
+    for old, new in {
+        "/tmp/bros-nginx.pid": str(directory / "nginx.pid"),
+        "127.0.0.1:8001": server.grpc_url,
+        "127.0.0.1:9001": f"127.0.0.1:{grpc_port}",
+        "127.0.0.1:9003": f"127.0.0.1:{openai_port}",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    config = directory / "nginx.conf"
+    config.write_text(text)
+    command = ["nginx", "-p", str(directory), "-c", str(config), "-g", "daemon off;"]
+    with (directory / "nginx.log").open("w") as log, subprocess.Popen(command, stderr=log) as process:
+        try:
+            wait_until(lambda: is_open(grpc_port), "nginx")
+            yield f"127.0.0.1:{grpc_port}"
+        finally:
+            process.terminate()
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def flood(address: str, make: Callable[[], Iterator[bytes]], until_s: float) -> None:
+    """Send without a pause, on a new connection wherever the last one was closed."""
+    host, _, port = address.rpartition(":")
+    num_bytes = 0
+    while time.monotonic() < until_s and num_bytes < MOST_BYTES:
+        try:
+            with socket.create_connection((host, int(port)), 1.0) as connection:
+                connection.sendall(PREFACE + frame(SETTINGS, 0, 0))
+                for piece in make():
+                    connection.sendall(piece)
+                    num_bytes += len(piece)
+                    if time.monotonic() > until_s or num_bytes > MOST_BYTES:
+                        break
+        except OSError:
+            time.sleep(0.01)
+
+
+def longest_wait_s(address: str, until_s: float) -> float:
+    """Ask one request after the other, each on a connection of its own; return the longest time to a whole answer."""
+    longest_s = 0.0
+    while (start_s := time.monotonic()) < until_s:
+        with Stream(address) as stream:
+            answer = stream.ask({"text_input": "hello", "max_tokens": 3}, "bros_rt")
+        assert not answer.errors
+        longest_s = max(longest_s, time.monotonic() - start_s)
+    return longest_s
+
+
+@needs_nginx
+def test_a_stream_passes_the_gateway_token_by_token(sim: Server, tmp_path: Path) -> None:
+    with gateway(tmp_path, sim) as address, Stream(address) as stream:
+        answer = stream.ask({"text_input": "hello", "max_tokens": 20, "stream": True}, "bros_rt")
+    assert not answer.errors
+    assert len(answer.token_ids) == 20
+    assert len(answer.responses) > 1
+
+
+@needs_nginx
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_flood_ends_at_the_gateway(sim: Server, tmp_path: Path, name: str) -> None:
+    """The claim is that requests beside the flood are answered: Triton alone answers none for the time of a flood."""
+    with gateway(tmp_path, sim) as address:
+        until_s = time.monotonic() + FLOOD_S
+        flooders = [threading.Thread(target=flood, args=(address, FLOODS[name], until_s)) for _ in range(NUM_FLOODERS)]
+        for flooder in flooders:
+            flooder.start()
+        waited_s = longest_wait_s(sim.grpc_url, until_s)
+        for flooder in flooders:
+            flooder.join()
+        with Stream(address) as stream:
+            assert not stream.ask({"text_input": "hello", "max_tokens": 3}, "bros_rt").errors
+    assert waited_s < FLOOD_S

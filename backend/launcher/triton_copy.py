@@ -8,6 +8,7 @@ holds for the library that takes requests in: `libtritonserver`.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ def copy_server(
     try:
         copy = _written(content, core, root, run_directory)
     except OSError as error:
+        for half_written in ("pytriton", LIBRARIES):  # a disk that they fill has no room for the rest of a start
+            shutil.rmtree(run_directory / half_written, ignore_errors=True)
         return original, [f"{original} runs unchanged: no copy of it could be written: {error}"]
     if not os.access(copy, os.X_OK):
         return original, [f"{original} runs unchanged: {copy.parent} is mounted noexec"]

@@ -21,7 +21,7 @@ from tests.campaign.load import Load, Sender
 
 _DOCKER_MIB = 64  # what a container has when nobody says otherwise
 _TINY_MIB = 4
-_DISK_MIB = 48
+_DISK_MIB = 64
 _LONG_PROMPT = 4_000  # tokens
 _NUM_AT_ONCE = 16
 

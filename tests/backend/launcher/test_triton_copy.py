@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import platform
@@ -121,6 +122,24 @@ def test_where_there_is_no_room_for_a_copy_the_original_is_run(tmp_path: Path) -
     server, (warning,) = copy_server(root, tmp_path / "full", EDITS)
     assert server == root / "bin" / "tritonserver"
     assert "runs unchanged" in warning
+
+
+def test_a_copy_that_finds_room_for_a_part_leaves_the_room_to_the_rest_of_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    root = make_package(tmp_path, ERROR_MODE.found)
+    run_directory = tmp_path / "run"
+    run_directory.mkdir()
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    server, (warning,) = copy_server(root, run_directory, EDITS)
+    assert server == root / "bin" / "tritonserver"
+    assert "No space left" in warning
+    assert not list(run_directory.iterdir())
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="runs code for x86-64")

@@ -11,7 +11,11 @@ from bench.common.provenance import describe
 from bench.report.measured import load_json
 from bench.report.tables import markdown_table
 
-COMMAND = "`.venv-vllm/bin/python -m bench.vllm_peers --out bench/results/vllm-peers.json`"
+COMMAND = "`.venv-vllm/bin/python -m bench.vllm_peers {options} --out bench/results/{name}`"
+TITLES = {
+    "vllm-peers.json": "vLLM under three schedulers",
+    "vllm-peers-avx2.json": "vLLM under three schedulers, in float32 with AVX2 only",
+}
 ABOUT = """\
 One vLLM, three schedulers, interleaved: its own `fcfs`, its own `priority`, and ours (`bros`) inside it. The SLO is
 twice the 90th percentiles of real-time alone under `fcfs`. A request that did not end counts as missed. The table has
@@ -27,8 +31,11 @@ does."""
 
 
 def vllm_sections(results: Path) -> list[str]:
-    """Return the section; none without results."""
-    document = load_json(results / "vllm-peers.json")
+    """Return a section for each result that is there."""
+    return [part for name, title in TITLES.items() for part in _section(load_json(results / name), name, title)]
+
+
+def _section(document: Mapping[str, Any] | None, name: str, title: str) -> list[str]:
     if document is None:
         return []
     slos, overhead = document["slos"], document["overhead"]
@@ -38,7 +45,9 @@ def vllm_sections(results: Path) -> list[str]:
     )
     about = f"{document['engine']}. {describe(document['provenance'])}"
     cost = [OVERHEAD.format(**overhead), _overhead_table(overhead)]
-    return ["## vLLM under three schedulers", COMMAND, ABOUT, about, facts, _table(document["runs"]), *cost]
+    options = "--rounds {rounds} --duration-s {duration_s:g}".format(**document["config"])
+    command = COMMAND.format(options=options, name=name)
+    return [f"## {title}", command, ABOUT, about, facts, _table(document["runs"]), *cost]
 
 
 def vllm_summary(results: Path) -> list[str]:

@@ -16,50 +16,37 @@ from pathlib import Path
 import pytest
 
 from backend.config import REPOSITORY_ROOT
+from tests.triton.frames import DATA, PING, PREFACE, RESET, SETTINGS, grpc_head, http2_frame
 from tests.triton.servers import Server, free_ports, wait_until
 from tests.triton.streams import Stream
 
 CONFIG = REPOSITORY_ROOT / "deploy" / "nginx" / "nginx.conf"
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RESET, SETTINGS, PING = 0, 1, 3, 4, 6
-END_HEADERS = 4
+METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 FLOOD_S = 4.0
 NUM_FLOODERS = 8
 MOST_BYTES = 1 << 28  # of one flooder
 needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-
-def opened(stream: int) -> bytes:
-    """The head of a gRPC stream, in literals that leave the header table alone."""
-    path = b"/inference.GRPCInferenceService/ModelStreamInfer"
-    fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"x")]
-    fields += [(b"te", b"trailers"), (b"content-type", b"application/grpc")]
-    block = b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in fields)
-    return frame(HEADERS, END_HEADERS, stream, block)
-
-
 def resets() -> Iterator[bytes]:
     for first in itertools.count(1, 200):
         yield b"".join(
-            opened(stream) + frame(RESET, 0, stream, struct.pack(">I", 8)) for stream in range(first, first + 200, 2)
+            grpc_head(METHOD, stream) + http2_frame(RESET, 0, stream, struct.pack(">I", 8))
+            for stream in range(first, first + 200, 2)
         )
 
 
 def endless(frames: bytes) -> Callable[[], Iterator[bytes]]:
     """A stream that is opened once, and `frames` again and again."""
-    return lambda: itertools.chain([opened(1)], itertools.repeat(frames * 1000))
+    return lambda: itertools.chain([grpc_head(METHOD, 1)], itertools.repeat(frames * 1000))
 
 
 FLOODS = {
     "resets": resets,
-    "settings": endless(frame(SETTINGS, 0, 0)),
-    "pings": endless(frame(PING, 0, 0, bytes(8))),
-    "empty frames": endless(frame(DATA, 0, 1)),
-    "frames of one byte": endless(frame(DATA, 0, 1, b"\0")),
+    "settings": endless(http2_frame(SETTINGS, 0, 0)),
+    "pings": endless(http2_frame(PING, 0, 0, bytes(8))),
+    "empty frames": endless(http2_frame(DATA, 0, 1)),
+    "frames of one byte": endless(http2_frame(DATA, 0, 1, b"\0")),
 }
 
 
@@ -99,7 +86,7 @@ def flood(address: str, make: Callable[[], Iterator[bytes]], until_s: float) -> 
     while time.monotonic() < until_s and num_bytes < MOST_BYTES:
         try:
             with socket.create_connection((host, int(port)), 1.0) as connection:
-                connection.sendall(PREFACE + frame(SETTINGS, 0, 0))
+                connection.sendall(PREFACE + http2_frame(SETTINGS, 0, 0))
                 for piece in make():
                     connection.sendall(piece)
                     num_bytes += len(piece)

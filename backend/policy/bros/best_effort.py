@@ -25,7 +25,7 @@ class BestEffortFill:
     """
 
     def __init__(
-        self, view: SchedulerView, packing: Packing, end_s: float, now_s: float, *, longer_later: bool = False
+        self, view: SchedulerView, packing: Packing, end_s: float, now_s: float, *, longer_later: bool
     ) -> None:
         self._view = view
         self._packing = packing

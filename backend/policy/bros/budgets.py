@@ -91,7 +91,7 @@ class Budgets:
 
     @property
     def are_longer_later(self) -> bool:
-        """Return whether decodes make the steps of best-effort short: those that wait for nothing gain time."""
+        """Return whether decodes, and no cap, make this step of best-effort short: steps without it gain them time."""
         return self._best_effort_s < self._cap_s
 
     def prefill_end_s(self, packing: Packing) -> float:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from backend.launcher import reaper
+from tests.triton.frames import DATA, END_STREAM, PREFACE, SETTINGS, grpc_head, http2_frame
 from tests.triton.servers import PATIENCE_S, Server
 
 pytestmark = pytest.mark.triton
@@ -119,19 +120,13 @@ def test_no_http_request_opens_an_admin_endpoint(sim: Server, path: str) -> None
         assert answer == b"" or answer.startswith(b"HTTP/1.1 40"), answer
 
 
-def http2_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-
 def grpc_call(method: str, *headers: tuple[bytes, bytes]) -> bytes:
-    """Return the bytes of a gRPC call; what no client library would send can be sent so."""
-    usual = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", method.encode()), (b":authority", b"x")]
-    all_headers = [*usual, (b"te", b"trailers"), (b"content-type", b"application/grpc"), *headers]
-    block = b"".join(b"\0" + bytes([len(n)]) + n + bytes([len(v)]) + v for n, v in all_headers)  # each under 127 bytes
+    """Return the bytes of a gRPC call."""
     message = b"\x78\x01"  # a field that no message has: an empty one is not taken
     data = b"\0" + struct.pack(">I", len(message)) + message
-    frames = http2_frame(4, 0, 0, b"") + http2_frame(1, 4, 1, block) + http2_frame(0, 1, 1, data)
-    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frames
+    return (
+        PREFACE + http2_frame(SETTINGS, 0, 0) + grpc_head(method, 1, *headers) + http2_frame(DATA, END_STREAM, 1, data)
+    )
 
 
 def test_no_grpc_call_opens_an_admin_endpoint(sim: Server) -> None:

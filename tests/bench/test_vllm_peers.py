@@ -47,6 +47,7 @@ def test_rounds_are_averaged_in_one_row(tmp_path: Path) -> None:
         },
         "engine": "vLLM 0.32.0 on cpu",
         "scale": 0.8,
+        "config": {"rounds": 2, "duration_s": 40.0},
         "slos": {"ttft_s": 1.0, "tpot_s": 0.1},
         "overhead": {"num_running": 64, "num_turns": 3, "alone": cost, "beside_model": cost},
         "runs": [run("backlog", "bros", 0.99), run("backlog", "bros", 1.0), run("backlog", "fcfs", 0.0)],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 import numpy as np
 
@@ -474,7 +473,7 @@ class Scheduler:
 
     def _keep_for_waiting(self) -> None:
         for queue, side in ((self.view.be_waiting, Side.TAIL), (self.view.rt_waiting, Side.HEAD)):
-            for request in reversed(list(islice(queue.in_time(), _NUM_FORESEEN))):
+            for request in reversed(queue.first(_NUM_FORESEEN)):
                 if request.prefix is not None:
                     self.kv.keep_longer(request.prefix, side)
 

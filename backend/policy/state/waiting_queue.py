@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 from backend.core.request import Request, RequestState
@@ -67,6 +68,10 @@ class WaitingQueue:
     def in_time(self) -> Iterator[Request]:
         """Yield the waiting requests that `settle` did not relegate, in order."""
         return self._seen(_walk(self._heap))
+
+    def first(self, num: int) -> list[Request]:
+        """Return the first `num` of these at most. No look brings them up to date."""
+        return list(islice(_walk(self._heap), num))
 
     def relegated(self) -> Iterator[Request]:
         """Yield the relegated requests, in order."""

@@ -25,15 +25,17 @@ from backend.policy import packing
 from backend.policy.bros import best_effort, budgets, kv_forecast, pausing, policy, real_time
 from backend.policy.bros.budgets import Sustainable
 from backend.policy.state import latency_model, objectives, table_loops
+from backend.policy.view import SchedulerView
 from bench.common.provenance import provenance
 from bench.common.score import score_be, score_rt
 from bench.sim.scenario import Scenario
-from bench.sim.step_models import load_pairs
+from bench.sim.step_models import Coefficients, load_pairs
 from bench.simulate import Simulation
 from bench.study import RESULTS, simulation_code
 
 _BASE = Scenario(be_outstanding=256, warmup_s=40.0, duration_s=100.0, drain_s=200.0)
 _FULL_70B = replace(_BASE, pair="llama70b-a100-tp8", rt_rate=10.0)
+_NOISY_CPU = "small CPU engine, noise of 30 %"
 _DEAR_PREFILLS = "first prefill of a step: 10 ms"
 CELLS: dict[str, Scenario] = {
     "KV-bound, 0.75": replace(_BASE, pair="opt13b-a100-tp2", rt_rate=5.25),
@@ -76,9 +78,28 @@ CELLS: dict[str, Scenario] = {
     "rare and tight": replace(_BASE, rt_rate=0.1, ttft_slo_s=0.03, duration_s=300.0),
     "noise of 20 %": replace(_BASE, rt_rate=8.0, ttft_slo_s=0.2, tpot_slo_s=0.05, step_noise=0.2),
     _DEAR_PREFILLS: replace(_BASE, rt_rate=10.5, tpot_slo_s=0.05),
+    _NOISY_CPU: Scenario(  # SmolLM2-135M in vLLM on two cores, about
+        rt_rate=0.6,
+        rt_lengths="chat_small",
+        be_backlog=150,
+        ttft_slo_s=0.6,
+        tpot_slo_s=0.06,
+        kv_tokens=12_288,
+        host_kv_tokens=0,
+        block_size=128,
+        max_seqs=128,
+        max_tokens_per_step=512,
+        step_noise=0.3,
+        warmup_s=0.0,
+        duration_s=200.0,
+        drain_s=15.0,
+    ),
 }
 _PAIR = load_pairs()[_BASE.pair]
-PAIRS = {_DEAR_PREFILLS: replace(_PAIR, coefficients=replace(_PAIR.coefficients, any_prefill_ms=10.0))}
+PAIRS = {
+    _DEAR_PREFILLS: replace(_PAIR, coefficients=replace(_PAIR.coefficients, any_prefill_ms=10.0)),
+    _NOISY_CPU: replace(_PAIR, coefficients=Coefficients(22.0, 0.6, 0.6, 0.002, 0.0001, 0.5, 10.0, 24.0, 0.05)),
+}
 Switch = Callable[[], AbstractContextManager[Any]]
 _FOREVER = float("inf")
 
@@ -116,8 +137,13 @@ def both(*switches: Switch) -> Switch:
 
 
 _has_room_for, _sustainable_s = kv_forecast.KVForecast.has_room_for, budgets.Budgets.sustainable_s
+_cap_s = budgets.responsiveness_cap_s
 _urgency: Any = table_loops.urgency
 _pack_decodes = best_effort.BestEffortFill._pack_decodes
+
+
+def _cap_without_overshoot(view: SchedulerView, now_s: float) -> float:
+    return _cap_s(view, now_s) * (1.0 + view.latency.overshoot_ratio)
 
 
 def _by_kv_slots_only(step: budgets.Budgets, predicted_s: float) -> Sustainable:
@@ -161,6 +187,7 @@ MECHANISMS: dict[str, Switch] = {
     ),
     "spare share": constant(budgets, SPARE_USE=1.0),
     "overshoot margin": constant(latency_model.LatencyModel, _track_error=lambda *_: None),
+    "overshoot in the cap": constant(budgets, responsiveness_cap_s=_cap_without_overshoot),
     "catch-up": constant(table_loops, urgency=_urgency_without_catch_up),
     "Little's law, KV slots": constant(budgets.Budgets, sustainable_s=_by_batch_slots_only),
     "Little's law, batch slots": constant(budgets.Budgets, sustainable_s=_by_kv_slots_only),

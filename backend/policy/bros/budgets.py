@@ -134,9 +134,12 @@ def _in_use_per_step_s(view: SchedulerView, now_s: float) -> tuple[float, float]
 
 
 def responsiveness_cap_s(view: SchedulerView, now_s: float) -> float:
-    """Return the longest step: a real-time request that arrives just after its start must still make its TTFT."""
-    if view.settings.responsiveness_cap_s is not None:
-        return view.settings.responsiveness_cap_s
-    objectives = view.traffic.rt_objectives
-    wait_s = objectives.recent(now_s).shortest_wait_s
-    return wait_s if wait_s < float("inf") else max(objectives.usual_wait_s, _IDLE_STEPS * view.latency.c0)
+    """Return the longest time to plan for a step: a real-time request that arrives just after its start must still
+    make its TTFT, although the step may take longer than the model says."""
+    wait_s = view.settings.responsiveness_cap_s
+    if wait_s is None:
+        objectives = view.traffic.rt_objectives
+        wait_s = objectives.recent(now_s).shortest_wait_s
+        if wait_s == float("inf"):  # nobody came
+            wait_s = max(objectives.usual_wait_s, _IDLE_STEPS * view.latency.c0)
+    return wait_s / (1.0 + view.latency.overshoot_ratio)

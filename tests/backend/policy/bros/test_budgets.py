@@ -98,6 +98,13 @@ def test_the_margin_grows_with_what_the_model_overshoots() -> None:
     assert budgets(scheduler, 0.001).use == pytest.approx(1.0 / 1.1)
 
 
+def test_the_cap_shrinks_by_what_the_model_overshoots() -> None:
+    scheduler = make(responsiveness_cap_s=0.08)
+    scheduler.add(be(2000, 5), 0.0)
+    scheduler.view.latency.overshoot_ratio = 0.25
+    assert 0.06 < scheduler.plan(0.0).predicted_s <= 0.08 / 1.25
+
+
 def test_best_effort_waits_until_half_of_the_decodes_can_wait_for_a_prompt() -> None:
     """The longest prompt takes 20 ms alone, and so does one in front of it: of 60 ms, they leave 20 ms."""
     scheduler = make(responsiveness_cap_s=1.0)

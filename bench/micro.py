@@ -2,6 +2,7 @@
 
     python -m bench.micro [--json] [--policy bros] [--running 64 256 1024] [--waiting 0 1000 10000 100000]
     python -m bench.micro --out bench/results/micro.json       the table of docs/algorithm.md, with its provenance
+    python -m bench.micro --prefix-caching      with the prefix cache, which finds nothing here
 
 The load is stationary: half of the running requests are real-time, the rest and the queue are best-effort (with
 `--waiting-class rt` all are real-time). A request decodes about 100 tokens after a prompt of 200; one that ends is
@@ -54,15 +55,20 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{'running':>8} {'waiting':>8} {'median µs':>10} {'p99 µs':>10}")
     for running in args.running:
         for waiting in args.waiting:
-            cost = measure(running, waiting, args.steps, args.policy, PriorityClass(args.waiting_class))
+            load = Load(running, waiting, args.policy, PriorityClass(args.waiting_class), args.prefix_caching)
+            cost = measure(load, args.steps)
             costs.append(cost)
             if args.json:
                 print(json.dumps(asdict(cost)), flush=True)
             else:
                 print(f"{running:8d} {waiting:8d} {cost.median_us:10.0f} {cost.p99_us:10.0f}", flush=True)
     if args.out is not None:
-        load = {"policy": args.policy, "waiting_class": args.waiting_class, "num_steps": args.steps, "seed": None}
-        result = {"provenance": source, "load": load, "costs": [asdict(cost) for cost in costs]}
+        about = {"policy": args.policy, "waiting_class": args.waiting_class, "num_steps": args.steps, "seed": None}
+        result = {
+            "provenance": source,
+            "load": about | {"prefix_caching": args.prefix_caching},
+            "costs": [asdict(cost) for cost in costs],
+        }
         args.out.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
@@ -80,15 +86,8 @@ def table(costs: Sequence[Cost]) -> str:
     return "\n".join(lines)
 
 
-def measure(
-    running: int,
-    waiting: int,
-    num_steps: int = 400,
-    policy: str = "bros",
-    waiting_class: PriorityClass = PriorityClass.BEST_EFFORT,
-) -> Cost:
-    """Return the cost of a step with `running` requests in it and `waiting` in the queues."""
-    load = Load(running, waiting, policy, waiting_class)
+def measure(load: Load, num_steps: int = 400) -> Cost:
+    """Return the cost of a step under `load`."""
     for _ in range(3 * _OUTPUT):
         load.step()
     gc.collect()
@@ -97,7 +96,7 @@ def measure(
         costs_us = np.array([load.step() for _ in range(num_steps)]) * 1e6
     finally:
         gc.unfreeze()
-    return Cost(running, waiting, float(np.median(costs_us)), float(np.quantile(costs_us, 0.99)))
+    return Cost(load.running, load.waiting, float(np.median(costs_us)), float(np.quantile(costs_us, 0.99)))
 
 
 class Load:
@@ -107,6 +106,7 @@ class Load:
         self, running: int, waiting: int, policy: str, waiting_class: PriorityClass, has_cache: bool = False
     ) -> None:
         """has_cache: with prefix caching, which finds nothing here."""
+        self.running, self.waiting = running, waiting
         capacity = ExecutorCapacity(
             block_size=16,
             num_blocks=running * (len(_PROMPT) + _OUTPUT) // 8,
@@ -171,6 +171,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=400, help="steps to measure (default: 400)")
     parser.add_argument("--policy", choices=POLICY_NAMES, default="bros", help="default: bros")
     parser.add_argument("--waiting-class", choices=["rt", "be"], default="be", help="of the queued (default: be)")
+    parser.add_argument("--prefix-caching", action="store_true", help="with the prefix cache, which finds nothing")
     parser.add_argument("--out", type=Path, help="also write a JSON file with provenance")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     return parser.parse_args(argv)

@@ -4,6 +4,7 @@
     python -m bench.prefix sim  --out bench/results/prefix-sim.json  [--seeds 0 1 2 3 4] [--scale 0.2] [--jobs 2]
     python -m bench.prefix cost     the lookup of a prompt of 2,000 tokens
     python -m bench.prefix step     a step of bench.micro with the cache, which finds nothing, against one without
+    python -m bench.prefix step --before ../old     also against `bench.micro` of an older checkout, in turn
 
 `live`: 8 conversations of 6 turns with think times, then a file of best-effort requests with one system prompt. Each
 seed runs on a server with the cache, then on one without; `--without-first` turns that around. `computed_ratio` says
@@ -21,6 +22,7 @@ import argparse
 import asyncio
 import gc
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         "live": _live,
         "sim": _sim,
         "cost": lambda _: dict(lookup_cost()),
-        "step": lambda _: dict(step_cost()),
+        "step": lambda options: step_cost() | (cost_before(options.before) if options.before else {}),
     }
     result = {"provenance": source, "part": options.part} | parts[options.part](options)
     if options.out is not None:
@@ -232,6 +234,32 @@ def step_cost(running: int = 256, waiting: int = 10_000, rounds: int = 60, steps
     }
 
 
+def cost_before(checkout: Path, rounds: int = 8) -> dict[str, Any]:
+    """Return the cost of a step with the cache divided by what `bench.micro` of another checkout gives, without one.
+
+    Each runs in a process of its own; they take turns, and the medians of each turn are compared.
+    """
+    here = Path(__file__).resolve().parents[1]
+    commit = subprocess.run(("git", "rev-parse", "HEAD"), cwd=checkout, check=True, capture_output=True, text=True)
+    costs = [(_micro(checkout), _micro(here, "--prefix-caching")) for _ in range(rounds)]
+    return {
+        "before": commit.stdout[:12],
+        "before_us": median(before["median_us"] for before, _ in costs),
+        "before_p99_us": median(before["p99_us"] for before, _ in costs),
+        "now_us": median(now["median_us"] for _, now in costs),
+        "now_p99_us": median(now["p99_us"] for _, now in costs),
+        "ratio_to_before": median(now["median_us"] / before["median_us"] for before, now in costs),
+    }
+
+
+def _micro(checkout: Path, *flags: str) -> dict[str, float]:
+    load = ("--running", "256", "--waiting", "10000", "--json")
+    command = (sys.executable, "-m", "bench.micro", *load, *flags)
+    done = subprocess.run(command, cwd=checkout, check=True, capture_output=True, text=True)
+    cost: dict[str, float] = json.loads(done.stdout)
+    return cost
+
+
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the arguments before `--` and those behind it."""
     index = arguments.index("--") if "--" in arguments else len(arguments)
@@ -246,6 +274,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--out", type=Path, help="write the result to a JSON file with its provenance")
     parser.add_argument("--scale", type=float, default=1.0, help="sim: part of requests and pool (default: 1)")
+    parser.add_argument("--before", type=Path, help="step: a checkout of an older commit to compare with")
     parser.add_argument("--without-first", action="store_true", help="live: start without the cache")
     parser.add_argument("--jobs", type=int, default=1, help="sim: processes (default: 1)")
     numbers: Sequence[tuple[str, float, str]] = (

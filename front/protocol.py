@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import httptools
+from starlette.datastructures import Headers
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from client.generation import PriorityClass
 from client.openai.errors import ApiError, retry_after
+from client.openai.tiers import Rule
 from front.crowd import Crowd
+from front.headers import class_of
 from front.http import error_response
+from front.starts import Starts
+from front.turns import Sender
 
 MAX_HEAD_BYTES = 64 * 1024  # of a request: its URL and its headers; of anything else that says nothing yet
 MAX_HEADERS = 100
@@ -28,6 +36,7 @@ MAX_TINY_CHUNKS = 512  # of a body. Each takes 2 to 4 us of the event loop (two 
 MIN_CHUNK_BYTES = 256  # Of the chunks beyond those, on average.
 HEAD_TIMEOUT_S = 10.0  # from the connection, or from the first byte after an answer, to the end of the headers
 _OTHER_DESCRIPTORS = 320  # of this process: files of batches, uploads, downloads, the engine
+_GUESS = Rule("be")  # says which request is begun first; who names no class waits for those that do
 _MALFORMED = ApiError("the request is no valid HTTP")
 _TINY_CHUNKS = ApiError(
     f"the body comes in more than {MAX_TINY_CHUNKS} chunks, of fewer than {MIN_CHUNK_BYTES} bytes on average"
@@ -59,6 +68,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._begun: RequestResponseCycle | None = None  # the request that is answered, or was last
         self._crowd = Crowd.of(self.server_state)
+        self._starts = Starts.of(self.server_state, self.loop)
         self.address = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
@@ -139,7 +149,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._begun = cycle
-        super()._start_asgi_task(cycle, app)
+        self.loop.call_soon(self._queue, cycle, app)  # the body has come by then, if it came with the head
+
+    def _queue(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        sender = Sender(self.address, _GUESS.seems_rt(bytes(cycle.body), _class_of(cycle)))
+        self._starts.add(sender, partial(self._begin, cycle, app))
+
+    def _begin(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if not cycle.disconnected:
+            super()._start_asgi_task(cycle, app)
 
     @property
     def is_waiting(self) -> bool:
@@ -205,6 +223,13 @@ class BoundedProtocol(HttpToolsProtocol):
 def most_connections() -> int:
     """Return how many connections may be open at once: the process has descriptors for no more."""
     return min(MAX_CONNECTIONS, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_DESCRIPTORS))
+
+
+def _class_of(cycle: RequestResponseCycle) -> PriorityClass | None:
+    """Return the class that a header names, None where it is none."""
+    with suppress(ApiError):
+        return class_of(Headers(raw=list(cycle.scope["headers"])))
+    return None
 
 
 def _too_long(words: str) -> ApiError:

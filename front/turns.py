@@ -9,6 +9,7 @@ A queue that is full refuses its worst body, not its newest: the longest best-ef
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,9 +41,11 @@ class Turn:
 
 
 class Turns:
-    """The bodies that wait, by client; the client whose turn is next comes first."""
+    """The bodies that wait, by client; the client whose turn is next comes first. A bound that is None binds nobody."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_waiting: int | None = MAX_WAITING, max_per_client: int | None = MAX_PER_CLIENT) -> None:
+        self._max_waiting = math.inf if max_waiting is None else max_waiting
+        self._max_per_client = math.inf if max_per_client is None else max_per_client
         self._waiting: dict[str, list[Turn]] = {}
         self._num_rt_in_row = 0
 
@@ -52,17 +55,17 @@ class Turns:
     def has_place(self, client: str, num_bytes: int) -> bool:
         """Return whether a body that has not come would be taken in now, for all that its length says."""
         own = self._waiting.get(client, [])
-        return len(own) < MAX_PER_CLIENT or num_bytes < own[-1].num_bytes
+        return len(own) < self._max_per_client or num_bytes < own[-1].num_bytes
 
     def add(self, turn: Turn) -> None:
         """Let a body wait, and refuse the worst where there are too many."""
         own = self._waiting.setdefault(turn.client, [])
         insort(own, turn)
-        if len(own) > MAX_PER_CLIENT:
+        if len(own) > self._max_per_client:
             own.pop().refuse(NO_PLACE)
-        elif len(self) > MAX_WAITING:
+        elif len(self) > self._max_waiting:
             most = max(self._waiting.values(), key=len)
-            most.pop().refuse(f"{MAX_WAITING} bodies wait to be read, the most at once")
+            most.pop().refuse(f"{self._max_waiting} bodies wait to be read, the most at once")
         self._forget_absent()
 
     def drop(self, turn: Turn) -> None:

@@ -132,7 +132,12 @@ def load_library_model(
         return _filled(*llama, dtype).to(device).eval()
     try:
         model, loading = load(
-            *args, dtype=dtype, attn_implementation=IMPLEMENTATION, output_loading_info=True, **kwargs
+            *args,
+            dtype=dtype,
+            attn_implementation=IMPLEMENTATION,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **kwargs,
         )
     except Exception as error:  # whatever a family's code raises; only one thing can be done about it
         cause = "its layers do not attend through the library's attention interface"
@@ -196,11 +201,14 @@ def _filled(config: LlamaConfig, source: TensorSource, dtype: torch.dtype) -> An
     return model
 
 
-def _location(files: ModelFiles) -> tuple[tuple[str], dict[str, str]]:
-    """A GGUF file is named to the library by its directory and its name."""
+def _location(files: ModelFiles) -> tuple[tuple[str], dict[str, Any]]:
+    """Name the model to the library, a GGUF file by its directory and its name. Code in it is never run, nor asked for.
+
+    Without a word about such code the library asks at the terminal, and waits.
+    """
     if files.is_gguf:
-        return (str(files.path.parent),), {"gguf_file": files.path.name}
-    return (str(files.path),), {}
+        return (str(files.path.parent),), {"gguf_file": files.path.name, "trust_remote_code": False}
+    return (str(files.path),), {"trust_remote_code": False}
 
 
 def _problems(config: Any) -> list[str]:

@@ -23,6 +23,7 @@ _ROPE_FACTORS = "rope_freqs.weight"
 _OF_OTHER_FILES = ("adapter.", "controlvector.")  # keys of files that add to a model
 _OF_WHOLE_MODELS: dict[str, tuple[object, ...]] = {"general.type": ("model",), "split.count": (0, 1)}
 _HEAD_SIZES = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+_NUM_ROTATED = "rope.dimension_count"
 _SAID_BY_SHAPES = frozenset({"expert_feed_forward_length", "expert_shared_feed_forward_length"})
 _LIBRARYS_NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}  # of architectures, where they differ
 # Keys of an architecture that change no logits, and those that change none where they have the value given.
@@ -126,13 +127,40 @@ def require_readable(gguf: GGUFFile) -> None:
     for name in sorted(read - _HARMLESS):
         if f"{family}.{name}" not in gguf.fields:  # the library would take a default of its own
             raise ConfigError(f"model {path!r} has no GGUF field '{family}.{name}'")
-    usual = _size(gguf, f"{family}.embedding_length") // _size(gguf, f"{family}.attention.head_count")
-    head_size = _size(gguf, f"{family}.attention.key_length", usual)
-    for problem in _unread_keys(gguf, read | _SAID_BY_SHAPES, dict.fromkeys(_HEAD_SIZES, head_size)):
+    used = dict.fromkeys(_HEAD_SIZES, _head_size(gguf))
+    for problem in _unread_keys(gguf, read | _SAID_BY_SHAPES | {_NUM_ROTATED}, used):
         raise ConfigError(f"model {path!r}: {problem} is not supported")
     for name in sorted(gguf.tensors):
         if name.startswith(("rope_freqs", "rope_factors")):
             raise ConfigError(f"model {path!r}: tensor {name!r} is not supported")
+
+
+def require_same_heads(gguf: GGUFFile, config: Any) -> None:
+    """Raise ConfigError where the library's `config` of a GGUF file rotates or scales heads otherwise than llama.cpp.
+
+    No key that the library reads says either. It takes defaults of the family, which are those of one model.
+    """
+    head_size = _head_size(gguf)
+    num_rotated = _size(gguf, key := f"{gguf.architecture}.{_NUM_ROTATED}", head_size)
+    rope = getattr(config, "rope_parameters", None) or {}
+    tables = [rope] if "rope_type" in rope else rope.values()  # of all layers, or of each type of layer
+    for librarys in {int(head_size * table.get("partial_rotary_factor", 1.0)) for table in tables}:
+        if librarys != num_rotated:
+            raise ConfigError(
+                f"model {str(gguf.path)!r}: {key!r} {num_rotated} is not supported: the library rotates {librarys} "
+                "elements of each head"
+            )
+    if (squared_divisor := getattr(config, "query_pre_attn_scalar", head_size)) != head_size:
+        raise ConfigError(
+            f"model {str(gguf.path)!r}: heads of {head_size} elements are not supported: the library scales those of "
+            f"this family as if they had {squared_divisor}"
+        )
+
+
+def _head_size(gguf: GGUFFile) -> int:
+    family = gguf.architecture
+    usual = _size(gguf, f"{family}.embedding_length") // _size(gguf, f"{family}.attention.head_count")
+    return _size(gguf, f"{family}.attention.key_length", usual)
 
 
 def _size(gguf: GGUFFile, key: str, default: int | None = None) -> int:

@@ -28,7 +28,12 @@ from backend.executors.torch_engine.library_model import (
     read_config,
 )
 from backend.executors.torch_engine.llama import LlamaModel, LlamaWeights
-from backend.executors.torch_engine.llama_config import config_from_gguf, config_from_library, require_readable
+from backend.executors.torch_engine.llama_config import (
+    config_from_gguf,
+    config_from_library,
+    require_readable,
+    require_same_heads,
+)
 from backend.executors.torch_engine.llama_loader import load_weights
 from backend.executors.torch_engine.memory import plan_capacity
 from backend.executors.torch_engine.probe import probe_tokens
@@ -126,7 +131,9 @@ def _find(files: ModelFiles) -> _Found:
             return _Found(files, None, (config, tensors))
         require_readable(gguf)
     library = read_config(files)
-    if not files.is_gguf:
+    if files.is_gguf:
+        require_same_heads(gguf, library)
+    else:
         require_plain_folder(files.path)
     if files.is_gguf or (config := config_from_library(library)) is None:
         return _Found(files, library, None)

@@ -6,10 +6,12 @@ shards, wherever the index says that it lies. It takes the last of two with one 
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from backend.core.errors import ConfigError
 
@@ -44,11 +46,15 @@ def require_plain_folder(directory: Path) -> None:
         read_headers(directory)
 
 
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
 def _shards(index: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{str(index)!r} has no 'weight_map' from tensors to files: {error!r}") from error
+        return sorted(set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{str(index)!r} has no 'weight_map' from tensors to files: {error}") from error
 
 
 def _entries(files: Iterable[Path]) -> dict[str, Entry]:
@@ -67,8 +73,8 @@ def _entries(files: Iterable[Path]) -> dict[str, Entry]:
 def _read_header(file: Path) -> dict[str, Entry]:
     from safetensors import SafetensorError, safe_open
 
-    if not file.is_file():
-        raise ConfigError(f"model {str(file.parent)!r}: {INDEX} names the file {file.name!r}, which is absent")
+    if not os.path.isfile(file):  # a Path raises for a name that is too long
+        raise ConfigError(f"model {str(file.parent)!r}: {INDEX} names the file {file.name[:60]!r}, which is absent")
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from backend.core.errors import ConfigError
 from backend.executors.torch_engine import load
 from backend.executors.torch_engine.library_model import read_config, require_all_read
 from backend.executors.torch_engine.llama import LlamaModel
-from backend.executors.torch_engine.llama_config import config_from_gguf, config_from_library, require_readable
+from backend.executors.torch_engine.llama_config import (
+    config_from_gguf,
+    config_from_library,
+    require_readable,
+    require_same_heads,
+)
 from backend.executors.torch_engine.settings import ModelPath
 from backend.text.gguf_file import read_gguf
 from backend.text.model_files import ModelFiles, resolve_model
@@ -263,6 +269,33 @@ def test_gguf_of_another_family_with_what_is_not_read_is_refused(
         load_quietly(settings_for(path))
 
 
+@pytest.mark.parametrize(
+    ("family", "fields", "message"),
+    [
+        ("nemotron", {}, r"'nemotron\.rope\.dimension_count' 16 .* rotates 8 elements"),
+        ("nemotron", {"rope.dimension_count": 4}, r"'nemotron\.rope\.dimension_count' 4 .* rotates 8 elements"),
+        ("nemotron", {"rope.dimension_count": 8}, None),
+        ("qwen2", {"rope.dimension_count": 16}, None),
+        ("gemma2", {"attention.key_length": 16}, "heads of 16 elements .* as if they had 256"),
+        ("gemma3", {"attention.key_length": 16}, "heads of 16 elements .* as if they had 256"),
+        ("gemma2", {"attention.key_length": 256}, None),
+        ("gemma3", {"attention.key_length": 256}, None),
+    ],
+    ids=str,
+)
+def test_gguf_of_a_family_whose_library_rotates_or_scales_otherwise_is_refused(
+    family: str, fields: dict[str, object], message: str | None, tmp_path: Path
+) -> None:
+    """llama.cpp rotates all of a head where no key says less, and scales by the head's size."""
+    given = {"vocab_size": 512, "attention.sliding_window": 24} if family.startswith("gemma") else {"vocab_size": 512}
+    usual = {key.removeprefix("qwen2."): value for key, value in QWEN_2.items()}
+    named = {f"{family}.{key}": value for key, value in (usual | given | fields).items()}
+    gguf = read_gguf(write_gguf(tmp_path / "m.gguf", named, {"x": np.ones(1)}, family))
+    require_readable(gguf)
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        require_same_heads(gguf, read_config(ModelFiles(gguf.path)))
+
+
 @pytest.mark.parametrize("absent", sorted(QWEN_2))
 def test_gguf_of_another_family_leaves_nothing_to_the_librarys_defaults(absent: str, tmp_path: Path) -> None:
     fields = {name: value for name, value in QWEN_2.items() if name != absent}
@@ -308,3 +341,15 @@ def test_gguf_keys_without_effect_are_taken(llama: Any, tmp_path: Path) -> None:
     config = config_from_gguf(read_gguf(path))
     assert config is not None
     assert (config.head_size, config.rope_factors) == (16, ())
+
+
+def test_code_in_a_model_is_neither_run_nor_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(*_: object) -> str:
+        raise AssertionError("the library asks at the terminal")
+
+    monkeypatch.setattr("builtins.input", answer)
+    (tmp_path / "configuration_x.py").write_text("raise AssertionError('code of the model was run')")
+    config = {"model_type": "x", "auto_map": {"AutoConfig": "configuration_x.XConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="contains custom code"):
+        read_config(ModelFiles(tmp_path))

@@ -254,7 +254,10 @@ def test_a_tensor_in_two_shards_is_refused(family: str, tmp_path: Path) -> None:
         ('{"weight_map": {"x": "absent.safetensors"}}', "names the file 'absent.safetensors', which is absent"),
         ('{"weight_map": {"x": "config.json"}}', "config.json' is cut short or damaged"),
         ('{"weight_map": ["x"]}', "has no 'weight_map' from tensors to files"),
+        ('{"weight_map": {"x": 1}}', "has no 'weight_map' from tensors to files"),
         ("{", "has no 'weight_map' from tensors to files"),
+        ("[" * 100_000, "has no 'weight_map' from tensors to files"),
+        (json.dumps({"weight_map": {"x": "a" * 5000}}), "which is absent"),
         ('{"weight_map": {}}', "has no tensor 'model.embed_tokens.weight'"),
     ],
 )
@@ -267,6 +270,14 @@ def test_an_index_that_names_no_weights_is_refused(index: str, message: str, fol
 def test_a_file_that_ends_early_is_refused(folder: Path) -> None:
     (folder / SINGLE).write_bytes((folder / SINGLE).read_bytes()[:-10])
     assert "model.safetensors' is cut short or damaged" in refusal(folder)
+
+
+def test_a_tensor_of_another_shape_is_refused_by_name_by_the_library_too(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path, "Qwen2")
+    tensors = load_file(tmp_path / SINGLE)
+    save_file(tensors | {"model.norm.weight": torch.ones(3)}, tmp_path / SINGLE, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"has no tensor 'model\.norm\.weight' of the shape its configuration says"):
+        load_quietly(settings_for(tmp_path))
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen2"])

@@ -16,8 +16,8 @@ from typing import Self, Unpack
 from uuid import uuid4
 
 from client import wire
-from client.errors import ExecutionError, OverloadedError
-from client.generation import Call, Chunk, Generation, Options, Prompt, decode, encode, join
+from client.errors import ExecutionError, OverloadedError, readable
+from client.generation import Call, Chunk, Generation, Options, Outputs, Prompt, decode, encode, join
 from client.retry import NEVER, Retry
 from client.snapshot import Snapshot, parse_snapshot
 from client.transports import AsyncTransport, Transport, connect, connect_async
@@ -46,7 +46,7 @@ class Client:
     def inspect(self, timeout_s: float | None = None) -> Snapshot:
         """Return the engine's state now. Raises InvalidRequestError where the server does not allow it."""
         responses = self._transport.stream(_inspection(timeout_s))
-        return parse_snapshot("".join(decode(outputs).text for outputs in responses))
+        return parse_snapshot("".join(_read(outputs).text for outputs in responses))
 
     def close(self) -> None:
         """Close the connections; requests still open are cancelled."""
@@ -74,7 +74,7 @@ class Client:
         is_finished = False
         try:
             for outputs in responses:
-                chunk = decode(outputs)
+                chunk = _read(outputs)
                 is_finished = chunk.finish_reason is not None
                 yield chunk
         finally:
@@ -135,7 +135,7 @@ class AsyncClient:
     async def inspect(self, timeout_s: float | None = None) -> Snapshot:
         """Return the engine's state now. Raises InvalidRequestError where the server does not allow it."""
         responses = self._transport.stream(_inspection(timeout_s))
-        return parse_snapshot("".join([decode(outputs).text async for outputs in responses]))
+        return parse_snapshot("".join([_read(outputs).text async for outputs in responses]))
 
     async def close(self) -> None:
         """Close the connections; requests still open are cancelled."""
@@ -167,7 +167,7 @@ class AsyncClient:
         is_finished = False
         try:
             async for outputs in responses:
-                chunk = decode(outputs)
+                chunk = _read(outputs)
                 is_finished = chunk.finish_reason is not None
                 yield chunk
         finally:
@@ -203,6 +203,12 @@ class AsyncStream:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def _read(outputs: Outputs) -> Chunk:
+    """Return the chunk that one response holds. Raises UnavailableError for a response that is none of ours."""
+    with readable():
+        return decode(outputs)
 
 
 def _inspection(timeout_s: float | None) -> Call:

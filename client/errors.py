@@ -16,11 +16,14 @@ every status to HTTP 400 and its gRPC streams carry none.
 from __future__ import annotations
 
 import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from client.wire import ERROR_CODES
 
 _CODED = re.compile(rf"\b(?P<code>{'|'.join(ERROR_CODES)}): ")
-_RETRY_AFTER = re.compile(r"retry_after_ms=(?P<ms>\d+)")
+_RETRY_AFTER = re.compile(r"retry_after_ms=(?P<ms>\d{1,9})\b")
 
 
 class ClientError(Exception):
@@ -83,6 +86,16 @@ _TRITON_UNAVAILABLE = (
     "is not healthy",  # its stub has died
 )
 _DEFAULT_RETRY_AFTER_S = 1.0  # for an overloaded server that gives no advice
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Turn what the reading of an answer raises into an UnavailableError: only another server sends such an answer."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, struct.error) as error:
+        words = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UnavailableError(f"no server of ours: its answer cannot be read ({words})") from error
 
 
 def parse_error(message: str, status: str = "") -> ClientError:

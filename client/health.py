@@ -81,7 +81,8 @@ def _over_http(url: str) -> Iterator[tuple[bool, Ask]]:
 
         def is_ok(path: str) -> bool:
             try:
-                return http.get(path).status_code == 200
+                with http.stream("GET", path) as response:  # whose body nobody reads
+                    return response.status_code == 200
             except httpx2.HTTPError:
                 return False
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import httpx2
 
 from client.errors import UnavailableError
+from client.transports.reading import AS_IT_IS, read_bounded
 
 Labels = frozenset[tuple[str, str]]
 
+_MAX_BYTES = 16 * 1024 * 1024
 _SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -49,6 +51,7 @@ def parse_samples(text: str) -> Samples:
 def scrape(http: httpx2.Client, url: str) -> Samples:
     """Read a metrics endpoint. Raises UnavailableError."""
     try:
-        return parse_samples(http.get(url).raise_for_status().text)
-    except httpx2.HTTPError as error:
+        with http.stream("GET", url, headers=AS_IT_IS) as response:
+            return parse_samples(read_bounded(response.raise_for_status(), _MAX_BYTES).decode(errors="replace"))
+    except (httpx2.HTTPError, ValueError) as error:
         raise UnavailableError(f"no metrics at {url}: {error}") from error

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from client.generation import Call, Outputs
 
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # of a response: a whole answer of 400,000 tokens, each with 20 log-probabilities
 _SCHEMES = ("grpc", "grpcs", "http", "https", "fake")
 
 

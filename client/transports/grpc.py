@@ -19,12 +19,13 @@ from grpc.experimental import ChannelOptions
 from tritonclient.grpc import service_pb2
 
 from client import wire
-from client.errors import ClientError, InvalidRequestError, parse_error
+from client.errors import ClientError, InvalidRequestError, parse_error, readable
 from client.generation import Call, Outputs, Scalar
+from client.transports import MAX_MESSAGE_BYTES
 
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.use_local_subchannel_pool", 1),  # a connection of our own: clients do not share one by accident
     (ChannelOptions.SingleThreadedUnaryStream, 1),  # whoever waits for a response reads it
 )
@@ -111,8 +112,9 @@ def decode_response(response: service_pb2.ModelStreamInferResponse) -> Outputs:
     if response.error_message:
         raise parse_error(response.error_message)
     infer = response.infer_response
-    contents = zip(infer.outputs, infer.raw_output_contents, strict=True)
-    return {tensor.name: _unpack(tensor.datatype, content) for tensor, content in contents}
+    with readable():
+        contents = zip(infer.outputs, infer.raw_output_contents, strict=True)
+        return {tensor.name: _unpack(tensor.datatype, content) for tensor, content in contents}
 
 
 def _pack(name: str, datatype: str, elements: Sequence[Scalar]) -> bytes:

@@ -15,17 +15,24 @@ from typing import Any
 import httpx2
 
 from client import wire
-from client.errors import CancelledError, UnavailableError, parse_error
+from client.errors import CancelledError, UnavailableError, parse_error, readable
 from client.generation import Call, Outputs
+from client.transports.reading import (
+    AS_IT_IS,
+    MAX_ERROR_BYTES,
+    Events,
+    read_bounded,
+    read_bounded_async,
+    require_plain,
+)
 
 _LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
 _CONNECT_TIMEOUT_S = 10.0
-_EVENT = "data:"
 _STATUSES = {404: "NOT_FOUND", 503: "UNAVAILABLE"}  # HTTP status -> gRPC status name, for messages without a code
 
 
 class HttpTransport:
-    """Transport over HTTP, for threads. A timeout is noticed when a line arrives, or when none came for as long."""
+    """Transport over HTTP, for threads. A timeout is noticed when something arrives, or when none came for as long."""
 
     def __init__(self, url: str = wire.DEFAULT_HTTP_URL, http: httpx2.Client | None = None) -> None:
         self._http = http or httpx2.Client(base_url=url, limits=_LIMITS)
@@ -35,12 +42,14 @@ class HttpTransport:
         deadline_s = time.monotonic() + (call.timeout_s or float("inf"))
         with _typed_errors(call), self._http.stream("POST", **_request(call)) as response:
             if response.status_code != 200:
-                raise _refusal(response.status_code, response.read())
-            for line in response.iter_lines():
+                raise _refusal(response.status_code, read_bounded(response, MAX_ERROR_BYTES))
+            require_plain(response)
+            events = Events()
+            for piece in response.iter_bytes():
                 if time.monotonic() > deadline_s:
                     raise _timed_out(call)
-                if line.startswith(_EVENT):
-                    yield decode_event(line.removeprefix(_EVENT))
+                yield from map(decode_event, events.push(piece))
+            yield from map(decode_event, events.end())
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -59,12 +68,16 @@ class AsyncHttpTransport:
         with _typed_errors(call):
             async with self._http.stream("POST", **_request(call)) as response:
                 if response.status_code != 200:
-                    raise _refusal(response.status_code, await response.aread())
-                async for line in response.aiter_lines():
+                    raise _refusal(response.status_code, await read_bounded_async(response, MAX_ERROR_BYTES))
+                require_plain(response)
+                events = Events()
+                async for piece in response.aiter_bytes():
                     if time.monotonic() > deadline_s:
                         raise _timed_out(call)
-                    if line.startswith(_EVENT):
-                        yield decode_event(line.removeprefix(_EVENT))
+                    for event in events.push(piece):
+                        yield decode_event(event)
+                for event in events.end():
+                    yield decode_event(event)
 
     async def close(self) -> None:
         """See `AsyncTransport.close`."""
@@ -85,9 +98,10 @@ def encode_body(call: Call) -> dict[str, Any]:
     return body
 
 
-def decode_event(data: str) -> Outputs:
+def decode_event(data: bytes | str) -> Outputs:
     """Return the outputs of one event; raise what it reports. One-element tensors arrive as scalars."""
-    event: dict[str, Any] = json.loads(data)
+    with readable():
+        event: dict[str, Any] = dict(json.loads(data))
     if "error" in event:
         raise parse_error(str(event["error"]))
     outputs = {name: value for name, value in event.items() if name in wire.OUTPUTS}
@@ -96,7 +110,12 @@ def decode_event(data: str) -> Outputs:
 
 def _request(call: Call) -> dict[str, Any]:
     timeout = httpx2.Timeout(call.timeout_s, connect=_CONNECT_TIMEOUT_S)
-    return {"url": f"/v2/models/{call.model}/generate_stream", "json": encode_body(call), "timeout": timeout}
+    return {
+        "url": f"/v2/models/{call.model}/generate_stream",
+        "json": encode_body(call),
+        "timeout": timeout,
+        "headers": AS_IT_IS,
+    }
 
 
 @contextmanager
@@ -114,7 +133,7 @@ def _typed_errors(call: Call) -> Iterator[None]:
 def _refusal(status_code: int, body: bytes) -> Exception:
     try:
         message = str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         message = f"HTTP {status_code}: {body[:200].decode(errors='replace')}"
     return parse_error(message, _STATUSES.get(status_code, ""))
 

@@ -1,7 +1,7 @@
 """Bounds on a client's JSON schema, which hold before anything compiles it. Pure.
 
 Texts and names become automata: one of 60,000 characters makes a step take a second. What the library would follow
-wrongly is refused: it counts a repeated name twice.
+wrongly is refused: it counts a repeated name twice, and rounds large whole numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from backend.wire.coerce import as_small_text, parse_json, show
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_SCHEMA_DEPTH = 32  # of nested lists and objects
 MAX_SCHEMA_TEXT_CHARS = 512  # of a name, and of a text that the output is compared with
+MAX_EXACT = 2**53  # the library reads numbers as doubles, and so writes 9007199254740993 as 9007199254740992
 _COMPARED = frozenset({"const", "enum", "pattern", "required"})
+_LIMITS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf")
+_INT64 = {"minimum": -(2**63), "maximum": 2**63 - 1}  # where the library cuts whole numbers: these are kept
+_LOOKED_AT = (str, int, list, dict)
 _OPTIONS = "x-guidance"  # how llguidance is to write JSON, or to read the schema; that is ours to say
 # Control characters that JSON writes with an escape \u only. The library drops them where a grammar has no such escape.
 _CONTROL = r"[\x00-\x07\x0b\x0e-\x1f\x7f]"
@@ -80,13 +84,17 @@ def _check_values(name: str, schema: dict[str, object]) -> None:
             if found.is_compared:
                 _check_text(name, value, found.place)
             continue
+        if isinstance(value, int):
+            if found.is_compared:
+                _check_exact(name, value)
+            continue
         if found.depth > MAX_SCHEMA_DEPTH:
             raise InvalidRequestError(f"{name}: lists and objects are nested more than {MAX_SCHEMA_DEPTH} deep")
         if isinstance(value, dict):
             _check_object(name, value, found.place)
-            left += [found.inner(item, key) for key, item in value.items() if isinstance(item, (str, list, dict))]
+            left += [found.inner(item, key) for key, item in value.items() if isinstance(item, _LOOKED_AT)]
         elif isinstance(value, list):
-            left += [found.inner(item) for item in value if isinstance(item, (str, list, dict))]
+            left += [found.inner(item) for item in value if isinstance(item, _LOOKED_AT)]
 
 
 def _check_object(name: str, value: dict[str, object], place: _Place) -> None:
@@ -96,6 +104,22 @@ def _check_object(name: str, value: dict[str, object], place: _Place) -> None:
         if _OPTIONS in value:
             raise InvalidRequestError(f"{name}: {_OPTIONS} is no keyword of JSON Schema")
         _check_min_properties(name, value)
+        _check_limits(name, value)
+
+
+def _check_limits(name: str, schema: dict[str, object]) -> None:
+    for key in _LIMITS:
+        limit = schema.get(key)
+        is_kept = schema.get("type") == "integer" and limit == _INT64.get(key)
+        if isinstance(limit, (int, float)) and not is_kept:
+            _check_exact(f"{name}: {key}", limit)
+
+
+def _check_exact(name: str, number: float) -> None:
+    if abs(number) > MAX_EXACT:
+        raise InvalidRequestError(
+            f"{name}: {show(number)} is beyond ±2^53, where a double does not hold every whole number; use a text"
+        )
 
 
 def _check_min_properties(name: str, schema: dict[str, object]) -> None:

@@ -31,6 +31,8 @@ def test_a_schema_within_the_bounds_is_taken_as_it_is() -> None:
         {"const": "\n\t\b\f\r", "description": "\0"},
         {"pattern": r"^[\x00-\x7f][^\a\v]\\x01\x0a\A$", "properties": {r"\x01": {}}, "const": r"\x01"},
         {"patternProperties": {"[\0-\x1f]": {"const": r"\x01"}}},
+        {"enum": [2**53, -(2**53), 1e300, True], "default": 2**60, "properties": {"minimum": {"examples": [2**60]}}},
+        {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
     )
     for schema in schemas:
         text = json.dumps(schema)
@@ -53,6 +55,14 @@ def test_a_schema_within_the_bounds_is_taken_as_it_is() -> None:
         (json.dumps({"anyOf": [{"pattern": LONG}]}), f"{len(LONG)} characters exceeds"),
         ('{"x-guidance": {}}', "x-guidance is no keyword of JSON Schema"),
         ('{"properties": {"properties": {"allOf": [{"x-guidance": 1}]}}}', "x-guidance is no keyword of JSON Schema"),
+        (json.dumps({"const": 2**53 + 1}), "9007199254740993 is beyond"),
+        (
+            json.dumps({"properties": {"a": {"enum": [{"id": [-1234567890123456789]}]}}}),
+            "-1234567890123456789 is beyond",
+        ),
+        (json.dumps({"type": "integer", "minimum": 2**63}), "minimum: 9223372036854775808 is beyond"),
+        (json.dumps({"type": "number", "maximum": 2**63 - 1}), "maximum: 9223372036854775807 is beyond"),
+        (json.dumps({"items": {"type": "integer", "exclusiveMaximum": 1e20}}), "exclusiveMaximum: 1e+20 is beyond"),
         ('{"minProperties": 3}', "minProperties 3 exceeds the 0 names in required"),
         ('{"$defs": {"a": {"minProperties": 2, "required": ["b", "b"]}}}', "minProperties 2 exceeds the 1 names"),
         ('{"minProperties": 2, "additionalProperties": false, "patternProperties": {"a": {}}}', "minProperties 2"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from backend.config import REPOSITORY_ROOT, parse_config
 from backend.core.errors import ConfigError
@@ -64,6 +65,12 @@ def main() -> int:
             print(f"serve-many: {error}", file=sys.stderr)
             return 2 if isinstance(error, ConfigError) else 1
     return 0
+
+
+def _say(text: str, stream: TextIO) -> None:
+    """Print; that nobody reads any more is no reason to end, nor to leave a worker down."""
+    with contextlib.suppress(OSError):
+        print(text, end="", file=stream, flush=True)
 
 
 class _Many:
@@ -125,7 +132,7 @@ class _Many:
             code = await child.exited()
             if not self._stop.is_set():
                 self._unregister(child)
-                print(f"{child.command.name} ended with code {code}; starting it again", file=sys.stderr, flush=True)
+                _say(f"{child.command.name} ended with code {code}; starting it again\n", sys.stderr)
                 await asyncio.sleep(_RESTART_PAUSE_S)
                 await child.start()
 
@@ -138,7 +145,7 @@ class _Many:
             is_lost = worker.is_running and self._has_joined(worker) and not self._entries(worker)
             lost_s = lost_s + _LOOK_S if is_lost else 0.0
             if lost_s > self._arguments.drain_timeout_s + _LOST_S:
-                print(f"{worker.command.name} has lost its lease; ending it", file=sys.stderr, flush=True)
+                _say(f"{worker.command.name} has lost its lease; ending it\n", sys.stderr)
                 await worker.kill()
                 lost_s = 0.0
 
@@ -207,7 +214,7 @@ class _Many:
         )
         if self._arguments.tiers_port is not None:
             text += f"Tiers of OpenAI's API: http://{self._arguments.host}:{self._arguments.tiers_port}/v1\n"
-        print(text, end="", flush=True)
+        _say(text, sys.stdout)
 
     def _frontend(self) -> Child:
         policy = self._directory / "policy.yaml"

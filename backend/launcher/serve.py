@@ -43,7 +43,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `bros-serve` and exit."""
     options = make_parser().parse_args(arguments)
-    console = Console(stderr=True, highlight=False)
+    console = LastingConsole(stderr=True, highlight=False)
     try:
         serve(options, console)
     except ConfigError as error:
@@ -128,6 +128,13 @@ def check_front(launch: Launch) -> None:
         raise ConfigError(f"OpenAI's API: {found.stderr.strip()[-_MAX_WORDS:].removeprefix('bros-openai: ')}")
 
 
+class LastingConsole(Console):
+    """Falls silent where nobody reads any more. rich's own would end the process, and with it the server."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class ConsoleReport:
     """Tells a person what happens: a spinner while loading where there is a terminal, plain lines elsewhere."""
 
@@ -140,15 +147,18 @@ class ConsoleReport:
 
     def __enter__(self) -> ConsoleReport:
         if self._console.is_terminal:
-            self._status.start()
+            with contextlib.suppress(OSError):
+                self._status.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._status.stop()
+        with contextlib.suppress(OSError):
+            self._status.stop()
 
     def progress(self, what: str) -> None:
         """Show the stage; outside of a terminal once for each stage."""
-        self._status.update(what)
+        with contextlib.suppress(OSError):
+            self._status.update(what)
         if not self._console.is_terminal:
             for stage in re.sub(r" \d+%", "", what).split(" · "):
                 if stage not in self._told:
@@ -156,16 +166,17 @@ class ConsoleReport:
                     self.news(stage)
 
     def news(self, what: str) -> None:
-        """Print a line; a terminal that has gone is no reason not to drain."""
+        """Print a line; a terminal that has gone is no reason to end, nor not to drain."""
         with contextlib.suppress(OSError):
             self._console.print(what, markup=False, soft_wrap=True)
 
     def ready(self, seconds: float) -> None:
         """Print where the model is served and what to type next; with --json, one line of JSON on stdout."""
-        self._status.stop()
         at = self._launch.endpoints
-        if self._prints_json:
-            print(json.dumps(describe(at, seconds)), flush=True)
+        with contextlib.suppress(OSError):
+            self._status.stop()
+            if self._prints_json:
+                print(json.dumps(describe(at, seconds)), flush=True)
         self.news(
             f"ready in {seconds:.1f} s: models bros, bros_rt, bros_be · gRPC {at.grpc_url} · HTTP {at.http_url} · "
             f"metrics {at.metrics_url} · OpenAI {_openai_words(at)}\n\n"

@@ -18,7 +18,7 @@ from client.batch.sender import Answer, Sender
 from front.batches.check import CheckStoppedError, check_input
 from front.batches.disk import Disk
 from front.batches.objects import Batch, Counts, InputError, Status, StoredFile
-from front.batches.settings import BatchSettings
+from front.batches.settings import WINDOW_S, BatchSettings
 from front.batches.settle import results_counts, settle
 
 _LOG = logging.getLogger(__name__)
@@ -118,19 +118,20 @@ class Runner:
     async def _run(self, batch: Batch) -> Batch:
         stop = self._stops[batch.id]
         async with self._opened(batch) as results:
-            has_ended = await _until(self._send(batch, results), stop, batch.expires_s - self._now_s())
+            has_ended = await _until(self._send(batch, results), stop, self._left_s(batch))
             batch = replace(batch, counts=results_counts(results, batch.counts.total))
         if has_ended:
             return await self._move(batch, Status.FINALIZING)
         return await (self._move(batch, Status.CANCELLING) if stop.is_set() else self._end(batch, Status.EXPIRED))
 
     async def _send(self, batch: Batch, results: Results) -> None:
-        sender = Sender(self._answer, lambda: self._left_ms(batch), self._settings.first_wait_s)
+        sender = Sender(self._answer, lambda: 1e3 * max(1e-3, self._left_s(batch)), self._settings.first_wait_s)
         source = self._disk.folder.content(batch.input_id)
         await run_lines(pending_lines(source, results, {}, _ignore), results, sender.send, self._open_requests, _ignore)
 
-    def _left_ms(self, batch: Batch) -> float:
-        return max(1.0, (batch.expires_s - self._now_s()) * 1e3)
+    def _left_s(self, batch: Batch) -> float:
+        """Return the rest of a batch's window: all of it at most, where the clock was set back."""
+        return min(float(WINDOW_S), batch.expires_s - self._now_s())
 
     @asynccontextmanager
     async def _opened(self, batch: Batch) -> AsyncIterator[Results]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.front.batches.dying import NUM_LINES, REFUSED
+from front.batches.service import open_batches
+from front.batches.settings import WINDOW_S, BatchSettings
+from tests.front.batches.dying import NUM_LINES, REFUSED, answer, prepare
 
 SEEDS = [str(seed) for seed in range(6)]
 TIMEOUT_S = 120.0
@@ -57,3 +60,20 @@ def test_deaths_at_any_moments_cost_nothing(tmp_path: Path) -> None:
 def test_many_deaths_at_any_moments_cost_nothing(tmp_path: Path) -> None:
     for end in ends("moments", str(tmp_path), *(str(seed) for seed in range(100, 160))):
         assert_whole(end)
+
+
+def test_lines_after_a_clock_was_set_back_are_due_within_the_window(tmp_path: Path) -> None:
+    """A deadline of years would have the engine refuse each of them."""
+    prepare(tmp_path)  # a batch that expires in a far future
+    lefts_ms: list[float | None] = []
+
+    async def note(url: str, body: bytes, left_ms: float | None) -> dict[str, Any]:
+        lefts_ms.append(left_ms)
+        return await answer(url, body, left_ms)
+
+    async def main() -> None:
+        async with open_batches(tmp_path, note, BatchSettings(first_wait_s=0.0, disk_wait_s=0.0)) as batches:
+            await batches.join()
+
+    asyncio.run(main())
+    assert set(lefts_ms) == {WINDOW_S * 1e3}

@@ -45,8 +45,11 @@ def test_a_terminal_has_the_spinner_instead() -> None:
 @pytest.mark.parametrize("is_terminal", [True, False])
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO])
 def test_the_server_outlives_who_reads_its_words(number: int, is_terminal: bool) -> None:
+    lost = []
+
     class Closed(io.StringIO):
-        def write(self, _: str) -> int:
+        def write(self, words: str) -> int:
+            lost.append(words)
             raise OSError(number, os.strerror(number))
 
     report, _ = make_report(is_terminal, LastingConsole(file=Closed(), force_terminal=is_terminal))
@@ -54,3 +57,4 @@ def test_the_server_outlives_who_reads_its_words(number: int, is_terminal: bool)
         report.progress("engine: loading")
         report.ready(1.0)
         report.news("the engine ended; starting it again")
+    assert lost, "nothing was said"

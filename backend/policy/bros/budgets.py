@@ -134,8 +134,8 @@ def _in_use_per_step_s(view: SchedulerView, now_s: float) -> tuple[float, float]
 
 
 def responsiveness_cap_s(view: SchedulerView, now_s: float) -> float:
-    """Return the longest time to plan for a step: a real-time request that arrives just after its start must still
-    make its TTFT, although the step may take longer than the model says."""
+    """Return the longest time to plan for a step. A real-time request that arrives just after its start must make its
+    TTFT, although the step may take longer than the model says."""
     wait_s = view.settings.responsiveness_cap_s
     if wait_s is None:
         objectives = view.traffic.rt_objectives

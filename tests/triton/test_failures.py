@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -43,8 +44,17 @@ def num_cancelled(server: Server) -> float:
     return sum(server.metric(f'bros_requests_total{{class="{name}",outcome="cancelled"}}') for name in ("rt", "be"))
 
 
+def settled_num_cancelled(server: Server) -> float:
+    """Return the count once it stands still: what the test before this one cancelled may still be on its way."""
+    last, count = -1.0, num_cancelled(server)
+    while count != last:
+        time.sleep(0.5)
+        last, count = count, num_cancelled(server)
+    return count
+
+
 def test_a_grpc_stream_that_is_cancelled_frees_its_requests_and_no_others(sim: Server) -> None:
-    before = num_cancelled(sim)
+    before = settled_num_cancelled(sim)
     with Stream(sim.grpc_url) as other:
         (survivor,) = open_streams(other, 1)
         leaving = Stream(sim.grpc_url)
@@ -105,7 +115,7 @@ def test_an_http_client_that_leaves_frees_its_request(sim: Server) -> None:
     "way", ["gRPC stream cancelled", "gRPC client killed", "HTTP connection closed", "request timeout"]
 )
 def test_a_client_that_leaves_is_noticed_soon_and_counted(sim: Server, way: str) -> None:
-    before = num_cancelled(sim)
+    before = settled_num_cancelled(sim)
     with ways_to_leave(sim.grpc_url, sim.http_url) as ways:
         ways[way](0.1)
         wait_until(lambda: sim.num_requests() == 0, way, NOTICED_S)

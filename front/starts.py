@@ -1,7 +1,7 @@
 """Begins the requests of a server one by one, so that a burst of new ones does not hold up the answers that go out.
 
 The event loop runs all that is ready before it looks at its sockets again, and a token passes it several times. With
-2,500 new requests at once a stream stood still for five seconds (two EPYC cores). `Turns` says which one is next.
+2,500 new requests at once a stream stood still for seconds. `Turns` says which one is next.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ Nothing compressed is taken, since a few bytes could stand for gigabytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from client.errors import UnavailableError
@@ -52,27 +51,25 @@ def require_plain(response: httpx2.Response) -> None:
 def read_bounded(response: httpx2.Response, max_bytes: int) -> bytes:
     """Return the body of a response that was opened as a stream. Raises UnavailableError beyond the bound."""
     require_plain(response)
-    return b"".join(_bounded(response.iter_bytes(), max_bytes))
+    body = bytearray()
+    for piece in response.iter_bytes():
+        _append(body, piece, max_bytes)
+    return bytes(body)
 
 
 async def read_bounded_async(response: httpx2.Response, max_bytes: int) -> bytes:
     """As `read_bounded`, for an event loop."""
     require_plain(response)
-    pieces: list[bytes] = []
+    body = bytearray()
     async for piece in response.aiter_bytes():
-        pieces.append(piece)
-        if sum(map(len, pieces)) > max_bytes:
-            raise _too_long(max_bytes)
-    return b"".join(pieces)
+        _append(body, piece, max_bytes)
+    return bytes(body)
 
 
-def _bounded(pieces: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
-    num_bytes = 0
-    for piece in pieces:
-        num_bytes += len(piece)
-        if num_bytes > max_bytes:
-            raise _too_long(max_bytes)
-        yield piece
+def _append(body: bytearray, piece: bytes, max_bytes: int) -> None:
+    if len(body) + len(piece) > max_bytes:
+        raise _too_long(max_bytes)
+    body += piece
 
 
 def _too_long(max_bytes: int) -> UnavailableError:

@@ -22,8 +22,8 @@ _ACTIVATIONS = frozenset({"silu", "swish"})
 _ROPE_FACTORS = "rope_freqs.weight"
 _OF_OTHER_FILES = ("adapter.", "controlvector.")  # keys of files that add to a model
 _OF_WHOLE_MODELS: dict[str, tuple[object, ...]] = {"general.type": ("model",), "split.count": (0, 1)}
-_HEAD_SIZES = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 _NUM_ROTATED = "rope.dimension_count"
+_HEAD_SIZES = ("attention.key_length", "attention.value_length", _NUM_ROTATED)
 _SAID_BY_SHAPES = frozenset({"expert_feed_forward_length", "expert_shared_feed_forward_length"})
 _LIBRARYS_NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}  # of architectures, where they differ
 # Keys of an architecture that change no logits, and those that change none where they have the value given.

@@ -65,14 +65,21 @@ class Lost(NamedTuple):
 
 
 class Prefix:
-    """The tokens of a request, and where they left the tree at the last search (see `PrefixIndex.find`)."""
+    """The tokens of a prompt, and where they left the tree at the last search (see `PrefixIndex.find`)."""
 
-    __slots__ = ("data", "found_at", "last", "lent", "names", "num_found", "num_known", "num_tokens", "salt")
+    __slots__ = (
+        *("data", "num_tokens", "salt", "token_ids"),
+        *("found_at", "last", "lent", "names", "num_found", "num_known"),
+    )
 
     def __init__(self, token_ids: Sequence[int], salt: str = "") -> None:
-        """Take the tokens of a request. Prefixes share only under the same `salt`."""
+        """Take the tokens of a prompt. Prefixes share only under the same `salt`.
+
+        The request may append to `token_ids` what it generates: its row holds, and lends, those tokens too.
+        """
         self.data = token_bytes(token_ids)
-        self.num_tokens = len(token_ids)
+        self.token_ids = token_ids
+        self.num_tokens = len(token_ids)  # of the prompt
         self.salt = salt
         self.last: _Run | None = None  # the last run whose tokens all match
         self.num_known = 0  # tokens up to its end, when it was found
@@ -86,11 +93,11 @@ class Prefix:
         """The rows that can lend the prefix that the last search found."""
         return () if self.lent is None else self.lent.rows
 
-    def append(self, token_ids: Sequence[int]) -> None:
-        """Add `token_ids`, which the request generated."""
-        self.data += token_bytes(token_ids)
-        self.num_tokens += len(token_ids)
-        self.found_at, self.names = -1, None
+    def between(self, start: int, stop: int) -> bytes:
+        """Return tokens [start, stop) of the prompt and of what the request generated."""
+        if stop <= self.num_tokens:
+            return self.data[start * TOKEN_BYTES : stop * TOKEN_BYTES]
+        return token_bytes(self.token_ids[start:stop])
 
 
 class PrefixIndex:
@@ -163,7 +170,7 @@ class PrefixIndex:
         else:
             last = owned[-1]
             if len(last.rows) == 1 and not last.children:  # no other row has this run: extend it
-                tokens = prefix.data[start * TOKEN_BYTES : stop * TOKEN_BYTES]
+                tokens = prefix.between(start, stop)
                 last.tokens += tokens
                 last.stop = stop
                 self._num_changes += 1
@@ -251,7 +258,7 @@ class PrefixIndex:
 
         Add such a run where the tree has none. Split a run that holds other tokens too.
         """
-        tokens = prefix.data[start * TOKEN_BYTES : stop * TOKEN_BYTES]
+        tokens = prefix.between(start, stop)
         first = tokens[: self._size]
         children = self._roots.setdefault(prefix.salt, {}) if last is None else last.children
         run = children.get(first)

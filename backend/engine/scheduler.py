@@ -143,7 +143,7 @@ class Scheduler:
         if request.request_id in self._requests:
             raise InvalidRequestError(f"request {request.request_id!r}: a request of this id is being served")
         if self.view.settings.prefix_caching:
-            request.prefix = Prefix(request.prompt_token_ids, request.cache_salt)
+            request.prefix = Prefix(request.token_ids, request.cache_salt)
             self._look_up(request)
         check_admissible(self.view, self.policy, request, now_s, self._drains[request.priority_class].per_s(now_s))
         stop_ids = self._stop_ids(request)
@@ -401,11 +401,8 @@ class Scheduler:
 
     def _leave_cached(self, request: Request) -> None:
         """Close the row of a request that is over; what it computed can be borrowed until its slots are needed."""
-        prefix, num_computed = request.prefix, request.num_computed
-        assert prefix is not None, f"request {request.request_id!r}: no prefix"
-        if num_computed > prefix.num_tokens:
-            prefix.append(request.token_ids[prefix.num_tokens : num_computed])
-        self.kv.leave_cached(_row(request), prefix, num_computed)
+        assert request.prefix is not None, f"request {request.request_id!r}: no prefix"
+        self.kv.leave_cached(_row(request), request.prefix, request.num_computed)
         request.prefix = None
 
     # Taking a result in
@@ -464,12 +461,11 @@ class Scheduler:
 
         A plan promises a block to each decode, and keeps one for each in reserve. Free blocks cache nothing.
         """
-        enough = min((2 * num_seqs + _LEAST_KEPT_FREE) * 4 // 3, self._max_kept_free)
-        least = enough * 3 // 4
+        least = min(2 * num_seqs + _LEAST_KEPT_FREE, self._max_kept_free // 2)
         if self.kv.num_free_blocks < least:
             if self.view.settings.prefix_caching:
                 self._keep_for_waiting()
-            self.kv.keep_free(least, enough)
+            self.kv.keep_free(least, 2 * least)
 
     def _keep_for_waiting(self) -> None:
         for queue, side in ((self.view.be_waiting, Side.TAIL), (self.view.rt_waiting, Side.HEAD)):

@@ -11,6 +11,7 @@ from typing import get_args
 
 import uvicorn
 
+from backend.core.garbage import collect_rarely
 from client.generation import PriorityClass
 from client.transports import UrlError, scheme_of
 from front.app import make_app
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     if options.check:
         return
+    collect_rarely()
     uvicorn.run(
         app,
         host=settings.host,

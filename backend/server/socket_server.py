@@ -9,7 +9,6 @@ serves many: what one message or request raises is answered to its sender, and e
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from backend.config import ConfigFile
 from backend.core.errors import BrosError, ConfigError, EngineUnavailableError
+from backend.core.garbage import collect_rarely
 from backend.core.plan import StepBatch, StepOutput, StepPlan, StepResult
 from backend.core.request import RequestId
 from backend.engine.engine import Cancel, Emit, Engine, Inspect
@@ -179,8 +179,7 @@ class EngineServer:
             self._step_file.record(plan, batch, result, output)
 
     def _run_engine(self, engine: EngineLike) -> None:
-        gc.collect()
-        gc.freeze()  # the model's objects outlive every step: collections that walk them would stretch steps
+        collect_rarely()
         if isinstance(engine, Engine):
             self._prefixes.start(engine.scheduler.kv)
         try:

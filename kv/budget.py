@@ -212,7 +212,7 @@ class KVBudget:
 
 
 def _are_distinct(rows: Indices) -> bool:
-    return not np.count_nonzero(np.bincount(rows) > 1)
+    return not len(rows) or int(np.bincount(rows).max()) == 1
 
 
 def _joined(parts: Sequence[Indices]) -> Indices:

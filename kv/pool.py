@@ -97,7 +97,7 @@ class Pool:
 
     @property
     def num_free_blocks(self) -> int:
-        return int(self.numbers[FREE_BLOCKS])
+        return self.numbers.item(FREE_BLOCKS)
 
     def num_held_blocks(self, side: int) -> int:
         """Return how many blocks the rows of `side` hold."""
@@ -112,7 +112,7 @@ class Pool:
     @property
     def num_cached(self) -> int:
         """Cached rows: no request has them."""
-        return int(self.numbers[NUM_CACHED])
+        return self.numbers.item(NUM_CACHED)
 
     @property
     def num_evicted(self) -> int:

@@ -11,7 +11,7 @@ known token samples one more.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -178,6 +178,6 @@ class StepOutput:
     """What the clients get after a step: tokens first, then ends. Every finished request appears exactly once, in
     `finished` (its `finish_reason` is set) or in `failed`."""
 
-    tokens: Sequence[EmittedToken] = ()
+    tokens: Iterable[EmittedToken] = ()  # may be read more than once
     finished: Sequence[Request] = ()
     failed: Sequence[FailedRequest] = ()

@@ -148,14 +148,12 @@ class Request:
     first_token_s: float | None = None
     num_preemptions: int = 0
     is_hopeless: bool = False  # its SLO is below what the machine could do alone; judged when it comes
+    is_rt: bool = field(init=False, repr=False)  # a plan asks dozens of times
 
     def __post_init__(self) -> None:
+        self.is_rt = self.priority_class is PriorityClass.REAL_TIME
         assert self.prompt_token_ids, f"request {self.request_id!r}: the prompt is empty"
         self.token_ids = list(self.prompt_token_ids)
-
-    @property
-    def is_rt(self) -> bool:
-        return self.priority_class is PriorityClass.REAL_TIME
 
     @property
     def num_prompt(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import cast
 
@@ -60,6 +60,9 @@ class Sampled:
             sampled, rows, cast(list[int], ids), log_probs, [requests[index] for index in others], distinct_ids
         )
 
-    def emitted(self) -> list[EmittedToken]:
-        """Return the tokens as the clients get them."""
-        return list(zip(self.requests, self.token_ids, self.log_probs, strict=True))
+    def __iter__(self) -> Iterator[EmittedToken]:
+        """Yield the tokens as the clients get them. A list of hundreds of tuples would cost more than the loop does."""
+        return zip(self.requests, self.token_ids, self.log_probs, strict=True)
+
+    def __len__(self) -> int:
+        return len(self.requests)

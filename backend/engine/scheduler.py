@@ -224,7 +224,7 @@ class Scheduler:
         self._release({each.request: FinishReason.ERROR for each in failed})
         self._keep_free(len(requests))
         self._feedback.settle(now_s)
-        return StepOutput(tokens=sampled.emitted(), finished=finished, failed=failed)
+        return StepOutput(tokens=sampled, finished=finished, failed=failed)
 
     def fail(self, batch: StepBatch, error: BrosError, now_s: float) -> StepOutput:
         """End the requests of a batch whose execution failed, and free their slots.

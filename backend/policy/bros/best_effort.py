@@ -15,7 +15,6 @@ from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
 _WORTH = 4.0  # times what the first prefill of a step adds: a chunk of less is left to a later, longer step
-_NOBODY: Rows = np.empty(0, np.int64)
 
 
 class BestEffortFill:
@@ -65,9 +64,10 @@ class BestEffortFill:
 
     def _find_urgent(self) -> list[Request]:
         """Return the requests with a deadline that must be served now, by deadline (see `finish_by`)."""
-        table = self._view.table
-        rows = np.concatenate((self._decodes, self._prefills)) if self._packing.groups.num_be_deadlines else _NOBODY
-        started = table.requests_in(rows[table.deadline_s[rows] < np.inf])
+        started: list[Request] = []
+        if self._packing.groups.num_be_deadlines:
+            table, rows = self._view.table, np.concatenate((self._decodes, self._prefills))
+            started = table.requests_in(rows[table.deadline_s[rows] < np.inf])
         waiting = islice(self._view.be_deadlines.in_time(), self._view.limits.max_seqs)
         if not (requests := [*started, *waiting]):
             return requests

@@ -211,7 +211,7 @@ class Outbox:
                 stream.top += log_prob.top
         text = stream.detokenizer.push((token_id,))
         is_stoppable = stream.num_tokens >= stream.generation.sampling.min_tokens
-        stream.text += stream.stop_strings.push(text) if is_stoppable else text
+        stream.text += stream.stop_strings.push(text, may_match=is_stoppable)
         if stream.generation.is_streamed:
             self._unsent[stream] = None
         if stream.stop_strings.matched is not None and self._remove(stream.request.request_id) is not None:
@@ -235,7 +235,8 @@ class Outbox:
             return self._failed(stream, timeout_error(stream.generation))
         assert stream.request.finish_reason is not None, f"request {stream.request.request_id!r} ended without a reason"
         stream.text += stream.stop_strings.push(stream.detokenizer.flush()) + stream.stop_strings.flush()
-        return self._chunk_of_end(stream, stream.request.finish_reason)
+        has_stopped = stream.stop_strings.matched is not None  # by U+FFFD, which half a character has just become
+        return self._chunk_of_end(stream, FinishReason.STOP if has_stopped else stream.request.finish_reason)
 
     def _chunk_of_end(self, stream: Stream, reason: FinishReason) -> Chunk:
         timings = stream.timings()

@@ -130,13 +130,16 @@ class StopStrings:
         self._held = ""
         self.matched: str | None = None
 
-    def push(self, text: str) -> str:
-        """Return the text that is safe to send; on a match (`matched` names it) what stands before it, then nothing."""
+    def push(self, text: str, may_match: bool = True) -> str:
+        """Return the text that is safe to send; on a match (`matched` names it) what stands before it, then nothing.
+
+        `may_match` False: a string that ends in `text` is no match. One that begins there may still become one.
+        """
         if self.matched is not None:
             return ""
+        num_held = len(self._held)
         new, text = text, self._held + text
-        found = [(text.find(string), string) for string in self._strings if string in text]
-        if found:
+        if may_match and (found := self._matches(text, num_held)):
             end, self.matched = min(found)
             self._held = ""
             return text[:end]
@@ -151,6 +154,11 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
+    def _matches(self, text: str, num_old: int) -> list[tuple[int, str]]:
+        """Return where each string stands first in `text`, of those that end beyond its first `num_old` characters."""
+        firsts = ((text.find(string, max(0, num_old - len(string) + 1)), string) for string in self._strings)
+        return [first for first in firsts if first[0] >= 0]
+
 
 def _borders(string: str) -> list[int]:
     """Return, for each beginning of `string`, the length of its longest end that also begins the string."""
@@ -161,9 +169,14 @@ def _borders(string: str) -> list[int]:
 
 
 def _advance(string: str, borders: Sequence[int], num_begun: int, text: str) -> int:
-    """Return how many characters of `string` a text ends with that ended with `num_begun`, and goes on with `text`."""
+    """Return how many characters of `string` a text ends with that ended with `num_begun`, and goes on with `text`.
+
+    Fewer than all: of a whole `string`, its longest end that also begins it.
+    """
     for char in text:
         while num_begun and string[num_begun] != char:
             num_begun = borders[num_begun - 1]
         num_begun += string[num_begun] == char
+        if num_begun == len(string):
+            num_begun = borders[num_begun - 1]
     return num_begun

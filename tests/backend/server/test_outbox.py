@@ -123,6 +123,31 @@ def test_stop_words_are_not_looked_for_before_min_tokens(outbox: Outbox, mailbox
     assert (chunk.end.finish_reason, len(chunk.token_ids)) == ("stop", 3)
 
 
+@pytest.mark.parametrize(("min_tokens", "text", "num_tokens"), [(2, "a", 3), (3, "a", 3), (4, "axyb", 6)])
+def test_a_stop_word_counts_where_it_ends(
+    outbox: Outbox, mailbox: Mailbox, min_tokens: int, text: str, num_tokens: int
+) -> None:
+    """A word that begins before `min_tokens` and ends after it ends the answer, and stays out of it."""
+    request = open_stream(
+        outbox, mailbox, stop_words=("xy",), sampling=Sampling(min_tokens=min_tokens), is_streamed=False
+    )
+    outbox.emit(tokens(request, "axybxyc"))
+    (chunk,) = mailbox.next()
+    assert (chunk.text, len(chunk.token_ids)) == (text, num_tokens)
+    assert chunk.end is not None
+    assert chunk.end.finish_reason == "stop"
+
+
+def test_half_a_character_at_the_end_may_be_a_stop_word(outbox: Outbox, mailbox: Mailbox) -> None:
+    request = open_stream(outbox, mailbox, stop_words=("a\ufffd",), is_streamed=False)
+    outbox.emit(tokens(request, b"ba\xc3"))
+    outbox.emit(finished(request))
+    (chunk,) = mailbox.next()
+    assert chunk.text == "b"
+    assert chunk.end is not None
+    assert chunk.end.finish_reason == "stop"
+
+
 def test_best_effort_tokens_wait_for_company(outbox: Outbox, mailbox: Mailbox) -> None:
     request = open_stream(outbox, mailbox, priority_class="be")
     outbox.emit(tokens(request, "a"))

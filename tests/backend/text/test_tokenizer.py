@@ -381,6 +381,19 @@ def test_stop_strings_cut_like_a_search_over_the_whole_text(text: str, strings: 
         assert sent + stops.flush() == text
 
 
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.integers(0, 30))
+def test_a_stop_string_counts_where_it_ends(text: str, strings: list[str], first: int) -> None:
+    """What may match from character `first` on is what ends there, wherever it begins."""
+    stops = StopStrings(strings)
+    sent = "".join(stops.push(char, may_match=end > first) for end, char in enumerate(text, 1))
+    ends = range(first + 1, len(text) + 1)
+    cuts = [
+        min(end - len(s) for s in strings if text[:end].endswith(s)) for end in ends if text[:end].endswith((*strings,))
+    ]
+    assert (stops.matched is not None) == bool(cuts)
+    assert sent + stops.flush() == text[: cuts[0] if cuts else None]
+
+
 def test_beginning_of_a_stop_string_is_held_back() -> None:
     stops = StopStrings(["</s>"])
     assert [stops.push(part) for part in ("a<", "/", "b", "</", "s>c")] == ["a", "", "</b", "", ""]

@@ -87,7 +87,7 @@ def make_router() -> APIRouter:
 def _add_files(router: APIRouter) -> None:
     @router.post("/v1/files", tags=["files"], openapi_extra=_TAKES_FORM)
     async def upload(request: Request, caller: _Caller, batches: _Batches) -> Response:
-        async with batches.uploads.take(caller.name, request) as taken:
+        async with batches.uploads.take(client_of(request, caller), request) as taken:
             file = await batches.add_file(caller.name, taken)
         return json_response(file.shown)
 

@@ -17,7 +17,7 @@ class BatchSettings:
     max_lines             of one input; OpenAI's own bound
     max_stored_bytes      of all that has been uploaded and not deleted; answers come on top
     max_uploads           at once
-    max_own_uploads       of one key at once
+    max_own_uploads       of one client at once: a key, or without keys an address
     max_files             of one key that are kept at once
     max_unfinished        batches of one key that have not ended
     max_unfinished_in_all batches of all keys that have not ended: each holds three files open

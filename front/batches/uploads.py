@@ -48,15 +48,15 @@ class Uploads:
     def __init__(self, folder: Folder, settings: BatchSettings) -> None:
         self._folder = folder
         self._settings = settings
-        self._num_open = Counter[str]()  # by key
+        self._num_open = Counter[str]()  # by client
 
     @asynccontextmanager
-    async def take(self, owner: str, request: Request) -> AsyncIterator[Upload]:
+    async def take(self, client: str, request: Request) -> AsyncIterator[Upload]:
         """Read a request's form; its part is deleted at the end unless somebody has moved it. Raises ApiError."""
-        self._require_place(owner)
+        self._require_place(client)
         require_plain(request)
         part = self._folder.parts / uuid4().hex
-        self._num_open[owner] += 1
+        self._num_open[client] += 1
         try:
             async with asyncio.timeout(self._settings.upload_s):
                 upload = await self._read(request, part)
@@ -68,14 +68,14 @@ class Uploads:
                 raise
             raise disk_full() from error
         finally:
-            self._num_open -= Counter([owner])  # drops a key that has none
+            self._num_open -= Counter([client])  # drops a client that has none
             part.unlink(missing_ok=True)
 
-    def _require_place(self, owner: str) -> None:
-        num_own, num_all = self._num_open[owner], self._num_open.total()
+    def _require_place(self, client: str) -> None:
+        num_own, num_all = self._num_open[client], self._num_open.total()
         most_own, most = self._settings.max_own_uploads, self._settings.max_uploads
         if num_own >= most_own or num_all >= most:
-            words = f"{num_own} files of this key and {num_all} in all are being uploaded; the most are "
+            words = f"{num_own} files of this client and {num_all} in all are being uploaded; the most are "
             words += f"{most_own} and {most}"
             raise ApiError(words, status=429, kind="rate_limit_error", headers=retry_after(1.0))
 

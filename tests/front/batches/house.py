@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from fastapi import FastAPI
 from openai import AsyncOpenAI
 from openai.types import Batch
 
@@ -26,18 +27,32 @@ ENDED = {"completed", "failed", "expired", "cancelled"}
 
 
 @asynccontextmanager
-async def serving(
+async def application(
     root: Path, server: FakeServer | None = None, settings: BatchSettings = QUICK, keys: Path | None = None
-) -> AsyncIterator[httpx2.AsyncClient]:
-    """Give a client of the application whose files and batches lie in `root`."""
+) -> AsyncIterator[FastAPI]:
+    """Give the application whose files and batches lie in `root`."""
     transport = AsyncFakeTransport(server or FakeServer())
     app = make_app(Settings(api_key_file=keys), connect=lambda _: transport)
     async with (
         asyncio.timeout(PATIENCE_S),
         app.router.lifespan_context(app),
         open_batches(root, app.state.engine.answer, settings) as app.state.batches,
-        httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1") as http,
     ):
+        yield app
+
+
+def asking(app: FastAPI, address: str = "127.0.0.1") -> httpx2.AsyncClient:
+    """Return a client of an application, whose requests come from `address`."""
+    transport = httpx2.ASGITransport(app, client=(address, 123))
+    return httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+
+
+@asynccontextmanager
+async def serving(
+    root: Path, server: FakeServer | None = None, settings: BatchSettings = QUICK, keys: Path | None = None
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """Give a client of such an application."""
+    async with application(root, server, settings, keys) as app, asking(app) as http:
         yield http
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from front.batches.settings import BatchSettings
 from front.batches.uploads import _longest_line, _plain
-from tests.front.batches.house import openai_of, serving
+from tests.front.batches.house import application, asking, openai_of, serving
 
 SMALL = BatchSettings(max_file_bytes=1000, max_line_bytes=100, max_stored_bytes=1499, max_files=3)
 FORM = {"content-type": "multipart/form-data; boundary=xx"}
@@ -204,3 +204,18 @@ def test_a_filename_is_made_plain(name: str) -> None:
     assert 0 < len(plain) <= 255
     assert plain.isprintable()
     assert not set(plain) & set("/\\")
+
+
+def test_without_keys_an_address_has_a_share_of_the_places(tmp_path: Path) -> None:
+    async def main() -> None:
+        settings = BatchSettings(max_own_uploads=1)
+        async with application(tmp_path, settings=settings) as app, asking(app) as one, asking(app, "192.0.2.7") as two:
+            has_begun, go_on = asyncio.Event(), asyncio.Event()
+            first = asyncio.create_task(one.post("/v1/files", content=in_halves(has_begun, go_on), headers=FORM))
+            await has_begun.wait()
+            assert (await one.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)).status_code == 429
+            assert (await two.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)).status_code == 200
+            go_on.set()
+            assert (await first).status_code == 200
+
+    asyncio.run(main())

@@ -1,7 +1,7 @@
 """HTTP on one connection, with bounds on what comes before a key is asked for.
 
 uvicorn's protocol reads a head of any length, and waits for its end as long as it takes. It also drops the body of a
-request that offers an upgrade.
+request that offers an upgrade, and sends chunks to clients of HTTP/1.0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import httptools
 from starlette.datastructures import Headers
-from uvicorn._types import ASGI3Application
+from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -36,6 +36,7 @@ MAX_TINY_CHUNKS = 512  # of a body. Each takes 2 to 4 us of the event loop (two 
 MIN_CHUNK_BYTES = 256  # Of the chunks beyond those, on average.
 HEAD_TIMEOUT_S = 10.0  # from the connection, or from the first byte after an answer, to the end of the headers
 _OTHER_DESCRIPTORS = 320  # of this process: files of batches, uploads, downloads, the engine
+_WITHOUT_CHUNKS = ("0.9", "1.0")  # versions of HTTP whose clients know no chunks, and no 100 Continue
 _GUESS = Rule("be")  # says which request is begun first; who names no class waits for those that do
 _MALFORMED = ApiError("the request is no valid HTTP")
 _TINY_CHUNKS = ApiError(
@@ -121,6 +122,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._num_unplaced = 0
         if len(self.pipeline) >= MAX_PIPELINED:
             raise httptools.HttpParserError(f"more than {MAX_PIPELINED} requests wait for an answer that goes out")
+        if self.parser.get_http_version() in _WITHOUT_CHUNKS:
+            self.expect_100_continue = False
         if not self.parser.should_upgrade():
             self._forget_deadline()
             super().on_headers_complete()
@@ -157,7 +160,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _begin(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if not cycle.disconnected:
-            super()._start_asgi_task(cycle, app)
+            is_old = cycle.scope["http_version"] in _WITHOUT_CHUNKS
+            super()._start_asgi_task(cycle, _unchunked(cycle, app) if is_old else app)
 
     @property
     def is_waiting(self) -> bool:
@@ -223,6 +227,26 @@ class BoundedProtocol(HttpToolsProtocol):
 def most_connections() -> int:
     """Return how many connections may be open at once: the process has descriptors for no more."""
     return min(MAX_CONNECTIONS, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_DESCRIPTORS))
+
+
+def _unchunked(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Application:
+    """Return `app` for a client that knows no chunks. A body whose length is not known ends with the connection."""
+
+    async def run(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        has_length = True
+
+        async def send_plain(message: ASGISendEvent) -> None:
+            nonlocal has_length
+            if message["type"] == "http.response.start":
+                has_length = b"content-length" in dict(message["headers"])
+                cycle.chunked_encoding = None if has_length else False
+            elif message["type"] == "http.response.body" and not has_length:
+                cycle.expected_content_length = len(message["body"])
+            await send(message)
+
+        await app(scope, receive, send_plain)
+
+    return run
 
 
 def _class_of(cycle: RequestResponseCycle) -> PriorityClass | None:

@@ -198,6 +198,21 @@ def test_a_newcomer_gets_the_place_of_who_has_most_and_sends_nothing(
         assert crowd[7].send(b"a") == 1
 
 
+@pytest.mark.parametrize("expects", [b"", b"expect: 100-continue\r\n"])
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_client_without_chunks_gets_none(address: tuple[str, int], streams: bool, expects: bytes) -> None:
+    body = b'{"prompt":"one two","max_tokens":2%s}' % (b',"stream":true' if streams else b"")
+    post = POST.replace(b"HTTP/1.1", b"HTTP/1.0") + expects + b"content-length: %d\r\n\r\n" % len(body) + body
+    head, _, text = talk(address, post).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in head
+    assert b"transfer-encoding" not in head
+    pieces = text.split(b"\n\n")
+    events = [piece.removeprefix(b"data: ") for piece in pieces if piece not in (b"", b"data: [DONE]")]
+    assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == "one two "
+    assert text.endswith(b"data: [DONE]\n\n") == streams
+
+
 @pytest.mark.parametrize("offered", [b"h2c", b"websocket"])
 @pytest.mark.parametrize("num_first", [0, 7])
 def test_an_upgrade_is_ignored_and_the_request_answered(

@@ -17,6 +17,14 @@ SLO_HEADERS = {  # header -> field of a body; the first that is there counts
     "x-llm-d-slo-tpot-ms": "tpot_slo_ms",
     "x-slo-tpot-ms": "tpot_slo_ms",
 }
+_GIVEN_ONCE = ("host", "origin", "authorization", "content-type")
+
+
+def require_one_meaning(headers: Headers) -> None:
+    """Raise ApiError where a header that says one thing comes twice and says two."""
+    for name in _GIVEN_ONCE:
+        if len(set(headers.getlist(name))) > 1:
+            raise ApiError(f"{name}: given twice", param=name)
 
 
 def class_of(headers: Headers) -> PriorityClass | None:

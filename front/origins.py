@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from client.openai.errors import ApiError
+from front.headers import require_one_meaning
 from front.http import error_response
 from front.settings import Settings
 
@@ -61,7 +62,7 @@ def is_loopback(host: str) -> bool:
 
 
 class OwnNamesOnly:
-    """Answers what a page of another site may have sent with a 403, and hands on the rest."""
+    """Answers what a page of another site may have sent with a 403, two hosts or keys with a 400; hands on the rest."""
 
     def __init__(self, app: ASGIApp, names: Names) -> None:
         self._app = app
@@ -70,7 +71,9 @@ class OwnNamesOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
-                self._names.require(Headers(scope=scope))
+                headers = Headers(scope=scope)
+                require_one_meaning(headers)
+                self._names.require(headers)
             except ApiError as error:
                 await error_response(error)(scope, receive, send)
                 return

@@ -213,6 +213,14 @@ def test_a_client_without_chunks_gets_none(address: tuple[str, int], streams: bo
     assert text.endswith(b"data: [DONE]\n\n") == streams
 
 
+@pytest.mark.parametrize("name", ["host", "origin", "authorization", "content-type"])
+def test_a_header_that_says_two_things_is_refused(address: tuple[str, int], name: str) -> None:
+    again = b"%s: localhost\r\n%s: other\r\n" % (name.encode(), name.encode())
+    answer = talk(address, b"GET /v1/models HTTP/1.1\r\n" + again + b"\r\n")
+    assert status_of(answer) == 400
+    assert b"given twice" in answer
+
+
 @pytest.mark.parametrize("offered", [b"h2c", b"websocket"])
 @pytest.mark.parametrize("num_first", [0, 7])
 def test_an_upgrade_is_ignored_and_the_request_answered(

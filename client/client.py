@@ -11,13 +11,13 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Self, Unpack
 from uuid import uuid4
 
 from client import wire
-from client.errors import ExecutionError, OverloadedError, readable
-from client.generation import Call, Chunk, Generation, Options, Outputs, Prompt, decode, encode, join
+from client.errors import ExecutionError, InvalidRequestError, OverloadedError, readable
+from client.generation import Call, Chunk, Generation, Options, Outputs, Prompt, Scalar, decode, encode, join
 from client.retry import NEVER, Retry
 from client.snapshot import Snapshot, parse_snapshot
 from client.transports import AsyncTransport, Transport, connect, connect_async
@@ -35,12 +35,12 @@ class Client:
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """Return the answer as an iterator of chunks; the request is sent when the first one is asked for."""
-        call = encode(prompt, options, self._model, stream=True)
+        call = _encoded(prompt, options, self._model, stream=True)
         return Stream(call.request_id, self._chunks(call))
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Generation:
         """Return the whole answer. Raises a ClientError."""
-        call = encode(prompt, options, self._model, stream=False)
+        call = _encoded(prompt, options, self._model, stream=False)
         return Stream(call.request_id, self._chunks(call)).join()
 
     def inspect(self, timeout_s: float | None = None) -> Snapshot:
@@ -124,12 +124,12 @@ class AsyncClient:
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncStream:
         """Return the answer as an iterator of chunks; the request is sent when the first one is asked for."""
-        call = encode(prompt, options, self._model, stream=True)
+        call = _encoded(prompt, options, self._model, stream=True)
         return AsyncStream(call.request_id, self._chunks(call))
 
     async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Generation:
         """Return the whole answer. Raises a ClientError."""
-        call = encode(prompt, options, self._model, stream=False)
+        call = _encoded(prompt, options, self._model, stream=False)
         return await AsyncStream(call.request_id, self._chunks(call)).join()
 
     async def inspect(self, timeout_s: float | None = None) -> Snapshot:
@@ -203,6 +203,24 @@ class AsyncStream:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def _encoded(prompt: Prompt, options: Options, model: str, stream: bool) -> Call:
+    """Return the call for a prompt. Raises InvalidRequestError for half an emoji, or an argument of other bytes."""
+    call = encode(prompt, options, model, stream)
+    for name, value in {"request_id": call.request_id, **call.inputs}.items():
+        _require_utf8(name, (value,) if isinstance(value, Scalar) else value)
+    return call
+
+
+def _require_utf8(name: str, values: Sequence[Scalar]) -> None:
+    if not values or not isinstance(values[0], str):  # a million token ids are not looked at one by one
+        return
+    try:
+        for value in values:
+            str(value).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(f"{name}: no UTF-8 text at character {error.start}") from error
 
 
 def _read(outputs: Outputs) -> Chunk:

@@ -1,4 +1,4 @@
-"""Cancellation, retries and broken streams, seen from the server's side."""
+"""Cancellation, retries, broken streams and text that cannot be sent, seen from the server's side."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Generator
 import pytest
 
 from client import AsyncClient, AsyncFakeTransport, Client, FakeServer, FakeTransport, Retry
-from client.errors import ExecutionError, OverloadedError, UnavailableError
-from client.generation import Call, Outputs
+from client.errors import ExecutionError, InvalidRequestError, OverloadedError, UnavailableError
+from client.generation import Call, Options, Outputs, Prompt
 
 PROMPT = "one two three four"
 
@@ -39,6 +39,21 @@ class CutTransport:
 
     def close(self) -> None:
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "options"),
+    [
+        ("text_input", "a\ud83d", {}),
+        ("messages", [{"role": "user", "content": "\ud83d"}], {}),
+        ("stop_words", "a", {"stop": ["b", "\ud83d"]}),
+        ("tools", "a", {"tools": [{"name": "\ud83d"}]}),
+        ("request_id", "a", {"request_id": "\ud83d"}),
+    ],
+)
+def test_half_an_emoji_is_refused_by_the_name_of_its_field(name: str, prompt: Prompt, options: Options) -> None:
+    with Client("fake://") as client, pytest.raises(InvalidRequestError, match=f"^{name}: no UTF-8 text"):
+        client.generate(prompt, **options)
 
 
 def test_leaving_the_with_block_cancels() -> None:

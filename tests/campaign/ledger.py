@@ -18,6 +18,7 @@ _OF_DEATH = {"ENGINE_DOWN"}  # right where an engine was killed, and only there
 _STATUS_FAULTS = range(500, 600)
 _TRITON_PARSES = ("failed to parse the request JSON", "Unable to parse ")  # which 2.51 says with status 500
 _UNIMPLEMENTED = 501
+_PER_RESPONSE = "class result not available"  # which 2.51 says for each response of a stream that asks for classes
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
 _KIND_CHARS = 110
 
@@ -89,7 +90,7 @@ def fault_of(reply: Reply) -> str | None:
     is_parse_error = reply.words.startswith(_TRITON_PARSES)
     if reply.status in _STATUS_FAULTS and reply.status != _UNIMPLEMENTED and not is_parse_error:
         return f"status {reply.status}: {reply.words}"
-    if reply.end is not End.LEFT and reply.num_ends > 1:
+    if reply.end is not End.LEFT and reply.num_ends > 1 and _PER_RESPONSE not in reply.words:
         return f"ended {reply.num_ends} times: {reply.words}"
     return None
 

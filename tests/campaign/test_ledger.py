@@ -97,6 +97,8 @@ def test_ends_that_a_phase_brings_about_are_allowed_there_only() -> None:
         (Reply(End.REFUSED, "INVALID_REQUEST: top_p: 2 is not in (0, 1]", 400, num_ends=1), False),
         (Reply(End.REFUSED, "failed to parse the request JSON buffer", 400, num_ends=1), False),
         (Reply(End.REFUSED, "not here", 501, num_ends=1), False),
+        (Reply(End.REFUSED, "class result not available for output", num_ends=3), False),
+        (Reply(End.REFUSED, "INVALID_REQUEST: top_p: 2 is not in (0, 1]", num_ends=2), True),
         (Reply(End.REFUSED, "failed to parse the request JSON buffer", 500, num_ends=1), False),
         (Reply(End.LEFT), False),
         (Reply(End.REFUSED, "INTERNAL: KeyError('x')", 400, num_ends=1), True),

@@ -4,7 +4,7 @@
     python -m bench.prefix sim  --out bench/results/prefix-sim.json  [--seeds 0 1 2 3 4] [--scale 0.2] [--jobs 2]
     python -m bench.prefix cost     the lookup of a prompt of 2,000 tokens
     python -m bench.prefix step     a step of bench.micro with the cache, which finds nothing, against one without
-    python -m bench.prefix step --before ../old     also against `bench.micro` of an older checkout, in turn
+    python -m bench.prefix step --before ../old     also against one of an older checkout
 
 `live`: 8 conversations of 6 turns with think times, then a file of best-effort requests with one system prompt. Each
 seed runs on a server with the cache, then on one without; `--without-first` turns that around. `computed_ratio` says
@@ -20,24 +20,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from backend.core.request import PriorityClass
 from bench.common.provenance import provenance
 from bench.common.stats import percentiles
 from bench.live.server import running_server
-from bench.micro import Load
 from bench.sim.prefix_traces import COMPARED, simulate
 from client import AsyncClient
 from kv.manager import KVCacheManager
@@ -46,7 +44,7 @@ from kv.types import KVConfig, Side
 
 _FIRST_TOKEN_ID, _LAST_TOKEN_ID = 1_000, 30_000
 _COST_TOKENS, _COST_TRIES = 2_000, 2_000
-_WARM_STEPS = 300  # of bench.micro's loads
+_WARM_STEPS, _STEPS_A_TURN = 300, 20  # of bench.micro's loads
 _Simulated: TypeAlias = tuple[str, int, str]  # trace, seed, cache
 _SETTINGS = {"with": "true", "without": "false"}
 _COMPARED: Sequence[Callable[[Mapping[str, Any]], float]] = (
@@ -66,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         "live": _live,
         "sim": _sim,
         "cost": lambda _: dict(lookup_cost()),
-        "step": lambda options: step_cost() | (cost_before(options.before) if options.before else {}),
+        "step": lambda options: step_cost(options.before),
     }
     result = {"provenance": source, "part": options.part} | parts[options.part](options)
     if options.out is not None:
@@ -212,52 +210,66 @@ def lookup_cost(num_tokens: int = _COST_TOKENS, tries: int = _COST_TRIES) -> dic
 # --- a step without hits ------------------------------------------------------------------------------------------
 
 
-def step_cost(running: int = 256, waiting: int = 10_000, rounds: int = 60, steps: int = 20) -> dict[str, float]:
-    """Return the cost of a step with the cache divided by that without, where nothing is found. Both loads take turns,
-    and the medians of each turn are compared."""
-    loads = [Load(running, waiting, "bros", PriorityClass.BEST_EFFORT, has_cache) for has_cache in (False, True)]
-    for load in loads:
-        for _ in range(_WARM_STEPS):
-            load.step()
-    gc.collect()
-    gc.freeze()
-    costs_us = [[median(load.step() for _ in range(steps)) * 1e6 for load in loads] for _ in range(rounds)]
-    gc.unfreeze()
-    without, with_cache = np.array(costs_us).T
-    ratios = with_cache / without
-    return {
-        "without_us": float(np.median(without)),
-        "with_us": float(np.median(with_cache)),
-        "ratio": float(np.median(ratios)),  # to be at most 1.15
-        "ratio_p25": float(np.quantile(ratios, 0.25)),
-        "ratio_p75": float(np.quantile(ratios, 0.75)),
-    }
+def step_cost(before: Path | None = None, sittings: int = 8, turns: int = 40) -> dict[str, Any]:
+    """Return the microseconds of a step with the cache, which finds nothing, and of one without; and their ratio.
 
-
-def cost_before(checkout: Path, rounds: int = 8) -> dict[str, Any]:
-    """Return the cost of a step with the cache divided by what `bench.micro` of another checkout gives, without one.
-
-    Each runs in a process of its own; they take turns, and the medians of each turn are compared.
+    before: a checkout of another commit, whose step without the cache is compared too. Each load has a process of its
+    own, and they take turns. A process may lie well or badly in memory, so each sitting starts new ones.
     """
     here = Path(__file__).resolve().parents[1]
-    commit = subprocess.run(("git", "rev-parse", "HEAD"), cwd=checkout, check=True, capture_output=True, text=True)
-    costs = [(_micro(checkout), _micro(here, "--prefix-caching")) for _ in range(rounds)]
-    return {
-        "before": commit.stdout[:12],
-        "before_us": median(before["median_us"] for before, _ in costs),
-        "before_p99_us": median(before["p99_us"] for before, _ in costs),
-        "now_us": median(now["median_us"] for _, now in costs),
-        "now_p99_us": median(now["p99_us"] for _, now in costs),
-        "ratio_to_before": median(now["median_us"] / before["median_us"] for before, now in costs),
-    }
+    loads: dict[str, tuple[Path, list[str]]] = {"without": (here, []), "with": (here, ["cache"])}
+    loads |= {"before": (before, [])} if before is not None else {}
+    costs_us = []
+    for sitting in range(sittings):
+        with ExitStack() as stack:
+            turns_of = {name: stack.enter_context(_load(*load)) for name, load in loads.items()}
+            costs_us += [{name: 1e6 * take_turn() for name, take_turn in turns_of.items()} for _ in range(turns)]
+        print(f"{sitting + 1} of {sittings} sittings", file=sys.stderr)
+    result: dict[str, Any] = {f"{name}_us": median(cost[name] for cost in costs_us) for name in loads}
+    result |= _ratio("ratio", [cost["with"] / cost["without"] for cost in costs_us])
+    if before is not None:
+        asked = ("git", "rev-parse", "--short=12", "HEAD")
+        result["before"] = subprocess.run(asked, cwd=before, capture_output=True, text=True).stdout.strip()
+        result |= _ratio("ratio_to_before", [cost["with"] / cost["before"] for cost in costs_us])
+    return result
 
 
-def _micro(checkout: Path, *flags: str) -> dict[str, float]:
-    load = ("--running", "256", "--waiting", "10000", "--json")
-    command = (sys.executable, "-m", "bench.micro", *load, *flags)
-    done = subprocess.run(command, cwd=checkout, check=True, capture_output=True, text=True)
-    cost: dict[str, float] = json.loads(done.stdout)
-    return cost
+def _ratio(name: str, ratios: Sequence[float]) -> dict[str, float]:
+    p25, p50, p75 = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+    return {name: p50, f"{name}_p25": p25, f"{name}_p75": p75}
+
+
+_LOAD = f"""
+import gc, sys
+from bench.micro import Load
+from backend.core.request import PriorityClass
+load = Load(256, 10_000, "bros", PriorityClass.BEST_EFFORT, *map(bool, sys.argv[1:]))
+for _ in range({_WARM_STEPS}):
+    load.step()
+gc.collect()
+gc.freeze()
+print(flush=True)
+for line in sys.stdin:
+    print(*[load.step() for _ in range(int(line))], flush=True)
+"""
+
+
+@contextmanager
+def _load(checkout: Path, has_cache: Sequence[str]) -> Iterator[Callable[[], float]]:
+    """Run a load of `bench.micro` of a checkout. Give what takes a turn: it returns the median seconds of its steps."""
+    command = (sys.executable, "-c", _LOAD, *has_cache)
+    with subprocess.Popen(command, cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None, "a pipe was asked for"
+        assert process.stdout is not None, "a pipe was asked for"
+        to_load, from_load = process.stdin, process.stdout
+
+        def take_turn() -> float:
+            print(_STEPS_A_TURN, file=to_load, flush=True)
+            return median(map(float, from_load.readline().split()))
+
+        from_load.readline()  # it is warm
+        yield take_turn
+        to_load.close()
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

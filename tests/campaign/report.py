@@ -56,7 +56,7 @@ The server inside `nvidia-pytriton` is Triton 2.51 (24.10). These faults are in 
 | cause | effect | remedy |
 |---|---|---|
 | JSON nested 1,000,000 deep over HTTP | its stack overflows | a stack of 256 MiB bears 200,000; started again |
-| a gRPC output with `classification` | SIGFPE: it divides by its size, 0 | it skips that division; an error comes for each response |
+| a gRPC output with `classification` | SIGFPE: it divides by its size, 0 | it skips it: each response is an error |
 | a gRPC tensor of 2^62 elements | its size is 0 modulo 2^64: its stub ends | it counts in bounds: an error comes |
 | a gRPC message of 100,000 inputs | it lists them for seconds; 250,000 end it | it counts them: an error comes |
 | a compressed gRPC message | it inflates it before it compares it with its limit | it takes none: an error comes |

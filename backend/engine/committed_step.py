@@ -63,6 +63,3 @@ class Sampled:
     def __iter__(self) -> Iterator[EmittedToken]:
         """Yield the tokens as the clients get them. A list of hundreds of tuples would cost more than the loop does."""
         return zip(self.requests, self.token_ids, self.log_probs, strict=True)
-
-    def __len__(self) -> int:
-        return len(self.requests)

@@ -277,7 +277,7 @@ class Packing:
         reclaims = [self._reclaim(victim, num_kept) for victim, num_kept in self._kept.items()]
         restores = [Restore(request, num_tokens) for request, num_tokens in self._restored.items()]
         counts = np.empty(len(self.requests), np.int64)
-        counts.fill(1)  # np.ones takes twice as long
+        counts.fill(1)  # np.ones takes longer
         for index, num_tokens in self._chunks.items():
             counts[index] = num_tokens
         slots = PlannedSlots(self.kv, np.concatenate(self._rows), counts, list(self.newcomers))

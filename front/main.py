@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         host=settings.host,
         port=settings.port,
         http=BoundedProtocol,
+        loop="front.loop:DoorLoop",
         ws="none",
         access_log=False,
         log_level="warning",

@@ -51,7 +51,7 @@ class Health:
         return self._is_well
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
     """Return who asks; a dependency of every route that wants a key. Raises ApiError."""
     keys: Keys = request.app.state.keys
     return keys.caller(request.headers.get("authorization"))

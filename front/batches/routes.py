@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Annotated, BinaryIO, Literal
 from urllib.parse import quote
 
@@ -47,7 +47,7 @@ class BatchBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     metadata: Annotated[dict[Annotated[str, Meta(max_length=64)], _Label], Meta(max_length=16)] | None = None
 
 
-def batches_of(request: Request) -> Batches:
+async def batches_of(request: Request) -> Batches:
     """Return the files and batches of this process. Raises ApiError where it keeps none."""
     batches: Batches | None = request.app.state.batches
     if batches is None:
@@ -55,16 +55,16 @@ def batches_of(request: Request) -> Batches:
     return batches
 
 
-def batcher(caller: Annotated[Caller, Depends(caller_of)]) -> Caller:
+async def batcher(caller: Annotated[Caller, Depends(caller_of)]) -> Caller:
     """Return a caller that may have best-effort, the class of every batch. Raises ApiError."""
     caller.rule.served("flex", wire.MODEL)
     return caller
 
 
-def only(*names: str) -> Callable[[Request], None]:
+def only(*names: str) -> Callable[[Request], Awaitable[None]]:
     """Return a dependency that refuses query parameters with other names."""
 
-    def require(request: Request) -> None:
+    async def require(request: Request) -> None:
         if unknown := sorted(set(request.query_params) - {*names}):
             name = unknown[0][:100]
             raise ApiError(f"unknown query parameter {name!r}", param=name, code="unknown_parameter")

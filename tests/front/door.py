@@ -42,7 +42,13 @@ def listening(server: FakeServer, settings: Settings | None = None) -> Iterator[
     """Serve the application on a free port, in front of `server`; give its URL."""
     app = make_app(settings or Settings(), connect=lambda _: AsyncFakeTransport(server))
     options = uvicorn.Config(
-        app, port=0, http=BoundedProtocol, log_level="error", ws="none", timeout_graceful_shutdown=1
+        app,
+        port=0,
+        http=BoundedProtocol,
+        loop="front.loop:DoorLoop",
+        log_level="error",
+        ws="none",
+        timeout_graceful_shutdown=1,
     )
     door = uvicorn.Server(options)
     thread = threading.Thread(target=door.run)

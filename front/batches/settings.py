@@ -16,7 +16,7 @@ class BatchSettings:
     max_line_bytes        of one line of an input
     max_lines             of one input; OpenAI's own bound
     max_stored_bytes      of all that has been uploaded and not deleted; answers come on top
-    max_uploads           at once
+    max_uploads           at once; a client with two fewer then ends one of the largest client
     max_own_uploads       of one client at once: a key, or without keys an address
     max_files             of one key that are kept at once
     max_unfinished        batches of one key that have not ended

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -48,36 +47,54 @@ class Uploads:
     def __init__(self, folder: Folder, settings: BatchSettings) -> None:
         self._folder = folder
         self._settings = settings
-        self._num_open = Counter[str]()  # by client
+        self._open: dict[str, list[asyncio.Timeout]] = {}  # by client, the oldest first
 
     @asynccontextmanager
     async def take(self, client: str, request: Request) -> AsyncIterator[Upload]:
         """Read a request's form; its part is deleted at the end unless somebody has moved it. Raises ApiError."""
-        self._require_place(client)
+        self._make_room(client)
         require_plain(request)
         part = self._folder.parts / uuid4().hex
-        self._num_open[client] += 1
         try:
-            async with asyncio.timeout(self._settings.upload_s):
-                upload = await self._read(request, part)
+            with self._counted(client) as end:
+                async with end:
+                    upload = await self._read(request, part)
             yield upload
-        except TimeoutError as error:
-            raise ApiError(f"file: no whole file within {self._settings.upload_s:g} s", status=408) from error
         except OSError as error:
             if not is_full(error):
                 raise
             raise disk_full() from error
         finally:
-            self._num_open -= Counter([client])  # drops a client that has none
             part.unlink(missing_ok=True)
 
-    def _require_place(self, client: str) -> None:
-        num_own, num_all = self._num_open[client], self._num_open.total()
+    @contextmanager
+    def _counted(self, client: str) -> Iterator[asyncio.Timeout]:
+        """Count an upload as open; give its timeout. Raises ApiError when it passes, or for another client."""
+        own = self._open.setdefault(client, [])
+        own.append(end := asyncio.timeout(self._settings.upload_s))
+        try:
+            yield end
+        except TimeoutError as error:
+            if end in own:
+                raise ApiError(f"file: no whole file within {self._settings.upload_s:g} s", status=408) from error
+            words = f"file: {self._settings.max_uploads} are being uploaded, the most at once; another client has fewer"
+            raise _refused(words) from error
+        finally:
+            if end in own:
+                own.remove(end)
+            if not own and self._open.get(client) is own:
+                del self._open[client]
+
+    def _make_room(self, client: str) -> None:
+        """End the oldest upload of the client with most, if no more may be open. Raises ApiError."""
+        num_own, num_all = len(self._open.get(client, [])), sum(map(len, self._open.values()))
         most_own, most = self._settings.max_own_uploads, self._settings.max_uploads
-        if num_own >= most_own or num_all >= most:
+        largest = max(self._open.values(), key=len, default=[])
+        if num_own >= most_own or (num_all >= most and len(largest) <= num_own + 1):
             words = f"{num_own} files of this client and {num_all} in all are being uploaded; the most are "
-            words += f"{most_own} and {most}"
-            raise ApiError(words, status=429, kind="rate_limit_error", headers=retry_after(1.0))
+            raise _refused(words + f"{most_own} and {most}")
+        if num_all >= most:
+            largest.pop(0).reschedule(asyncio.get_running_loop().time())
 
     async def _read(self, request: Request, part: Path) -> Upload:
         parser = multipart.PushMultipartParser(_boundary(request), max_segment_count=_MAX_FIELDS)
@@ -185,6 +202,10 @@ class _Form:
         if longest > self._settings.max_line_bytes:
             raise ApiError(f"file: a line exceeds {self._settings.max_line_bytes} bytes", "file", code="line_too_long")
         self._buffer += piece
+
+
+def _refused(words: str) -> ApiError:
+    return ApiError(words, status=429, kind="rate_limit_error", headers=retry_after(1.0))
 
 
 def too_large(max_bytes: int) -> ApiError:

@@ -219,3 +219,39 @@ def test_without_keys_an_address_has_a_share_of_the_places(tmp_path: Path) -> No
             assert (await first).status_code == 200
 
     asyncio.run(main())
+
+
+def test_a_client_that_holds_all_places_makes_room_for_another(tmp_path: Path) -> None:
+    async def main() -> None:
+        settings = BatchSettings(max_uploads=2, max_own_uploads=2)
+        async with application(tmp_path, settings=settings) as app, asking(app) as one, asking(app, "192.0.2.7") as two:
+            begun, go_on = [asyncio.Event(), asyncio.Event()], asyncio.Event()
+            held = []
+            for has_begun in begun:
+                content = in_halves(has_begun, go_on)
+                held.append(asyncio.create_task(one.post("/v1/files", content=content, headers=FORM)))
+                await has_begun.wait()
+            assert (await two.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)).status_code == 200
+            displaced = await held[0]
+            assert (displaced.status_code, displaced.headers["retry-after"]) == (429, "1")
+            assert "another client has fewer" in displaced.json()["error"]["message"]
+            go_on.set()
+            assert (await held[1]).status_code == 200
+            assert (await one.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)).status_code == 200
+
+    asyncio.run(main())
+    assert list((tmp_path / "parts").iterdir()) == []
+
+
+def test_clients_with_as_many_places_keep_them(tmp_path: Path) -> None:
+    async def main() -> None:
+        settings = BatchSettings(max_uploads=1)
+        async with application(tmp_path, settings=settings) as app, asking(app) as one, asking(app, "192.0.2.7") as two:
+            has_begun, go_on = asyncio.Event(), asyncio.Event()
+            first = asyncio.create_task(one.post("/v1/files", content=in_halves(has_begun, go_on), headers=FORM))
+            await has_begun.wait()
+            assert (await two.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)).status_code == 429
+            go_on.set()
+            assert (await first).status_code == 200
+
+    asyncio.run(main())

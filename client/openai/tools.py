@@ -8,6 +8,7 @@ is the answer itself. A choice that must call a tool is held to a schema of call
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from client.openai.objects import is_text, require_few
 MAX_TOOLS = 128  # of a request, as OpenAI has it
 _MAX_DEPTH = 32  # of parameters; what the engine takes of a schema
 _OPEN = "<tool_call>"
-_MARKED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_CLOSE = re.compile(r"</tool_call>|\Z")
 _BETWEEN = re.compile(r"[\s;,]*")
+_DATA = frozenset({"const", "enum", "default", "examples"})  # keywords of JSON Schema whose values are no schemas
+_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _Name = Annotated[str, Meta(pattern="^[a-zA-Z0-9_.-]{1,64}$")]
 Json = dict[str, Any]
 
@@ -78,6 +81,10 @@ def offer_of(tools: Sequence[Tool] | None, choice: ToolChoice | None, is_paralle
     if choice == "none":
         return None
     functions = {tool.function.name: tool.function for tool in tools}
+    if len(functions) < len(tools):
+        names = [tool.function.name for tool in tools]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ApiError(f"tools: two functions have the name {twice!r}", param="tools")
     must: list[Function] = []
     if isinstance(choice, NamedTool):
         if choice.function.name not in functions:
@@ -100,16 +107,24 @@ def _schema_of_call(index: int, function: Function) -> Json:
     }
 
 
-def _moved(value: Any, place: str, depth: int = 1) -> Any:
-    """Return a schema that stands at `place` of another, so that its references still lead into it."""
+def _moved(value: Any, place: str, depth: int = 1, is_schema: bool = True) -> Any:
+    """Return a schema that stands at `place` of another, so that its references still lead into it.
+
+    is_schema: the names in `value` are keywords. In `properties` they are not; in `const`, nothing is.
+    """
     if depth > _MAX_DEPTH:
         raise ApiError(f"tools: parameters are nested more than {_MAX_DEPTH} deep", param="tools")
     if isinstance(value, list):
         return [_moved(item, place, depth + 1) for item in value]
     if not isinstance(value, dict):
         return value
-    moved = {name: _moved(item, place, depth + 1) for name, item in value.items()}
-    if isinstance(target := value.get("$ref"), str) and target.startswith("#"):
+    moved = {
+        name: item
+        if is_schema and name in _DATA
+        else _moved(item, place, depth + 1, not is_schema or name not in _BY_NAME)
+        for name, item in value.items()
+    }
+    if is_schema and isinstance(target := value.get("$ref"), str) and target.startswith("#"):
         moved["$ref"] = place + target[1:]
     return moved
 
@@ -147,28 +162,52 @@ class Reader:
 
 
 def read_calls(text: str, names: frozenset[str]) -> tuple[str, list[Json]]:
-    """Return the text in front of the calls in `text`, and the calls; all of it and none, where any of them is none."""
-    before, mark, _ = text.partition(_OPEN)
-    written = [match[1].strip() for match in _MARKED.finditer(text)] if mark else [text]
-    found = [call for words in written for call in _objects(words) or [None]]
-    calls = [_call(value, names) for value in found]
-    if None in calls:
-        return text, []
-    return before.rstrip() if mark else "", [call for call in calls if call is not None]
+    """Return the text around the calls in `text`, and the calls; all of it and none, where any of them is none."""
+    values, end = _objects(text)
+    around, values = ("", values) if end == len(text) else _marked(text)
+    calls = [call for value in values if (call := _call(value, names)) is not None]
+    return (around.rstrip(), calls) if calls and len(calls) == len(values) else (text, [])
 
 
-def _objects(words: str) -> list[object]:
-    """Return the JSON values that `words` consist of; none where there is anything else."""
+def _marked(text: str) -> tuple[str, list[object]]:
+    """Return the text around the marked values in `text`, and the values; none where a mark has no end after them.
+
+    JSON tells where a call ends: a mark in one of its texts is a part of it.
+    """
+    around, values, position = "", list[object](), 0
+    while (start := text.find(_OPEN, position)) >= 0:
+        around += text[position:start]
+        found, end = _objects(text, start + len(_OPEN))
+        close = _CLOSE.match(text, end)
+        if not found or close is None:
+            return text, []
+        values += found
+        position = close.end()
+    return around + text[position:], values
+
+
+def _objects(words: str, position: int = 0) -> tuple[list[object], int]:
+    """Return the JSON values that follow one another from `position`, and where they end."""
     values: list[object] = []
-    position = 0
+    position = _skip(words, position)
     try:
         while position < len(words):
-            value, position = json.JSONDecoder().raw_decode(words, _skip(words, position))
+            value, end = _DECODER.raw_decode(words, position)
             values.append(value)
-            position = _skip(words, position)
+            position = _skip(words, end)
     except (ValueError, RecursionError):
-        return []
-    return values
+        pass  # the text there is no JSON
+    return values, position
+
+
+def _finite(written: str) -> float:
+    """Return a number. Raises ValueError for one that JSON cannot say again, and for `NaN` and `Infinity`."""
+    if not math.isfinite(number := float(written)):
+        raise ValueError(f"{written[:20]} is no number of JSON")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 
 
 def _skip(words: str, position: int) -> int:

@@ -60,6 +60,10 @@ def names_and_arguments(calls: list[dict[str, Any]]) -> list[tuple[str, Any]]:
         (HERMES.removesuffix("\n</tool_call>"), "", [("weather", {"city": "Ulm"})]),
         (LLAMA, "", [("weather", {"city": "Ulm"})]),
         (LLAMA + "; " + '{"name": "clock"}', "", [("weather", {"city": "Ulm"}), ("clock", {})]),
+        (f"I look.\n{HERMES}\nI wait.", "I look.\n\nI wait.", [("weather", {"city": "Ulm"})]),
+        (HERMES.replace("Ulm", "</tool_call>"), "", [("weather", {"city": "</tool_call>"})]),
+        (HERMES.replace("Ulm", "<tool_call>"), "", [("weather", {"city": "<tool_call>"})]),
+        (LLAMA.replace("Ulm", "<tool_call>"), "", [("weather", {"city": "<tool_call>"})]),
     ],
 )
 def test_calls_are_read_in_both_forms(text: str, before: str, calls: list[Any]) -> None:
@@ -80,6 +84,11 @@ def test_calls_are_read_in_both_forms(text: str, before: str, calls: list[Any]) 
         LLAMA + " is what I would call",
         "<tool_call>",
         "<tool_call>no JSON</tool_call>",
+        HERMES + "<tool_call>",
+        HERMES.replace("}\n<", "} it is\n<"),
+        '{"name": "weather", "arguments": {"far": 1e999}}',
+        '{"name": "weather", "arguments": {"far": -Infinity}}',
+        '{"name": "weather", "arguments": {"far": NaN}}',
         "[" * 100_000,
         "17",
         "",
@@ -158,10 +167,32 @@ def test_a_choice_that_must_call_is_held_to_a_schema() -> None:
     assert names_and_arguments(choice["message"]["tool_calls"]) == [("clock", {})]
 
 
+def test_only_references_are_moved_with_a_schema() -> None:
+    data = {"$ref": "#/a"}
+    schema = {
+        "properties": {
+            "const": {"$ref": "#/$defs/City"},
+            "$ref": {"const": data, "enum": [data], "default": data, "examples": [data]},
+            "all": {"allOf": [{"items": {"$ref": "#"}}]},
+        }
+    }
+    tool = Tool(type="function", function=Function(name="clock", parameters=schema))
+    offer = offer_of([tool], "required", True)
+    assert offer is not None
+    assert offer.schema is not None
+    place = "#/anyOf/0/properties/arguments"
+    assert offer.schema["anyOf"][0]["properties"]["arguments"]["properties"] == {
+        "const": {"$ref": f"{place}/$defs/City"},
+        "$ref": {"const": data, "enum": [data], "default": data, "examples": [data]},
+        "all": {"allOf": [{"items": {"$ref": place}}]},
+    }
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [CLOCK, WEATHER, CLOCK]}, "tools"),
         ({"tools": [{"type": "retrieval"}]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": "not a name"}}]}, "tools"),
         ({"tools": [CLOCK] * 129}, "tools"),

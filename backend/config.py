@@ -112,10 +112,13 @@ class ServiceSettings:
                 raise ConfigError(f"service.{name}: {getattr(self, name)} is below 1")
         if self.max_prompt_bytes > _MAX_PROMPT_BYTES:
             raise ConfigError(f"service.max_prompt_bytes: {self.max_prompt_bytes} is above {_MAX_PROMPT_BYTES}")
-        for name in ("unused_exit_s", "ttft_slo_s", "tpot_slo_s", "cancel_poll_s", "metrics_flush_s"):
-            if not 0.0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"service.{name}: {getattr(self, name)} is not a positive number of seconds")
-        for name in ("rt_coalesce_s", "be_coalesce_s"):
+        for name in ("max_stop_words", "max_stop_token_ids"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"service.{name}: {getattr(self, name)} is below 0")
+        for name in ("unused_exit_s", "ttft_slo_s", "tpot_slo_s", "itl_slo_s", "cancel_poll_s", "metrics_flush_s"):
+            if (seconds := getattr(self, name)) is not None and not 0.0 < seconds < float("inf"):
+                raise ConfigError(f"service.{name}: {seconds} is not a positive number of seconds")
+        for name in ("rt_coalesce_s", "be_coalesce_s", "drain_timeout_s"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"service.{name}: {getattr(self, name)} is not a number of seconds")
         if self.cancel_poll_s > 0.1:

@@ -90,9 +90,10 @@ class SchedulerSettings:
                 raise ConfigError(f"{name}: {getattr(self, name)} is outside [0, 1)")
         if not 0.5 <= self.latency_forgetting <= 1.0:
             raise ConfigError(f"latency_forgetting: {self.latency_forgetting} is outside [0.5, 1]")
-        if self.responsiveness_cap_s is not None and self.responsiveness_cap_s <= 0.0:
-            raise ConfigError(f"responsiveness_cap_s: {self.responsiveness_cap_s} is not above 0")
-        if self.waiting_served_ratio <= 0.0:
-            raise ConfigError(f"waiting_served_ratio: {self.waiting_served_ratio} is not above 0")
-        if self.latency_coefficients is not None and min(self.latency_coefficients) < 0.0:
-            raise ConfigError(f"latency_coefficients: {self.latency_coefficients} has a negative value")
+        for name in ("responsiveness_cap_s", "waiting_served_ratio"):
+            if (number := getattr(self, name)) is not None and not 0.0 < number < float("inf"):
+                raise ConfigError(f"{name}: {number} is not above 0 and finite")
+        if not all(0.0 <= number < float("inf") for number in self.latency_coefficients or ()):
+            raise ConfigError(
+                f"latency_coefficients: {self.latency_coefficients} has a negative value, or one that is not finite"
+            )

@@ -185,7 +185,7 @@ def load_config(path: Path | None = None, model_directory: Path | None = None) -
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {chosen}: {error}") from error
     try:
-        return ConfigFile(chosen, parse_config(json.loads(text)))
+        return ConfigFile(chosen, parse_config(json.loads(text, object_pairs_hook=_section)))
     except (ValueError, ConfigError) as error:
         raise ConfigError(f"{chosen}: {error}") from error
 
@@ -212,6 +212,15 @@ def parse_config(values: object) -> EngineConfig:
         return msgspec.convert(values, EngineConfig)
     except msgspec.ValidationError as error:
         raise ConfigError(str(error)) from error
+
+
+def _section(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object whose keys stand in it once; JSON itself takes the last of several. Raises ConfigError."""
+    section = dict(pairs)
+    if len(section) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ConfigError(f"{next(name for name in section if names.count(name) > 1)}: given twice")
+    return section
 
 
 def _refuse_unknown_keys(section: type[Any], values: object, where: str) -> None:

@@ -6,6 +6,7 @@ The file is JSON, key -> tiers:  {"sk-chat": ["priority", "default"], "sk-jobs":
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from ipaddress import IPv6Network
 from pathlib import Path
@@ -73,10 +74,13 @@ def open_keys(path: Path | None, default: PriorityClass) -> Keys:
         return Keys(None, anyone)
     try:
         tiers_by_key = msgspec.json.decode(path.read_bytes(), type=dict[str, list[str]])
+        num_keys = len(json.loads(path.read_bytes(), object_pairs_hook=list))
     except OSError as error:
         raise KeyFileError(f"cannot read the API keys {path}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise KeyFileError(f"{path} is not an object of keys, each with a list of tiers") from error
+    if num_keys > len(tiers_by_key):
+        raise KeyFileError(f"{path} has a key twice")
     callers = [_caller(path, number, key, tiers, default) for number, (key, tiers) in enumerate(tiers_by_key.items())]
     if not callers:
         raise KeyFileError(f"{path} holds no API key")

@@ -114,6 +114,12 @@ def test_an_unreadable_file_is_refused_by_its_name(tmp_path: Path, text: str) ->
         load_config(tmp_path / "none.json")
 
 
+def test_a_key_that_stands_twice_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "engine.json", '{"sim": {"seed": 1, "num_blocks": 8, "seed": 2}}')
+    with pytest.raises(ConfigError, match="seed: given twice"):
+        load_config(path)
+
+
 def test_each_file_has_a_socket_of_its_own_unless_it_names_one(tmp_path: Path) -> None:
     one, two = ConfigFile(tmp_path / "a.json", EngineConfig()), ConfigFile(tmp_path / "b.json", EngineConfig())
     assert one.socket_path != two.socket_path

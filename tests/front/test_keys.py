@@ -74,6 +74,7 @@ def test_no_other_road_leads_to_a_class_that_a_key_has_not(door: Door, headers: 
         ('{"short": ["flex"]}', "key 0 is not 8 or more"),
         ('{"sk-long-enough": []}', "key 0: no tier"),
         ('{"sk-long-enough": ["gold"]}', "key 0: 'gold' is none of"),
+        ('{"sk-long-enough": ["flex"], "sk-long-enough": ["priority"]}', "has a key twice"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_clear_line(tmp_path: Path, text: str | None, words: str) -> None:

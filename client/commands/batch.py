@@ -47,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.input.is_file():
         print(f"bros: {args.input}: no such file", file=sys.stderr)
         return 2
+    if args.output.is_dir():
+        print(f"bros: {args.output}: a folder; name a file", file=sys.stderr)
+        return 2
     settings = BatchSettings(args.concurrency, args.max_tokens, args.finish_by_s)
     errors = args.errors or args.output.with_name(f"{args.output.name.removesuffix('.jsonl')}.errors.jsonl")
     for path in (args.output, errors):

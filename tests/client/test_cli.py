@@ -73,6 +73,7 @@ def test_misuse_is_exit_2(arguments: list[str]) -> None:
     "arguments",
     [
         ["batch", "no-such-file.jsonl", "-o", "out.jsonl"],
+        ["batch", __file__, "-o", "."],
         ["top", "--svg", "x.svg"],
         ["generate", "x", "--url", "ftp://host"],
     ],

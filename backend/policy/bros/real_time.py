@@ -51,8 +51,9 @@ class RealTimeFill:
         table, least_s = self._view.table, _DEFERRABLE_STEPS * self._budgets.in_time_s
         self._deferred = table_loops.deferrable(table.counts, rows, slack_s, least_s)
         if len(self._deferred) < len(rows):
-            order = np.lexsort((table.arrival_index[rows], slack_s, is_late))
-            self._take_decodes(rows[order[slack_s[order] <= least_s]])
+            near = (slack_s <= least_s).nonzero()[0]
+            order = np.lexsort((table.arrival_index[rows[near]], slack_s[near], is_late[near]))
+            self._take_decodes(rows[near[order]])
 
     def pack_deferred_decodes(self) -> None:
         """Take the decodes that would have left their slots to prefills, and did not have to."""

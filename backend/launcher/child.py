@@ -10,7 +10,7 @@ from pathlib import Path
 
 from backend.core.ownership import own
 from backend.launcher.launch import Command
-from backend.launcher.processes import PROC, listens, parent_of, read
+from backend.launcher.processes import PROC, has_clients, listens, parent_of, read
 from backend.launcher.triton_install import STUB
 
 LOG_TAIL_LINES = 15
@@ -37,6 +37,10 @@ class Child:
     def has_its_ports(self) -> bool:
         """Whether it runs and listens on all its ports, so that an answer from there is its own."""
         return self.is_running and listens(self.pid, self.command.ports.values())
+
+    def has_clients(self, *names: str) -> bool:
+        """Return whether anybody is connected to its ports of these names."""
+        return self.is_running and has_clients(self.pid, [self.command.ports[name] for name in names])
 
     async def start(self) -> None:
         """Start the process; its output is appended to the log."""

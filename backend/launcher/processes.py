@@ -1,4 +1,4 @@
-"""Reads the processes of this machine from /proc: who descends from whom, and who listens on a port."""
+"""Reads the processes of this machine from /proc: who descends from whom, who listens on a port, who is connected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
-_LISTEN = "0A"  # linux/tcp_states.h
+_ESTABLISHED, _LISTEN = "01", "0A"  # linux/tcp_states.h
 _LOCAL_ADDRESS, _STATE, _INODE = 1, 3, 9  # columns of /proc/net/tcp
 
 
@@ -31,7 +31,7 @@ def listens(pid: int, ports: Collection[int]) -> bool:
 
     An answer from a port does not tell: it may be that of another launch, which took the port first.
     """
-    sockets = _listening(PROC / str(pid) / "net", ports)
+    sockets = _sockets(pid, ports, _LISTEN)
     missing = set(ports)
     if missing - set(sockets.values()):
         return False  # nobody listens there yet
@@ -43,10 +43,16 @@ def listens(pid: int, ports: Collection[int]) -> bool:
     return False
 
 
-def _listening(tables: Path, ports: Collection[int]) -> dict[str, int]:
-    """Return the listening sockets of `ports` as `{inode: port}`."""
+def has_clients(pid: int, ports: Collection[int]) -> bool:
+    """Return whether anybody is connected to one of `ports`, on which `pid` listens or has listened."""
+    return bool(_sockets(pid, ports, _ESTABLISHED))
+
+
+def _sockets(pid: int, ports: Collection[int], state: str) -> dict[str, int]:
+    """Return the sockets of `ports` in a state, of whatever process in the network of `pid`, as `{inode: port}`."""
+    tables = PROC / str(pid) / "net"
     rows = (line.split() for line in (read(tables / "tcp") + read(tables / "tcp6")).splitlines())
-    sockets = {row[_INODE]: row[_LOCAL_ADDRESS].rpartition(":")[2] for row in rows if row[_STATE] == _LISTEN}
+    sockets = {row[_INODE]: row[_LOCAL_ADDRESS].rpartition(":")[2] for row in rows if row[_STATE] == state}
     return {inode: int(port, 16) for inode, port in sockets.items() if int(port, 16) in ports}
 
 

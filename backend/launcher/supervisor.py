@@ -35,6 +35,7 @@ FIRST_PAUSE_S = 0.5
 MAX_DOUBLINGS = 3  # of the pause: what a client can end, it cannot keep down for long
 PROBE_PERIOD_S = 0.1
 LAST_WORD_S = 0.5
+ALONE_S = 5.0  # without a client; by itself Triton ends sooner
 
 
 class ServeError(Exception):
@@ -102,13 +103,31 @@ class Supervisor:
     async def _drain(self) -> None:
         """Let open requests finish; after the drain timeout have the engine end them, and Triton pass that on."""
         self._report.news("draining: open requests may finish; press Ctrl-C again to stop at once")
-        if await self._server.stop(self._launch.drain_timeout_s):
+        waste = asyncio.create_task(self._end_when_alone())
+        has_ended = await self._server.stop(self._launch.drain_timeout_s)
+        await _cancel(waste)
+        if has_ended:
             await self._engine.stop(EXTRA_EXIT_S)
             return
         self._report.news(f"requests are open after {self._launch.drain_timeout_s:g} s: they end with an error")
         await self._engine.stop(EXTRA_EXIT_S)
         if not await self._server.ended_within(EXTRA_EXIT_S):
             self._report.news(f"Triton has not ended {EXTRA_EXIT_S:g} s after its last request; ending it")
+
+    async def _end_when_alone(self) -> None:
+        """End a server that has not ended, although nobody has been connected for a while.
+
+        It keeps some requests whose clients have gone, and waits for them to its end (2.51).
+        """
+        loop = asyncio.get_running_loop()
+        last_seen_s = loop.time()
+        while loop.time() - last_seen_s < ALONE_S:
+            if self._server.has_clients("http", "grpc"):
+                last_seen_s = loop.time()
+            await asyncio.sleep(PROBE_PERIOD_S)
+        if self._server.is_running:
+            self._report.news(f"Triton has not ended {ALONE_S:g} s after its last client left; ending it")
+            await self._server.kill()
 
     async def _close(self, front: Child) -> None:
         """Let the front door take no more; it ends when its requests have, which Triton and the engine see to."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from backend.launcher.processes import listens
+from backend.launcher.processes import has_clients, listens
 
 
 @pytest.fixture(params=[socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
@@ -46,3 +46,14 @@ def test_a_process_that_has_ended_listens_nowhere(port: int) -> None:
     with subprocess.Popen(["true"]) as ended:
         ended.wait()
     assert not listens(ended.pid, [port])
+
+
+def test_a_client_counts_while_it_is_connected() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert not has_clients(os.getpid(), [port])
+        with socket.create_connection(("127.0.0.1", port)), listener.accept()[0] as accepted:
+            assert has_clients(os.getpid(), [port])
+            assert not has_clients(os.getpid(), [port + 1])
+            accepted.shutdown(socket.SHUT_RDWR)
+            assert not has_clients(os.getpid(), [port])

@@ -200,6 +200,15 @@ def test_a_second_signal_ends_a_drain_at_once(base: Path) -> None:
     assert_nothing_is_left(run_directory)
 
 
+def test_a_triton_without_clients_is_not_waited_for(base: Path) -> None:
+    with serve(base, "--drain-timeout-s", "3600") as launch:
+        launch.wait_until_ready()
+        launch.child("tritonserver --model-repository").suspend()  # stands for one that keeps a lost request
+        launch.process.terminate()
+        launch.wait_for("Triton has not ended 5 s after its last client left; ending it")
+        assert launch.process.wait(TIMEOUT_S) == 0
+
+
 def wait_until_loading(launch: Serve) -> None:
     """Wait for the reaper, which is there before engine and server are."""
     while not reapers_of(launch.process.pid):

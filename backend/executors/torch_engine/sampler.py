@@ -89,7 +89,9 @@ def _penalise(logits: torch.Tensor, sequence: Sequenced) -> None:
     params = sequence.sampling
     seen = torch.from_numpy(np.unique(np.array(sequence.token_ids, np.int64))).to(logits.device)
     values = logits[seen]
-    logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    penalised = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    largest = torch.finfo(logits.dtype).max  # a tiny penalty makes infinities, which have no probability
+    logits[seen] = penalised.clamp(-largest, largest)
     output = np.array(sequence.token_ids[sequence.num_prompt :], np.int64)
     ids, counts = np.unique(output, return_counts=True)
     penalty = params.presence_penalty + params.frequency_penalty * counts
@@ -111,7 +113,8 @@ def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
 def _draw(logits: torch.Tensor, sequence: Sequenced) -> int:
     """Draw by inverse transform: the token where the sum of the probabilities passes a uniform number."""
     params = sequence.sampling
-    probabilities = torch.softmax(logits.double() / params.temperature, -1)
+    below = logits.double() - logits.max()  # before the division: a tiny temperature would make infinities
+    probabilities = torch.softmax(below / params.temperature, -1)
     is_cut = 0 < params.top_k < len(logits) or params.top_p < 1.0 or params.min_p > 0.0
     values, token_ids = _candidates(probabilities, params) if is_cut else (probabilities, None)
     cumulative = values.cumsum(-1)

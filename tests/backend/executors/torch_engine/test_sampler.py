@@ -66,6 +66,20 @@ def test_low_temperature_is_nearly_greedy() -> None:
     assert sample(make_request("r", [0], temperature=0.01)) == [EOS]
 
 
+@pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.5}])
+@pytest.mark.parametrize("temperature", [1e-306, 1e-308, 5e-324])
+def test_the_lowest_temperature_is_greedy(temperature: float, cut: dict[str, object]) -> None:
+    """Logits over such a temperature are infinite: the last token of the vocabulary came, whatever the model said."""
+    request = make_request("r", [0], temperature=temperature, **cut)
+    logits = torch.tensor([[900.0, 800.0, -900.0]])
+    assert Sampler({EOS}).sample(logits, [request]).token_ids == [0]
+
+
+@pytest.mark.parametrize("penalty", [1e-37, 1e-44, 5e-324])
+def test_the_smallest_repetition_penalty_draws_what_was_seen(penalty: float) -> None:
+    assert set(draws(20, repetition_penalty=penalty)) == {0}
+
+
 def test_repetition_penalty_covers_prompt_and_output() -> None:
     assert sample(make_request("r", [EOS], repetition_penalty=2.0)) == [1]
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 _GENERATION = "generation_config.json"
 _OLDER = "special_tokens_map.json"
-_MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+_MORE_SPECIAL = ("extra_special_tokens", "additional_special_tokens")  # the first that has any counts
 _IGNORE_PREFIX = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})  # the library's classes that keep the file
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 _SPECIAL_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
@@ -66,8 +67,9 @@ def _from_directory(directory: Path) -> TokenizerParts:
     config = _read_json(directory / "tokenizer_config.json")
     _require_same_prefix(directory, backend, config)
     backend.encode_special_tokens = bool(config.get("split_special_tokens"))  # "</s>" in a prompt is then plain text
-    special = _special_tokens(directory, config)
-    _add_missing_tokens(backend, _read_json(directory / _OLDER) | config, special)
+    named = _named_tokens(directory, config)
+    _add_named_tokens(backend, _read_json(directory / _OLDER) | config, named)
+    special = {name: _token_text(value) for name, value in named.items()}
     bos = special.get("bos_token")
     return TokenizerParts(
         backend=backend,
@@ -124,34 +126,47 @@ def _steps(part: Any) -> list[dict[str, Any]]:
     return steps
 
 
-def _special_tokens(directory: Path, config: Mapping[str, object]) -> dict[str, str]:
-    """Return the text of each named special token.
+def _named_tokens(directory: Path, config: Mapping[str, object]) -> dict[str, object]:
+    """Return each named special token, as the files write it: a string, or an object with `content` and flags.
 
     `special_tokens_map.json` is the older file. It counts first if the configuration lists no added tokens.
     """
     older = _read_json(directory / _OLDER)
     first, second = (config, older) if "added_tokens_decoder" in config else (older, config)
-    values = {name: first.get(name) or second.get(name) for name in _SPECIAL_NAMES}
-    return {name: _token_text(value) for name, value in values.items() if value}
+    named = {name: first.get(name) or second.get(name) for name in _SPECIAL_NAMES}
+    own = {name: value for name, value in config.items() if name.endswith("_token") and isinstance(value, str)}
+    extra = config.get("extra_special_tokens")
+    named = own | named | (extra if isinstance(extra, dict) else {})
+    return {name: value for name, value in named.items() if value}
 
 
-def _add_missing_tokens(
-    backend: tokenizers.Tokenizer, config: Mapping[str, object], special: Mapping[str, str]
-) -> None:
-    """Make tokens that only the configuration names, tokens of their own, as the library does."""
+def _add_named_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, object], named: Mapping[str, object]) -> None:
+    """Make the tokens of the configuration tokens of their own, as the library does.
+
+    Flags that it lists win over those of `tokenizer.json`. A token with a purpose is special, whatever either says: an
+    end that is not would stand in every answer.
+    """
     from tokenizers import AddedToken
 
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    listed = config.get("added_tokens_decoder")
-    entries = listed.items() if isinstance(listed, dict) else ()
-    added = [AddedToken(**entry) for _, entry in sorted(entries, key=lambda item: int(item[0]))]
-    more = [each for name in _MORE_SPECIAL if isinstance(each := config.get(name), list)]
-    texts = [*special.values(), *(_token_text(token) for tokens in more for token in tokens)]
-    added += [AddedToken(text, special=True) for text in texts]
-    for token in added:
-        if token.content not in known:
-            known.add(token.content)
-            backend.add_tokens([token])
+    known = list(backend.get_added_tokens_decoder().values())
+    flags = {repr(token) for token in known}
+    if isinstance(listed := config.get("added_tokens_decoder"), dict):
+        known = [AddedToken(**entry) for _, entry in sorted(listed.items(), key=lambda item: int(item[0]))]
+    purposes = {_token_text(value) for value in named.values()}
+    for token in known:
+        token.special = token.special or token.content in purposes
+    backend.add_tokens([token for token in known if repr(token) not in flags])
+    lists = (each for name in _MORE_SPECIAL if isinstance(each := config.get(name), list) and each)
+    for value in (*named.values(), *next(lists, ())):
+        if _token_text(value) not in {token.content for token in backend.get_added_tokens_decoder().values()}:
+            backend.add_tokens([_special(value)])
+
+
+def _special(value: object) -> tokenizers.AddedToken:
+    from tokenizers import AddedToken
+
+    flags = {name: bool(value[name]) for name in _FLAGS if name in value} if isinstance(value, dict) else {}
+    return AddedToken(_token_text(value), special=True, **flags)
 
 
 def _token_text(value: object) -> str:

@@ -248,7 +248,10 @@ CONFIGURATIONS: dict[str, dict[str, object]] = {
     "a token of the vocabulary": {"unk_token": "b"},
     "more special tokens": {"additional_special_tokens": ["b", "<|y|>"]},
     "more special tokens, newer": {"extra_special_tokens": ["b", "<|y|>"]},
+    "more special tokens, both": {"additional_special_tokens": ["b"], "extra_special_tokens": ["<|y|>"]},
+    "more special tokens, by name": {"extra_special_tokens": {"image_token": "<|y|>"}, "boi_token": "<|x|>"},
     "listed tokens": {"added_tokens_decoder": {"263": {"content": "<|x|>", "special": True}}},
+    "listed with other flags": {"added_tokens_decoder": {"2": {"content": "</s>", "rstrip": True, "special": True}}},
 }
 
 
@@ -269,11 +272,32 @@ def test_prompts_are_encoded_as_the_library_does(name: str, has_map: bool, tmp_p
     tokenizer = load_tokenizer(str(tmp_path))
     if "added_tokens_decoder" not in config:  # the library leaves the older file alone then
         assert tokenizer.bos_token_id == reference.bos_token_id
-    for text in ("a b", "a<pad>b", "<s>a</s>", "<|x|>b", "<|y|>b", ""):
+    for text in ("a b", "a<pad>b", "<s>a</s>", "a</s> b", "<|x|>b", "<|y|>b", ""):
         assert tokenizer.encode(text) == reference.encode(text)
         assert tokenizer.decode(reference.encode(text, add_special_tokens=False)) == reference.decode(
             reference.encode(text, add_special_tokens=False), skip_special_tokens=True
         )
+
+
+def test_an_end_that_the_file_has_as_text_stands_in_no_answer(tmp_path: Path) -> None:
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Backend
+    from transformers import AutoTokenizer
+
+    save_tokenizer(tmp_path, tokenizer_class="PreTrainedTokenizerFast", eos_token="<|end|>")
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_tokens([AddedToken("<|end|>", normalized=False), AddedToken("<|word|>", normalized=False)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    token_ids = [_id(tmp_path, "b"), backend.token_to_id("<|word|>"), backend.token_to_id("<|end|>")]
+    text = AutoTokenizer.from_pretrained(tmp_path).decode(token_ids, skip_special_tokens=True)
+    assert load_tokenizer(str(tmp_path)).decode(token_ids) == text == "b<|word|>"
+
+
+def test_a_template_may_name_tokens_of_the_models_own(tmp_path: Path) -> None:
+    source = "{{ image_token }}{{ boi_token }}{{ eos_token }}"
+    save_tokenizer(tmp_path, extra_special_tokens={"image_token": "<|y|>"}, boi_token="<|x|>", chat_template=source)
+    assert load_tokenizer(str(tmp_path)).render_chat([]) == "<|y|><|x|></s>"
 
 
 def test_configuration_that_contradicts_the_file_about_a_first_space_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "tokenizer.ggml."
 _CONTROL, _USER_DEFINED = 3, 4
+_CONTROLS = ("bos", "eos", "eot", "eom")
 # llama.cpp's names of pre-tokenizers (src/llama-vocab.cpp) and the pattern each splits by; None is GPT-2's own. Its
 # "default", for files that name none, is no model's own.
 _SPLIT_PATTERNS = {
@@ -45,7 +46,7 @@ _HARMLESS_WHERE_FALSE = frozenset({"add_eos_token", "add_sep_token", "add_space_
 
 def gguf_eos_ids(gguf: GGUFFile) -> frozenset[int]:
     """Return every token id that ends a text."""
-    ends = (gguf.fields.get(f"{_PREFIX}{name}_token_id") for name in ("eos", "eot", "eom"))
+    ends = (gguf.fields.get(f"{_PREFIX}{name}_token_id") for name in _CONTROLS if name != "bos")
     return frozenset(end for end in ends if isinstance(end, int))
 
 
@@ -132,6 +133,9 @@ class GGUFVocabulary:
         backend.pre_tokenizer = self._pre_tokenizer()
         backend.decoder = decoders.ByteLevel()
         kinds = self.gguf.integers(f"{_PREFIX}token_type")
+        for name in _CONTROLS:  # some files call them words: prompts would spell them, and answers show them
+            if (token_id := self._id(name)) is not None:
+                kinds[token_id] = _CONTROL
         for kind, is_special in ((_CONTROL, True), (_USER_DEFINED, False)):
             names = [token for token, token_kind in zip(tokens, kinds, strict=True) if token_kind == kind]
             backend.add_tokens([AddedToken(name, special=is_special, normalized=False) for name in names])

@@ -15,7 +15,7 @@ from tests.backend.text.gguf_files import write_gguf
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 # "cab" is a word that the merges do not lead to: only "ab" is merged.
 TOKENS = [*ALPHABET, "ab", "cab", "<|bos|>", "<|eos|>", "<|eot|>"]
-NORMAL, CONTROL = 1, 3
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 BOS, EOS, EOT = (len(TOKENS) - i for i in (3, 2, 1))
 FIELDS: dict[str, object] = {
     "tokenizer.ggml.model": "gpt2",
@@ -63,6 +63,13 @@ def test_template_ends_by_the_eos_that_the_file_names(tmp_path: Path) -> None:
     tokenizer = vocabulary(tmp_path)
     assert tokenizer.encode_chat([{"role": "user", "content": "c"}]) == [BOS, *ids("c"), EOT]
     assert tokenizer.eos_token_ids == frozenset({EOS, EOT})
+
+
+@pytest.mark.parametrize("kind", [NORMAL, USER_DEFINED])
+def test_ends_are_no_text_whatever_kind_of_token_the_file_calls_them(kind: int, tmp_path: Path) -> None:
+    tokenizer = vocabulary(tmp_path, token_type=[NORMAL] * (len(TOKENS) - 3) + [kind] * 3)
+    assert tokenizer.encode_chat([{"role": "user", "content": "c"}]) == [BOS, *ids("c"), EOT]
+    assert tokenizer.decode([BOS, *ids("c"), EOS, EOT]) == "c"
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,9 @@ def translated(body: bytes, headers: Mapping[str, str]) -> tuple[bytes, dict[str
     if not found:
         return body, {}
     added = {
-        f"x-dynamo-meta-{name.replace('_', '-')}": _number(name, found[name]) for name in _OBJECTIVES if found.get(name)
+        f"x-dynamo-meta-{name.replace('_', '-')}": _number(name, found[name])
+        for name in _OBJECTIVES
+        if found.get(name) is not None
     }
     named = _class_of(found.get("service_tier"))
     given = headers.get(CLASS_HEADER)
@@ -94,9 +96,9 @@ def _class_of(tier: Any) -> str | None:
 
 
 def _number(name: str, value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _MAX_MS:
-        raise ValueError(f"{name}: {str(value)[:100]!r} is not a number of milliseconds")
-    return f"{value:g}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_MS:
+        raise ValueError(f"{name}: {str(value)[:100]!r} is not a number of milliseconds above 0")
+    return f"{value:.15g}"
 
 
 async def _read(request: web.Request) -> tuple[bytes, dict[str, str]]:
@@ -120,7 +122,8 @@ async def _pass_on(request: web.Request) -> web.StreamResponse:
     except ValueError as error:
         return _error(HTTPStatus.BAD_REQUEST, str(error), "invalid_request_error")
     url = request.app[_FRONTEND] + request.raw_path
-    headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP} | added
+    replaced = _HOP_BY_HOP | added.keys()  # the body wins over a header, however that is spelt
+    headers = {name: value for name, value in request.headers.items() if name.lower() not in replaced} | added
     try:
         upstream = await request.app[_SESSION].request(request.method, url, data=body or None, headers=headers)
     except aiohttp.ClientError as error:

@@ -41,8 +41,8 @@ def test_the_tiers_are_those_of_the_other_front_door() -> None:
         ({"service_tier": "auto"}, {}),
         ({"service_tier": None}, {}),
         (
-            {"ttft_slo_ms": 250, "deadline_ms": 1.5e3},
-            {"x-dynamo-meta-ttft-slo-ms": "250", "x-dynamo-meta-deadline-ms": "1500"},
+            {"ttft_slo_ms": 250, "deadline_ms": 86399123},
+            {"x-dynamo-meta-ttft-slo-ms": "250", "x-dynamo-meta-deadline-ms": "86399123"},
         ),
         ({"tpot_slo_ms": None}, {}),
     ],
@@ -64,6 +64,10 @@ def test_every_other_body_stays_as_it_is(body: bytes) -> None:
         ({"service_tier": ["flex"]}, "service_tier"),
         ({"service_tier": "flex"}, f"'be'; {CLASS_HEADER} says 'rt'"),
         ({"ttft_slo_ms": "soon"}, "ttft_slo_ms: 'soon'"),
+        ({"ttft_slo_ms": 0}, "ttft_slo_ms: '0'"),
+        ({"tpot_slo_ms": -5}, "tpot_slo_ms: '-5'"),
+        ({"deadline_ms": False}, "deadline_ms: 'False'"),
+        ({"deadline_ms": ""}, "deadline_ms: ''"),
         ({"deadline_ms": True}, "deadline_ms"),
         ({"deadline_ms": 10**30}, "deadline_ms"),
         ({"deadline_ms": 10**400}, "deadline_ms"),
@@ -132,6 +136,23 @@ def test_request_and_answer_pass_through_with_path_status_and_headers() -> None:
         async with session.post(f"{url}/v1/x", json={"service_tier": "gold"}) as answer:
             assert answer.status == 400
             assert "gold" in (await answer.json())["error"]["message"]
+
+    through(frontend, use)
+
+
+def test_an_objective_of_the_body_goes_alone() -> None:
+    """One header of each spelling went on, and the frontend took which it liked."""
+
+    async def say(request: web.Request) -> web.Response:
+        return web.json_response(request.headers.getall("x-dynamo-meta-ttft-slo-ms"))
+
+    frontend = web.Application()
+    frontend.router.add_route("*", "/{path:.*}", say)
+
+    async def use(url: str, session: aiohttp.ClientSession) -> None:
+        named = {"X-Dynamo-Meta-TTFT-SLO-ms": "9000"}
+        async with session.post(f"{url}/v1/x", json={"ttft_slo_ms": 250}, headers=named) as answer:
+            assert await answer.json() == ["250"]
 
     through(frontend, use)
 

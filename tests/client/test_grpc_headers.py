@@ -1,8 +1,9 @@
-"""What the gRPC transport does not send: the header with which an error may end a Triton server of 2.51."""
+"""What the gRPC transport does not send, since Triton 2.51 does not bear it: a header, and a cancel after an error."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from client import AsyncClient, Client
 from client.errors import InvalidRequestError
 
+_TIME_TO_CANCEL_S = 0.2
 REFUSAL = "INVALID_REQUEST: the prompt is empty"
 
 
@@ -21,10 +23,14 @@ class Refusing(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self) -> None:
         self.headers: list[str] = []
+        self.was_cancelled: list[bool] = []  # between the error and the end of the call
 
     def ModelStreamInfer(self, _: object, context: grpc.ServicerContext) -> Iterator[object]:
         self.headers += [name for name, _ in context.invocation_metadata()]
+        has_ended = threading.Event()
+        context.add_callback(has_ended.set)
         yield service_pb2.ModelStreamInferResponse(error_message=REFUSAL)
+        self.was_cancelled.append(has_ended.wait(_TIME_TO_CANCEL_S))
 
 
 @pytest.fixture
@@ -49,6 +55,7 @@ def test_the_client_asks_for_no_error_mode_and_still_types_errors(refusing: tupl
     with Client(url) as client, pytest.raises(InvalidRequestError, match=REFUSAL):
         client.generate("")
     assert_harmless(servicer.headers)
+    assert servicer.was_cancelled == [False]
 
 
 def test_nor_does_the_async_client(refusing: tuple[Refusing, str]) -> None:
@@ -61,3 +68,4 @@ def test_nor_does_the_async_client(refusing: tuple[Refusing, str]) -> None:
 
     asyncio.run(run())
     assert_harmless(servicer.headers)
+    assert servicer.was_cancelled == [False]

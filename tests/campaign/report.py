@@ -77,6 +77,8 @@ The server inside `nvidia-pytriton` is Triton 2.51 (24.10). These faults are in 
 | a metric of an invalid name, `is_cancelled()` after the end | the server ends | no client can reach either |
 | floods of SETTINGS, empty or one-byte frames | they hold up its gRPC streams for seconds; it may abort | \
 a proxy with limits in front: `deploy/nginx` |
+| a gRPC call that is cancelled after its error, before its end | it keeps the call and its request | our \
+clients wait for the end; at a stop, Triton is ended 5 s after its last client |
 | gRPC streams that are reset at full speed | they hold up its others for seconds; it keeps their memory | \
 the same; started again at its limit of memory |
 | clients that vanish with thousands of requests open | its heap breaks; its handler may hang | started again at once |

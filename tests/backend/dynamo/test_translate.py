@@ -56,6 +56,12 @@ def test_every_option_keeps_its_value() -> None:
     )
 
 
+def test_a_request_that_moved_asks_for_no_more_tokens_than_it_may_have() -> None:
+    generation = generation_of(request(stop_conditions={"max_tokens": 3, "min_tokens": 8}), {}, DEFAULTS)
+    assert generation.sampling is not None
+    assert (generation.sampling.min_tokens, generation.sampling.max_tokens) == (3, 3)
+
+
 def test_a_request_without_a_temperature_gets_openais() -> None:
     assert generation_of(request(), {}, DEFAULTS).sampling.temperature == 1.0
     greedy = request(sampling_options={"temperature": 0.0})

@@ -72,6 +72,7 @@ _BY_CODE: dict[str, type[ClientError]] = {
 }
 _BY_STATUS: dict[str, type[ClientError]] = {  # gRPC status names, for messages that Triton itself wrote
     "INVALID_ARGUMENT": InvalidRequestError,
+    "RESOURCE_EXHAUSTED": TooLargeError,  # a message over the limit of gRPC
     "CANCELLED": CancelledError,
     "DEADLINE_EXCEEDED": CancelledError,
     "UNAVAILABLE": UnavailableError,

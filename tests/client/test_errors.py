@@ -25,6 +25,7 @@ from client.openai.errors import from_client
         ("Stub process 'bros_rt_0_0' is not healthy.", "", errors.UnavailableError),
         ("INVALID_REQUEST: 'Server is stopping' is no role", "", errors.InvalidRequestError),
         ("Deadline Exceeded", "DEADLINE_EXCEEDED", errors.CancelledError),
+        ("Received message larger than max (9 vs. 8)", "RESOURCE_EXHAUSTED", errors.TooLargeError),
         ("Request timeout expired", "UNAVAILABLE", errors.CancelledError),
         ("Expected JSON: it was not", "", errors.RequestError),
     ],

@@ -72,7 +72,6 @@ _BY_CODE: dict[str, type[ClientError]] = {
 }
 _BY_STATUS: dict[str, type[ClientError]] = {  # gRPC status names, for messages that Triton itself wrote
     "INVALID_ARGUMENT": InvalidRequestError,
-    "RESOURCE_EXHAUSTED": TooLargeError,  # a message over the limit of gRPC
     "CANCELLED": CancelledError,
     "DEADLINE_EXCEEDED": CancelledError,
     "UNAVAILABLE": UnavailableError,
@@ -81,6 +80,7 @@ _BY_STATUS: dict[str, type[ClientError]] = {  # gRPC status names, for messages 
 }
 _TRITON_QUEUE_FULL = "Exceeds maximum queue size"  # Triton's own queue, where a model has one (bros_be)
 _TRITON_QUEUE_TIMEOUT = "Request timeout expired"
+_GRPC_TOO_LONG = "message larger than max"  # its status has other causes too, such as a proxy that limits rates
 _TRITON_UNAVAILABLE = (
     "Request for unknown model",  # also one that is being loaded again
     "Server is stopping",
@@ -108,6 +108,8 @@ def parse_error(message: str, status: str = "") -> ClientError:
         return OverloadedError(message, int(advice["ms"]) / 1e3 if advice else _DEFAULT_RETRY_AFTER_S)
     if _TRITON_QUEUE_TIMEOUT in message:
         return CancelledError(message)
+    if not code and _GRPC_TOO_LONG in message:
+        return TooLargeError(message)
     if not code and any(words in message for words in _TRITON_UNAVAILABLE):
         return UnavailableError(message)
     error_type = _BY_CODE.get(code) or _BY_STATUS.get(status, RequestError)

@@ -73,13 +73,13 @@ def open_keys(path: Path | None, default: PriorityClass) -> Keys:
     if path is None:
         return Keys(None, anyone)
     try:
-        tiers_by_key = msgspec.json.decode(path.read_bytes(), type=dict[str, list[str]])
-        num_keys = len(json.loads(path.read_bytes(), object_pairs_hook=list))
+        text = path.read_bytes()
+        tiers_by_key = msgspec.json.decode(text, type=dict[str, list[str]])
     except OSError as error:
         raise KeyFileError(f"cannot read the API keys {path}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise KeyFileError(f"{path} is not an object of keys, each with a list of tiers") from error
-    if num_keys > len(tiers_by_key):
+    if len(json.loads(text, object_pairs_hook=list)) > len(tiers_by_key):
         raise KeyFileError(f"{path} has a key twice")
     callers = [_caller(path, number, key, tiers, default) for number, (key, tiers) in enumerate(tiers_by_key.items())]
     if not callers:

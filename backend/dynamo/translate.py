@@ -32,7 +32,7 @@ def generation_of(request: Mapping[str, Any], metadata: Mapping[str, str], defau
     """Return the engine's request for Dynamo's preprocessed `request`, checked as the stubs check theirs.
 
     A request that moved here from a dead worker carries the tokens it already has at the end of its prompt. Its
-    `max_tokens` counts the tokens still to come, its `min_tokens` does not: it is lowered to `max_tokens` at least.
+    `max_tokens` counts the tokens still to come, its `min_tokens` does not: it is `max_tokens` at most here.
     Raises InvalidRequestError, which names the option.
     """
     output = _section(request, "output_options")
@@ -90,8 +90,9 @@ def _sampling(request: Mapping[str, Any]) -> dict[str, Any]:
     stop.pop("max_thinking_tokens", None)
     stop_ids = [*(stop.pop("stop_token_ids", None) or ()), *(stop.pop("stop_token_ids_hidden", None) or ())]
     options = {"temperature": _TEMPERATURE, **_given(_section(request, "sampling_options")), **_given(stop)}
-    if {"min_tokens", "max_tokens"} <= options.keys():
-        options["min_tokens"] = min(options["min_tokens"], options["max_tokens"])
+    least, most = options.get("min_tokens"), options.get("max_tokens")
+    if isinstance(least, int) and isinstance(most, int):
+        options["min_tokens"] = min(least, most)
     if isinstance(options.get("seed"), int):
         options["seed"] &= 2**63 - 1  # Dynamo's is signed
     return options | ({"stop_token_ids": list(dict.fromkeys(stop_ids))} if stop_ids else {})

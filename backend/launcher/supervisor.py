@@ -103,9 +103,11 @@ class Supervisor:
     async def _drain(self) -> None:
         """Let open requests finish; after the drain timeout have the engine end them, and Triton pass that on."""
         self._report.news("draining: open requests may finish; press Ctrl-C again to stop at once")
-        waste = asyncio.create_task(self._end_when_alone())
-        has_ended = await self._server.stop(self._launch.drain_timeout_s)
-        await _cancel(waste)
+        watch = asyncio.create_task(self._end_when_alone())
+        try:
+            has_ended = await self._server.stop(self._launch.drain_timeout_s)
+        finally:
+            await _cancel(watch)
         if has_ended:
             await self._engine.stop(EXTRA_EXIT_S)
             return

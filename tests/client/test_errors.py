@@ -26,6 +26,7 @@ from client.openai.errors import from_client
         ("INVALID_REQUEST: 'Server is stopping' is no role", "", errors.InvalidRequestError),
         ("Deadline Exceeded", "DEADLINE_EXCEEDED", errors.CancelledError),
         ("Received message larger than max (9 vs. 8)", "RESOURCE_EXHAUSTED", errors.TooLargeError),
+        ("rate limit", "RESOURCE_EXHAUSTED", errors.RequestError),
         ("Request timeout expired", "UNAVAILABLE", errors.CancelledError),
         ("Expected JSON: it was not", "", errors.RequestError),
     ],

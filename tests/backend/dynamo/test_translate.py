@@ -60,6 +60,8 @@ def test_a_request_that_moved_asks_for_no_more_tokens_than_it_may_have() -> None
     generation = generation_of(request(stop_conditions={"max_tokens": 3, "min_tokens": 8}), {}, DEFAULTS)
     assert generation.sampling is not None
     assert (generation.sampling.min_tokens, generation.sampling.max_tokens) == (3, 3)
+    with pytest.raises(InvalidRequestError, match="min_tokens"):
+        generation_of(request(stop_conditions={"max_tokens": 3, "min_tokens": "8"}), {}, DEFAULTS)
 
 
 def test_a_request_without_a_temperature_gets_openais() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import stat
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +108,23 @@ async def in_halves(has_begun: asyncio.Event, go_on: asyncio.Event) -> AsyncIter
     yield form(PURPOSE)
 
 
+@asynccontextmanager
+async def half_sent(http: httpx2.AsyncClient, headers: dict[str, str] = FORM) -> AsyncIterator[None]:
+    """Hold an upload open, half sent; at the end send the rest, which must succeed."""
+    has_begun, go_on = asyncio.Event(), asyncio.Event()
+    upload = asyncio.create_task(http.post("/v1/files", content=in_halves(has_begun, go_on), headers=headers))
+    await has_begun.wait()
+    yield
+    go_on.set()
+    assert (await upload).status_code == 200
+
+
 def test_more_uploads_than_allowed_wait_their_turn(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path, settings=BatchSettings(max_uploads=1)) as http:
-            has_begun, go_on = asyncio.Event(), asyncio.Event()
-            first = asyncio.create_task(http.post("/v1/files", content=in_halves(has_begun, go_on), headers=FORM))
-            await has_begun.wait()
-            refused = await http.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)
-            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-            go_on.set()
-            assert (await first).status_code == 200
+            async with half_sent(http):
+                refused = await http.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)
+                assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
             assert (await http.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)).status_code == 200
 
     asyncio.run(main())
@@ -128,14 +136,10 @@ def test_a_key_has_a_share_of_the_places(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with serving(tmp_path / "data", settings=BatchSettings(max_own_uploads=1), keys=keys) as http:
-            has_begun, go_on = asyncio.Event(), asyncio.Event()
             mine, yours = ({**FORM, "authorization": f"Bearer key-of-{whose}"} for whose in ("mine", "yours"))
-            first = asyncio.create_task(http.post("/v1/files", content=in_halves(has_begun, go_on), headers=mine))
-            await has_begun.wait()
-            assert (await http.post("/v1/files", content=form(FILE, PURPOSE), headers=mine)).status_code == 429
-            assert (await http.post("/v1/files", content=form(FILE, PURPOSE), headers=yours)).status_code == 200
-            go_on.set()
-            assert (await first).status_code == 200
+            async with half_sent(http, mine):
+                assert (await http.post("/v1/files", content=form(FILE, PURPOSE), headers=mine)).status_code == 429
+                assert (await http.post("/v1/files", content=form(FILE, PURPOSE), headers=yours)).status_code == 200
 
     asyncio.run(main())
 
@@ -209,14 +213,14 @@ def test_a_filename_is_made_plain(name: str) -> None:
 def test_without_keys_an_address_has_a_share_of_the_places(tmp_path: Path) -> None:
     async def main() -> None:
         settings = BatchSettings(max_own_uploads=1)
-        async with application(tmp_path, settings=settings) as app, asking(app) as one, asking(app, "192.0.2.7") as two:
-            has_begun, go_on = asyncio.Event(), asyncio.Event()
-            first = asyncio.create_task(one.post("/v1/files", content=in_halves(has_begun, go_on), headers=FORM))
-            await has_begun.wait()
+        async with (
+            application(tmp_path, settings=settings) as app,
+            asking(app) as one,
+            asking(app, "192.0.2.7") as two,
+            half_sent(one),
+        ):
             assert (await one.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)).status_code == 429
             assert (await two.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)).status_code == 200
-            go_on.set()
-            assert (await first).status_code == 200
 
     asyncio.run(main())
 
@@ -246,12 +250,12 @@ def test_a_client_that_holds_all_places_makes_room_for_another(tmp_path: Path) -
 def test_clients_with_as_many_places_keep_them(tmp_path: Path) -> None:
     async def main() -> None:
         settings = BatchSettings(max_uploads=1)
-        async with application(tmp_path, settings=settings) as app, asking(app) as one, asking(app, "192.0.2.7") as two:
-            has_begun, go_on = asyncio.Event(), asyncio.Event()
-            first = asyncio.create_task(one.post("/v1/files", content=in_halves(has_begun, go_on), headers=FORM))
-            await has_begun.wait()
+        async with (
+            application(tmp_path, settings=settings) as app,
+            asking(app) as one,
+            asking(app, "192.0.2.7") as two,
+            half_sent(one),
+        ):
             assert (await two.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)).status_code == 429
-            go_on.set()
-            assert (await first).status_code == 200
 
     asyncio.run(main())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from ipaddress import IPv6Network
+from ipaddress import IPv6Network, ip_address
 from pathlib import Path
 
 import msgspec
@@ -64,7 +64,11 @@ def client_of(request: Request, caller: Caller) -> str:
     if caller.name != ANYONE:
         return caller.name
     host = "" if request.client is None else request.client.host
-    return host if ":" not in host else str(IPv6Network((host.partition("%")[0], _IPV6_SITE_BITS), strict=False))
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host  # a proxy wrote something else
+    return host if address.version == 4 else str(IPv6Network((address, _IPV6_SITE_BITS), strict=False))
 
 
 def open_keys(path: Path | None, default: PriorityClass) -> Keys:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import get_args
 
@@ -18,10 +19,9 @@ from front.app import make_app
 from front.batches.folder import check_folder
 from front.batches.store import StoreError
 from front.keys import KeyFileError
-from front.protocol import BoundedProtocol
+from front.serving import config_of
 from front.settings import Settings
 
-_KEEP_ALIVE_S = 30  # of a connection that asks nothing
 _SWITCH_S = 5e-4  # Python's 5 ms are what the event loop waits after each read and write while a long body is read
 _DEFAULTS = Settings()
 # gRPC then reads without threads of its own: a fifth less processor time per token. Read when the first call is made.
@@ -45,19 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.check:
         return
     collect_rarely()
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        http=BoundedProtocol,
-        loop="front.loop:DoorLoop",
-        ws="none",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
-    )
+    uvicorn.Server(config_of(app, settings)).run()
 
 
 def parse_settings(arguments: Sequence[str] | None) -> Settings:
@@ -76,12 +64,20 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> S
         host=options.host,
         port=options.port,
         allowed_hosts=tuple(options.allow_host),
+        trusted_proxies=tuple(options.trust_proxy),
         api_key_file=options.api_key_file,
         default_class=options.default_class,
         data_dir=options.data_dir,
         max_body_bytes=round(options.max_body_mib * 2**20),
         drain_timeout_s=options.drain_timeout_s,
     )
+
+
+def _address(word: str) -> str:
+    try:
+        return str(ip_network(word)) if "/" in word else str(ip_address(word))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{word!r} is no IP address or network: {error}") from error
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -106,6 +102,15 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="a further name of this server; may be given several times (default: names of loopback)",
+    )
+    parser.add_argument(
+        "--trust-proxy",
+        action="append",
+        default=[],
+        type=_address,
+        metavar="ADDRESS",
+        help="a proxy, or a network of them, whose X-Forwarded-For names the client; may be given several times "
+        "(default: nobody's)",
     )
     parser.add_argument(
         "--check", action="store_true", help="check the options, the file of keys and the folder, then end"

@@ -18,6 +18,7 @@ class Settings:
     triton_url          the server behind it: `[grpc[s]://]host:port`
     host, port          where it listens
     allowed_hosts       further names of this door (see `front.origins`)
+    trusted_proxies     addresses and networks whose X-Forwarded-For tells a client's address
     api_key_file        JSON, key -> allowed tiers (see `front.keys`); None: everybody may everything
     default_class       class of a request that names no tier; the engine's own `service.default_class`
     data_dir            files and batches; one process at a time owns it. None: no files and batches
@@ -29,6 +30,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     api_key_file: Path | None = None
     default_class: PriorityClass = "be"
     data_dir: Path | None = None

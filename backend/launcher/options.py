@@ -147,6 +147,13 @@ def _add_front_options(server: argparse._ArgumentGroup) -> None:
         help="a further name under which OpenAI's API is reached, e.g. that of a proxy; may be given several times",
     )
     server.add_argument(
+        "--openai-trust-proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a proxy, or a network of them, whose X-Forwarded-For names the client; may be given several times",
+    )
+    server.add_argument(
         "--openai-data-dir",
         type=Path,
         metavar="DIR",
@@ -180,6 +187,7 @@ def front_options(options: argparse.Namespace, default_class: PriorityClass, run
     data_dir = options.openai_data_dir or _usual_data_dir(options, run_directory)
     words = ["--default-class", default_class.value, "--data-dir", str(data_dir.absolute())]
     words += [word for name in options.openai_allow_host for word in ("--allow-host", name)]
+    words += [word for name in options.openai_trust_proxy for word in ("--trust-proxy", name)]
     if options.api_key_file is None:
         return words
     if not options.api_key_file.is_file():

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -17,7 +18,7 @@ from client import AsyncFakeTransport, FakeServer
 from client.openai.chat import CHAT
 from client.openai.completions import COMPLETIONS
 from front.app import make_app
-from front.protocol import BoundedProtocol
+from front.serving import config_of
 from front.settings import Settings
 
 CHAT_PATH, COMPLETIONS_PATH = CHAT.path, COMPLETIONS.path
@@ -40,17 +41,9 @@ async def opened(
 @contextmanager
 def listening(server: FakeServer, settings: Settings | None = None) -> Iterator[str]:
     """Serve the application on a free port, in front of `server`; give its URL."""
-    app = make_app(settings or Settings(), connect=lambda _: AsyncFakeTransport(server))
-    options = uvicorn.Config(
-        app,
-        port=0,
-        http=BoundedProtocol,
-        loop="front.loop:DoorLoop",
-        log_level="error",
-        ws="none",
-        timeout_graceful_shutdown=1,
-    )
-    door = uvicorn.Server(options)
+    settings = replace(settings or Settings(), port=0, drain_timeout_s=1.0)
+    app = make_app(settings, connect=lambda _: AsyncFakeTransport(server))
+    door = uvicorn.Server(config_of(app, settings))
     thread = threading.Thread(target=door.run)
     thread.start()
     try:

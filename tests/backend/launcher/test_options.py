@@ -84,6 +84,12 @@ def test_further_names_of_the_front_door_reach_it(tmp_path: Path) -> None:
     assert words[-4:] == ["--allow-host", "chat.example.com", "--allow-host", "chat.internal"]
 
 
+def test_proxies_that_may_name_clients_reach_the_front_door(tmp_path: Path) -> None:
+    names = ["--openai-trust-proxy", "10.0.0.7", "--openai-trust-proxy", "10.1.0.0/16"]
+    words = front_options(make_parser().parse_args(names), PriorityClass.BEST_EFFORT, tmp_path)
+    assert words[-4:] == ["--trust-proxy", "10.0.0.7", "--trust-proxy", "10.1.0.0/16"]
+
+
 @pytest.mark.parametrize("flag", ["--drain-timeout-s", "--start-timeout-s", "--canary-timeout-s"])
 @pytest.mark.parametrize("value", ["nan", "-1", "inf", "86401"])
 def test_a_time_out_of_range_is_refused_by_name(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:

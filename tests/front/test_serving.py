@@ -1,0 +1,63 @@
+"""Whose address a client has: that of its connection, or what a proxy says that the operator named."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx2
+import pytest
+from fastapi import FastAPI, Request
+
+from client.openai.tiers import Rule
+from front.keys import ANYONE, Caller, client_of
+from front.main import parse_settings
+from front.serving import config_of
+from front.settings import Settings
+
+LOOPBACK, PROXY = "127.0.0.1", "10.0.0.7"
+
+
+def client_seen(settings: Settings, address: str, forwarded_for: str) -> str:
+    """Return whom a door with `settings` takes for the client of a connection from `address`."""
+    app = FastAPI()
+
+    @app.get("/")
+    async def whoami(request: Request) -> str:
+        return client_of(request, Caller(ANYONE, Rule("be")))
+
+    (config := config_of(app, settings)).load()
+
+    async def main() -> str:
+        transport = httpx2.ASGITransport(app=config.loaded_app, client=(address, 1))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://door") as http:
+            response = await http.get("/", headers={"X-Forwarded-For": forwarded_for})
+        assert response.status_code == 200
+        return str(response.json())
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("address", [LOOPBACK, PROXY])
+@pytest.mark.parametrize("forged", ["203.0.113.9", "a:b", "2001:db8::1"])
+def test_no_client_chooses_its_own_address(address: str, forged: str) -> None:
+    assert client_seen(Settings(), address, forged) == address
+
+
+def test_a_client_behind_a_named_proxy_has_the_address_that_this_names() -> None:
+    settings = parse_settings(["--trust-proxy", "10.0.0.0/24", "--trust-proxy", LOOPBACK])
+    assert client_seen(settings, PROXY, "198.51.100.1, 203.0.113.9") == "203.0.113.9"
+    assert client_seen(settings, LOOPBACK, "203.0.113.9") == "203.0.113.9"
+    assert client_seen(settings, "192.0.2.1", "203.0.113.9") == "192.0.2.1"
+
+
+@pytest.mark.parametrize("written", ["a:b", "unix:", "::1::", "%"])
+def test_a_proxy_that_writes_no_address_is_answered(written: str) -> None:
+    assert client_seen(Settings(trusted_proxies=(PROXY,)), PROXY, written)
+
+
+@pytest.mark.parametrize("word", ["localhost", "10.0.0.1/8", "*", ""])
+def test_a_proxy_that_is_no_address_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        parse_settings(["--trust-proxy", word])
+    assert refusal.value.code == 2
+    assert f"{word!r} is no IP address or network" in capsys.readouterr().err

@@ -131,9 +131,12 @@ class KVBudget:
         no room that a new head could enter already. No cut takes positions that others borrow. `row` may be a head,
         too: real-time may preempt real-time. All cached rows are evicted first, on this budget.
         """
-        pool = self._counted()
-        pool.evict(None, HEAD)
-        return pool.boundaries(row)
+        self.evict_all()
+        return self._counted().boundaries(row)
+
+    def evict_all(self) -> None:
+        """Free all cached positions that no request borrows, on this budget."""
+        self._counted().evict(None, HEAD)
 
     def decodes(self) -> Indices:
         """Return the rows that were open before and grew by one."""

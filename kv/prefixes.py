@@ -137,8 +137,9 @@ class PrefixIndex:
         """
         if prefix.found_at == self._num_changes:
             return prefix.num_found
-        data, size, last = prefix.data, self._size, prefix.last
-        while last is not None and (not last.rows or last.stop > prefix.num_known):  # it left the tree, or grew
+        data, size, last, num_known = prefix.data, self._size, prefix.last, prefix.num_known
+        while last is not None and (not last.rows or last.stop > num_known):  # it left the tree, or grew
+            num_known = min(num_known, last.start)  # the parent may have grown since, too
             last = last.parent
         children = self._roots.get(prefix.salt) if last is None else last.children
         start = 0 if last is None else last.stop * TOKEN_BYTES

@@ -2,13 +2,15 @@
 
     python -m tests.fuzz --runs 10000 --out bench/results/fuzz.json
     python -m tests.fuzz --runs 10000 --host-part --out bench/results/fuzz-host.json    evicted prefixes go to the host
-    python -m tests.fuzz --replay 4711 [--host-part]
+    python -m tests.fuzz --runs 1000 --tiny-pool     many short requests that begin alike, in two to six blocks
+    python -m tests.fuzz --replay 4711 [--host-part | --tiny-pool]
 
 A run draws a policy, settings, a KV pool that is mostly too small, and requests of both classes. It cancels some
 requests at any moment. It lets steps fail, stall and jitter. It checks:
 
 - in every step: each slot attended to holds the value written for it, and tokens come in order;
 - in every step: all invariants of the scheduler and the KV manager hold;
+- in every step: a request that waits has found the prefix that a new search finds;
 - at all times: the engine never stands still with work;
 - at the end: each request ended exactly once, and no slot is left over;
 - in one run of eight: the same seed gives the same outcome.
@@ -28,6 +30,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
@@ -41,9 +44,11 @@ from backend.executors.sim import SimExecutor, SimSettings, token_at
 from backend.policy.registry import POLICIES
 from backend.policy.settings import POLICY_NAMES, SchedulerSettings
 from bench.common.provenance import provenance
+from kv.prefixes import Prefix
 
 EOS = 2
 _MAX_STEPS = 20_000
+_NO_BOUND = 1 << 30
 _EVICT_EVERY = 5  # steps, in runs that keep prefixes on the host
 _REPEAT_EVERY = 8  # runs between two that are made twice and compared
 
@@ -60,21 +65,35 @@ class RunResult:
     error: str | None = None
 
 
-class FuzzRun:
-    """One run, wholly decided by its seed. has_host_part: it keeps evicted prefixes on the host, whatever was drawn."""
+class Form(StrEnum):
+    """What a run is, whatever its seed draws."""
 
-    def __init__(self, seed: int, policy: str | None = None, has_host_part: bool = False) -> None:
+    DRAWN = "drawn"
+    HOST_PART = "host-part"  # it keeps evicted prefixes on the host
+    TINY_POOL = "tiny-pool"  # many short requests that begin alike, in two to six blocks
+
+
+class FuzzRun:
+    """One run, wholly decided by its form and its seed."""
+
+    def __init__(self, seed: int, policy: str | None = None, form: Form = Form.DRAWN) -> None:
         self.random = random.Random(seed)
         self.clock = VirtualClock()
         self.sim = self._draw_sim(seed)
         self.settings = self._draw_settings(policy)
-        if has_host_part:
+        if form is Form.HOST_PART:
             self._give_host_part()
+        if form is Form.TINY_POOL:
+            self._give_tiny_pool()
         self.executor = SimExecutor(self.sim, self.clock, output_length=self._output_length)
         self.scheduler = make_scheduler(self.settings, self.executor.capacity(), frozenset({EOS}))
         self.scheduler.view.be_alike.set_bounds(num_alike=(16, 40, 256)[seed % 3], band=4)  # prompts are short here
         self.engine = Engine(self.scheduler, self.executor, self.clock, self._take)
-        self.requests = [self._draw_request(index) for index in range(self.random.randint(3, 12))]
+        self._max_open = 24 if form is Form.TINY_POOL else _NO_BOUND
+        draw, num = (
+            (self._draw_short, 60) if form is Form.TINY_POOL else (self._draw_request, self.random.randint(3, 12))
+        )
+        self.requests = [draw(index) for index in range(num)]
         self.output_lengths: dict[str, int] = {
             request.request_id: self.random.randint(1, 40) for request in self.requests if self.random.random() < 0.5
         }
@@ -89,7 +108,9 @@ class FuzzRun:
         is_burst = self.random.random() < 0.5
         cancel_rate = self.random.choice((0.0, 0.02, 0.1))
         for num_steps in range(_MAX_STEPS):
-            while waiting and (is_burst or self.random.random() < 0.4):
+            num_open = len(self.requests) - len(waiting) - len(self.ends)
+            while waiting and num_open < self._max_open and (is_burst or self.random.random() < 0.4):
+                num_open += 1
                 self._submit(waiting.pop(0))
             if self.random.random() < cancel_rate:
                 self._cancel(self.random.choice(self.requests))
@@ -97,6 +118,7 @@ class FuzzRun:
                 self.scheduler.kv.evict_all()  # to the host, so that later requests find it there
             did_step = self.engine.step()
             self.scheduler.check_invariants()
+            self._check_searches()
             if not did_step:
                 assert self.scheduler.is_idle, f"the engine stands still after {num_steps} steps"
                 if not waiting:
@@ -117,6 +139,15 @@ class FuzzRun:
         state = "prefilling" if is_prefilling and request.state is RequestState.RUNNING else request.state.value
         self.counts[f"cancels.{state if is_here else 'not_here'}"] += 1
         self.engine.post(Cancel(request.request_id))
+
+    def _check_searches(self) -> None:
+        """Assert that a search which goes on where the last one ended finds what a new one finds."""
+        kv = self.scheduler.kv
+        for request in self.requests:
+            if request.state is RequestState.WAITING and request.prefix is not None:
+                found, fresh = kv.find(request.prefix), Prefix(request.prompt_token_ids, request.cache_salt)
+                assert found == kv.find(fresh), f"{request.request_id}: found {found} tokens"
+                assert [*request.prefix.lenders] == [*fresh.lenders], f"{request.request_id}: found other rows"
 
     def _check_end(self) -> None:
         missing = self.tokens.keys() - self.ends.keys()
@@ -209,6 +240,29 @@ class FuzzRun:
             prefix_host_tokens=(16, 100, 300)[seed % 3],
         )
 
+    def _give_tiny_pool(self) -> None:
+        most, block_size = self.random.choice((48, 64, 96)), self.random.choice((4, 16))
+        self.sim = replace(
+            self.sim, num_blocks=most // block_size, block_size=block_size, num_host_slots=64, max_seq_len=most
+        )
+        self.settings = replace(
+            self.settings,
+            policy="bros" if POLICIES[self.settings.policy].has_plain_kv else self.settings.policy,
+            max_waiting_be=1000,
+            sharing=True,
+            prefix_caching=True,
+            prefix_host_tokens=(0, 16, 32)[self.sim.seed % 3],
+        )
+
+    def _draw_short(self, index: int) -> Request:
+        """Draw a request for a pool that it may fill. Its prompt begins like others and goes on like some of them."""
+        draw, most = self.random, self.sim.max_seq_len
+        num_alike, num_own = draw.choice((0, 4, 16, 32, 40)), draw.choice((1, 4, 8, 16, 17, 32))
+        prompt = ((7,) * num_alike + (draw.choice((8, 9, 10)),) * num_own)[: most - 1]
+        max_tokens = min(draw.choice((1, 2, 5, 16, 17, 30, 64)), most - len(prompt))
+        request = self._draw_request(index)
+        return replace(request, prompt_token_ids=prompt, sampling=replace(request.sampling, max_tokens=max_tokens))
+
     def _draw_request(self, index: int) -> Request:
         draw = self.random
         is_rt = draw.random() < 0.5
@@ -235,16 +289,16 @@ class FuzzRun:
         return tuple(prompt[:num_alike]) + tuple(1_000 * (index + 1) + token_id for token_id in prompt[num_alike:])
 
 
-def run_one(seed: int, policy: str | None = None, has_host_part: bool = False) -> RunResult:
+def run_one(seed: int, policy: str | None = None, form: Form = Form.DRAWN) -> RunResult:
     """Run one seed, one seed in `_REPEAT_EVERY` twice, and return the outcome."""
-    result = _run_once(seed, policy, has_host_part)
-    if seed % _REPEAT_EVERY == 0 and result.error is None and _run_once(seed, policy, has_host_part) != result:
+    result = _run_once(seed, policy, form)
+    if seed % _REPEAT_EVERY == 0 and result.error is None and _run_once(seed, policy, form) != result:
         return replace(result, error="the same seed gave another outcome")
     return result
 
 
-def _run_once(seed: int, policy: str | None, has_host_part: bool) -> RunResult:
-    run = FuzzRun(seed, policy, has_host_part)
+def _run_once(seed: int, policy: str | None, form: Form) -> RunResult:
+    run = FuzzRun(seed, policy, form)
     name = run.settings.policy
     try:
         num_steps = run.run()
@@ -279,18 +333,18 @@ def main(argv: list[str] | None = None) -> int:
     """Run the seeds on all cores; print one replay line per failure; exit 1 if there is one."""
     args = _parse(argv)
     if args.replay is not None:
-        FuzzRun(args.replay, has_host_part=args.host_part).run()
+        FuzzRun(args.replay, form=args.form).run()
         print(f"seed {args.replay}: passed")
         return 0
     start_s, source = time.monotonic(), provenance()  # of the code that runs, whatever is committed meanwhile
     results: list[RunResult] = []
     seeds = range(args.seed, args.seed + args.runs)
     with ProcessPoolExecutor(args.jobs, initializer=_quiet) as pool:
-        run = partial(run_one, has_host_part=args.host_part)
+        run = partial(run_one, form=args.form)
         for result in pool.map(run, seeds, chunksize=16):
             results.append(result)
             if result.error:
-                flag = " --host-part" * args.host_part
+                flag = "" if args.form is Form.DRAWN else f" --{args.form}"
                 print(
                     f"\npython -m tests.fuzz --replay {result.seed}{flag}   # {result.policy}: {result.error}",
                     flush=True,
@@ -336,7 +390,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=1000, help="seeds to run (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="first seed (default: 0)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: all cores)")
-    parser.add_argument("--host-part", action="store_true", help="keep evicted prefixes on the host in every run")
+    parser.set_defaults(form=Form.DRAWN)
+    for form, words in (
+        (Form.HOST_PART, "keep evicted prefixes on the host in every run"),
+        (Form.TINY_POOL, "many short requests that begin alike, in two to six blocks, in every run"),
+    ):
+        parser.add_argument(f"--{form}", action="store_const", const=form, dest="form", help=words)
     parser.add_argument("--out", metavar="FILE.json", help="write a summary")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run one seed here, with its traceback")
     return parser.parse_args(argv)

@@ -299,6 +299,7 @@ class Packing:
         num_tokens = min(first.num_uncomputed, self.tokens_left)
         others = rows[:0:-1].tolist()
         if not self._take_all(first, num_tokens, others):
+            self.kv.evict_all()  # a cached row may borrow from it
             self.cut(int(rows[0]), 0)
             num_tokens = min(len(first.token_ids), self.tokens_left)
             self._take_all(first, num_tokens, others)  # also what it borrowed of them until now

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kv.manager import KVCacheManager
@@ -191,18 +191,18 @@ class Stories:
     def begin(self, story: int, num_tokens: int) -> None:
         self._grow(self.manager.open(TAIL), story, num_tokens)
 
-    def go_on(self, _story: int, num_tokens: int) -> None:
+    def go_on(self, which: int, num_tokens: int) -> None:
         if self.running:
-            self._grow(*self.running.pop(), min(num_tokens, 4))
+            self._grow(*self.running.pop(which % len(self.running)), min(num_tokens, 4))
 
-    def cut(self, _story: int, num_tokens: int) -> None:
+    def cut(self, which: int, num_tokens: int) -> None:
         if self.running:
-            row = self.running[-1][0]
+            row = self.running[which % len(self.running)][0]
             self.manager.shrink(row, min(num_tokens, self.manager.num_held(row)), checkpoint=False)
 
-    def end(self, _story: int, _num_tokens: int) -> None:
+    def end(self, which: int, _num_tokens: int) -> None:
         if self.running:
-            row, story = self.running.pop()
+            row, story = self.running.pop(which % len(self.running))
             num_tokens = self.manager.num_held(row)
             self.manager.leave_cached(row, Prefix(self.prompts[story][:num_tokens]), num_tokens)
 
@@ -218,9 +218,17 @@ class Stories:
         self.running.append((row, story))
 
 
+# One row begins as another does. That one goes, and the first goes on with other tokens, in the run that both had.
+ONE_GOES_ON_ALONE = [
+    (Stories.begin, 1, 6, False),
+    (Stories.begin, 0, 10, True),
+    (Stories.cut, 1, 1, False),
+    (Stories.go_on, 0, 4, True),
+]
 CHANGES = (Stories.begin, Stories.begin, Stories.go_on, Stories.cut, Stories.end, Stories.evict)
 
 
+@example(ONE_GOES_ON_ALONE)
 @given(st.lists(st.tuples(st.sampled_from(CHANGES), st.integers(0, 2), st.integers(1, 14), st.booleans()), max_size=30))
 def test_looking_again_finds_what_a_first_look_finds(
     changes: list[tuple[Callable[[Stories, int, int], None], int, int, bool]],

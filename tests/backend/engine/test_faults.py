@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backend.policy.settings import POLICY_NAMES
-from tests.fuzz import RunResult, run_one
+from tests.fuzz import Form, RunResult, run_one
 
 NUM_RUNS = 160
 RESULTS = Path(__file__).parents[3] / "bench" / "results"
@@ -35,11 +35,19 @@ def test_random_runs_of_each_policy_lose_nothing(policy: str) -> None:
 
 
 def test_random_runs_with_a_host_part_lose_nothing() -> None:
-    results = [run_one(seed, has_host_part=True) for seed in (2012, 2013, 2014, 2015)]
+    results = [run_one(seed, form=Form.HOST_PART) for seed in (2012, 2013, 2014, 2015)]
     assert not [result for result in results if result.error]
     counts = sum((Counter(result.counts) for result in results), Counter())
     assert counts["host_parts"] == len(results)
     assert counts["prefix_tokens.rt_host"] + counts["prefix_tokens.be_host"] > 0
+
+
+def test_many_short_requests_in_a_tiny_pool_lose_nothing() -> None:
+    results = [run_one(seed, form=Form.TINY_POOL) for seed in range(1, 8)]
+    assert not [result for result in results if result.error]
+    counts = sum((Counter(result.counts) for result in results), Counter())
+    assert counts["evicted_slots"] > 0
+    assert counts["prefix_tokens.rt_hit"] + counts["prefix_tokens.be_hit"] > 0
 
 
 def test_the_runs_meet_what_they_are_for() -> None:

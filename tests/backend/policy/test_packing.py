@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from backend.core.request import RequestState
 from backend.policy.packing import Packing
 from kv.types import Row
 from tests.backend.factories import be, rt
-from tests.backend.policy.driving import FIT, make, start
+from tests.backend.policy.driving import FIT, make, start, step
 from tests.fuzz import FuzzRun
 
 
@@ -98,6 +99,28 @@ def test_what_gave_up_its_own_slots_begins_again_in_the_same_step() -> None:
 def test_what_begins_again_also_gets_the_slots_that_it_had_borrowed() -> None:
     """This run of 10,000 once stood still: a real-time request had borrowed its prefix from the only other one."""
     assert FuzzRun(8783).run() > 109
+
+
+def test_what_begins_again_keeps_no_slots_for_a_cached_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine once ended here: a cached row borrowed from the request that was to begin again."""
+    scheduler = make(prefix_caching=True)
+    lender, borrower = be(prompt=[7] * 49, max_tokens=30), be(prompt=[7] * 48 + [8] * 17, max_tokens=2)
+    start(scheduler, lender)
+    start(scheduler, borrower)
+    step(scheduler, 0.0, 1e-3)
+    assert lender.row is not None
+    assert borrower.state is RequestState.FINISHED
+    packing = Packing(scheduler.view)
+    packing.cut(lender.row, 0)
+    assert packing.num_held(lender.row) > 0, "the cached row does not borrow: the test is void"
+
+    packing = Packing(scheduler.view)
+    has_gaps = iter([False])  # the slots of others do not suffice, as where those of the request have gaps
+    take_all = packing._take_all
+    monkeypatch.setattr(packing, "_take_all", lambda *rest: next(has_gaps, None) is not False and take_all(*rest))
+    plan = packing.plan(1.0)
+    assert plan.num_new_tokens == {lender: len(lender.token_ids)}
+    scheduler.commit(plan)
 
 
 def test_victims_give_way_in_order_and_keep_what_is_not_needed() -> None:

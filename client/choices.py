@@ -1,9 +1,12 @@
-"""Runs every choice of a request of OpenAI's API at once, as a request of its own to the engine each."""
+"""Runs the choices of a request of OpenAI's API, each as a request of its own to the engine."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from client.client import AsyncClient
 from client.errors import ClientError
@@ -13,24 +16,91 @@ from client.openai.errors import from_client
 from client.openai.job import Job, require_end
 
 T = TypeVar("T")
+_ending: set[asyncio.Task[None]] = set()  # the event loop itself keeps none alive
 
 
-async def complete(client: AsyncClient, job: Job) -> Json:
+class Pace:
+    """Lets one caller go on in each turn of the event loop; they take turns.
+
+    To begin or to cancel a call takes the loop a part of a millisecond. Thousands in one turn would hold up all that
+    goes out.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def turn(self) -> None:
+        """Wait for a turn of the event loop in which nobody else goes on."""
+        async with self._lock:
+            await asyncio.sleep(0)
+
+
+class Calls:
+    """The calls of one client to the engine that are open: `most`. The others wait, and hurt nobody else."""
+
+    def __init__(self, most: int, pace: Pace) -> None:
+        self.pace = pace
+        self._free = asyncio.Semaphore(most)
+
+    async def begin(self, call: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
+        """Begin `call` when one of the others has ended and its turn has come."""
+        await self._free.acquire()
+        try:
+            await self.pace.turn()
+        except BaseException:
+            self._free.release()
+            raise
+        task = asyncio.create_task(call())
+        task.add_done_callback(lambda _: self._free.release())
+        return task
+
+
+class Begun(NamedTuple):
+    """Choices that run. all: done when all have begun. tasks: those that have, in order."""
+
+    all: asyncio.Task[None]
+    tasks: list[asyncio.Task[Any]]
+
+
+async def complete(client: AsyncClient, job: Job, calls: Calls) -> Json:
     """Return the whole answer. When a choice fails, or this is cancelled, all choices are. Raises ApiError."""
     if job.asked.num_choices == 1:
         return job.answer([await _generation(client, job, 0)])
-    tasks = [asyncio.create_task(_generation(client, job, choice)) for choice in range(job.asked.num_choices)]
+    async with running(lambda choice: _generation(client, job, choice), job.asked.num_choices, calls) as begun:
+        await begun.all
+        done, _ = await asyncio.wait(begun.tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()  # raises what it raised
+        return job.answer([task.result() for task in begun.tasks])
+
+
+@asynccontextmanager
+async def running(call: Callable[[int], Coroutine[Any, Any, T]], num: int, calls: Calls) -> AsyncGenerator[Begun]:
+    """Begin `call(0)` to `call(num - 1)` one after the other; at the end, cancel what has not ended."""
+    tasks: list[asyncio.Task[T]] = []
+
+    async def begin() -> None:
+        for choice in range(num):
+            tasks.extend([await calls.begin(partial(call, choice))])
+
+    begun = Begun(asyncio.create_task(begin()), tasks)
     try:
-        return job.answer(await asyncio.gather(*tasks))
+        yield begun
     finally:
-        await cancel(tasks)
+        ending = asyncio.create_task(_end(begun, calls.pace))  # goes on where this is cancelled again
+        _ending.add(ending)
+        ending.add_done_callback(_ending.discard)
+        await asyncio.shield(ending)
 
 
-async def cancel(tasks: list[asyncio.Task[T]]) -> None:
-    """Cancel tasks and wait for their end."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def _end(begun: Begun, pace: Pace) -> None:
+    begun.all.cancel()
+    await asyncio.gather(begun.all, return_exceptions=True)
+    for task in begun.tasks:
+        if not task.done():
+            await pace.turn()
+            task.cancel()
+    await asyncio.gather(*begun.tasks, return_exceptions=True)
 
 
 async def _generation(client: AsyncClient, job: Job, choice: int) -> Generation:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from weakref import WeakValueDictionary
 
 from client import AsyncClient, Chunk, Options, wire
-from client.choices import cancel, complete
+from client.choices import Calls, Pace, complete, running
 from client.errors import ClientError, OverloadedError
 from client.openai.asked import Json
 from client.openai.errors import ApiError, from_client
@@ -24,6 +25,8 @@ _CANARY_TOKEN = 1
 _INSPECT_TIMEOUT_S = 5.0
 _LINES = Sender("lines of batches")
 _MAX_LINES_READ = 8  # at once; the others wait here
+MAX_OPEN_LINES = 64  # calls for lines of batches at once, each choice a call
+_MAX_OPEN_CHOICES = 512  # calls of one client at once for its requests that ask for several choices
 Part = tuple[int, Chunk]  # of an answer: the number of the choice, and its next piece
 
 
@@ -33,6 +36,9 @@ class Engine:
     def __init__(self, transport: AsyncTransport) -> None:
         self.reading = Reading()
         self._reading_lines = asyncio.Semaphore(_MAX_LINES_READ)
+        self._pace = Pace()
+        self._line_calls = Calls(MAX_OPEN_LINES, self._pace)
+        self._calls: WeakValueDictionary[str, Calls] = WeakValueDictionary()  # by client, while it has any
         self._transport = transport
         self._clients = {model: AsyncClient(transport, model=model) for model in wire.MODELS}
 
@@ -40,15 +46,16 @@ class Engine:
         """Return the whole answer to a line of a batch: see `batch_job`."""
         async with self._reading_lines:
             job = await self.reading(_LINES, len(body), batch_job, url, body, left_ms)
-        return await self.complete(job)
+        return await complete(self._clients[job.asked.model], job, self._line_calls)
 
-    async def complete(self, job: Job) -> Json:
-        """Return the whole answer. Cancelled, it cancels every choice."""
-        return await complete(self._clients[job.asked.model], job)
+    async def complete(self, job: Job, client: str) -> Json:
+        """Return the whole answer for `client`. Cancelled, it cancels every choice."""
+        return await complete(self._clients[job.asked.model], job, self._calls_of(client))
 
-    def stream(self, job: Job) -> AsyncGenerator[Part, None]:
-        """Return the parts of the answer as they come, the choices mixed. Closed, it cancels every choice."""
-        return self._parts(job, 0) if job.asked.num_choices == 1 else self._merged(job)
+    def stream(self, job: Job, client: str) -> AsyncGenerator[Part, None]:
+        """Return the parts of the answer for `client` as they come, the choices mixed. Closed, it cancels every
+        choice."""
+        return self._parts(job, 0) if job.asked.num_choices == 1 else self._merged(job, self._calls_of(client))
 
     async def inspect(self) -> Snapshot:
         """Return the engine's state now."""
@@ -72,6 +79,9 @@ class Engine:
         self.reading.close()
         await self._transport.close()
 
+    def _calls_of(self, client: str) -> Calls:
+        return self._calls.setdefault(client, Calls(_MAX_OPEN_CHOICES, self._pace))
+
     async def _parts(self, job: Job, choice: int) -> AsyncGenerator[Part, None]:
         client = self._clients[job.asked.model]
         try:
@@ -82,11 +92,10 @@ class Engine:
         except ClientError as error:
             raise from_client(error) from error
 
-    async def _merged(self, job: Job) -> AsyncGenerator[Part, None]:
-        arrived: asyncio.Queue[Part | ApiError | None] = asyncio.Queue(maxsize=job.asked.num_choices)
-        tasks = [asyncio.create_task(self._put(job, choice, arrived)) for choice in range(job.asked.num_choices)]
-        num_open = len(tasks)
-        try:
+    async def _merged(self, job: Job, calls: Calls) -> AsyncGenerator[Part, None]:
+        num_open = job.asked.num_choices
+        arrived: asyncio.Queue[Part | ApiError | None] = asyncio.Queue(maxsize=num_open)
+        async with running(lambda choice: self._put(job, choice, arrived), num_open, calls):
             while num_open:
                 match await arrived.get():
                     case None:
@@ -95,8 +104,6 @@ class Engine:
                         raise error
                     case part:
                         yield part
-        finally:
-            await cancel(tasks)
 
     async def _put(self, job: Job, choice: int, arrived: asyncio.Queue[Part | ApiError | None]) -> None:
         try:

@@ -102,8 +102,8 @@ async def _answer(endpoint: Endpoint, request: Request, caller: Caller, max_byte
     job = make_job(endpoint, asked, caller.rule.served(asked.tier, asked.model, priority_class))
     headers = {"x-request-id": job.request_id}
     if not asked.is_streamed:
-        return json_response(await unless_gone(request, engine.complete(job)), headers=headers)
-    return await _stream(engine, job, request, headers | _STREAM_HEADERS)
+        return json_response(await unless_gone(request, engine.complete(job, client)), headers=headers)
+    return await _stream(engine, job, client, request, headers | _STREAM_HEADERS)
 
 
 def _read(endpoint: Endpoint, text: bytes, slos: Mapping[str, float]) -> Asked:
@@ -114,9 +114,9 @@ def _read(endpoint: Endpoint, text: bytes, slos: Mapping[str, float]) -> Asked:
     return asked
 
 
-async def _stream(engine: Engine, job: Job, request: Request, headers: dict[str, str]) -> Response:
+async def _stream(engine: Engine, job: Job, client: str, request: Request, headers: dict[str, str]) -> Response:
     """Begin the stream when its first part has come: until then an error is an answer with a status of its own."""
-    parts = engine.stream(job)
+    parts = engine.stream(job, client)
     try:
         first: Part = await unless_gone(request, anext(parts))
     except BaseException:

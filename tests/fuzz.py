@@ -66,7 +66,7 @@ class RunResult:
 
 
 class Form(StrEnum):
-    """What a run is, whatever its seed draws."""
+    """The form of a run. It overrules what the seed draws."""
 
     DRAWN = "drawn"
     HOST_PART = "host-part"  # it keeps evicted prefixes on the host

@@ -7,6 +7,7 @@ takes seconds, and needs a library that other engines do without.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,11 +19,11 @@ from backend.core.errors import InvalidRequestError, shorten
 if TYPE_CHECKING:
     import jinja2
 
-# Words of a template that writes and reads tool calls in a form that the front door knows, and words of other forms.
-_KNOWN_CALLS = (
-    (("tools", "<tool_call>", "arguments"), ("<function=",)),  # Hermes, Qwen
-    (("tools", '"parameters": dictionary'), ()),  # Llama 3
-)
+# What a template says of calls that the front door knows: JSON in <tool_call> (Hermes, Qwen), or Llama 3's. Qwen3-Coder
+# and GLM put XML into <tool_call>.
+_JSON_CALL = re.compile(r"""\{\s*\\*["'](name|arguments)\\*["']\s*:""")
+_XML_CALLS = ("<function=", "<arg_key>")
+_LLAMA_CALL = '"parameters": dictionary'
 # Names under which a message may bring its reasoning; templates read the first, gpt-oss's the second.
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
@@ -37,10 +38,10 @@ class ChatTemplate:
     @property
     def has_tools(self) -> bool:
         """Whether it shows tools, and has their calls written in a form that is known."""
-        return any(
-            all(word in self.source for word in words) and not any(word in self.source for word in others)
-            for words, others in _KNOWN_CALLS
-        )
+        source = self.source
+        is_xml = any(word in source for word in _XML_CALLS)
+        is_json = "<tool_call>" in source and not is_xml and _JSON_CALL.search(source) is not None
+        return "tools" in source and (is_json or _LLAMA_CALL in source)
 
     def render(self, messages: Sequence[Mapping[str, object]], tools: Sequence[Mapping[str, object]] = ()) -> str:
         """Return the prompt text that asks for the assistant's next message. Raises InvalidRequestError."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from client.batch.lines import Line, LineError, Reply, checksum, parse_line, refused, result_line
 from client.batch.results import Results, find_repeated, read_lines
 from client.batch.sender import FIRST_WAIT_S, Sender
-from client.choices import complete
+from client.choices import Calls, Pace, complete
 from client.client import AsyncClient
 from client.openai.asked import Json
 from client.openai.errors import ApiError
@@ -46,8 +46,10 @@ async def run_batch(
     """Send what has no result yet and append its result. Raises UnavailableError when the server is gone for good;
     cancelling it cancels the open requests. Run again, it goes on where it was."""
 
+    calls = Calls(settings.concurrency, Pace())
+
     async def answer(url: str, body: bytes, left_ms: float | None) -> Json:
-        return await complete(client, batch_job(url, body, left_ms, settings.max_tokens, takes_any_model=True))
+        return await complete(client, batch_job(url, body, left_ms, settings.max_tokens, takes_any_model=True), calls)
 
     sender = Sender(answer, _left_ms(settings), settings.first_wait_s, waits_for_engine=False)
     pending = pending_lines(source, results, find_repeated(source), on_result)

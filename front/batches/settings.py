@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from front.engine import MAX_OPEN_LINES
+
 WINDOW = "24h"  # the only completion_window that OpenAI's API has
 WINDOW_S = 24 * 3600
 
@@ -38,7 +40,7 @@ class BatchSettings:
     max_files: int = 10_000
     max_unfinished: int = 16
     max_unfinished_in_all: int = 64
-    max_open_requests: int = 64
+    max_open_requests: int = MAX_OPEN_LINES
     upload_idle_s: float = 60.0
     upload_s: float = 3600.0
     min_upload_bytes_per_s: float = 8192.0

@@ -82,10 +82,11 @@ HERMES = (
     "{% for message in messages %}{{ message.content }}"
     "{% for call in message.tool_calls or [] %}{{ call.function.arguments | tojson }}{% endfor %}{% endfor %}"
 )
+ESCAPED_HERMES = HERMES.replace('{"name": .., "arguments"', '{\\"arguments\\": .., \\"name\\"')
 LLAMA = '{% if tools %}{{ tools[0].function.name }} {"name": function name, "parameters": dictionary}{% endif %}'
 
 
-@pytest.mark.parametrize("source", [HERMES, LLAMA])
+@pytest.mark.parametrize("source", [HERMES, ESCAPED_HERMES, LLAMA])
 def test_tools_are_shown_where_the_template_has_a_known_form_of_calls(source: str) -> None:
     template = ChatTemplate(source, {})
     assert "clock" in template.render([{"role": "user", "content": "hi"}], TOOLS)
@@ -98,7 +99,24 @@ def test_the_calls_of_a_message_are_objects_to_the_template() -> None:
     assert ChatTemplate(HERMES, {}).render(messages) == '{"zone": "CET"}noon'
 
 
-@pytest.mark.parametrize("source", ["{{ messages[0].content }}", HERMES + "<function=", "{{ tools }}[TOOL_CALLS]"])
+GLM = (
+    "{% if tools %}{{ tools[0] | tojson }}Write <tool_call>{function-name}<arg_key>{arg-key-1}</arg_key></tool_call>"
+    "{% endif %}{% for message in messages %}{{ message.tool_calls[0].arguments }}{% endfor %}"
+)
+OTHER_XML = GLM.replace("arg_key", "argument")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages[0].content }}",
+        HERMES + "<function=",
+        HERMES + "<arg_key>",
+        GLM,
+        OTHER_XML,
+        "{{ tools }}[TOOL_CALLS]",
+    ],
+)
 def test_tools_are_refused_where_it_has_none(source: str) -> None:
     template = ChatTemplate(source, {})
     with pytest.raises(InvalidRequestError, match="tools: the model's chat template"):

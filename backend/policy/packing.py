@@ -299,7 +299,6 @@ class Packing:
         num_tokens = min(first.num_uncomputed, self.tokens_left)
         others = rows[:0:-1].tolist()
         if not self._take_all(first, num_tokens, others):
-            self.kv.evict_all()  # a cached row may borrow from it
             self.cut(int(rows[0]), 0)
             num_tokens = min(len(first.token_ids), self.tokens_left)
             self._take_all(first, num_tokens, others)  # also what it borrowed of them until now
@@ -309,6 +308,7 @@ class Packing:
         """Do `make_room_whole` until nothing is left to take: who borrows has to let go before who lends can."""
         num_held = [0]
         while not self.make_room_whole(request, num_slots, filter(self.num_held, victims)):
+            self.kv.evict_all()  # cached rows borrow, too
             before, num_held = num_held, list(map(self.num_held, victims))
             if num_held == before:
                 return False

@@ -9,7 +9,7 @@ from backend.policy.packing import Packing
 from kv.types import Row
 from tests.backend.factories import be, rt
 from tests.backend.policy.driving import FIT, make, start, step
-from tests.fuzz import FuzzRun
+from tests.fuzz import Form, FuzzRun
 
 
 def test_the_first_prefill_of_a_step_costs_more_than_the_next() -> None:
@@ -101,6 +101,11 @@ def test_what_begins_again_also_gets_the_slots_that_it_had_borrowed() -> None:
     assert FuzzRun(8783).run() > 109
 
 
+def test_what_begins_again_gets_slots_that_a_cached_row_had_borrowed() -> None:
+    """This run stood still: real-time borrowed from a cached row, and that from the only other request."""
+    assert FuzzRun(408, form=Form.TINY_POOL).run() > 176
+
+
 def test_what_begins_again_keeps_no_slots_for_a_cached_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine once ended here: a cached row borrowed from the request that was to begin again."""
     scheduler = make(prefix_caching=True)
@@ -115,9 +120,9 @@ def test_what_begins_again_keeps_no_slots_for_a_cached_row(monkeypatch: pytest.M
     assert packing.num_held(lender.row) > 0, "the cached row does not borrow: the test is void"
 
     packing = Packing(scheduler.view)
-    has_gaps = iter([False])  # the slots of others do not suffice, as where those of the request have gaps
-    take_all = packing._take_all
-    monkeypatch.setattr(packing, "_take_all", lambda *rest: next(has_gaps, None) is not False and take_all(*rest))
+    refusals = iter([False, False])  # the slots of others do not suffice, as where those of the request have gaps
+    make_room = packing.make_room_whole
+    monkeypatch.setattr(packing, "make_room_whole", lambda *rest: next(refusals, True) and make_room(*rest))
     plan = packing.plan(1.0)
     assert plan.num_new_tokens == {lender: len(lender.token_ids)}
     scheduler.commit(plan)

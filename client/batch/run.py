@@ -67,17 +67,24 @@ async def run_lines(
     """
     try:
         async with asyncio.TaskGroup() as group:
-            await places.acquire()
-            try:
-                while (line := next(lines, None)) is not None:
-                    task = group.create_task(_run_line(line, results, send, on_result))
-                    task.add_done_callback(lambda _: places.release())
-                    await places.acquire()
-            finally:
-                places.release()
+            while (line := await _next_line(lines, places)) is not None:
+                task = group.create_task(_run_line(line, results, send, on_result))
+                task.add_done_callback(lambda _: places.release())
     except ExceptionGroup as errors:
         first = errors.exceptions[0]
         raise first from first.__cause__  # which says whether it was the disk
+
+
+async def _next_line(lines: Iterator[Line], places: asyncio.Semaphore) -> Line | None:
+    """Take one of `places`, and return the next line, which holds it. After the last one, give it back."""
+    await places.acquire()
+    line = None
+    try:
+        line = next(lines, None)
+    finally:
+        if line is None:
+            places.release()
+    return line
 
 
 def pending_lines(source: Path, results: Results, repeated: Mapping[int, int], on_result: OnResult) -> Iterator[Line]:

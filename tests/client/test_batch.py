@@ -19,7 +19,7 @@ import pytest
 from client import AsyncClient, AsyncFakeTransport, FakeServer, Retry
 from client.batch.lines import CHAT, COMPLETIONS, Line, LineError, Reply, checksum, parse_line, result_line
 from client.batch.results import BatchFileError, Results, find_repeated, open_results
-from client.batch.run import BatchSettings, run_batch
+from client.batch.run import BatchSettings, run_batch, run_lines
 from client.cli import main
 from client.errors import ExecutionError, UnavailableError
 from client.generation import Call, Outputs
@@ -346,6 +346,29 @@ def test_an_output_that_is_not_ours_is_left_alone(tmp_path: Path, precious: str)
     with pytest.raises(BatchFileError, match="not written by"):
         run_on(AsyncFakeTransport(), write_batch(tmp_path / "in.jsonl", [chat_line("a")]), tmp_path)
     assert (tmp_path / "out.jsonl").read_text() == precious
+
+
+def test_a_batch_that_is_cancelled_while_it_waits_leaves_as_many_places_as_there_were(tmp_path: Path) -> None:
+    async def main() -> None:
+        places = asyncio.Semaphore(2)
+
+        async def send(_: Line) -> Reply:
+            await asyncio.sleep(60.0)
+            raise AssertionError("nothing cancelled this")
+
+        lines = (Line(index, 0, f"id-{index}", CHAT, b"{}") for index in range(5))
+        with open_results(tmp_path / "out.jsonl", tmp_path / "errors.jsonl") as results:
+            batch = asyncio.create_task(run_lines(lines, results, send, places, lambda _: None))
+            while not places.locked():
+                await asyncio.sleep(0)
+            batch.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await batch
+        await places.acquire()
+        await places.acquire()
+        assert places.locked()
+
+    asyncio.run(main())
 
 
 def test_two_processes_cannot_write_one_output(tmp_path: Path) -> None:

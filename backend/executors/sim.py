@@ -6,6 +6,7 @@ On a VirtualClock a step takes no real time; on any other clock it sleeps, so a 
 
 from __future__ import annotations
 
+import math
 import random
 import time
 import zlib
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.core.clock import Clock, VirtualClock
-from backend.core.errors import ExecutorError
+from backend.core.errors import ConfigError, ExecutorError
 from backend.core.executor import ExecutorCapacity
 from backend.core.plan import Sequenced, StepBatch, StepResult
 
@@ -55,6 +56,24 @@ class SimSettings:
     seed: int = 0
     counts_up: bool = False
     verify: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "block_size", "max_seq_len", "max_tokens_per_step", "max_seqs_per_step"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        self._require(self.num_host_slots >= 0, "num_host_slots", "at least 0")
+        for name in ("host_copy_s_per_token", "noise_ratio", "stall_s"):
+            self._require(0.0 <= getattr(self, name) < math.inf, name, "at least 0 and finite")
+        self._require(
+            all(0.0 <= number < math.inf for number in self.coefficients), "coefficients", "at least 0 and finite"
+        )
+        for name in ("fault_rate", "stall_rate"):
+            self._require(0.0 <= getattr(self, name) <= 1.0, name, "in [0, 1]")
+        self._require(self.vocab_size > FIRST_WORD_ID + 1, "vocab_size", f"above {FIRST_WORD_ID + 1}")
+        self._require(0 <= self.eos_token_id < self.vocab_size, "eos_token_id", f"in [0, {self.vocab_size})")
+
+    def _require(self, is_met: bool, name: str, allowed: str) -> None:
+        if not is_met:
+            raise ConfigError(f"sim.{name}: {getattr(self, name)} is not {allowed}")
 
 
 class SimExecutor:

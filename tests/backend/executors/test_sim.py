@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from backend.core.clock import MonotonicClock, VirtualClock
-from backend.core.errors import ExecutorError
+from backend.core.errors import ConfigError, ExecutorError
 from backend.core.plan import StepBatch
 from backend.core.request import Request
 from backend.executors.sim import SimExecutor, SimSettings, features_of, load, token_at
@@ -103,3 +105,22 @@ def test_features_tell_decodes_from_chunks() -> None:
     features = features_of(batch)
     assert (features.new_tokens, features.context_tokens, features.prefill_pairs) == (21, 9, 20 * (8 + 10))
     assert (features.num_decodes, features.num_prefills) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_blocks", 0),
+        ("max_seqs_per_step", -1),
+        ("num_host_slots", -1),
+        ("noise_ratio", float("nan")),
+        ("stall_s", float("inf")),
+        ("fault_rate", 1.1),
+        ("coefficients", (8e-3, -1e-6, 0.0, 0.0, 0.0)),
+        ("vocab_size", 260),
+        ("eos_token_id", 32_000),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"sim\.{name}: {re.escape(str(value))} is not "):
+        SimSettings(**{name: value})  # type: ignore[arg-type]  # out of range on purpose

@@ -38,7 +38,9 @@ class Crowd:
     @classmethod
     def of(cls, server: object) -> Crowd:
         """Return the connections of a server."""
-        return cls._all.setdefault(server, cls())
+        if server not in cls._all:
+            cls._all[server] = cls()
+        return cls._all[server]
 
     def enter(self, connection: Connection, most: int) -> Connection | None:
         """Take in a connection. Return the one to close, if there are more than `most`: it may be the same."""

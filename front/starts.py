@@ -29,7 +29,9 @@ class Starts:
     @classmethod
     def of(cls, server: object, loop: asyncio.AbstractEventLoop) -> Starts:
         """Return those of a server, whose event loop is `loop`."""
-        return cls._all.setdefault(server, cls(loop))
+        if server not in cls._all:
+            cls._all[server] = cls(loop)
+        return cls._all[server]
 
     def add(self, sender: Sender, begin: Callable[[], None]) -> None:
         """Call `begin` now, or in a later turn of the event loop where this one has begun a request."""

@@ -135,6 +135,9 @@ class LastingConsole(Console):
         self.quiet = True
 
 
+_whoever_reads = contextlib.suppress(OSError)  # a terminal that has gone is no reason to end, nor not to drain
+
+
 class ConsoleReport:
     """Tells a person what happens: a spinner while loading where there is a terminal, plain lines elsewhere."""
 
@@ -147,17 +150,17 @@ class ConsoleReport:
 
     def __enter__(self) -> ConsoleReport:
         if self._console.is_terminal:
-            with contextlib.suppress(OSError):
+            with _whoever_reads:
                 self._status.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
+        with _whoever_reads:
             self._status.stop()
 
     def progress(self, what: str) -> None:
         """Show the stage; outside of a terminal once for each stage."""
-        with contextlib.suppress(OSError):
+        with _whoever_reads:
             self._status.update(what)
         if not self._console.is_terminal:
             for stage in re.sub(r" \d+%", "", what).split(" · "):
@@ -166,14 +169,14 @@ class ConsoleReport:
                     self.news(stage)
 
     def news(self, what: str) -> None:
-        """Print a line; a terminal that has gone is no reason to end, nor not to drain."""
-        with contextlib.suppress(OSError):
+        """Print a line."""
+        with _whoever_reads:
             self._console.print(what, markup=False, soft_wrap=True)
 
     def ready(self, seconds: float) -> None:
         """Print where the model is served and what to type next; with --json, one line of JSON on stdout."""
         at = self._launch.endpoints
-        with contextlib.suppress(OSError):
+        with _whoever_reads:
             self._status.stop()
             if self._prints_json:
                 print(json.dumps(describe(at, seconds)), flush=True)

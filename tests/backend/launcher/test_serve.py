@@ -376,7 +376,7 @@ def test_processes_of_a_launch_write_no_bytecode_which_a_full_disk_would_cut_sho
 
 
 def test_an_engine_that_cannot_start_is_a_failure_with_its_last_words(base: Path) -> None:
-    with serve(base, "--set", "sim.num_blocks=0") as launch:
+    with serve(base, "--set", "sim.block_size=100000") as launch:  # more than a block of the cache may have
         _, words = launch.process.communicate(timeout=TIMEOUT_S)
     assert launch.process.returncode == 1
     assert re.search("^bros-serve: (the engine could not start|engine ended with code)", words, re.MULTILINE)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Protocol, cast
 
 from backend.core.clock import Clock
-from backend.core.errors import BrosError, ExecutorError, OverloadedError, to_bros_error
+from backend.core.errors import BrosError, ExecutorError, InvalidRequestError, OverloadedError, to_bros_error
 from backend.core.request import FinishReason, Request, RequestId
 from backend.engine.engine import MAX_INBOX, Cancel, Command, Emit, Inspect, Submit, look_at
 from backend.engine.scheduler import Scheduler
@@ -174,7 +174,8 @@ class TrtllmEngine:
                 output = self._runtime.submit(ticket)
             except Exception as error:  # an error that concerns this request only
                 self._gate.leave(request)
-                self._fail(request, ExecutorError(f"TensorRT-LLM refused {request.request_id!r}: {error}"))
+                refusal = ExecutorError(f"TensorRT-LLM refused {request.request_id!r}: {error}")
+                self._fail(request, error if isinstance(error, InvalidRequestError) else refusal)
                 continue
             self._inside[request.request_id] = (request, output)
             follower = asyncio.get_running_loop().create_task(self._follow(ticket, output))

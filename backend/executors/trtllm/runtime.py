@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from backend.core.errors import InvalidRequestError
 from backend.executors.foreign.source import Ticket
 from backend.executors.trtllm.sampling import sampling_arguments
 from backend.executors.trtllm.surface import Llm, RequestOutput
@@ -22,13 +23,21 @@ class Runtime:
         self._sampling_params = sampling_params
         self._tickets = tickets
         self._takes_priority = takes_priority(llm)
+        self._takes_salt = "cache_salt" in inspect.signature(llm.generate_async).parameters
 
     def submit(self, ticket: Ticket) -> RequestOutput:
-        """Hand a request to TensorRT-LLM. Call it on a running event loop: the answer is bound to that loop."""
+        """Hand a request to TensorRT-LLM. Call it on a running event loop: the answer is bound to that loop.
+
+        Raises InvalidRequestError for a cache salt that this version would not heed.
+        """
         request = ticket.request
         options: dict[str, object] = {"streaming": True}
         if self._takes_priority:
             options["priority"] = _PRIORITY_RT if request.is_rt else _PRIORITY_BE
+        if request.cache_salt:
+            if not self._takes_salt:
+                raise InvalidRequestError("cache_salt: this TensorRT-LLM keeps no requests apart by it")
+            options["cache_salt"] = request.cache_salt
         sampling_params = self._sampling_params(**sampling_arguments(request.sampling))
         prompt = list(request.prompt_token_ids)
         return self._tickets.submit(ticket, lambda: self._llm.generate_async(prompt, sampling_params, **options))

@@ -29,7 +29,9 @@ class VllmRuntime:
         """Hand a request to vLLM. It is scheduled by this thread, so not before its ticket is there."""
         request = ticket.request
         params = self._make_params(sampling_arguments(request.sampling, self._eos_token_ids))
-        prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
+        prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_token_ids)}
+        if request.cache_salt:
+            prompt["cache_salt"] = request.cache_salt
         priority = _PRIORITY_RT if request.is_rt else _PRIORITY_BE
         inner_id = self.llm.add_request(request.request_id, prompt, params, priority=priority)
         self.tickets[inner_id] = ticket

@@ -19,8 +19,8 @@ from backend.executors.foreign.answers import log_prob_at
 from backend.executors.trtllm.settings import TrtllmMode
 from backend.policy.settings import SchedulerSettings
 from tests.backend.executors.trtllm.driver import Rig, make_rig
-from tests.backend.executors.trtllm.fake_executor import make_executor, token_of
-from tests.backend.factories import be, rt
+from tests.backend.executors.trtllm.fake_executor import FakeLlm, make_executor, token_of
+from tests.backend.factories import be, make_request, rt
 
 MODES = (TrtllmMode.INNER, TrtllmMode.OUTER)
 
@@ -252,6 +252,30 @@ def test_too_large_and_too_many_are_refused_by_name(monkeypatch: pytest.MonkeyPa
     assert "exceed 4096" in ends[huge.request_id]
     assert world.engine.max_seq_len == 4096
     assert sorted("queue" in ends[request.request_id] for request in others) == [False, True, True]
+
+
+def test_a_salt_that_this_version_does_not_know_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    salted, plain = make_request(cache_salt="tenant-a"), be()
+    ends = make(monkeypatch).play([salted, plain]).ends
+    assert ends[salted.request_id].startswith("cache_salt: this TensorRT-LLM")
+    assert ends[plain.request_id] == "length"
+
+
+class SaltedLlm(FakeLlm):
+    """`LLM` that keeps requests of different salts apart."""
+
+    salts: tuple[str | None, ...] = ()
+
+    def generate_async(self, inputs: list[int], *rest: Any, cache_salt: str | None = None, **options: Any) -> Any:
+        self.salts += (cache_salt,)
+        return super().generate_async(inputs, *rest, **options)
+
+
+def test_a_version_that_knows_salts_is_told_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = make_executor(clock=(clock := VirtualClock()))
+    llm = SaltedLlm(executor)
+    make_rig(monkeypatch, executor, clock, llm=llm).play([make_request(cache_salt="tenant-a"), be()])
+    assert set(llm.salts) == {"tenant-a", None}
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -209,6 +209,18 @@ def seeds(world: World) -> dict[str, Any]:
     return {"seeds": [tokens[f"seed{index}"] for index in range(3)]}
 
 
+def salts(world: World) -> dict[str, Any]:
+    """Return how many tokens of one prompt vLLM had cached, under the salts a, b, none and a again."""
+    world.steer(SchedulerSettings())
+    num_cached = []
+    for index, salt in enumerate(("a", "b", "", "a")):
+        (request,) = make_requests([range(3, 103)], world.clock.now_s(), f"salt{index}-")
+        request.cache_salt = salt
+        world.run([request])
+        num_cached.append(request.num_cached)
+    return {"cached_by_salt": num_cached}
+
+
 def fall_back(world: World, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Return how requests end when our policy fails in the middle. vLLM schedules by itself from there on."""
     steering = world.steer(SchedulerSettings())
@@ -244,6 +256,6 @@ def main() -> None:
     )
     prompts = list(random_prompts(NUM_PROMPTS, MAX_PROMPT, VOCAB_SIZE, seed=1))
     found = {"facts": world.loaded.facts, **under_schedules(world, prompts, options.schedules)}
-    found |= {**seeds(world), **fall_back(world, prompts)}
+    found |= {**seeds(world), **salts(world), **fall_back(world, prompts)}
     world.engine._runtime.close()
     print("\n" + json.dumps(found), flush=True)

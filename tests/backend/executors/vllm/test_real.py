@@ -53,6 +53,12 @@ def test_seeds_decide_whatever_else_runs(found: dict[str, Any]) -> None:
     assert first == again != other
 
 
+def test_requests_of_different_salts_share_no_kv(found: dict[str, Any]) -> None:
+    first, other, none, again = found["cached_by_salt"]
+    assert (first, other, none) == (0, 0, 0)
+    assert again == 96
+
+
 def test_an_error_of_ours_ends_no_request(found: dict[str, Any]) -> None:
     assert found["fall_back"] == {"ends": ["length"], "honours_plans": False}
 

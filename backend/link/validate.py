@@ -410,7 +410,7 @@ def _stop_words(values: _Values, service: ServiceSettings) -> tuple[str, ...]:
 
 def _as_log_probs(name: str, value: object) -> bool:
     """vLLM's `logprobs` is a number of alternatives; the sampled token's own is what we have (0 or 1)."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if name != "return_log_probs" and isinstance(value, (int, float)) and not isinstance(value, bool):
         return _in_range(name, as_int(name, value), 0, 1) >= 0
     return as_bool(name, value)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Annotated, BinaryIO, Literal
+from pathlib import Path
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -115,12 +116,10 @@ def _add_files(router: APIRouter) -> None:
     @router.get("/v1/files/{file_id}/content", tags=["files"])
     async def content(file_id: str, caller: _Caller, batches: _Batches) -> Response:
         file, path = await batches.content(caller.name, file_id)
-        try:
-            opened = await asyncio.to_thread(path.open, "rb")
-        except FileNotFoundError as error:  # deleted just now
-            raise not_found("file", file_id) from error
+        if not await asyncio.to_thread(path.is_file):  # deleted just now
+            raise not_found("file", file_id)
         headers = {"Content-Length": str(file.num_bytes), **_DOWNLOAD, **_attachment(file.filename)}
-        return StreamingResponse(_pieces(opened), headers=headers, media_type="application/octet-stream")
+        return StreamingResponse(_pieces(path, file.num_bytes), headers=headers, media_type="application/octet-stream")
 
 
 def _add_batches(router: APIRouter) -> None:
@@ -160,11 +159,14 @@ def _listed(found: Sequence[StoredFile | Batch], limit: int) -> Response:
     )
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    """Yield a file; a thread of the server's reads it."""
-    with file:
-        while piece := file.read(_PIECE_BYTES):
-            yield piece
+def _pieces(path: Path, num_bytes: int) -> Iterator[bytes]:
+    """Yield a file; a thread of the server's reads it. It is open while a piece is read only, so that a client which
+    reads nothing holds no descriptor."""
+    for start in range(0, num_bytes, _PIECE_BYTES):
+        with path.open("rb") as file:
+            file.seek(start)
+            piece = file.read(_PIECE_BYTES)
+        yield piece
 
 
 def _attachment(filename: str) -> dict[str, str]:

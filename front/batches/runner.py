@@ -37,6 +37,7 @@ class Runner:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stops: dict[str, asyncio.Event] = {}
         self._results: dict[str, Results] = {}
+        self._counts: dict[str, Counts] = {}  # of those that wait for the disk
         self._checks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checks")  # files of others never wait
         self._is_closing = False
 
@@ -53,8 +54,10 @@ class Runner:
 
     def counts(self, batch: Batch) -> Counts:
         """Return how far a batch is."""
-        if (results := self._results.get(batch.id)) is None or batch.status.is_end:
+        if batch.status.is_end:
             return batch.counts
+        if (results := self._results.get(batch.id)) is None:
+            return self._counts.get(batch.id, batch.counts)
         return results_counts(results, batch.counts.total)
 
     async def join(self) -> None:
@@ -72,6 +75,7 @@ class Runner:
 
     def _forget(self, batch_id: str) -> None:
         del self._tasks[batch_id], self._stops[batch_id]
+        self._counts.pop(batch_id, None)
 
     async def _live(self, batch: Batch) -> None:
         """Take a batch to its end. A disk that refuses is waited for; any other error ends the batch."""
@@ -142,6 +146,7 @@ class Runner:
         try:
             yield results
         finally:
+            self._counts[batch.id] = self.counts(batch)  # while the batch waits for the disk
             del self._results[batch.id]
             await asyncio.to_thread(manager.__exit__, None, None, None)
 

@@ -106,6 +106,11 @@ def test_strings_for_numbers_are_taken_as_genai_perf_sends_them() -> None:
     assert sampling.ignore_eos
 
 
+@pytest.mark.parametrize("sent", [{"return_log_probs": 0}, {"return_log_probs": False}, {"return_log_probs": 1}])
+def test_log_probabilities_are_asked_for_as_any_boolean_is(sent: dict[str, object]) -> None:
+    assert check(sent).wants_log_probs == bool(sent["return_log_probs"])
+
+
 def test_vllm_names_and_harmless_values_are_taken() -> None:
     sent = {
         "n": 1,

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from front.batches.routes import _pieces
 from front.batches.settings import BatchSettings
 from front.batches.uploads import _longest_line, _plain
 from tests.front.batches.house import application, asking, openai_of, serving
@@ -191,6 +193,17 @@ def test_a_file_of_ours_is_never_shown_as_a_page(tmp_path: Path) -> None:
             assert "x-evil" not in response.headers
 
     asyncio.run(main())
+
+
+def test_a_download_holds_no_descriptor_between_two_pieces(tmp_path: Path) -> None:
+    path, data = tmp_path / "file", bytes(range(256)) * 4096
+    path.write_bytes(data)
+    me, found = psutil.Process(), b""
+    for piece in _pieces(path, len(data)):
+        assert str(path) not in [file.path for file in me.open_files()]
+        found += piece
+    assert found == data
+    assert [*_pieces(path, 0)] == []
 
 
 @given(st.lists(st.binary(max_size=9).map(lambda data: data.replace(b"\r", b"\n"))))

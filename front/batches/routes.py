@@ -27,6 +27,7 @@ from front.routes import caller_of, takes
 _DOWNLOAD = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}  # never a page of ours
 _MAX_BODY_BYTES = 64 * 1024
 _PIECE_BYTES = 256 * 1024
+_MAX_LISTED = 500  # files of one answer, whatever `limit` says: nobody else is served meanwhile
 _Label = Annotated[str, Meta(max_length=512)]
 _FORM = {
     "type": "object",
@@ -101,6 +102,7 @@ def _add_files(router: APIRouter) -> None:
         order: Literal["asc", "desc"] = "desc",
         after: Annotated[str | None, Query(max_length=128)] = None,
     ) -> Response:
+        limit = min(limit, _MAX_LISTED)
         cut = Cut(limit + 1, after, newest_first=order == "desc")
         return _listed(await batches.files(caller.name, cut, purpose), limit)
 

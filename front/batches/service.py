@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
@@ -32,6 +34,7 @@ class Batches:
         self._runner = runner
         self._settings = settings
         self._now_s = now_s
+        self._lists: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by owner, while one is made
 
     # --- files
 
@@ -59,7 +62,9 @@ class Batches:
 
     async def files(self, owner: str, cut: Cut, purpose: str | None) -> list[StoredFile]:
         """Return files, by their time."""
-        return _found(await self._disk(self._disk.store.files, owner, cut, purpose), "file", cut.after or "", "after")
+        async with self._turn(owner):
+            found = await self._disk(self._disk.store.files, owner, cut, purpose)
+        return _found(found, "file", cut.after or "", "after")
 
     async def delete_file(self, owner: str, file_id: str) -> None:
         """Delete a file that no unfinished batch reads."""
@@ -91,7 +96,8 @@ class Batches:
 
     async def batches(self, owner: str, cut: Cut) -> list[Batch]:
         """Return batches, the newest first."""
-        batches = await self._disk(self._disk.store.batches, owner, cut)
+        async with self._turn(owner):
+            batches = await self._disk(self._disk.store.batches, owner, cut)
         return [self._now(batch) for batch in _found(batches, "batch", cut.after or "", "after")]
 
     async def cancel(self, owner: str, batch_id: str) -> Batch:
@@ -103,6 +109,10 @@ class Batches:
     async def join(self) -> None:
         """Wait until every batch has ended."""
         await self._runner.join()
+
+    def _turn(self, owner: str) -> asyncio.Lock:
+        """Return what lets one list of `owner` at a time wait for the disk, so that others are not behind all of them."""
+        return self._lists.setdefault(owner, asyncio.Lock())
 
     def _now(self, batch: Batch) -> Batch:
         return replace(batch, counts=self._runner.counts(batch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import openai
@@ -10,7 +11,11 @@ import pytest
 
 from client import FakeServer
 from client.batch.lines import COMPLETIONS
+from front.batches import routes
+from front.batches.objects import StoredFile
+from front.batches.service import open_batches
 from front.batches.settings import WINDOW_S, BatchSettings
+from front.batches.store import Cut
 from tests.front.batches.house import begin, chat_line, ended, openai_of, results, serving, to_bytes
 
 
@@ -97,6 +102,45 @@ def test_an_input_that_cannot_be_run_fails_before_it_begins(
 
     asyncio.run(main())
     assert server.calls == []
+
+
+def test_a_long_list_comes_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "_MAX_LISTED", 2)
+
+    async def main() -> None:
+        async with serving(tmp_path) as http:
+            client = openai_of(http)
+            for n in (1, 2, 3):
+                await client.files.create(file=(f"{n}.jsonl", b"x" * n), purpose="batch")
+            page = (await http.get("/v1/files")).json()
+            assert ([file["bytes"] for file in page["data"]], page["has_more"]) == ([3, 2], True)
+            assert [file.bytes async for file in client.files.list()] == [3, 2, 1]
+
+    asyncio.run(main())
+
+
+def test_lists_of_others_are_not_behind_all_of_one_owner(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def slow_files(owner: str, *_: object) -> list[StoredFile]:
+        time.sleep(0.005)
+        made.append(owner)
+        return []
+
+    async def never(*_: object) -> dict[str, object]:
+        raise AssertionError("no line is sent")
+
+    async def main() -> None:
+        async with open_batches(tmp_path, never, BatchSettings()) as batches:
+            batches._disk.store.files = slow_files  # type: ignore[method-assign]
+            many = [asyncio.create_task(batches.files("many", Cut(1), None)) for _ in range(20)]
+            await asyncio.sleep(0)
+            await batches.files("one", Cut(1), None)
+            assert made.index("one") <= 2
+            await asyncio.gather(*many)
+            assert made.count("many") == 20
+
+    asyncio.run(main())
 
 
 def test_files_are_listed_read_and_deleted(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What vLLM is told of a request."""
+"""A request as vLLM gets it."""
 
 from __future__ import annotations
 

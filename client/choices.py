@@ -16,6 +16,8 @@ from client.openai.errors import from_client
 from client.openai.job import Job, require_end
 
 T = TypeVar("T")
+V = TypeVar("V")
+R = TypeVar("R")
 _ending: set[asyncio.Task[None]] = set()  # the event loop itself keeps none alive
 
 
@@ -28,6 +30,12 @@ class Pace:
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
+        self._thread = asyncio.Lock()
+
+    async def away(self, function: Callable[[V], R], value: V) -> R:
+        """Return `function(value)`, called on a thread. Another such call waits: the event loop has to go on."""
+        async with self._thread:
+            return await asyncio.to_thread(function, value)
 
     async def turn(self) -> None:
         """Wait for a turn of the event loop in which nobody else goes on."""
@@ -65,13 +73,14 @@ class Begun(NamedTuple):
 async def complete(client: AsyncClient, job: Job, calls: Calls) -> Json:
     """Return the whole answer. When a choice fails, or this is cancelled, all choices are. Raises ApiError."""
     if job.asked.num_choices == 1:
-        return job.answer([await _generation(client, job, 0)])
+        generation = [await _generation(client, job, 0)]
+        return await calls.pace.away(job.answer, generation) if job.asked.wants_log_probs else job.answer(generation)
     async with running(lambda choice: _generation(client, job, choice), job.asked.num_choices, calls) as begun:
         await begun.all
         done, _ = await asyncio.wait(begun.tasks, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             task.result()  # raises what it raised
-        return job.answer([task.result() for task in begun.tasks])
+        return await calls.pace.away(job.answer, [task.result() for task in begun.tasks])
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ _SAME_NAMES = (
     "cache_salt",
 )
 _MILLISECONDS = ("ttft_slo_ms", "tpot_slo_ms", "itl_slo_ms", "deadline_ms")
+MAX_LOG_PROBS = 262_144  # of a whole answer; each takes 100 bytes
 MAX_SENT_BYTES = 4 * 1024 * 1024  # to the engine, of all choices of one request
 _USUAL_TEMPERATURE = 1.0  # OpenAI's; the engine's own is 0
 
@@ -54,6 +55,12 @@ class Asked:
     @property
     def wants_log_probs(self) -> bool:
         return self.options.get("log_probs", False)
+
+    @property
+    def num_log_probs(self) -> int:
+        """The most log-probabilities that an answer holds; 0 where its length is left to the engine."""
+        num_each = 1 + self.options.get("top_log_probs", 0)
+        return self.wants_log_probs * num_each * self.num_choices * self.options.get("max_tokens", 0)
 
     def prompt_of(self, choice: int) -> Prompt:
         """Return the prompt of a choice."""
@@ -122,7 +129,13 @@ def _randomness(body: Body) -> Json:
 
 
 def require_sendable(asked: Asked, num_bytes: int) -> None:
-    """Raise ApiError where the choices of a body, each of which brings the prompt along, come to too many bytes."""
+    """Raise ApiError where the choices of a body, each of which brings the prompt along, come to too many bytes.
+
+    So it does where a whole answer would hold too many log-probabilities.
+    """
+    if not asked.is_streamed and asked.num_log_probs > MAX_LOG_PROBS:
+        words = f"logprobs: {asked.num_log_probs} exceed {MAX_LOG_PROBS}, the most in an answer that is not streamed"
+        raise ApiError(words, param="logprobs")
     if asked.n > 1 and asked.n * num_bytes > MAX_SENT_BYTES:
         words = f"n: {asked.n} choices for a body of {num_bytes} bytes exceed {MAX_SENT_BYTES} bytes in all"
         raise ApiError(words, param="n")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 
 from client import FakeServer
-from client.generation import Messages
-from client.openai.asked import MAX_SENT_BYTES
+from client.generation import Generation, Messages
+from client.openai.asked import MAX_LOG_PROBS, MAX_SENT_BYTES, Json
 from client.openai.errors import ApiError
-from client.openai.job import batch_job
+from client.openai.job import Job, batch_job
 from client.openai.objects import MAX_MEMBERS, MAX_NESTED, read_object
 from front.settings import Settings
 from tests.front.door import CHAT_PATH, COMPLETIONS_PATH, Door, error_of, opened
@@ -99,6 +101,34 @@ def test_schemas_are_bounded_in_bytes_too(name: str) -> None:
 def test_many_choices_of_a_long_prompt_are_refused() -> None:
     response = Door().complete(prompt="a " * 500_000, n=128)
     assert (response.status_code, error_of(response)["param"]) == (400, "n")
+
+
+@pytest.mark.parametrize("fields", [{"n": 64, "max_tokens": 1000, "top_logprobs": 20}, {"n": 128, "max_tokens": 3000}])
+def test_an_answer_of_too_many_log_probabilities_is_refused(fields: dict[str, int]) -> None:
+    server = FakeServer()
+    response = Door(server).chat(logprobs=True, **fields)
+    error = error_of(response)
+    assert (response.status_code, error["param"]) == (400, "logprobs")
+    assert f"exceed {MAX_LOG_PROBS}" in error["message"]
+    assert server.calls == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_away"), [({}, False), ({"n": 2}, True), ({"logprobs": True, "top_logprobs": 2}, True)]
+)
+def test_a_long_answer_is_written_away_from_the_event_loop(
+    fields: dict[str, object], is_away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    answer = Job.answer
+
+    def note(job: Job, generations: Sequence[Generation]) -> Json:
+        threads.append(threading.current_thread())
+        return answer(job, generations)
+
+    monkeypatch.setattr(Job, "answer", note)
+    assert Door().chat(**fields).status_code == 200
+    assert [thread is not threading.main_thread() for thread in threads] == [is_away]
 
 
 def test_nobody_waits_for_bodies_that_are_refused() -> None:

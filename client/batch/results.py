@@ -42,6 +42,10 @@ class Results:
         self.num_failed = self._resume(errors)
         self.num_done = self._resume(output) + self.num_failed
 
+    def has(self, index: int, crc32: int) -> bool:
+        """Return whether the file holds the result of line `index` as it is now."""
+        return index < len(self._done) and self._done[index] == crc32
+
     def is_done(self, index: int, crc32: int, custom_id: str | None) -> bool:
         """Return whether line `index` has its result. Raises BatchFileError when that is another request's result."""
         found = self._done[index] if index < len(self._done) else 0

@@ -21,6 +21,7 @@ from client.openai.errors import ApiError
 from client.openai.job import batch_job
 
 _MAX_SHOWN = 60  # characters of a custom_id in an error
+_SKIPPED_BYTES = 64 * 1024  # of lines with a result, in one turn of the event loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,11 @@ async def run_batch(
 
 
 async def run_lines(
-    lines: Iterator[Line], results: Results, send: Send, places: asyncio.Semaphore, on_result: OnResult
+    lines: Iterator[Line | None], results: Results, send: Send, places: asyncio.Semaphore, on_result: OnResult
 ) -> None:
     """Send each line and append its result; raise what `send` raises, and cancel the rest.
+
+    None among the lines is a moment for others of the event loop.
 
     A request takes one of `places` before its line is read, and holds it until its result is written. Batches that
     share them take turns, and none reads ahead.
@@ -75,33 +78,52 @@ async def run_lines(
         raise first from first.__cause__  # which says whether it was the disk
 
 
-async def _next_line(lines: Iterator[Line], places: asyncio.Semaphore) -> Line | None:
+async def _next_line(lines: Iterator[Line | None], places: asyncio.Semaphore) -> Line | None:
     """Take one of `places`, and return the next line, which holds it. After the last one, give it back."""
     await places.acquire()
     line = None
     try:
-        line = next(lines, None)
+        for line in lines:
+            if line is not None:
+                break
+            await asyncio.sleep(0)  # others of the event loop go first
     finally:
         if line is None:
             places.release()
     return line
 
 
-def pending_lines(source: Path, results: Results, repeated: Mapping[int, int], on_result: OnResult) -> Iterator[Line]:
+def pending_lines(
+    source: Path, results: Results, repeated: Mapping[int, int], on_result: OnResult
+) -> Iterator[Line | None]:
     """Yield the lines without a result, reading no further than asked; note lines that cannot be sent.
 
-    `repeated` tells which lines have a custom_id of an earlier one (`find_repeated`).
+    Yield None after each `_SKIPPED_BYTES` that have their results. `repeated` tells which lines have a custom_id of an
+    earlier one (`find_repeated`).
     """
+    num_skipped = 0
     for index, text in read_lines(source):
-        crc32 = checksum(text)
-        try:
-            line = _parse_named_once(index, text, repeated)
-        except LineError as error:
-            if not results.is_done(index, crc32, error.custom_id):
-                _write(results, Line(index, crc32, error.custom_id, "", b""), refused(ApiError(str(error))), on_result)
-            continue
-        if not results.is_done(index, crc32, line.custom_id):
+        line = _pending(index, text, results, repeated, on_result)
+        num_skipped += len(text)
+        if line or num_skipped > _SKIPPED_BYTES:
+            num_skipped = 0
             yield line
+
+
+def _pending(
+    index: int, text: bytes, results: Results, repeated: Mapping[int, int], on_result: OnResult
+) -> Line | None:
+    """Return a line that has no result; None for one that has, or that cannot be sent, which is noted."""
+    crc32 = checksum(text)
+    if results.has(index, crc32):
+        return None
+    try:
+        line = _parse_named_once(index, text, repeated)
+    except LineError as error:
+        if not results.is_done(index, crc32, error.custom_id):
+            _write(results, Line(index, crc32, error.custom_id, "", b""), refused(ApiError(str(error))), on_result)
+        return None
+    return None if results.is_done(index, crc32, line.custom_id) else line
 
 
 async def _run_line(line: Line, results: Results, send: Send, on_result: OnResult) -> None:

@@ -111,7 +111,7 @@ class Batches:
         await self._runner.join()
 
     def _turn(self, owner: str) -> asyncio.Lock:
-        """Return what lets one list of `owner` at a time wait for the disk, so that others are not behind all of them."""
+        """Return what lets one list of `owner` at a time wait for the disk: others are not behind all of them."""
         return self._lists.setdefault(owner, asyncio.Lock())
 
     def _now(self, batch: Batch) -> Batch:
@@ -151,6 +151,7 @@ class Batches:
             words += f"{limits.max_unfinished} and {limits.max_unfinished_in_all}"
             raise ApiError(words, status=429, kind="rate_limit_error", code="batch_limit_exceeded")
         self._disk.store.add_batch(batch)
+        self._disk.store.forget_ended(batch.owner, limits.max_batches)
 
     def _cancel(self, owner: str, batch_id: str) -> Batch:
         batch = _found(self._disk.store.batch(owner, batch_id), "batch", batch_id)

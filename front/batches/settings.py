@@ -21,6 +21,7 @@ class BatchSettings:
     max_uploads           at once; a client with two fewer then ends one of the largest client
     max_own_uploads       of one client at once: a key, or without keys an address
     max_files             of one key that are kept at once
+    max_batches           of one key that are kept, its newest ones; those that have not ended stay
     max_unfinished        batches of one key that have not ended
     max_unfinished_in_all batches of all keys that have not ended: each holds three files open
     max_open_requests     of all batches at the engine at once; batches take turns
@@ -38,6 +39,7 @@ class BatchSettings:
     max_uploads: int = 16
     max_own_uploads: int = 4
     max_files: int = 10_000
+    max_batches: int = 10_000
     max_unfinished: int = 16
     max_unfinished_in_all: int = 64
     max_open_requests: int = MAX_OPEN_LINES

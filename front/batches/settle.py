@@ -37,7 +37,7 @@ def results_counts(results: Results, num_lines: int) -> Counts:
 
 
 def _note_expired(folder: Folder, batch: Batch, results: Results) -> None:
-    for line in pending_lines(folder.content(batch.input_id), results, {}, lambda _: None):
+    for line in filter(None, pending_lines(folder.content(batch.input_id), results, {}, lambda _: None)):
         results.append(line.index, line.crc32, result_line(line, _EXPIRED), is_failure=True)
 
 

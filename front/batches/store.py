@@ -110,6 +110,13 @@ class Store:
                 (batch.id, batch.owner, batch.input_id, batch.status.is_end, msgspec.json.encode(batch)),
             )
 
+    def forget_ended(self, owner: str, num_kept: int) -> None:
+        """Forget what has ended of the batches of `owner`, but for the `num_kept` newest of them all."""
+        newest = "SELECT number FROM batches WHERE owner = ? ORDER BY number DESC LIMIT 1 OFFSET ?"
+        query = f"DELETE FROM batches WHERE owner = ? AND is_end = 1 AND number <= ({newest})"
+        with self._change():
+            self._database.execute(query, (owner, owner, num_kept))
+
     def batch(self, owner: str, batch_id: str) -> Batch | None:
         """Return a batch; None where `owner` has none of that id."""
         return self._one("SELECT record FROM batches WHERE id = ? AND owner = ?", (batch_id, owner), Batch)

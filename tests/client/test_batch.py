@@ -18,8 +18,8 @@ import pytest
 
 from client import AsyncClient, AsyncFakeTransport, FakeServer, Retry
 from client.batch.lines import CHAT, COMPLETIONS, Line, LineError, Reply, checksum, parse_line, result_line
-from client.batch.results import BatchFileError, Results, find_repeated, open_results
-from client.batch.run import BatchSettings, run_batch, run_lines
+from client.batch.results import BatchFileError, Results, find_repeated, open_results, read_lines
+from client.batch.run import BatchSettings, pending_lines, run_batch, run_lines
 from client.cli import main
 from client.errors import ExecutionError, UnavailableError
 from client.generation import Call, Outputs
@@ -346,6 +346,20 @@ def test_an_output_that_is_not_ours_is_left_alone(tmp_path: Path, precious: str)
     with pytest.raises(BatchFileError, match="not written by"):
         run_on(AsyncFakeTransport(), write_batch(tmp_path / "in.jsonl", [chat_line("a")]), tmp_path)
     assert (tmp_path / "out.jsonl").read_text() == precious
+
+
+def test_lines_with_a_result_are_skipped_in_short_turns(tmp_path: Path) -> None:
+    """Reading 200 MB of them in one turn of the event loop held up all that the process serves."""
+    num_lines = 2_000
+    source = write_batch(tmp_path / "in.jsonl", [chat_line(f"r{index}", pad="x" * 400) for index in range(num_lines)])
+    texts = [text for _, text in read_lines(source)]
+    with open_results(tmp_path / "out.jsonl", tmp_path / "errors.jsonl") as results:
+        for index, text in enumerate(texts[:-1]):
+            line = parse_line(index, text)
+            results.append(index, line.crc32, result_line(line, Reply()), is_failure=False)
+        found = [*pending_lines(source, results, {}, lambda _: None)]
+    assert [line.custom_id for line in found if line is not None] == [f"r{num_lines - 1}"]
+    assert found.count(None) >= sum(map(len, texts)) // 2**17
 
 
 def test_a_batch_that_is_cancelled_while_it_waits_leaves_as_many_places_as_there_were(tmp_path: Path) -> None:

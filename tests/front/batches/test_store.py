@@ -179,3 +179,16 @@ def test_opening_deletes_what_nobody_knows_and_nothing_else(tmp_path: Path) -> N
         kept = {path.name for path in folder.files.iterdir()}
         assert kept == {file.id, batch.output_id, batch.errors_id, "thesis.odt", "file-of-mine"}
         assert [path.name for path in folder.parts.iterdir()] == ["diary"]
+
+
+def test_the_oldest_batches_that_have_ended_are_forgotten(tmp_path: Path) -> None:
+    with open_folder(tmp_path) as (_, store):
+        batches = [replace(make_batch("one"), id=f"batch_{n}") for n in range(6)]
+        for batch in [*batches, replace(make_batch("other"), id="batch_other")]:
+            store.add_batch(batch)
+        for batch in batches[1:4]:
+            store.move(batch.moved(Status.FAILED, 1))
+        store.forget_ended("one", num_kept=3)
+        kept = [batch.id for batch in store.batches("one", Cut(10)) or ()]
+        assert kept == ["batch_5", "batch_4", "batch_3", "batch_0"]
+        assert [batch.id for batch in store.batches("other", Cut(10)) or ()] == ["batch_other"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -94,6 +95,9 @@ class Scenario:
 
     def check(self) -> None:
         """Raise ValueError where nothing would be scored, or where a field contradicts another."""
+        for name, value in asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} {value:g} is not finite")
         if self.duration_s <= self.warmup_s:
             raise ValueError(
                 f"duration_s {self.duration_s:g} must be above warmup_s {self.warmup_s:g}: nothing is scored"

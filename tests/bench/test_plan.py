@@ -67,6 +67,8 @@ def test_a_fitted_step_model_is_read() -> None:
         (["--rt-rate", "1", "--max-replicas", "0"], "--max-replicas 0"),
         (["--rt-rate", "1", "--ttft-slo-s", "0"], "--ttft-slo-s 0"),
         (["--rt-rate", "1", "--warmup-s", "500"], "warmup_s 500"),
+        (["--rt-rate", "inf"], "rt_rate inf is not finite"),
+        (["--rt-rate", "1", "--ttft-slo-s", "nan"], "ttft_slo_s nan is not finite"),
         (["--rt-rate", "1", "--step-model", "absent.json"], "--kv-tokens"),
         (["--rt-rate", "1", "--step-model", "absent.json", "--kv-tokens", "1000"], "absent.json"),
         (["--scenario", "absent"], "absent"),

@@ -72,6 +72,8 @@ The server inside `nvidia-pytriton` is Triton 2.51 (24.10). These faults are in 
 | a stub that stands still for a second under load | it dies of SIGSEGV, or the server aborts | as for the next |
 | a stub that dies | its streams never end; the server may abort 10 s later | it is started again at once |
 | a value of the wrong JSON type, JSON that cannot be read | HTTP status 500, not 400 | nothing: an error comes |
+| a number beyond 32 bits in JSON, as `max_tokens` | another number arrives | nothing; the front door refuses it |
+| the argument `priority` of a gRPC request | no model hears of it | nothing: send `priority_class`, or ask `bros_rt` |
 | a gRPC message that cannot be read | its stream ends without a word | nothing |
 | clients that reset connections | it never closes one in a thousand (*dead sockets*) | it may open all its user may |
 | a metric of an invalid name, `is_cancelled()` after the end | the server ends | no client can reach either |

@@ -90,7 +90,8 @@ async def running(call: Callable[[int], Coroutine[Any, Any, T]], num: int, calls
 
     async def begin() -> None:
         for choice in range(num):
-            tasks.extend([await calls.begin(partial(call, choice))])
+            task = await calls.begin(partial(call, choice))
+            tasks.append(task)
 
     begun = Begun(asyncio.create_task(begin()), tasks)
     try:

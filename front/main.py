@@ -19,7 +19,7 @@ from front.app import make_app
 from front.batches.folder import check_folder
 from front.batches.store import StoreError
 from front.keys import KeyFileError
-from front.serving import config_of
+from front.serving import options_of
 from front.settings import Settings
 
 _SWITCH_S = 5e-4  # Python's 5 ms are what the event loop waits after each read and write while a long body is read
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.check:
         return
     collect_rarely()
-    uvicorn.Server(config_of(app, settings)).run()
+    uvicorn.run(app, **options_of(settings))
 
 
 def parse_settings(arguments: Sequence[str] | None) -> Settings:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import uvicorn
-from fastapi import FastAPI
+from typing import Any
 
 from front.protocol import BoundedProtocol
 from front.settings import Settings
@@ -11,24 +10,23 @@ from front.settings import Settings
 _KEEP_ALIVE_S = 30  # of a connection that asks nothing
 
 
-def config_of(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """Return uvicorn's configuration of `app`. A client's address is that of its connection.
+def options_of(settings: Settings) -> dict[str, Any]:
+    """Return the options of `uvicorn.run` and of `uvicorn.Config`. A client's address is that of its connection.
 
     uvicorn by default believes the header X-Forwarded-For of any client at 127.0.0.1. A client could then be as many as
     it likes, and take the turns and limits of all of them. Only proxies that the operator names are believed.
     """
-    return uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        http=BoundedProtocol,
-        loop="front.loop:DoorLoop",
-        ws="none",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
-    )
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "http": BoundedProtocol,
+        "loop": "front.loop:DoorLoop",
+        "ws": "none",
+        "access_log": False,
+        "log_level": "warning",
+        "server_header": False,
+        "proxy_headers": bool(settings.trusted_proxies),
+        "forwarded_allow_ips": list(settings.trusted_proxies),
+        "timeout_keep_alive": _KEEP_ALIVE_S,
+        "timeout_graceful_shutdown": max(1, round(settings.drain_timeout_s)),
+    }

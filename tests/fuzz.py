@@ -2,7 +2,7 @@
 
     python -m tests.fuzz --runs 10000 --out bench/results/fuzz.json
     python -m tests.fuzz --runs 10000 --host-part --out bench/results/fuzz-host.json    evicted prefixes go to the host
-    python -m tests.fuzz --runs 1000 --tiny-pool     many short requests that begin alike, in two to six blocks
+    python -m tests.fuzz --runs 1000 --tiny-pool     many short requests that begin alike, in 48 to 96 KV slots
     python -m tests.fuzz --replay 4711 [--host-part | --tiny-pool]
 
 A run draws a policy, settings, a KV pool that is mostly too small, and requests of both classes. It cancels some
@@ -70,7 +70,7 @@ class Form(StrEnum):
 
     DRAWN = "drawn"
     HOST_PART = "host-part"  # it keeps evicted prefixes on the host
-    TINY_POOL = "tiny-pool"  # many short requests that begin alike, in two to six blocks
+    TINY_POOL = "tiny-pool"  # many short requests that begin alike, in 48 to 96 KV slots
 
 
 class FuzzRun:
@@ -393,7 +393,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.set_defaults(form=Form.DRAWN)
     for form, words in (
         (Form.HOST_PART, "keep evicted prefixes on the host in every run"),
-        (Form.TINY_POOL, "many short requests that begin alike, in two to six blocks, in every run"),
+        (Form.TINY_POOL, "many short requests that begin alike, in 48 to 96 KV slots, in every run"),
     ):
         parser.add_argument(f"--{form}", action="store_const", const=form, dest="form", help=words)
     parser.add_argument("--out", metavar="FILE.json", help="write a summary")

@@ -135,7 +135,7 @@ class LastingConsole(Console):
         self.quiet = True
 
 
-_whoever_reads = contextlib.suppress(OSError)  # a terminal that has gone is no reason to end, nor not to drain
+_unless_gone = contextlib.suppress(OSError)  # a terminal that has gone is no reason to end, nor not to drain
 
 
 class ConsoleReport:
@@ -150,17 +150,17 @@ class ConsoleReport:
 
     def __enter__(self) -> ConsoleReport:
         if self._console.is_terminal:
-            with _whoever_reads:
+            with _unless_gone:
                 self._status.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _whoever_reads:
+        with _unless_gone:
             self._status.stop()
 
     def progress(self, what: str) -> None:
         """Show the stage; outside of a terminal once for each stage."""
-        with _whoever_reads:
+        with _unless_gone:
             self._status.update(what)
         if not self._console.is_terminal:
             for stage in re.sub(r" \d+%", "", what).split(" · "):
@@ -170,13 +170,13 @@ class ConsoleReport:
 
     def news(self, what: str) -> None:
         """Print a line."""
-        with _whoever_reads:
+        with _unless_gone:
             self._console.print(what, markup=False, soft_wrap=True)
 
     def ready(self, seconds: float) -> None:
         """Print where the model is served and what to type next; with --json, one line of JSON on stdout."""
         at = self._launch.endpoints
-        with _whoever_reads:
+        with _unless_gone:
             self._status.stop()
             if self._prints_json:
                 print(json.dumps(describe(at, seconds)), flush=True)

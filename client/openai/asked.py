@@ -24,7 +24,7 @@ _SAME_NAMES = (
     "cache_salt",
 )
 _MILLISECONDS = ("ttft_slo_ms", "tpot_slo_ms", "itl_slo_ms", "deadline_ms")
-MAX_LOG_PROBS = 262_144  # of a whole answer; each takes 100 bytes
+MAX_LOG_PROBS = 262_144  # of a whole answer, the alternatives among them
 MAX_SENT_BYTES = 4 * 1024 * 1024  # to the engine, of all choices of one request
 _USUAL_TEMPERATURE = 1.0  # OpenAI's; the engine's own is 0
 

@@ -18,7 +18,7 @@ from client import AsyncFakeTransport, FakeServer
 from client.openai.chat import CHAT
 from client.openai.completions import COMPLETIONS
 from front.app import make_app
-from front.serving import config_of
+from front.serving import options_of
 from front.settings import Settings
 
 CHAT_PATH, COMPLETIONS_PATH = CHAT.path, COMPLETIONS.path
@@ -43,7 +43,7 @@ def listening(server: FakeServer, settings: Settings | None = None) -> Iterator[
     """Serve the application on a free port, in front of `server`; give its URL."""
     settings = replace(settings or Settings(), port=0, drain_timeout_s=1.0)
     app = make_app(settings, connect=lambda _: AsyncFakeTransport(server))
-    door = uvicorn.Server(config_of(app, settings))
+    door = uvicorn.Server(uvicorn.Config(app, **options_of(settings)))
     thread = threading.Thread(target=door.run)
     thread.start()
     try:

@@ -1,18 +1,23 @@
-"""Whose address a client has: that of its connection, or what a proxy says that the operator named."""
+"""The door as a process: whose address a client has, and how Ctrl-C ends it."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 
 import httpx2
 import pytest
+import uvicorn
 from fastapi import FastAPI, Request
 
 from client.openai.tiers import Rule
 from front.keys import ANYONE, Caller, client_of
 from front.main import parse_settings
-from front.serving import config_of
+from front.serving import options_of
 from front.settings import Settings
+from tests.triton.servers import PATIENCE_S, free_ports, wait_until
 
 LOOPBACK, PROXY = "127.0.0.1", "10.0.0.7"
 
@@ -25,7 +30,7 @@ def client_seen(settings: Settings, address: str, forwarded_for: str) -> str:
     async def whoami(request: Request) -> str:
         return client_of(request, Caller(ANYONE, Rule("be")))
 
-    (config := config_of(app, settings)).load()
+    (config := uvicorn.Config(app, **options_of(settings))).load()
 
     async def main() -> str:
         transport = httpx2.ASGITransport(app=config.loaded_app, client=(address, 1))
@@ -61,3 +66,24 @@ def test_a_proxy_that_is_no_address_is_refused(word: str, capsys: pytest.Capture
         parse_settings(["--trust-proxy", word])
     assert refusal.value.code == 2
     assert f"{word!r} is no IP address or network" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_door_without_a_word() -> None:
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "front.main", "--triton", "fake://", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as door:
+        try:
+            wait_until(lambda: is_listening(port), "the door listens")
+            door.send_signal(signal.SIGINT)
+            words, _ = door.communicate(timeout=PATIENCE_S)
+        finally:
+            door.kill()
+    assert (door.returncode, words) == (0, "")
+
+
+def is_listening(port: int) -> bool:
+    """Return whether the door answers."""
+    try:
+        return httpx2.get(f"http://{LOOPBACK}:{port}/v1/models").status_code == 200
+    except httpx2.TransportError:
+        return False

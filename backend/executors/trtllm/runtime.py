@@ -23,7 +23,7 @@ class Runtime:
         self._sampling_params = sampling_params
         self._tickets = tickets
         self._takes_priority = takes_priority(llm)
-        self._takes_salt = "cache_salt" in inspect.signature(llm.generate_async).parameters
+        self._takes_salt = _takes(llm, "cache_salt")
 
     def submit(self, ticket: Ticket) -> RequestOutput:
         """Hand a request to TensorRT-LLM. Call it on a running event loop: the answer is bound to that loop.
@@ -65,4 +65,8 @@ class Runtime:
 
 def takes_priority(llm: Any) -> bool:
     """Return whether `generate_async` of this LLM (object or class) has request priorities (from 1.3.0rc10 on)."""
-    return "priority" in inspect.signature(llm.generate_async).parameters
+    return _takes(llm, "priority")
+
+
+def _takes(llm: Any, option: str) -> bool:
+    return option in inspect.signature(llm.generate_async).parameters

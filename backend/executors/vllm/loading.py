@@ -16,6 +16,7 @@ from backend.executors.foreign.source import Ticket
 from backend.executors.vllm.engine import VllmEngine
 from backend.executors.vllm.model import model_directory
 from backend.executors.vllm.runtime import VllmRuntime
+from backend.executors.vllm.seeds import hide_generators_of_unfinished
 from backend.executors.vllm.settings import VllmSettings
 from backend.executors.vllm.steering import Steering
 from backend.executors.vllm.surface import require_known
@@ -62,8 +63,9 @@ def load_engine(
     directory = model_directory(settings, report)
     report(f"loading {directory} with vLLM {version}", None)
     llm = _make_engine(version, {"model": str(directory), **engine_arguments(settings)})
-    core = llm.engine_core.engine_core
-    scheduler = core.scheduler
+    if _import("vllm.platforms").current_platform.is_cpu():
+        llm.collective_rpc(hide_generators_of_unfinished)
+    scheduler = llm.engine_core.engine_core.scheduler
     require_known(scheduler, _base(), version)
     tickets: dict[str, Ticket] = {}
     runtime = VllmRuntime(llm, _make_params, tickets, eos_token_ids)

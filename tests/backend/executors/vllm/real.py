@@ -206,7 +206,18 @@ def seeds(world: World) -> dict[str, Any]:
         for request, seed in zip(make_requests([[5, 6, 7]] * 3, now_s, "seed"), (1, 1, 2), strict=True)
     ]
     tokens = world.run([*drawn, *make_requests(list(random_prompts(6, 50, VOCAB_SIZE)), now_s)])
-    return {"seeds": [tokens[f"seed{index}"] for index in range(3)]}
+    return {"seeds": [tokens[f"seed{index}"] for index in range(3)], "long_seeds": _long_seeds(world)}
+
+
+def _long_seeds(world: World) -> list[list[int]]:
+    """Return what one seed draws after a prompt of one step, and after one in steps of 64 tokens."""
+    drawn = []
+    for name in ("alone", "chunks of 64"):
+        world.steer(SchedulerSettings(), SCHEDULES[name])
+        (request,) = make_requests([range(3, 203)], world.clock.now_s(), "long")
+        sampling = SamplingParams(max_tokens=8, temperature=1.0, seed=1, ignore_eos=True)
+        drawn += world.run([replace(request, sampling=sampling)]).values()
+    return drawn
 
 
 def salts(world: World) -> dict[str, Any]:

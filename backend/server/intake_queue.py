@@ -1,14 +1,15 @@
 """Requests between a stub's socket and the engine: each is checked and tokenised here, never behind a lower class.
 
     reader thread ──submit──► lane rt ─────────────thread──┐
+                          ├─► lane rt-long ────────thread──┤
                           ├─► lane rt-schema ──────thread──┤
                           ├─► lane rt-new-schema ──thread──┤
                           └─► the same for be ─────────────┴─ Intake.request ──► outbox.open, engine.post
 
-Each class has three lanes, each with its own thread. A JSON schema takes up to seconds to compile, and no request
-without one waits for that. None with a known schema waits until another process has tried a new one. Requests of a lane
-reach the engine in their order. A real-time one never waits for a best-effort text. An error that a request raises
-answers that request only.
+Each class has four lanes, each with its own thread. A long text takes up to seconds to tokenise, and no short one waits
+for that. A JSON schema takes up to seconds to compile, and no request without one waits for that. None with a known
+schema waits until another process has tried a new one. Short requests of a lane reach the engine in their order, long
+ones by length. A real-time one never waits for a best-effort text. An error of a request answers that request only.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ from backend.server.connection import Connection
 from backend.server.intake import Intake
 from backend.server.metrics import Recorder
 from backend.server.outbox import Outbox, timeout_error
-from backend.wire.protocol import Chunk, Chunks, End, Submit, error_end
+from backend.wire.protocol import Chunk, Chunks, End, Generation, Submit, error_end
 
 logger = logging.getLogger(__name__)
 
 _SHORT_BYTES = 6000  # of an entry whose prompt is tokenised sooner than another thread would wake up
 _TOKEN_ID_BYTES = 36  # an int and its entry in a tuple
 _ENTRY_BYTES = 2000  # what a request takes besides its prompt
-_WITH_SCHEMA, _WITH_NEW_SCHEMA = "-schema", "-new-schema"  # of a lane's name
+_LONG_CHARS = 32_768  # of a text that takes about a tenth of a second or more
+_OLDEST_IN = 4  # requests that a lane takes, of which one is the oldest, however long
+_LONG, _WITH_SCHEMA, _WITH_NEW_SCHEMA = "-long", "-schema", "-new-schema"  # of a lane's name
 _MAX_NEW_SCHEMAS = 8  # that wait in a lane; each may take a second to be tried
 _JOIN_TIMEOUT_S = 2.0  # at the end; a text that takes longer to tokenise is not waited for
 
@@ -61,8 +64,7 @@ class _Entry:
 
     def __post_init__(self) -> None:
         generation = self.message.generation
-        text = generation.text or generation.messages or ""
-        num_text_bytes = sum(map(sys.getsizeof, (text, self.schema, generation.tools or "")))
+        num_text_bytes = sum(map(sys.getsizeof, (_text(generation), self.schema, generation.tools or "")))
         self.num_bytes = _ENTRY_BYTES + num_text_bytes + _TOKEN_ID_BYTES * len(generation.token_ids or ())
 
     @property
@@ -70,32 +72,58 @@ class _Entry:
         """The text of its JSON schema; empty where it has none."""
         return self.message.generation.sampling.json_schema or ""
 
+    @property
+    def num_chars(self) -> int:
+        """The length of its text."""
+        return len(_text(self.message.generation))
+
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """The requests of one class, with or without a schema, that wait; oldest first."""
+    """The requests of one kind that wait, in order of arrival."""
 
     name: str
     has_work: threading.Condition
-    waiting: OrderedDict[RequestId, _Entry] = field(default_factory=OrderedDict)
+    short: OrderedDict[RequestId, _Entry] = field(default_factory=OrderedDict)
+    long: OrderedDict[RequestId, _Entry] = field(default_factory=OrderedDict)
+    num_taken: int = 0
     num_bytes: int = 0  # of those that wait
     schemas: Counter[str] = field(default_factory=Counter)  # of those that wait
     is_busy: bool = False  # some thread tokenises a request of this lane: no other may, or their order would be lost
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether none waits."""
+        return not self.short and not self.long
+
     def add(self, entry: _Entry) -> None:
         """Let a request wait."""
-        self.waiting[entry.request_id] = entry
+        self._of_length(entry)[entry.request_id] = entry
         self.num_bytes += entry.num_bytes
         self.schemas[entry.schema] += 1
         self.has_work.notify()
 
     def remove(self, entry: _Entry) -> None:
         """Take out a request that waits."""
-        del self.waiting[entry.request_id]
+        del self._of_length(entry)[entry.request_id]
         self.num_bytes -= entry.num_bytes
         self.schemas[entry.schema] -= 1
         if not self.schemas[entry.schema]:
             del self.schemas[entry.schema]
+
+    def pop(self) -> _Entry:
+        """Take the next: the oldest short one, else the shortest long one. Now and then the oldest of all, which
+        shorter ones would keep waiting."""
+        self.num_taken += 1
+        entry = next(iter(self.short.values()), None) or min(self.long.values(), key=lambda entry: entry.num_chars)
+        if self.num_taken % _OLDEST_IN == 0:
+            oldest = next(iter(self.long.values()), entry)
+            entry = min(entry, oldest, key=lambda entry: entry.message.arrival_s)
+        self.remove(entry)
+        return entry
+
+    def _of_length(self, entry: _Entry) -> OrderedDict[RequestId, _Entry]:
+        return self.long if entry.num_chars > _LONG_CHARS else self.short
 
 
 class IntakeQueue:
@@ -119,7 +147,7 @@ class IntakeQueue:
         self._is_closed = False
         self._lock = threading.Lock()  # guards the above two, lanes and entries
         self._is_idle = threading.Condition(self._lock)
-        names = [c.value + kind for c in PriorityClass for kind in ("", _WITH_SCHEMA, _WITH_NEW_SCHEMA)]
+        names = [c.value + kind for c in PriorityClass for kind in ("", _LONG, _WITH_SCHEMA, _WITH_NEW_SCHEMA)]
         self._lanes = {name: _Lane(name, threading.Condition(self._lock)) for name in names}
         self._threads = [
             threading.Thread(target=self._run, args=(lane,), name=f"intake-{name}", daemon=True)
@@ -184,8 +212,11 @@ class IntakeQueue:
 
     def _lane_name(self, message: Submit) -> str:
         generation, schema = message.generation, message.generation.sampling.json_schema
-        kind = "" if schema is None else _WITH_SCHEMA if self._intake.is_checked(schema) else _WITH_NEW_SCHEMA
-        return generation.priority_class + kind
+        if schema is not None and not self._intake.is_checked(schema):
+            return generation.priority_class + _WITH_NEW_SCHEMA
+        if len(_text(generation)) > _LONG_CHARS:
+            return generation.priority_class + _LONG
+        return generation.priority_class + ("" if schema is None else _WITH_SCHEMA)
 
     def _enqueue(self, entry: _Entry) -> bool:
         """Put a request into its lane; return True where the caller is to serve it: at once, since nothing waits."""
@@ -194,7 +225,7 @@ class IntakeQueue:
             self._check_room(lane, entry)
             self._entries[entry.request_id] = entry
             is_urgent = lane.name == PriorityClass.REAL_TIME.value
-            if is_urgent and entry.num_bytes < _SHORT_BYTES and not lane.waiting and not lane.is_busy:
+            if is_urgent and entry.num_bytes < _SHORT_BYTES and lane.is_empty and not lane.is_busy:
                 entry.is_taken = lane.is_busy = True
                 return True
             lane.add(entry)
@@ -251,11 +282,10 @@ class IntakeQueue:
     def _next(self, lane: _Lane) -> _Entry | None:
         """Wait for the next request of a lane and take it; None at the end."""
         with lane.has_work:
-            lane.has_work.wait_for(lambda: self._is_closed or (lane.waiting and not lane.is_busy))
+            lane.has_work.wait_for(lambda: self._is_closed or not (lane.is_empty or lane.is_busy))
             if self._is_closed:
                 return None
-            entry = next(iter(lane.waiting.values()))
-            lane.remove(entry)
+            entry = lane.pop()
             entry.is_taken = lane.is_busy = True
             return entry
 
@@ -269,7 +299,7 @@ class IntakeQueue:
         with self._lock:
             self._forget(entry)
             lane.is_busy = False
-            if lane.waiting:
+            if not lane.is_empty:
                 lane.has_work.notify()
         if entry.is_cancelled:
             self._cancel_in_engine(entry.request_id, entry.timed_out)
@@ -283,6 +313,11 @@ class IntakeQueue:
             self._post(SubmitToEngine(request))
         except Exception as error:
             self._outbox.fail(entry.request_id, to_bros_error(error, "a request was not taken"))
+
+
+def _text(generation: Generation) -> str:
+    """Return the text that is to be tokenised; empty where there are token ids."""
+    return generation.text or generation.messages or ""
 
 
 def refuse(connection: Connection, message: Submit, error: BrosError, metrics: Recorder) -> None:

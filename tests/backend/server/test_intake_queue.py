@@ -90,7 +90,9 @@ class Door:
             assert self.tokenizer.may_go_on.wait(WAIT_S)
 
     def submit(self, handle: int, text: str | None, priority_class: str = "be", **options: Any) -> None:
-        message = SubmitMessage(handle, "", 0.0, make_generation(text=text, priority_class=priority_class, **options))
+        message = SubmitMessage(
+            handle, "", float(handle), make_generation(text=text, priority_class=priority_class, **options)
+        )
         self.queue.submit(cast(Connection, self.stub), message)
 
     def cancel(self, handle: int, *, timed_out: bool = False) -> None:
@@ -139,6 +141,49 @@ def test_requests_of_a_class_reach_the_engine_in_their_order(door: Door) -> None
     for first in (1, 11):
         mine = [f"stub.{first + index}" for index in range(4)]
         assert [name for name in arrived if name in mine] == mine
+
+
+@pytest.mark.parametrize("priority_class", ["rt", "be"])
+@pytest.mark.parametrize("schema", [None, "{}"], ids=["plain", "schema"])
+def test_no_short_text_waits_for_a_long_one(priority_class: str, schema: str | None) -> None:
+    door = Door(max_waiting_bytes=2_000_000)
+    for handle in range(3):
+        door.submit(handle, "slow" * 16_000, priority_class, sampling=Sampling(json_schema=schema))
+    door.tokenizer.begun.get(timeout=WAIT_S)
+    door.submit(10, "hi", priority_class, sampling=Sampling(json_schema=schema))
+    arrived = door.next_command()
+    door.close()
+    assert arrived == (Submit, "stub.10")
+
+
+def test_of_long_texts_the_shortest_goes_first_and_one_in_four_is_the_oldest() -> None:
+    """One client's longest texts do not keep the shorter ones of others waiting, and do not starve themselves."""
+    door = Door(max_waiting_bytes=2_000_000)
+    door.submit(0, "slow" * 16_000, "rt")
+    door.tokenizer.begun.get(timeout=WAIT_S)
+    lengths = {1: 60_000, 2: 59_000, 3: 50_000, 4: 40_000, 5: 55_000, 6: 35_000}
+    for handle, num_chars in lengths.items():
+        door.submit(handle, "x" * num_chars, "rt")
+    door.cancel(6)
+    assert door.stub.next_end() == (6, End(finish_reason="cancelled"))
+    door.tokenizer.may_go_on.set()
+    read = [door.stub.next_end() for _ in range(6)]
+    door.close()
+    assert {end.error_code for _, end in read} == {"TOO_LARGE"}
+    assert [handle for handle, _ in read] == [0, 4, 3, 1, 5, 2]
+
+
+def test_among_new_schemas_a_short_text_overtakes_long_ones() -> None:
+    door = Door(max_waiting_bytes=2_000_000)
+    door.submit(0, "hi", "rt", sampling=Sampling(json_schema="slow"))
+    door.tokenizer.begun.get(timeout=WAIT_S)
+    for handle in (1, 2):
+        door.submit(handle, "slow" * 10_000, "rt", sampling=Sampling(json_schema="new"))
+    door.submit(3, "hi", "rt", sampling=Sampling(json_schema="new"))
+    door.tokenizer.may_go_on.set()
+    arrived = [door.next_command()[1] for _ in range(2)]
+    door.close()
+    assert arrived == ["stub.0", "stub.3"]
 
 
 def test_a_request_that_is_cancelled_while_it_waits_ends_at_once_and_never_reaches_the_engine(door: Door) -> None:

@@ -116,7 +116,11 @@ class Load:
             max_seqs_per_step=running,
         )
         settings = SchedulerSettings(
-            policy=policy, max_waiting_rt=1_000_000, max_waiting_be=1_000_000, prefix_caching=has_cache
+            policy=policy,
+            max_waiting_rt=1_000_000,
+            max_waiting_be=1_000_000,
+            max_waiting_bytes=100_000_000_000,
+            prefix_caching=has_cache,
         )
         self._scheduler: Scheduler = make_scheduler(settings, capacity)
         self._num_added = 0

@@ -57,12 +57,15 @@ class BoundedProtocol(HttpToolsProtocol):
     A connection on which too many requests wait, or one with a long body, is closed. Each takes memory, and the parser
     reads a piece to its end. uvicorn reads no more while one waits, and so sees no client leave. At the end it tells
     the request that came last alone, which may be one that waits.
+
+    Trailers are counted like headers and dropped (RFC 9110, 6.5.1): a proxy judges a request by its headers alone.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._num_unplaced = 0  # bytes since the parser last told something, beyond a header
-        self._num_head_bytes = 0
+        self._is_head = True
+        self._num_head_bytes = self._num_fields = 0
         self._num_body_bytes = 0
         self._num_chunks = 0
         self._refusal = _MALFORMED  # of what the parser cannot read
@@ -107,7 +110,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._num_head_bytes = 0
+        self._is_head = True
+        self._num_head_bytes = self._num_fields = 0
         self._num_body_bytes = self._num_chunks = 0
 
     def on_url(self, url: bytes) -> None:
@@ -115,10 +119,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
+        self._num_fields += 1
+        if self._is_head:
+            super().on_header(name, value)
         self._count(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
+        self._is_head = False
         self._num_unplaced = 0
         if len(self.pipeline) >= MAX_PIPELINED:
             raise httptools.HttpParserError(f"more than {MAX_PIPELINED} requests wait for an answer that goes out")
@@ -177,7 +184,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _count(self, num_bytes: int) -> None:
         """Count a piece of the head. Raises what ends the parser's work."""
         self._num_head_bytes += num_bytes
-        if self._num_head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+        if self._num_head_bytes > MAX_HEAD_BYTES or self._num_fields > MAX_HEADERS:
             self._refusal = _too_long(f"more than {MAX_HEADERS} headers, or {MAX_HEAD_BYTES} bytes")
             raise httptools.HttpParserError(self._refusal.message)
 

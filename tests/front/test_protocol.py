@@ -18,6 +18,7 @@ from tests.triton.servers import wait_until
 HEAD = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n"
 BODY = b'{"prompt":"one two","max_tokens":1}'
 POST = f"POST {COMPLETIONS_PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n".encode()
+CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +122,19 @@ def test_whoever_leaves_is_seen_whatever_waits_behind_the_request(behind: bytes)
     assert len(server.calls) == 1
 
 
-def test_trailers_are_headers_too(address: tuple[str, int]) -> None:
-    chunked = POST + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
+def test_trailers_are_bounded_like_headers(address: tuple[str, int]) -> None:
+    chunked = CHUNKED + b"1\r\n{\r\n0\r\n"
     assert status_of(talk(address, chunked, b"a:b\r\n" * (protocol.MAX_HEADERS + 1))) == 431
 
 
-CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
+@pytest.mark.parametrize("trailer", [b"x-priority-class: nonsense", b"content-encoding: gzip", b"host: example.com"])
+def test_trailers_are_no_headers(address: tuple[str, int], trailer: bytes) -> None:
+    """A proxy in front has judged the headers alone, and where a client's address stands there, a trailer would win."""
+    body = b'{"model": "bros", "prompt": "hi", "max_tokens": 1}'
+    chunked = CHUNKED + b"%x\r\n%s\r\n0\r\n" % (len(body), body)
+    statuses = [status_of(talk(address, piece)) for piece in (chunked + trailer + b"\r\n\r\n",)]
+    as_header = chunked.replace(b"\r\n\r\n", b"\r\n" + trailer + b"\r\n\r\n", 1)
+    assert (statuses, status_of(talk(address, as_header))) == ([200], 400 if b"gzip" not in trailer else 415)
 
 
 def chunks_of(num_bytes: int, count: int) -> bytes:

@@ -7,6 +7,7 @@ import errno
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from client.openai.errors import ApiError
@@ -40,9 +41,23 @@ class Disk:
                 raise
             raise disk_full() from error
 
+    def used_bytes(self, owner: str | None = None) -> int:
+        """Return the size of all files, or of those of one owner, with the answers that batches are writing."""
+        writing = [batch for batch in self.store.unfinished() if owner in (None, batch.owner)]
+        paths = [self.folder.content(file_id) for batch in writing for file_id in (batch.output_id, batch.errors_id)]
+        return self.store.stored_bytes(owner) + sum(map(_size, paths))
+
     def close(self) -> None:
         """Wait for what has been begun."""
         self._thread.shutdown()
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file; 0 where there is none yet."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def is_full(error: OSError | sqlite3.OperationalError) -> bool:

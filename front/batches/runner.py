@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import sqlite3
 import time
@@ -12,6 +13,7 @@ from contextlib import asynccontextmanager
 
 from msgspec.structs import replace
 
+from client.batch.lines import Line, Reply
 from client.batch.results import BatchFileError, Results, open_results
 from client.batch.run import pending_lines, run_lines
 from client.batch.sender import Answer, Sender
@@ -130,8 +132,14 @@ class Runner:
 
     async def _send(self, batch: Batch, results: Results) -> None:
         sender = Sender(self._answer, lambda: 1e3 * max(1e-3, self._left_s(batch)), self._settings.first_wait_s)
-        source = self._disk.folder.content(batch.input_id)
-        await run_lines(pending_lines(source, results, {}, _ignore), results, sender.send, self._open_requests, _ignore)
+        lines = pending_lines(self._disk.folder.content(batch.input_id), results, {}, _ignore)
+        room = _Room(self._disk, batch.owner, self._settings)
+
+        async def send(line: Line) -> Reply:
+            await room.check()
+            return await sender.send(line)
+
+        await run_lines(lines, results, send, self._open_requests, _ignore)
 
     def _left_s(self, batch: Batch) -> float:
         """Return the rest of a batch's window: all of it at most, where the clock was set back."""
@@ -159,6 +167,35 @@ class Runner:
 
     async def _move(self, batch: Batch, status: Status, files: Sequence[StoredFile] = ()) -> Batch:
         return await self._disk(self._disk.store.move, batch.moved(status, int(self._now_s())), files)
+
+
+class _Room:
+    """Looks now and then whether there is room for more answers: that of a key, and that of all."""
+
+    def __init__(self, disk: Disk, owner: str, settings: BatchSettings) -> None:
+        self._disk = disk
+        self._owner = owner
+        self._settings = settings
+        self._turn = asyncio.Lock()
+        self._next_s = 0.0  # of the event loop's clock
+
+    async def check(self) -> None:
+        """Raise OSError, as a full disk does, where no room is left. Callers go on in their order."""
+        async with self._turn:
+            now_s = asyncio.get_running_loop().time()
+            if now_s >= self._next_s:
+                self._next_s = now_s + self._settings.room_check_s
+                await self._look()
+
+    async def _look(self) -> None:
+        settings, used = self._settings, self._disk.used_bytes
+        if await self._disk(used, self._owner) > settings.max_own_bytes:
+            words = f"the files of its key, with the answers of batches, exceed {settings.max_own_bytes} bytes"
+        elif await self._disk(used) > settings.max_stored_bytes:
+            words = f"all files together, with the answers of batches, exceed {settings.max_stored_bytes} bytes"
+        else:
+            return
+        raise OSError(errno.EDQUOT, words)
 
 
 async def _until(work: Coroutine[None, None, None], stop: asyncio.Event, left_s: float) -> bool:

@@ -123,11 +123,22 @@ class Batches:
         limits, store = self._settings, self._disk.store
         if store.num_files(file.owner) >= limits.max_files:
             raise ApiError(f"files: this key has {limits.max_files}, the most it may have: delete some", status=409)
-        if store.stored_bytes() + file.num_bytes > limits.max_stored_bytes:
-            words = f"file: all files together exceed {limits.max_stored_bytes} bytes: delete some"
-            raise ApiError(words, "file", status=413, code="storage_full")
+        self._check_room(file.owner, file.num_bytes, "file")
         self._disk.folder.keep(part, file.id)
         store.add_file(file)
+
+    def _check_room(self, owner: str, num_bytes: int, param: str) -> None:
+        """Raise ApiError where `num_bytes` more would be too much for one key, or for all."""
+        limits, disk = self._settings, self._disk
+        if disk.used_bytes(owner) + num_bytes > limits.max_own_bytes:
+            words = (
+                f"{param}: the files of this key, with the answers of its batches, exceed {limits.max_own_bytes} bytes"
+            )
+        elif disk.used_bytes() + num_bytes > limits.max_stored_bytes:
+            words = f"{param}: all files together, with the answers of batches, exceed {limits.max_stored_bytes} bytes"
+        else:
+            return
+        raise ApiError(f"{words}: delete some", param, status=413, code="storage_full")
 
     def _delete(self, owner: str, file_id: str) -> None:
         store = self._disk.store
@@ -145,6 +156,7 @@ class Batches:
             raise ApiError(words, "input_file_id")
         if not self._disk.folder.content(file.id).exists():  # its deletion came to no end
             raise not_found("file", file.id, "input_file_id")
+        self._check_room(batch.owner, 0, "input_file_id")
         num_own = sum(other.owner == batch.owner for other in unfinished)
         if num_own >= limits.max_unfinished or len(unfinished) >= limits.max_unfinished_in_all:
             words = f"{num_own} batches of this key and {len(unfinished)} in all have not ended; the most are "

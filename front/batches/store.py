@@ -91,9 +91,10 @@ class Store:
         """Return how many files `owner` has."""
         return self._number("SELECT count(*) FROM files WHERE owner = ?", (owner,))
 
-    def stored_bytes(self) -> int:
-        """Return the size of all files."""
-        return self._number("SELECT coalesce(sum(num_bytes), 0) FROM files", ())
+    def stored_bytes(self, owner: str | None = None) -> int:
+        """Return the size of all files, or of those of one owner."""
+        query = "SELECT coalesce(sum(num_bytes), 0) FROM files"
+        return self._number(query, ()) if owner is None else self._number(f"{query} WHERE owner = ?", (owner,))
 
     def known_ids(self) -> set[str]:
         """Return the ids of all files, and of those that unfinished batches are writing."""

@@ -49,6 +49,7 @@ CELLS: dict[str, Scenario] = {
     "Azure, 70B": replace(_BASE, pair="llama70b-h100-tp4", rt_trace="trace_azure_conv.csv", duration_s=260.0),
     "pool of 10k": replace(_BASE, rt_rate=2.0, kv_tokens=10_000),
     "bursty, cv 4": replace(_BASE, rt_rate=8.0, rt_cv=4.0),
+    "bursty, cv 8": replace(_BASE, rt_rate=8.0, rt_cv=8.0),
     "heavy tail": replace(_BASE, rt_rate=6.0, rt_lengths="heavy_tail", tpot_slo_s=0.1),
     "tight SLOs": replace(_BASE, rt_rate=10.5, ttft_slo_s=0.2, tpot_slo_s=0.05),
     "1.5x slower": replace(_BASE, rt_rate=8.0, ttft_slo_s=0.2, tpot_slo_s=0.05, slowdown=1.5),
@@ -194,6 +195,7 @@ MECHANISMS: dict[str, Switch] = {
     "unused ends of blocks": both(
         constant(kv_forecast, unused_of_block=lambda _: 0.0), constant(budgets, unused_of_block=lambda _: 0.0)
     ),
+    "about equal deadlines": constant(real_time, _SPAN_S=1e-9),
     "deferrable decodes": constant(real_time, _DEFERRABLE_STEPS=_FOREVER, SPARE_USE=0.0),
     "deposit": constant(policy, _DEPOSIT_S=0.0),
     "lead": constant(budgets.Budgets, _lead_s=lambda *_: _FOREVER),

@@ -11,7 +11,7 @@ from backend.core.plan import StepPlan
 from backend.core.request import Request, first_deadline_s
 from backend.policy.bros.best_effort import BestEffortFill
 from backend.policy.bros.budgets import ROUNDING, Budgets
-from backend.policy.bros.real_time import RealTimeFill
+from backend.policy.bros.real_time import RealTimeFill, turn
 from backend.policy.packing import Packing
 from backend.policy.settings import SchedulerSettings
 from backend.policy.state.latency_model import LatencyModel
@@ -33,8 +33,8 @@ class Bros:
         self._be_owed_s = 0.0  # step time that real-time took of best-effort's share
 
     def order(self, request: Request) -> Key:
-        """RT by deadline, of equal ones the shortest prompt first; BE by arrival."""
-        return (first_deadline_s(request), request.num_prompt) if request.is_rt else (0.0, 0)
+        """RT by deadline, of about equal ones the shortest prompt first; BE by arrival."""
+        return turn(first_deadline_s(request), request) if request.is_rt else (0.0, 0)
 
     def is_late(self, request: Request, latency: LatencyModel, now_s: float) -> bool:
         """Late: the next token would miss its deadline even if the request were served alone."""

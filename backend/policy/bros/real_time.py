@@ -17,7 +17,13 @@ from backend.policy.state.table_loops import Rows
 from backend.policy.state.waiting_queue import Key
 from backend.policy.view import SchedulerView
 
+_SPAN_S = 0.05  # seconds; deadlines of one such span count as equal
 _DEFERRABLE_STEPS = 2.0  # step budgets that the slack of a decode outlasts if it can wait for a batch slot
+
+
+def turn(deadline_s: float, request: Request) -> Key:
+    """Return the order of prompts: by deadline, of about equal ones the shortest first, so that most are met."""
+    return deadline_s // _SPAN_S, request.num_prompt
 
 
 class RealTimeFill:
@@ -106,7 +112,7 @@ class RealTimeFill:
         return merge(sorted(started, key=self._key), waiting, key=self._key) if started else waiting
 
     def _key(self, request: Request) -> tuple[Key, int]:
-        return ((self._deadline_s(request), request.num_prompt), request.arrival_index)
+        return turn(self._deadline_s(request), request), request.arrival_index
 
     def _deadline_s(self, request: Request) -> float:
         return first_deadline_s(request) if request.row is None else float(self._view.table.deadline_s[request.row])

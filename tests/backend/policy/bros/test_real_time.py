@@ -143,6 +143,16 @@ def test_of_equal_deadlines_the_shortest_prompt_goes_first() -> None:
     assert list(step(scheduler, 0.0).num_new_tokens)[:2] == [shorter, short]
 
 
+def test_of_deadlines_in_one_span_the_shortest_prompt_goes_first_and_no_other_overtakes() -> None:
+    """A burst comes within milliseconds, not at one moment."""
+    scheduler = make(max_tokens_per_step=96)
+    long, short = rt(96, 2, ttft_slo_s=5.001), rt(32, 2, arrival_s=0.01, ttft_slo_s=5.0)
+    later = rt(16, 2, arrival_s=0.06, ttft_slo_s=5.0)
+    for request in (long, short, later):
+        scheduler.add(request, 0.06)
+    assert scheduler.plan(0.06).num_new_tokens == {short: 32, long: 64}
+
+
 def test_a_crowd_of_equal_deadlines_is_served_as_far_as_time_allows() -> None:
     """50 ms serve three short prompts or one long one; the long one came first."""
     scheduler = make(max_tokens_per_step=2048)

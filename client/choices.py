@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +18,8 @@ from client.openai.job import Job, require_end
 T = TypeVar("T")
 V = TypeVar("V")
 R = TypeVar("R")
+_MANY_LOG_PROBS = 4_096  # of an answer, whose making would take the event loop some 10 ms
+_MOST_LONG = 4  # answers of one client at once that ask for more. Each takes up to some 45 MB.
 _ending: set[asyncio.Task[None]] = set()  # the event loop itself keeps none alive
 
 
@@ -44,10 +46,14 @@ class Pace:
 
 
 class Calls:
-    """The calls of one client to the engine that are open: `most`. The others wait, and hurt nobody else."""
+    """The calls of one client to the engine that are open: `most`. The others wait, and hurt nobody else.
+
+    long: held for each answer that asks for many log-probabilities.
+    """
 
     def __init__(self, most: int, pace: Pace) -> None:
         self.pace = pace
+        self.long = asyncio.Semaphore(_MOST_LONG)
         self._free = asyncio.Semaphore(most)
 
     async def begin(self, call: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
@@ -72,15 +78,24 @@ class Begun(NamedTuple):
 
 async def complete(client: AsyncClient, job: Job, calls: Calls) -> Json:
     """Return the whole answer. When a choice fails, or this is cancelled, all choices are. Raises ApiError."""
+    async with calls.long if job.asked.num_log_probs > _MANY_LOG_PROBS else nullcontext():
+        generations = await _generations(client, job, calls)
+        num_each = 1 + job.asked.options.get("top_log_probs", 0)
+        num_log_probs = num_each * sum(len(generation.log_probs or ()) for generation in generations)
+        if num_log_probs <= _MANY_LOG_PROBS:
+            return job.answer(generations)
+        return await calls.pace.away(job.answer, generations)
+
+
+async def _generations(client: AsyncClient, job: Job, calls: Calls) -> list[Generation]:
     if job.asked.num_choices == 1:
-        generation = [await _generation(client, job, 0)]
-        return await calls.pace.away(job.answer, generation) if job.asked.wants_log_probs else job.answer(generation)
+        return [await _generation(client, job, 0)]
     async with running(lambda choice: _generation(client, job, choice), job.asked.num_choices, calls) as begun:
         await begun.all
         done, _ = await asyncio.wait(begun.tasks, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             task.result()  # raises what it raised
-        return await calls.pace.away(job.answer, [task.result() for task in begun.tasks])
+        return [task.result() for task in begun.tasks]
 
 
 @asynccontextmanager

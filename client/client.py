@@ -40,7 +40,7 @@ class Client:
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Generation:
         """Return the whole answer. Raises a ClientError."""
-        call = _encoded(prompt, options, self._model, stream=False)
+        call = _encoded(prompt, options, self._model, stream=_comes_in_pieces(options))
         return Stream(call.request_id, self._chunks(call)).join()
 
     def inspect(self, timeout_s: float | None = None) -> Snapshot:
@@ -129,7 +129,7 @@ class AsyncClient:
 
     async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Generation:
         """Return the whole answer. Raises a ClientError."""
-        call = _encoded(prompt, options, self._model, stream=False)
+        call = _encoded(prompt, options, self._model, stream=_comes_in_pieces(options))
         return await AsyncStream(call.request_id, self._chunks(call)).join()
 
     async def inspect(self, timeout_s: float | None = None) -> Snapshot:
@@ -203,6 +203,11 @@ class AsyncStream:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def _comes_in_pieces(options: Options) -> bool:
+    """Return whether a whole answer comes token by token: with alternatives, it is too long to be read in one go."""
+    return bool(options.get("top_log_probs"))
 
 
 def _encoded(prompt: Prompt, options: Options, model: str, stream: bool) -> Call:

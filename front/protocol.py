@@ -34,6 +34,7 @@ MAX_CONNECTIONS = 4096
 MAX_PIPELINED = 16  # requests that wait on one connection for the answer to the one before
 MAX_TINY_CHUNKS = 512  # of a body. Each takes 2 to 4 us of the event loop (two EPYC cores).
 MIN_CHUNK_BYTES = 256  # Of the chunks beyond those, on average.
+MAX_UNREAD_S = 30.0  # that a stream of events waits for its client in all: Triton keeps its tokens meanwhile
 HEAD_TIMEOUT_S = 10.0  # from the connection, or from the first byte after an answer, to the end of the headers
 _OTHER_DESCRIPTORS = 320  # of this process: files of batches, uploads, downloads, the engine
 _WITHOUT_CHUNKS = ("0.9", "1.0")  # versions of HTTP whose clients know no chunks, and no 100 Continue
@@ -168,7 +169,36 @@ class BoundedProtocol(HttpToolsProtocol):
     def _begin(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if not cycle.disconnected:
             is_old = cycle.scope["http_version"] in _WITHOUT_CHUNKS
+            app = self._cutting_off(app)
             super()._start_asgi_task(cycle, _unchunked(cycle, app) if is_old else app)
+
+    def _cutting_off(self, app: ASGI3Application) -> ASGI3Application:
+        """Return `app`; where its answer is a stream of events, the connection ends if the client does not read it."""
+
+        async def run(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+            left_s, is_stream = MAX_UNREAD_S, False
+
+            async def send_read(message: ASGISendEvent) -> None:
+                nonlocal left_s, is_stream
+                if message["type"] == "http.response.start":
+                    is_stream = dict(message["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
+                elif is_stream and self.flow.write_paused:
+                    left_s -= await self._wait_for_reader(left_s)
+                await send(message)
+
+            await app(scope, receive, send_read)
+
+        return run
+
+    async def _wait_for_reader(self, most_s: float) -> float:
+        """Wait until the client has read; return the seconds. End the connection where that takes `most_s`."""
+        start_s = self.loop.time()
+        try:
+            async with asyncio.timeout(most_s):
+                await self.flow.drain()
+        except TimeoutError:
+            self.transport.abort()
+        return self.loop.time() - start_s
 
     @property
     def is_waiting(self) -> bool:

@@ -36,6 +36,7 @@ MAX_TOKENS = 10_000_000  # far above any model; a larger one was wrapped or mist
 MAX_SAMPLING_BYTES = 100_000  # of the JSON in sampling_parameters; 16 stop words of 256 characters take half of it
 MAX_TOOLS_BYTES = 256 * 1024
 MAX_TOP_LOG_PROBS = 20
+MAX_WHOLE_LOG_PROBS = 16_384  # alternatives in an answer of one piece. A step may end hundreds of them.
 MAX_PARAMETERS = 256  # of one request, forwarded headers among them
 MAX_NAME_CHARS = 128  # of a parameter or key that is compared with those known
 MAX_SALT_CHARS = 128
@@ -112,13 +113,16 @@ def validate(
     values = _Values(inputs, parameters)
     service = defaults.service
     text, messages, token_ids = _prompt(values, service)
+    sampling, is_streamed = _sampling(values, service), values.get("stream", as_bool, False)
+    if not is_streamed:
+        _require_readable(sampling, service)
     return Generation(
         priority_class=_priority_class(values, defaults),
         text=text,
         messages=messages,
         tools=_tools(values, messages),
         token_ids=token_ids,
-        sampling=_sampling(values, service),
+        sampling=sampling,
         stop_words=_stop_words(values, service),
         ttft_slo_s=_milliseconds(values, "ttft_slo_ms"),
         tpot_slo_s=_milliseconds(values, "tpot_slo_ms"),
@@ -126,7 +130,7 @@ def validate(
         deadline_s=_milliseconds(values, "deadline_ms"),
         timeout_s=_timeout_s(values, timeout_us),
         cache_salt=values.get("cache_salt", _as_salt, ""),
-        is_streamed=values.get("stream", as_bool, False),
+        is_streamed=is_streamed,
         echoes_prompt=not values.get("exclude_input_in_output", as_bool, True),
         wants_log_probs=values.get("return_log_probs", _as_log_probs, False),
         wants_metrics=values.get("return_metrics", as_bool, False),
@@ -365,6 +369,14 @@ def _sampling(values: _Values, service: ServiceSettings) -> Sampling:
         json_schema=json_schema,
         num_top_log_probs=num_top_log_probs,
     )
+
+
+def _require_readable(sampling: Sampling, service: ServiceSettings) -> None:
+    """Refuse a whole answer whose alternatives would hold up the answers of others."""
+    max_tokens = sampling.max_tokens or service.default_max_tokens
+    if sampling.num_top_log_probs * max_tokens > MAX_WHOLE_LOG_PROBS:
+        words = f"num_top_log_probs: {sampling.num_top_log_probs} for each of {max_tokens} tokens (max_tokens) exceed "
+        raise InvalidRequestError(f"{words}{MAX_WHOLE_LOG_PROBS}, the most in an answer without stream")
 
 
 N = TypeVar("N", int, float)

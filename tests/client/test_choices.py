@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 import pytest
 
-from client.choices import Calls, Pace, running
+from client.choices import Calls, Pace, complete, running
+from client.client import AsyncClient
+from client.generation import Generation
+from client.openai.asked import Json
+from client.openai.job import Job, batch_job
 
 NUM = 20
 
@@ -130,3 +136,70 @@ def test_whoever_is_cancelled_again_while_it_ends_leaves_no_call_open(num_turns:
         assert num_open == 0
 
     asyncio.run(main())
+
+
+class Engine:
+    """Answers with as many log-probabilities as asked for, once `may_end` is set; counts who waits for that."""
+
+    def __init__(self) -> None:
+        self.num_open = 0
+        self.may_end = asyncio.Event()
+
+    async def generate(self, _prompt: object, **options: Any) -> Generation:
+        self.num_open += 1
+        await self.may_end.wait()
+        num, top = options["max_tokens"], options["top_log_probs"]
+        likeliest = [(token_id, -1.0) for token_id in range(top)]
+        return Generation("r", "", [5] * num, [-1.0] * num, "length", None, [likeliest] * num)
+
+
+def job_of(max_tokens: int, log_probs: int) -> Job:
+    body = {"prompt": "a", "max_tokens": max_tokens, "logprobs": log_probs}
+    return batch_job("/v1/completions", json.dumps(body).encode())
+
+
+def test_so_many_long_answers_with_log_probabilities_of_a_client_run_at_once() -> None:
+    async def main() -> None:
+        engine, pace = Engine(), Pace()
+        client, calls = cast(AsyncClient, engine), Calls(512, pace)
+        long = [asyncio.create_task(complete(client, job_of(1000, 20), calls)) for _ in range(10)]
+        short = [asyncio.create_task(complete(client, job_of(3, 20), calls)) for _ in range(10)]
+        await asyncio.sleep(0.01)
+        assert engine.num_open == 4 + len(short)
+        other = asyncio.create_task(complete(client, job_of(1000, 20), Calls(512, pace)))
+        await asyncio.sleep(0.01)
+        assert engine.num_open == 5 + len(short)
+        engine.may_end.set()
+        answers: list[Json] = await asyncio.gather(*long, *short, other)
+        assert all(answer["choices"][0]["logprobs"] for answer in answers)
+
+    asyncio.run(main())
+
+
+def test_a_short_answer_waits_for_no_long_one_that_is_made() -> None:
+    async def main() -> None:
+        engine = Engine()
+        engine.may_end.set()
+        client, calls = cast(AsyncClient, engine), Calls(512, Pace())
+        async with calls.pace._thread:  # a long answer is made
+            long = asyncio.create_task(complete(client, job_of(1000, 20), calls))
+            async with asyncio.timeout(5.0):
+                assert (await complete(client, job_of(3, 20), calls))["choices"]
+            assert not long.done()
+        assert (await long)["choices"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("options", "is_streamed"), [({}, False), ({"log_probs": True, "top_log_probs": 2}, True)])
+def test_a_whole_answer_with_alternatives_comes_in_pieces(options: dict[str, Any], is_streamed: bool) -> None:
+    asked: list[object] = []
+
+    class Transport:
+        async def stream(self, call: Any) -> Any:
+            asked.append(call.inputs["stream"])
+            for reason in ("", "length"):
+                yield {"text_output": ["a"], "output_ids": [5], "finish_reason": [reason]}
+
+    answer = asyncio.run(AsyncClient(cast(Any, Transport())).generate("hi", **options))
+    assert (asked, answer.text) == ([is_streamed], "aa")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
@@ -120,6 +121,46 @@ def test_whoever_leaves_is_seen_whatever_waits_behind_the_request(behind: bytes)
                 connection.sendall(behind)
         wait_until(lambda: not server.open_ids, "the end of what nobody waits for")
     assert len(server.calls) == 1
+
+
+def _read_all(connection: socket.socket) -> bytes:
+    answer = b""
+    while piece := connection.recv(1 << 20):
+        answer += piece
+    return answer
+
+
+STREAM_BODY = b'{"prompt":"one two","max_tokens":100000,"stream":true}'
+STREAM_POST = POST + b"content-length: %d\r\n\r\n" % len(STREAM_BODY) + STREAM_BODY
+
+
+def test_a_stream_that_nobody_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton keeps the tokens of a stream that waits, without a bound."""
+    monkeypatch.setattr(protocol, "MAX_UNREAD_S", 0.5)
+    server = FakeServer(max_model_len=200_000)
+    with listening(server) as url, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((str(urlsplit(url).hostname), int(urlsplit(url).port or 0)))
+        connection.sendall(STREAM_POST)
+        wait_until(lambda: bool(server.open_ids), "the stream")
+        wait_until(lambda: not server.open_ids, "the end of a stream that nobody reads")
+        with suppress(ConnectionResetError):
+            assert not _read_all(connection).endswith(b"[DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_a_reader_that_pauses_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_UNREAD_S", 5.0)
+    with listening(FakeServer(max_model_len=200_000)) as url, socket.socket() as connection:
+        connection.connect((str(urlsplit(url).hostname), int(urlsplit(url).port or 0)))
+        connection.sendall(STREAM_POST)
+        time.sleep(1.0)
+        answer = b""
+        while not answer.endswith(b"0\r\n\r\n"):
+            piece = connection.recv(1 << 20)
+            assert piece, "the connection ended"
+            answer += piece
+        assert answer.count(b"data: {") == 100_000 + 1  # the last says why it ended
+        assert b"data: [DONE]" in answer[-100:]
 
 
 def test_trailers_are_bounded_like_headers(address: tuple[str, int]) -> None:

@@ -156,6 +156,20 @@ def test_every_input_has_an_effect_or_is_accepted_for_its_name_alone() -> None:
     assert same == without_effect
 
 
+def test_an_answer_of_one_piece_has_fewer_alternatives_than_a_stream() -> None:
+    many = {"return_log_probs": True, "num_top_log_probs": 20, "max_tokens": 820}
+    with pytest.raises(InvalidRequestError, match=r"num_top_log_probs: 20 for each of 820 .* exceed 16384, the most"):
+        check(many)
+    assert check({**many, "stream": True}).sampling.num_top_log_probs == 20
+    assert check({**many, "max_tokens": 819}).sampling.max_tokens == 819
+    assert check({**many, "num_top_log_probs": 0, "max_tokens": 100_000}).wants_log_probs
+
+
+def test_the_default_of_max_tokens_counts_for_alternatives() -> None:
+    with pytest.raises(InvalidRequestError, match="for each of 1000 tokens"):
+        check({"return_log_probs": True, "num_top_log_probs": 20}, default_max_tokens=1000)
+
+
 def test_times_are_seconds_inside() -> None:
     generation = check({"ttft_slo_ms": 250.0, "tpot_slo_ms": 50.0, "itl_slo_ms": 125.0, "deadline_ms": 2000.0})
     assert (generation.ttft_slo_s, generation.tpot_slo_s, generation.itl_slo_s) == (0.25, 0.05, 0.125)

@@ -6,7 +6,8 @@
     service_tier: flex | priority, fast, scale    x-dynamo-meta-policy-class: be | rt
     ttft_slo_ms, tpot_slo_ms, deadline_ms         x-dynamo-meta-ttft-slo-ms, …
 
-The rest passes through both ways. A client that leaves closes its request at the frontend.
+The rest passes through both ways. A field that Dynamo takes and drops is a 400. A client that leaves closes its request
+at the frontend.
 """
 
 from __future__ import annotations
@@ -35,6 +36,22 @@ _MAX_FIELDS = 60_000  # of all objects together
 _SHORT_BYTES = 16 * 1024  # read on the event loop: the way to a thread would take longer
 _MAX_VALUE_BYTES = 1024  # of a field that becomes a header
 _MAX_MS = 2_592_000_000  # 30 days
+# Fields that Dynamo takes and its workers never see, with the values that ask for nothing.
+UNSERVED: Mapping[str, tuple[object, ...]] = {
+    "logit_bias": ({},),
+    "allowed_token_ids": (),
+    "suffix": ("",),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "thinking_token_budget": (),
+    "verbosity": (),
+    "store": (False,),
+    "web_search_options": (),
+}
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])  # the value of a field is passed on unread
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "upgrade", "te", "trailer"}
 _FRONTEND = web.AppKey("frontend", str)
@@ -49,6 +66,7 @@ def translated(body: bytes, headers: Mapping[str, str]) -> tuple[bytes, dict[str
         fields = _FIELDS.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body, {}  # the frontend refuses it and says why
+    _require_served(fields)
     found = {name: _value(name, fields.pop(name)) for name in ("service_tier", *_OBJECTIVES) if name in fields}
     if not found:
         return body, {}
@@ -62,6 +80,16 @@ def translated(body: bytes, headers: Mapping[str, str]) -> tuple[bytes, dict[str
     if named is not None and given not in (None, named):
         raise ValueError(f"service_tier: {found['service_tier']!r} is class {named!r}; {CLASS_HEADER} says {given!r}")
     return msgspec.json.encode(fields), added | ({CLASS_HEADER: named} if named is not None else {})
+
+
+def _require_served(fields: Mapping[str, msgspec.Raw]) -> None:
+    """Raise ValueError for a field that would have no effect, and for `min_tokens` that Dynamo would cut."""
+    for name in UNSERVED.keys() & fields.keys():
+        if (value := _value(name, fields[name])) is not None and value not in UNSERVED[name]:
+            raise ValueError(f"{name}: this value is not supported")
+    least, most = (_value(name, fields[name]) if name in fields else None for name in ("min_tokens", "max_tokens"))
+    if isinstance(least, int) and isinstance(most, int) and least > most:
+        raise ValueError(f"min_tokens: {least} exceeds max_tokens {most}")
 
 
 def _require_few_fields(body: bytes) -> None:

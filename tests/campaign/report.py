@@ -83,6 +83,8 @@ a proxy with limits in front: `deploy/nginx` |
 clients wait for the end; at a stop, Triton is ended 5 s after its last client |
 | gRPC streams that are reset at full speed | they hold up its others for seconds; it keeps their memory | \
 the same; started again at its limit of memory |
+| streams of its own clients that nobody reads | it keeps their tokens, 1.3 kB each | \
+started again at its limit of memory; the front door ends such a stream after 30 s |
 | clients that vanish with thousands of requests open | its heap breaks; its handler may hang | started again at once |
 | a thread that sends waits for one that takes a request in | its streams stand still | canaries notice; see *soak* |
 """

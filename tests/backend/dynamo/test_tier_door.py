@@ -17,9 +17,11 @@ from backend.dynamo.tier_door import (
     CLASS_HEADER,
     CLASS_OF_TIER,
     MAX_BODY_BYTES,
+    UNSERVED,
     make_app,
     translated,
 )
+from client.openai.bodies import REFUSED
 from client.openai.tiers import TIER_NAMES, Rule
 from front import http
 from front.settings import Settings
@@ -50,6 +52,27 @@ def test_the_tiers_are_those_of_the_other_front_door() -> None:
 def test_what_dynamo_does_not_know_becomes_headers(fields: dict[str, Any], added: dict[str, str]) -> None:
     body, headers = translated(json.dumps({"model": "bros", **fields}).encode(), {})
     assert (json.loads(body), headers) == ({"model": "bros"}, added)
+
+
+def test_what_the_other_front_door_refuses_is_refused_here() -> None:
+    refused = {name: each.harmless for fields in REFUSED.values() for name, each in fields.items()}
+    assert refused.items() <= UNSERVED.items()
+    assert UNSERVED.keys() - refused.keys() == {"allowed_token_ids", "thinking_token_budget"}  # of Dynamo alone
+
+
+@pytest.mark.parametrize("name", UNSERVED)
+def test_a_field_without_effect_is_refused_unless_it_asks_for_nothing(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: this value is not supported"):
+        translated(json.dumps({"model": "bros", name: [5]}).encode(), {})
+    for value in (None, *UNSERVED[name]):
+        body = json.dumps({"model": "bros", name: value}).encode()
+        assert translated(body, {}) == (body, {})
+
+
+def test_min_tokens_above_max_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="min_tokens: 30 exceeds max_tokens 16"):
+        translated(b'{"min_tokens": 30, "max_tokens": 16}', {})
+    assert translated(b'{"min_tokens": 16, "max_tokens": 16}', {})[1] == {}
 
 
 @pytest.mark.parametrize("body", [b'{"model": "bros" }', b"[1]", b"{", b"\xff", b"[" * 100_000, b""])

@@ -3,8 +3,8 @@
     python -m bench.ablate_policy --out bench/results/policy-ablations.json
 
 Each mechanism is replaced from outside, in the process of this command only: the policy has no switches. A result file
-is completed, not made anew: runs of the same simulation code that it holds are kept, so the command may be stopped.
-`python -m bench.report` writes the table into docs/algorithm.md.
+is completed: runs of the same simulation code are not repeated, so the command may be stopped. A run of other code
+stays in the file until the same run is made anew. `python -m bench.report` writes the table into docs/algorithm.md.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ from backend.policy.bros import best_effort, budgets, kv_forecast, pausing, poli
 from backend.policy.bros.budgets import Sustainable
 from backend.policy.state import latency_model, objectives, table_loops
 from backend.policy.view import SchedulerView
+from bench.common.command import command, read_part
 from bench.common.provenance import provenance
 from bench.common.score import score_be, score_rt
 from bench.sim.scenario import Scenario
 from bench.sim.step_models import Coefficients, load_pairs
 from bench.simulate import Simulation
 from bench.study import RESULTS, simulation_code
+from client.numbers import whole
 
+_OUT = "policy-ablations.json"
 _BASE = Scenario(be_outstanding=256, warmup_s=40.0, duration_s=100.0, drain_s=200.0)
 _FULL_70B = replace(_BASE, pair="llama70b-a100-tp8", rt_rate=10.0)
 _NOISY_CPU = "small CPU engine, noise of 30 %"
@@ -242,42 +245,54 @@ def run(mechanism: str, cell: str, seed: int) -> dict[str, Any]:
 
 
 def complete(out: Path, mechanisms: Sequence[str], cells: Sequence[str], seeds: Sequence[int]) -> None:
-    """Run what `out` lacks, and write it after each run."""
+    """Run what `out` lacks or has of other code, and write it after each run. Raises UsageError."""
     code = simulation_code("bros")
-    known = json.loads(out.read_text())["runs"] if out.exists() else []
-    runs = {_key(entry): entry for entry in known if entry["code"] == code}
+    runs = read_part("--out", out, "runs") if out.exists() else []
+    cells_then = read_part("--out", out, "cells") if out.exists() else {}
+    done = {_key(entry) for entry in runs if entry.get("code") == code}  # the first published runs have none
     gc.disable()
     for seed in seeds:
         for mechanism in mechanisms:
             for cell in cells:
                 key = (mechanism, cell, seed)
-                if key not in runs:
-                    runs[key] = run(*key)
+                if key not in done:
+                    entry = run(*key)
                     gc.collect()
-                    _write(out, list(runs.values()))
-                    print(*key, runs[key]["rt_attainment"], runs[key]["be_tokens_per_s"], file=sys.stderr)
+                    runs = [*(other for other in runs if _key(other) != key), entry]
+                    _write(out, cells_then, runs)
+                    print(*key, entry["rt_attainment"], entry["be_tokens_per_s"], file=sys.stderr)
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[str, str, int]:
     return entry["mechanism"], entry["cell"], entry["seed"]
 
 
-def _write(out: Path, runs: Sequence[Mapping[str, Any]]) -> None:
-    cells = {name: scenario.to_json() for name, scenario in CELLS.items()}
+def _write(out: Path, cells_then: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
+    cells = {**cells_then, **{name: scenario.to_json() for name, scenario in CELLS.items()}}
     lines = ",\n".join(json.dumps(entry) for entry in runs)
     head = f'"provenance": {json.dumps(provenance())},\n"cells": {json.dumps(cells)}'
     out.write_text(f'{{{head},\n"runs": [\n{lines}\n]}}\n')
 
 
+@command
 def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.ablate_policy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.ablate_policy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n  ".join(["mechanisms:", *MECHANISMS]) + "\n\n" + "\n  ".join(["cells:", *CELLS]),
     )
-    parser.add_argument("--out", type=Path, default=RESULTS / "policy-ablations.json", help="default: %(default)s")
-    parser.add_argument("--seeds", type=int, default=2, help="seeds of each run (default: %(default)s)")
-    parser.add_argument("--mechanism", action="append", choices=MECHANISMS, help="only this one; may be given again")
-    parser.add_argument("--cell", action="append", choices=CELLS, help="only this one; may be given again")
+    parser.add_argument("--out", type=Path, default=RESULTS / _OUT, help=f"default: bench/results/{_OUT}")
+    parser.add_argument("--seeds", type=whole(), default=2, help="seeds of each run (default: %(default)s)")
+    for name, choices in (("mechanism", MECHANISMS), ("cell", CELLS)):
+        parser.add_argument(
+            f"--{name}",
+            action="append",
+            choices=choices,
+            metavar="NAME",
+            help=f"only this {name} of those below; may be given again (default: all)",
+        )
     arguments = parser.parse_args()
     complete(
         arguments.out,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from bench import ablate_policy
 from bench.ablate_policy import CELLS, MECHANISMS, NOTHING, complete, run
 from bench.sim.disturbance import SLOW_PERIOD_S, STALL_SHARE, disturbance
 from bench.sim.scenario import Scenario
+from bench.study import RESULTS, simulation_code
 
 TINY = Scenario(rt_rate=20.0, be_outstanding=16, kv_tokens=4096, max_seqs=32, warmup_s=0.0, duration_s=2.0, drain_s=2.0)
 
@@ -42,6 +44,61 @@ def test_runs_that_are_there_are_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(ablate_policy, "run", lambda *key: pytest.fail(f"{key} ran again"))
     complete(out, [NOTHING], ["tiny"], [0])
     assert json.loads(out.read_text())["runs"] == first
+
+
+def test_runs_and_cells_of_other_code_stay_until_the_same_run_is_made_anew(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    keys = [(NOTHING, "tiny", 0), ("deposit", "tiny", 0), ("gone", "old cell", 1)]
+    codes: list[dict[str, Any]] = [{}, {"code": "an older one"}, {}]
+    old = [
+        {"mechanism": mechanism, "cell": cell, "seed": seed, "num_rt": -1, **code}
+        for (mechanism, cell, seed), code in zip(keys, codes, strict=True)
+    ]
+    out.write_text(json.dumps({"provenance": {}, "cells": {"old cell": {"rt_rate": 1.0}}, "runs": old}))
+    complete(out, [NOTHING], ["tiny"], [0])
+    written = json.loads(out.read_text())
+    *others, new = written["runs"]
+    assert new["num_rt"] > 0
+    assert new["code"] == simulation_code("bros")
+    assert others == old[1:]
+    assert {"tiny", "old cell"} <= written["cells"].keys()
+
+
+def test_what_was_published_is_a_file_that_can_be_completed(tmp_path: Path) -> None:
+    published = json.loads((RESULTS / "policy-ablations.json").read_text())["runs"]
+    out = tmp_path / "result.json"
+    out.write_text((RESULTS / "policy-ablations.json").read_text())
+    complete(out, [NOTHING], ["tiny"], [0])
+    assert json.loads(out.read_text())["runs"][:-1] == published
+
+
+def test_the_names_of_mechanisms_and_cells_are_one_to_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ablate_policy", "--help"])
+    with pytest.raises(SystemExit):
+        ablate_policy.main()
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert {*MECHANISMS, "tiny", "noisy", "mechanisms:", "cells:"} <= set(lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seeds", "0"], "argument --seeds: 0 is below 1"),
+        (["--out", "README.md"], "--out README.md is not JSON"),
+        (["--out", "bench/results/many.json"], "--out bench/results/many.json is not a file of this command"),
+    ],
+)
+def test_a_wrong_argument_is_named(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ablate_policy", *arguments])
+    monkeypatch.chdir(RESULTS.parents[1])
+    with pytest.raises(SystemExit) as ended:
+        ablate_policy.main()
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 def test_the_cells_are_scenarios_that_score_something() -> None:

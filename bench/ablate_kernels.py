@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from bench.common.command import as_command
 from bench.common.provenance import describe, provenance
 from bench.peers import HELD_DOWN, ROOT
 
@@ -39,6 +40,7 @@ CASES = {
 }
 
 
+@as_command
 def main() -> int:
     """Measure and print; see the module's docstring."""
     parser = argparse.ArgumentParser(

@@ -20,20 +20,20 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from backend.core.numbers import whole
 from backend.core.request import Request
 from backend.policy import packing
 from backend.policy.bros import best_effort, budgets, kv_forecast, pausing, policy, real_time
 from backend.policy.bros.budgets import Sustainable
 from backend.policy.state import latency_model, objectives, table_loops
 from backend.policy.view import SchedulerView
-from bench.common.command import command, read_part
+from bench.common.command import as_command, read_part
 from bench.common.provenance import provenance
 from bench.common.score import score_be, score_rt
 from bench.sim.scenario import Scenario
 from bench.sim.step_models import Coefficients, load_pairs
 from bench.simulate import Simulation
 from bench.study import RESULTS, simulation_code
-from client.numbers import whole
 
 _OUT = "policy-ablations.json"
 _BASE = Scenario(be_outstanding=256, warmup_s=40.0, duration_s=100.0, drain_s=200.0)
@@ -274,7 +274,7 @@ def _write(out: Path, cells_then: Mapping[str, Any], runs: Sequence[Mapping[str,
     out.write_text(f'{{{head},\n"runs": [\n{lines}\n]}}\n')
 
 
-@command
+@as_command
 def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(

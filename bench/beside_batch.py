@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.common.command import as_command
 from bench.common.output import put_out
 from bench.common.provenance import provenance
 from bench.live.door import Post, door_client
@@ -79,6 +80,7 @@ class Talk:
         return self.ttft_s <= ttft_slo_s and self.tpot_s <= tpot_slo_s
 
 
+@as_command
 def main() -> int:
     """Measure and print; see the module's docstring."""
     options, source = _parser().parse_args(), provenance()  # of the code that runs

@@ -34,6 +34,7 @@ from typing import Any
 import httpx2
 
 from backend.config import ServiceSettings
+from bench.common.command import as_command
 from bench.common.output import put_out
 from bench.common.provenance import provenance
 from bench.live.server import ServerAddress, running_server
@@ -81,6 +82,7 @@ class Step:
     num_visitors: int
 
 
+@as_command
 def main() -> int:
     """Measure and print; see the module's docstring."""
     options = _parser().parse_args()

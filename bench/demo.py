@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from bench.capacity import NUM_DECODES, Capacity, measure, suited
+from bench.common.command import as_command
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord
 from bench.serve import Setup, measure_policy
@@ -33,6 +34,7 @@ POLICIES = ("fcfs", "bros")
 PALE = 0.4  # opacity of what waits
 
 
+@as_command
 def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(

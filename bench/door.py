@@ -25,6 +25,7 @@ from backend.config import ExecutorKind
 from backend.core.request import PriorityClass
 from backend.launcher.endpoints import choose_endpoints
 from backend.launcher.probe import front_answers
+from bench.common.command import as_command
 from bench.common.output import put_out
 from bench.common.provenance import provenance
 from bench.live.door import door_client
@@ -51,6 +52,7 @@ _STOP_TIMEOUT_S = 30.0
 Round = Mapping[str, Any]
 
 
+@as_command
 def main() -> int:
     """Measure and print; see the module's docstring."""
     options, source = _parser().parse_args(), provenance()  # of the code that runs

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.executors.torch_engine import load, say_how_threads_wait
+from bench.common.command import as_command
 
 say_how_threads_wait()  # before torch is imported
 
@@ -67,6 +68,7 @@ class Case:
     num_new: Sequence[int]
 
 
+@as_command
 def main() -> int:
     """Measure and print; see the module's docstring."""
     parser = argparse.ArgumentParser(

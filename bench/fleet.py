@@ -25,6 +25,7 @@ import psutil  # type: ignore[import-untyped]  # it has no stubs
 from backend.config import parse_config
 from backend.executors.sim import SimSettings
 from bench import many
+from bench.common.command import as_command
 from bench.common.provenance import provenance
 from bench.common.score import Slos, Window, score_be, score_rt
 from bench.common.workload import CHAT_SMALL, PAPER_BE, gamma_arrivals, open_loop, poisson_arrivals
@@ -126,6 +127,7 @@ def _sibling(pid: int, module: str) -> psutil.Process:
     return next(child for child in parent.children() if module in child.cmdline())
 
 
+@as_command
 def main() -> int:
     """Run the command line; return the exit status."""
     arguments = _parser().parse_args()

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.common.command import as_command
 from bench.common.output import merge_into
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord, Slos, Window, score_be, score_rt
@@ -223,6 +224,7 @@ def pauses_s(records: Sequence[RequestRecord], killed_s: float) -> list[float]:
     return sorted(pauses)
 
 
+@as_command
 def main() -> int:
     """Run the command line; return the exit status: 1 where a stream was lost or a token was wrong."""
     arguments = _parser().parse_args()

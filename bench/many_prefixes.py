@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.common.command import as_command
 from bench.common.output import merge_into
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord, Window, score_be, score_rt
@@ -74,6 +75,7 @@ def score(records: list[RequestRecord], target: CountingTarget, duration_s: floa
     }
 
 
+@as_command
 def main() -> int:
     """Run the command line; return the exit status: 1 where a stream was lost or a token was wrong."""
     arguments = _parser().parse_args()

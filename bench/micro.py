@@ -29,6 +29,7 @@ from backend.core.request import PriorityClass, Request, RequestId, SamplingPara
 from backend.engine.scheduler import Scheduler, make_scheduler
 from backend.executors.sim import features_of, linear_time_s
 from backend.policy.settings import POLICY_NAMES, SchedulerSettings
+from bench.common.command import as_command
 from bench.common.provenance import provenance
 
 _PROMPT = tuple(range(200))
@@ -47,6 +48,7 @@ class Cost:
     p99_us: float
 
 
+@as_command
 def main(argv: list[str] | None = None) -> int:
     """Print the table, or one JSON line per load."""
     args, source = _parse(argv), provenance()  # of the code that runs, whatever is committed meanwhile

@@ -44,6 +44,7 @@ from backend.core.request import PriorityClass, Request, RequestId, SamplingPara
 from backend.engine.engine import Submit
 from backend.launcher.options import engine_config, make_parser
 from backend.server.assembly import Runtime, load_runtime, make_tokenizer
+from bench.common.command import as_command
 from bench.common.output import put_out
 from bench.common.provenance import provenance
 from bench.live.server import running_server
@@ -88,6 +89,7 @@ class Flight:
 Send = Callable[[Sequence[int], int, PriorityClass], Flight]  # prompt, output tokens, class
 
 
+@as_command
 def main() -> int:
     """Measure and print; see the module's docstring."""
     options = _parser().parse_args()

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.text.model_files import resolve_model
+from bench.common.command import as_command
 from bench.common.provenance import describe, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,7 @@ VARIANTS = {
 }
 
 
+@as_command
 def main() -> int:
     """Measure and print; see the module's docstring."""
     parser = argparse.ArgumentParser(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.policy.settings import POLICY_NAMES
+from bench.common.command import as_command
 from bench.common.provenance import provenance
 from bench.common.score import score_be, score_rt
 from bench.region import region
@@ -105,6 +106,7 @@ def read_pair(path: Path, kv_tokens: int) -> Pair:
     return Pair(path.stem, str(path), Coefficients(**document["coefficients"]), kv_tokens, 0.0, _COPY_S_PER_TOKEN)
 
 
+@as_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 for a plan, 1 where no number of replicas is enough."""
     parser = _parser()

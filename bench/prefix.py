@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -33,8 +33,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from bench.common.command import as_command
 from bench.common.provenance import provenance
 from bench.common.stats import percentiles
+from bench.common.workers import worker_processes
 from bench.live.server import running_server
 from bench.sim.prefix_traces import COMPARED, simulate
 from client import AsyncClient
@@ -55,6 +57,7 @@ _COMPARED: Sequence[Callable[[Mapping[str, Any]], float]] = (
 _MAX_TTFT_RATIO, _MIN_RATE_RATIO = 0.35, 3.0  # with the cache, divided by without
 
 
+@as_command
 def main(argv: list[str] | None = None) -> int:
     """Run one part; print its result, and write it with its provenance."""
     mine, flags = _split(sys.argv[1:] if argv is None else argv)
@@ -162,7 +165,7 @@ def _sim(options: argparse.Namespace) -> dict[str, Any]:
     wanted = [(name, seed, cache) for seed in options.seeds for name, caches in COMPARED.items() for cache in caches]
     runs = _runs_of(options.out, source["commit"], options.scale)
     missing = [run for run in wanted if run not in runs]
-    with ProcessPoolExecutor(options.jobs) as pool:
+    with worker_processes(options.jobs) as pool:
         tasks = {pool.submit(simulate, *run, options.scale): run for run in missing}
         for task in as_completed(tasks):
             runs[tasks[task]] = task.result()

@@ -29,6 +29,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]  # ships no types
 
 from backend.policy.settings import POLICY_NAMES
+from bench.common.command import as_command
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord, Slos, Window, score_be, score_rt
 from bench.common.workload import CHAT_SMALL, PAPER_BE, closed_loop, open_loop, poisson_arrivals
@@ -152,6 +153,7 @@ def measure_policy(
     return result, records
 
 
+@as_command
 def main() -> int:
     """Run the command line; return the exit status."""
     arguments = _parser().parse_args()

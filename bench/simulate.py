@@ -31,6 +31,7 @@ from backend.core.request import PriorityClass, Request, RequestId, SamplingPara
 from backend.engine.engine import Engine, Submit
 from backend.engine.scheduler import Scheduler, make_scheduler
 from backend.policy.settings import POLICY_NAMES
+from bench.common.command import as_command
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord, Slos, score_be, score_rt
 from bench.common.stats import percentiles, quantiles
@@ -324,6 +325,7 @@ def _num_ahead(request: Request) -> float:
     return min(_num_processed(request), request.num_prompt) - done * request.num_prompt
 
 
+@as_command
 def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(

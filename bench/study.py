@@ -21,7 +21,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,9 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from backend.policy.settings import POLICY_NAMES
+from bench.common.command import as_command
 from bench.common.provenance import provenance
+from bench.common.workers import worker_processes
 from bench.sim.scenario import Scenario
 from bench.simulate import Simulation
 
@@ -318,18 +320,19 @@ def run_study(runs: list[Run], out: Path, num_workers: int, limit_s: float | Non
     journal = Journal(out)
     missing = [run for run in runs if journal.get(run) is None]
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "left:", TimeRemainingColumn())
-    with Progress(*columns) as progress, ProcessPoolExecutor(num_workers, initializer=_start_worker) as pool:
-        task = progress.add_task("study", total=len(runs), completed=len(runs) - len(missing))
-        futures = [pool.submit(execute, same, _source(same[0], facts)) for same in simulations(missing)]
-        try:
+    try:
+        with Progress(*columns) as progress, worker_processes(num_workers, _start_worker) as pool:
+            task = progress.add_task("study", total=len(runs), completed=len(runs) - len(missing))
+            futures = [pool.submit(execute, same, _source(same[0], facts)) for same in simulations(missing)]
             for future in as_completed(futures, limit_s):
                 for entry in future.result():
                     journal.add(entry)
                     progress.advance(task)
-        except TimeoutError:
-            pass  # unfinished simulations are lost
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    except TimeoutError:
+        pass  # unfinished simulations are lost
+    except KeyboardInterrupt:
+        print(f"the finished runs are in {journal.path}; the same command goes on from there", file=sys.stderr)
+        raise
     entries = [entry for entry in map(journal.get, runs) if entry is not None]
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     out.write_text(f'{{"provenance": {json.dumps(facts)},\n"runs": [\n{lines}\n]}}\n')
@@ -363,6 +366,7 @@ _WORDS = {
 }
 
 
+@as_command
 def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(

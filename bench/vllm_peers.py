@@ -29,6 +29,7 @@ from backend.executors.foreign.source import Ticket
 from backend.executors.vllm.loading import load_engine
 from backend.executors.vllm.settings import VllmSettings
 from backend.policy.settings import SchedulerSettings
+from bench.common.command import as_command
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord, Slos, Window, score_be, score_rt
 from bench.common.workload import PAPER_BE, closed_loop
@@ -42,6 +43,7 @@ CALIBRATION_BE, CALIBRATION_S = 40, 75.0
 DRAIN_S = 15.0  # real-time requests that have not ended by then have missed their objectives
 
 
+@as_command
 def main() -> int:
     """Measure; see the module's docstring."""
     parser = argparse.ArgumentParser(

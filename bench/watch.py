@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # ships no types
 
+from bench.common.command import as_command
 from bench.common.intervals import mean_interval, ratio_interval
 from bench.common.provenance import provenance
 from bench.live.server import running_server
@@ -56,6 +57,7 @@ class Window:
         return self.cpu_s / self.num_steps
 
 
+@as_command
 def main() -> int:
     """Measure and print; see the module's docstring."""
     options = _parser().parse_args()

@@ -16,6 +16,7 @@ at=$(mktemp)
 "$python" -m backend.launcher.serve --http-port 0 --grpc-port 0 --metrics-port 0 --openai-port off --kv-tokens 1280 --set torch.host_kv_gib=0.05 --json "$@" > "$at" &
 server=$!
 trap 'kill $server; wait $server || true; rm -f "$at"' EXIT
+trap 'exit 130' INT TERM # dash runs no trap of EXIT on a signal
 until [ -s "$at" ]; do kill -0 $server; sleep 0.2; done
 url() { "$python" -c "import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])" "$at" "$1"; }
 

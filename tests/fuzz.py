@@ -28,7 +28,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
@@ -43,7 +42,9 @@ from backend.engine.scheduler import make_scheduler
 from backend.executors.sim import SimExecutor, SimSettings, token_at
 from backend.policy.registry import POLICIES
 from backend.policy.settings import POLICY_NAMES, SchedulerSettings
+from bench.common.command import as_command
 from bench.common.provenance import provenance
+from bench.common.workers import worker_processes
 from kv.prefixes import Prefix
 
 EOS = 2
@@ -329,6 +330,7 @@ def _run_once(seed: int, policy: str | None, form: Form) -> RunResult:
     return RunResult(seed, name, num_steps, counts, run.trace.hexdigest())
 
 
+@as_command
 def main(argv: list[str] | None = None) -> int:
     """Run the seeds on all cores; print one replay line per failure; exit 1 if there is one."""
     args = _parse(argv)
@@ -338,10 +340,24 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     start_s, source = time.monotonic(), provenance()  # of the code that runs, whatever is committed meanwhile
     results: list[RunResult] = []
-    seeds = range(args.seed, args.seed + args.runs)
-    with ProcessPoolExecutor(args.jobs, initializer=_quiet) as pool:
+    try:
+        _run_all(args, results, start_s)
+    finally:  # also after Ctrl-C: a failure that was found counts
+        failures = [result for result in results if result.error]
+        if args.out:
+            Path(args.out).write_text(
+                json.dumps({"provenance": source, **_summary(results, args.seed, time.monotonic() - start_s)}, indent=1)
+                + "\n"
+            )
+        print(f"\n{len(results)} runs, {len(failures)} failures, {time.monotonic() - start_s:.0f} s", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _run_all(args: argparse.Namespace, results: list[RunResult], start_s: float) -> None:
+    """Append the result of every seed to `results`, in order."""
+    with worker_processes(args.jobs, _quiet) as pool:
         run = partial(run_one, form=args.form)
-        for result in pool.map(run, seeds, chunksize=16):
+        for result in pool.map(run, range(args.seed, args.seed + args.runs), chunksize=16):
             results.append(result)
             if result.error:
                 flag = "" if args.form is Form.DRAWN else f" --{args.form}"
@@ -350,14 +366,6 @@ def main(argv: list[str] | None = None) -> int:
                     flush=True,
                 )
             _show_progress(len(results), args.runs, start_s)
-    failures = [result for result in results if result.error]
-    if args.out:
-        Path(args.out).write_text(
-            json.dumps({"provenance": source, **_summary(results, args.seed, time.monotonic() - start_s)}, indent=1)
-            + "\n"
-        )
-    print(f"\n{len(results)} runs, {len(failures)} failures, {time.monotonic() - start_s:.0f} s", file=sys.stderr)
-    return 1 if failures else 0
 
 
 def _summary(results: list[RunResult], first_seed: int, wall_s: float) -> dict[str, object]:

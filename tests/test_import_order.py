@@ -76,7 +76,7 @@ MAY_IMPORT = {
     "client.generation": {"client.wire"},
     "client.openai": {"client.errors", "client.generation", "client.wire"},
     "client": set[str](),
-    "front": {"backend.core.garbage", "backend.core.ownership", "client"},
+    "front": {"backend.core.garbage", "backend.core.numbers", "backend.core.ownership", "client"},
     "bench.common": set[str](),
     "bench.sim": {"kv", "backend", "bench.common"},
     "bench.live": {"backend", "client", "bench.common", "bench.sim"},

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from bench.common.command import as_command
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord
 from bench.live.load import BrosTarget, LoadError
@@ -182,6 +183,7 @@ def scenario_of(setup: Setup, seed: int) -> Scenario:
     )
 
 
+@as_command
 def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(

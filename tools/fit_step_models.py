@@ -24,6 +24,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from bench.common.command import as_command
 from bench.sim.step_models import Coefficients, StepWork, token_basis
 
 PACKAGE = "aiconfigurator-core"
@@ -69,6 +70,7 @@ SOURCES = {
 }
 
 
+@as_command
 def main() -> None:
     """Fit every pair and write the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

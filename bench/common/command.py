@@ -26,7 +26,7 @@ class UsageError(CommandError):
     status = 2
 
 
-def command(main: Callable[Arguments, Status]) -> Callable[Arguments, Status]:
+def as_command(main: Callable[Arguments, Status]) -> Callable[Arguments, Status]:
     """Let `main` end with one line and an exit status after Ctrl-C and after a CommandError."""
 
     @wraps(main)

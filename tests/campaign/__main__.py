@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.common.command import as_command
 from bench.common.provenance import provenance
 from tests.campaign import __doc__ as PACKAGE
 from tests.campaign.canary import canary
@@ -25,6 +26,7 @@ from tests.campaign.request_paths import GrpcPath
 from tests.campaign.wire import send, wrong_with
 
 
+@as_command
 def main(arguments: list[str] | None = None) -> int:
     """Run the chosen phases, print their table; return 1 where there was a fault or an interruption."""
     args = _parser().parse_args(arguments)

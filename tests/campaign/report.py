@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.common.command import as_command
 from bench.common.provenance import describe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,6 +189,7 @@ def _plain(text: str) -> str:
     return " ".join(text.replace("`", "'").replace("|", "¦").split())
 
 
+@as_command
 def main() -> int:
     """Write or check the document; return the exit status."""
     parser = argparse.ArgumentParser(

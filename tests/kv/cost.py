@@ -13,6 +13,7 @@ from statistics import median, quantiles
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.common.command import as_command
 from kv.manager import KVCacheManager
 from kv.types import KVConfig, Side
 
@@ -20,6 +21,7 @@ NUM_STEPS = {"free": 300, "shared": 15}  # as long as there is room
 MAX_SEQ_LEN = 8_192
 
 
+@as_command
 def main() -> None:
     """Time plan and commit of one decode for all rows, at several sizes."""
     for num_blocks in (8_192, 65_536):

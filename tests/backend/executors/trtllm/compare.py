@@ -27,6 +27,7 @@ from backend.executors.sim import SimExecutor, SimSettings
 from backend.executors.trtllm.settings import TrtllmSettings
 from backend.policy.settings import SchedulerSettings
 from backend.policy.state.latency_model import LatencyModel
+from bench.common.command import as_command
 from bench.common.provenance import provenance
 from tests.backend.executors.trtllm.driver import Transcript, make_rig
 from tests.backend.executors.trtllm.fake_executor import make_executor
@@ -149,6 +150,7 @@ def _request(name: str, cls: PriorityClass, num_prompt: int, max_tokens: int, ar
     )
 
 
+@as_command
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, action="append", required=True, help="seed of the workload; repeatable")

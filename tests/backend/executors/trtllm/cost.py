@@ -23,6 +23,7 @@ import pytest
 from backend.core.clock import VirtualClock
 from backend.core.request import Request
 from backend.executors.trtllm.settings import TrtllmSettings
+from bench.common.command import as_command
 from bench.common.provenance import provenance
 from tests.backend.executors.trtllm.driver import make_rig
 from tests.backend.executors.trtllm.fake_executor import FakePyExecutor, make_executor
@@ -104,6 +105,7 @@ def measure(manager: str, num_active: int, num_steps: int) -> Cost:
     return Cost(manager, num_active, num_steps, float(np.median(costs_us)), float(np.quantile(costs_us, 0.99)))
 
 
+@as_command
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--active", type=int, nargs="+", default=[64, 256], help="active requests (default 64 256)")

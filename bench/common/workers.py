@@ -1,0 +1,31 @@
+"""Worker processes that end when their command does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+
+
+@contextmanager
+def worker_processes(num_workers: int, start: Callable[[], object] | None = None) -> Iterator[ProcessPoolExecutor]:
+    """Yield a pool. Where an exception ends the block, running calls end at once; a pool alone would wait for them.
+
+    start: called in each worker process before its first call.
+    """
+    with ProcessPoolExecutor(num_workers, initializer=_start, initargs=(start,)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
+
+
+def _start(start: Callable[[], object] | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the command ends these
+    if start is not None:
+        start()

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from backend.core.numbers import whole
 from bench.common.command import as_command
 from bench.common.provenance import describe, provenance
 from bench.peers import HELD_DOWN, ROOT
@@ -47,7 +48,7 @@ def main() -> int:
         prog="python -m bench.ablate_kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--isa", choices=["native", "avx2"], default="native", help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each variant (default: %(default)s)")
+    parser.add_argument("--rounds", type=whole(), default=9, help="turns of each variant (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="also write JSON here")
     arguments = parser.parse_args()
     if arguments.isa == "avx2" and os.environ.get("ONEDNN_MAX_CPU_ISA") != "AVX2":  # read when torch is loaded

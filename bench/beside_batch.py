@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from backend.core.numbers import positive, whole
 from bench.common.command import as_command
 from bench.common.output import put_out
 from bench.common.provenance import provenance
@@ -221,19 +222,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.beside_batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
-    def add(flag: str, kind: type, default: float, words: str) -> None:
+    def add(flag: str, kind: Callable[[str], object], default: float, words: str) -> None:
         parser.add_argument(flag, type=kind, default=default, help=f"{words} (default: %(default)s)")
 
     parser.add_argument("--executor", choices=["sim", "torch"], default="sim", help="(default: %(default)s)")
-    add("--threads", int, 2, "of the torch engine")
-    add("--lines", int, 1000, "of the batch")
-    add("--be-tokens", int, 32, "output tokens of a line")
-    add("--rt-tokens", int, 32, "output tokens of a chat request")
-    add("--rate", float, 1.0, "chat requests per second")
-    add("--alone-s", float, 60.0, "seconds without the batch")
-    add("--ttft-slo-ms", float, 2000.0, "time to first token to meet")
-    add("--tpot-slo-ms", float, 100.0, "mean time per further token to meet")
-    add("--seed", int, 0, "of arrivals and words")
+    add("--threads", whole(), 2, "of the torch engine")
+    add("--lines", whole(), 1000, "of the batch")
+    add("--be-tokens", whole(), 32, "output tokens of a line")
+    add("--rt-tokens", whole(), 32, "output tokens of a chat request")
+    add("--rate", positive, 1.0, "chat requests per second")
+    add("--alone-s", positive, 60.0, "seconds without the batch")
+    add("--ttft-slo-ms", positive, 2000.0, "time to first token to meet")
+    add("--tpot-slo-ms", positive, 100.0, "mean time per further token to meet")
+    add("--seed", whole(0), 0, "of arrivals and words")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there as JSON")
     return parser

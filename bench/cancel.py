@@ -34,6 +34,7 @@ from typing import Any
 import httpx2
 
 from backend.config import ServiceSettings
+from backend.core.numbers import whole
 from bench.common.command import as_command
 from bench.common.output import put_out
 from bench.common.provenance import provenance
@@ -261,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.cancel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--cancels", type=int, default=30, help="visitors that leave in each way (default: %(default)s)"
+        "--cancels", type=whole(), default=30, help="visitors that leave in each way (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there as JSON")

@@ -20,6 +20,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 
+from backend.core.numbers import positive, whole
 from bench.capacity import NUM_DECODES, Capacity, measure, suited
 from bench.common.command import as_command
 from bench.common.provenance import provenance
@@ -40,10 +41,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--duration-s", type=float, default=SETUP.duration_s, help="of load on each server")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("docs/img/demo.svg"), help="picture to write")
-    parser.add_argument("--results", type=Path, default=Path("bench/results/demo.json"), help="numbers to write")
+    parser.add_argument(
+        "--duration-s", type=positive, default=SETUP.duration_s, help="of load on each server, s (default: %(default)g)"
+    )
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the load (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/img/demo.svg"), help="picture to write (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("bench/results/demo.json"), help="numbers to write (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     capacity = measure(SETUP.flags)
     setup = suited(capacity, replace(SETUP, duration_s=arguments.duration_s))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.config import ExecutorKind
+from backend.core.numbers import whole
 from backend.core.request import PriorityClass
 from backend.launcher.endpoints import choose_endpoints
 from backend.launcher.probe import front_answers
@@ -162,8 +163,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.door", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--executor", choices=["torch", "sim"], default="sim", help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of the torch engine (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds to measure (default: %(default)s)")
+    parser.add_argument("--threads", type=whole(), default=1, help="of the torch engine (default: %(default)s)")
+    parser.add_argument("--rounds", type=whole(), default=5, help="rounds to measure (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there as JSON")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="of the front door, as cProfile writes it")

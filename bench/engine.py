@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backend.core.numbers import whole
 from backend.executors.torch_engine import load, say_how_threads_wait
 from bench.common.command import as_command
 
@@ -79,9 +80,9 @@ def main() -> int:
     parser.add_argument(
         "--weights", choices=["auto", "dense", "bf16", "float32"], default="auto", help="(default: %(default)s)"
     )
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=30, help="steps timed per case (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of token ids and block order (default: %(default)s)")
+    parser.add_argument("--threads", type=whole(0), default=0, help="0: all cores (default: %(default)s)")
+    parser.add_argument("--repeats", type=whole(), default=30, help="steps timed per case (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of token ids and block order (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     arguments = parser.parse_args()

@@ -23,9 +23,10 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]  # it has no stubs
 
 from backend.config import parse_config
+from backend.core.numbers import above, whole
 from backend.executors.sim import SimSettings
 from bench import many
-from bench.common.command import as_command
+from bench.common.command import as_command, read_part
 from bench.common.provenance import provenance
 from bench.common.score import Slos, Window, score_be, score_rt
 from bench.common.workload import CHAT_SMALL, PAPER_BE, gamma_arrivals, open_loop, poisson_arrivals
@@ -130,13 +131,15 @@ def _sibling(pid: int, module: str) -> psutil.Process:
 @as_command
 def main() -> int:
     """Run the command line; return the exit status."""
-    arguments = _parser().parse_args()
+    arguments = (parser := _parser()).parse_args()
     if arguments.measure:
         source = provenance()  # of the code that runs
         document = {"measured": {**measure_frontend(), "provenance": source}}
         print(document["measured"], file=sys.stderr)
+    elif not arguments.out.exists():
+        parser.error(f"argument --out: {arguments.out} does not exist: run --measure first")
     else:
-        document = _simulated(json.loads(arguments.out.read_text())["measured"], arguments)
+        document = _simulated(read_part("--out", arguments.out, "measured"), arguments)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(document, indent=1) + "\n")
     return 0
@@ -161,9 +164,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.fleet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--measure", action="store_true", help="measure the real frontend; simulate nothing")
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="replicas (default: 4 16 64)")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each fleet (default: 1)")
-    parser.add_argument("--duration-s", type=float, default=20.0, help="requests arrive for so long (default: 20)")
+    parser.add_argument("--sizes", type=whole(), nargs="+", default=list(SIZES), help="replicas (default: 4 16 64)")
+    parser.add_argument("--seeds", type=whole(), default=1, help="runs of each fleet (default: 1)")
+    parser.add_argument(
+        "--duration-s", type=above(_WARM_UP_S), default=20.0, help="requests arrive for so long (default: 20)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     return parser
 

@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.common.command import as_command
+from backend.core.numbers import above, positive, real, whole
+from bench.common.command import CommandError, as_command
 from bench.common.output import merge_into
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord, Slos, Window, score_be, score_rt
@@ -115,7 +116,7 @@ def serving(way: Way, directory: Path, engines: Sequence[Mapping[str, Any]]) -> 
         while "Ctrl-C" not in said:
             line = process.stdout.readline()
             if not line:
-                raise RuntimeError(f"serve-many ended: {said}")
+                raise CommandError(f"serve-many ended with status {process.wait()} before it was ready {said}".strip())
             said += line
         workers = re.search(r"Workers: ([\d, ]+)\.", said)
         assert workers is not None, said
@@ -257,13 +258,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.many", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each way (default: 1)")
-    parser.add_argument("--duration-s", type=float, default=60.0, help="requests arrive for so long (default: 60)")
-    parser.add_argument("--rt-rate", type=float, default=RT_RATE, help="real-time requests a second (default: 6)")
-    parser.add_argument("--be-rate", type=float, default=BE_RATE, help="best-effort requests a second (default: 25)")
+    parser.add_argument("--seeds", type=whole(), default=1, help="runs of each way (default: 1)")
+    parser.add_argument(
+        "--duration-s", type=above(_WARM_UP_S), default=60.0, help="requests arrive for so long (default: 60)"
+    )
+    parser.add_argument("--rt-rate", type=real(), default=RT_RATE, help="real-time requests a second (default: 6)")
+    parser.add_argument("--be-rate", type=real(), default=BE_RATE, help="best-effort requests a second (default: 25)")
     parser.add_argument(
         "--max-late-s",
-        type=float,
+        type=positive,
         default=MAX_LATE_S,
         help="give up when a request leaves later (default: %(default)s)",
     )

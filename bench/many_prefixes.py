@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from backend.core.numbers import above, real, whole
 from bench.common.command import as_command
 from bench.common.output import merge_into
 from bench.common.provenance import provenance
@@ -107,12 +108,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.many_prefixes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each way (default: 1)")
-    parser.add_argument("--duration-s", type=float, default=30.0, help="requests arrive for so long (default: 30)")
+    parser.add_argument("--seeds", type=whole(), default=1, help="runs of each way (default: 1)")
     parser.add_argument(
-        "--job-rate", type=float, default=Sizes().job_rate, help="best-effort requests a second (default: %(default)g)"
+        "--duration-s", type=above(_WARM_UP_S), default=30.0, help="requests arrive for so long (default: 30)"
     )
-    parser.add_argument("--talks", type=int, default=Sizes().num_talks, help="conversations at once (default: 32)")
+    parser.add_argument(
+        "--job-rate", type=real(), default=Sizes().job_rate, help="best-effort requests a second (default: %(default)g)"
+    )
+    parser.add_argument("--talks", type=whole(0), default=Sizes().num_talks, help="conversations at once (default: 32)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write to, under the key `prefixes`")
     return parser
 

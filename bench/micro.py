@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from backend.core.executor import ExecutorCapacity
+from backend.core.numbers import whole
 from backend.core.plan import StepBatch, StepResult
 from backend.core.request import PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.engine.scheduler import Scheduler, make_scheduler
@@ -172,9 +173,21 @@ def _result(batch: StepBatch) -> StepResult:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.micro", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--running", type=int, nargs="+", default=[64, 256, 1024], help="requests in the step")
-    parser.add_argument("--waiting", type=int, nargs="+", default=[0, 1_000, 10_000, 100_000], help="requests queued")
-    parser.add_argument("--steps", type=int, default=400, help="steps to measure (default: 400)")
+    parser.add_argument(
+        "--running",
+        type=whole(),
+        nargs="+",
+        default=[64, 256, 1024],
+        help="requests in the step (default: 64 256 1024)",
+    )
+    parser.add_argument(
+        "--waiting",
+        type=whole(0),
+        nargs="+",
+        default=[0, 1_000, 10_000, 100_000],
+        help="requests queued (default: 0 1000 10000 100000)",
+    )
+    parser.add_argument("--steps", type=whole(), default=400, help="steps to measure (default: 400)")
     parser.add_argument("--policy", choices=POLICY_NAMES, default="bros", help="default: bros")
     parser.add_argument("--waiting-class", choices=["rt", "be"], default="be", help="of the queued (default: be)")
     parser.add_argument("--prefix-caching", action="store_true", help="with the prefix cache, which finds nothing")

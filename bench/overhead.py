@@ -39,6 +39,7 @@ import tritonclient.grpc as grpc_client
 from tritonclient.utils import InferenceServerException
 
 from backend.config import EngineConfig, ExecutorKind, parse_config
+from backend.core.numbers import whole
 from backend.core.plan import StepOutput
 from backend.core.request import PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.engine.engine import Submit
@@ -334,9 +335,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.overhead", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--executor", choices=["torch", "sim"], default="torch", help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of the torch engine (default: %(default)s)")
+    parser.add_argument("--threads", type=whole(), default=2, help="of the torch engine (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, as of bros-serve")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds to measure (default: %(default)s)")
+    parser.add_argument("--rounds", type=whole(), default=5, help="rounds to measure (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there as JSON")
     parser.add_argument("--more", action="store_true", help="keep the rounds in FILE, if it measured the same")

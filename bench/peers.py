@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from backend.core.numbers import whole
 from backend.text.model_files import resolve_model
 from bench.common.command import as_command
 from bench.common.provenance import describe, provenance
@@ -58,8 +59,8 @@ def main() -> int:
         prog="python -m bench.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--isa", choices=["native", "avx2"], default="native", help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each engine (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: all cores)")
+    parser.add_argument("--rounds", type=whole(), default=9, help="turns of each engine (default: %(default)s)")
+    parser.add_argument("--threads", type=whole(), default=len(os.sched_getaffinity(0)), help="(default: all cores)")
     parser.add_argument("--out", type=Path, help="also write JSON here")
     parser.add_argument("--worker", choices=["bros", "llama.cpp"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -18,17 +18,36 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from backend.core.numbers import above, whole
 from backend.policy.settings import POLICY_NAMES
-from bench.common.command import as_command
+from bench.common.command import UsageError, as_command, read_part
 from bench.common.provenance import provenance
 from bench.common.score import score_be, score_rt
 from bench.region import region
+from bench.scenario_flags import add_flags, given_fields, scenario_values
 from bench.sim.scenario import Scenario
 from bench.sim.step_models import Coefficients, Pair, load_pairs
 from bench.simulate import Simulation
 
 _REGION_PARTS = (0.25, 0.5, 0.75, 1.0, 1.25)  # of --rt-rate
 _COPY_S_PER_TOKEN = 5e-6  # of a fitted file: 131 kB a token at 24 GB/s
+
+
+_FIELDS = (
+    "kv_tokens",
+    "rt_rate",
+    "rt_cv",
+    "be_outstanding",
+    "max_seqs",
+    "ttft_slo_s",
+    "tpot_slo_s",
+    "warmup_s",
+    "duration_s",
+    "seed",
+    "rt_trace",
+    "rt_lengths",
+    "be_lengths",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +118,12 @@ def _answer(
 
 
 def read_pair(path: Path, kv_tokens: int) -> Pair:
-    """Return the engine that `python -m bench.steps.step_profile` fitted."""
-    document = json.loads(path.read_text())
-    if not isinstance(document, dict) or "coefficients" not in document:
-        raise ValueError(f"{path}: no fitted step model: it lacks 'coefficients'")
-    return Pair(path.stem, str(path), Coefficients(**document["coefficients"]), kv_tokens, 0.0, _COPY_S_PER_TOKEN)
+    """Return the engine that `python -m tools.fit steps` fitted. Raises UsageError."""
+    try:
+        coefficients = Coefficients(**read_part("--step-model", path, "coefficients"))
+    except TypeError as error:
+        raise UsageError(f"--step-model {path} is no fitted step model: {error}") from error
+    return Pair(path.stem, str(path), coefficients, kv_tokens, 0.0, _COPY_S_PER_TOKEN)
 
 
 @as_command
@@ -113,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         pair, scenario = _inputs(options)
-    except (KeyError, OSError, TypeError, ValueError, AssertionError) as error:
+    except (OSError, TypeError, ValueError) as error:
         parser.error(str(error))
     if options.region:
         rates = [part * scenario.rt_rate for part in _REGION_PARTS]
@@ -134,36 +154,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     add, base = parser.add_argument, Scenario(be_outstanding=256, warmup_s=30.0, duration_s=120.0)
     add("--pair", choices=sorted(load_pairs()), help=f"model and GPUs (default: {base.pair})")
-    add("--step-model", type=Path, metavar="FILE", help="instead: a fitted step model, as bench/results/step_model_cpu")
-    add("--kv-tokens", type=int, help="KV slots, tokens (default: the pair's; needed with --step-model)")
-    add("--scenario", help="traffic: a name in bench/scenarios or a JSON file of flags of bench.simulate; flags win")
-    for name, words in (
-        ("rt_rate", "real-time requests per second; with --region, the rate at load 1"),
-        ("rt_cv", "coefficient of variation of the gaps between them; 1: Poisson"),
-        ("be_outstanding", "best-effort requests in each replica at any time"),
-        ("max_seqs", "batch slots"),
-        ("ttft_slo_s", "time to first token, s"),
-        ("tpot_slo_s", "mean time per further token, s"),
-        ("warmup_s", "time before requests are scored, s"),
-        ("duration_s", "time in which requests arrive, s"),
-        ("seed", "of arrivals and lengths"),
-    ):
-        value = getattr(base, name)
-        add(f"--{name.replace('_', '-')}", type=type(value), help=f"{words} (default: {value:g})")
-    add("--rt-trace", help="arrivals from this CSV file instead of --rt-rate: timestamp_s,prompt_tokens,output_tokens")
     add(
-        "--rt-lengths", help=f"a distribution or a CSV file of prompt_tokens,output_tokens (default: {base.rt_lengths})"
+        "--step-model",
+        type=Path,
+        metavar="FILE",
+        help="instead: a fitted step model, as bench/results/step_model_cpu.json; needs --kv-tokens",
     )
-    add("--be-lengths", help=f"the same for best-effort requests (default: {base.be_lengths})")
+    add(
+        "--scenario",
+        type=scenario_values,
+        default={},
+        metavar="NAME",
+        help="traffic: a name in bench/scenarios or a JSON file of fields of a scenario; options win (default: none)",
+    )
+    add_flags(parser, _FIELDS, base)
     add("--policy", choices=POLICY_NAMES, help="not with --region, which takes several (default: bros)")
     add(
         "--goal",
-        type=float,
+        type=above(0.0, 1.0),
         default=0.99,
         help="0-1, part of real-time that must keep both SLOs (default: %(default)s)",
     )
-    add("--max-replicas", type=int, default=64, help="give up beyond (default: %(default)s)")
-    add("--region", action="store_true", help="find the tightest SLOs that each policy keeps at each load; minutes")
+    add("--max-replicas", type=whole(), default=64, help="give up beyond (default: %(default)s)")
+    add(
+        "--region",
+        action="store_true",
+        help="find the tightest SLOs that each policy keeps at each part of --rt-rate; minutes",
+    )
     add("--out", type=Path, help="write the JSON result here (default: standard output)")
     parser.set_defaults(base=base)
     return parser
@@ -171,12 +188,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _inputs(options: argparse.Namespace) -> tuple[Pair, Scenario]:
     """Return the checked engine and traffic."""
-    if not 0.0 < options.goal <= 1.0:
-        raise ValueError(f"--goal {options.goal:g} must be above 0 and at most 1")
-    if options.max_replicas < 1:
-        raise ValueError(f"--max-replicas {options.max_replicas} is below 1")
-    flags = {name: value for name, value in vars(options).items() if name in Scenario.__slots__ and value is not None}
-    scenario = replace(options.base, **{**_named(options.scenario), **flags})
+    scenario = replace(options.base, **{**options.scenario, **given_fields(options)})
     for name in ("ttft_slo_s", "tpot_slo_s", "max_seqs", "be_outstanding"):
         if getattr(scenario, name) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(scenario, name):g} must be above 0")
@@ -186,18 +198,6 @@ def _inputs(options: argparse.Namespace) -> tuple[Pair, Scenario]:
     if options.region and scenario.rt_trace:
         raise ValueError("--region takes --rt-rate, not a trace: it needs several loads")
     return _pair(options, scenario), scenario
-
-
-def _named(name: str | None) -> dict[str, Any]:
-    if name is None:
-        return {}
-    path = Path(name)
-    if path.suffix == ".json":
-        values = json.loads(path.read_text())
-        Scenario.from_json(values)
-        return dict(values)
-    named, default = Scenario.named(name).to_json(), Scenario().to_json()
-    return {key: value for key, value in named.items() if value != default[key]}
 
 
 def _pair(options: argparse.Namespace, scenario: Scenario) -> Pair:

@@ -33,7 +33,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from bench.common.command import as_command
+from backend.core.numbers import real, whole
+from bench.common.command import UsageError, as_command, read_json
 from bench.common.provenance import provenance
 from bench.common.stats import percentiles
 from bench.common.workers import worker_processes
@@ -63,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     mine, flags = _split(sys.argv[1:] if argv is None else argv)
     options, source = _parser().parse_args(mine), provenance()  # of the code that runs
     options.flags = flags
+    if options.before is not None and not (options.before / "bench" / "micro.py").is_file():
+        raise UsageError(f"--before {options.before} is no checkout: it has no bench/micro.py")
     parts: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "live": _live,
         "sim": _sim,
@@ -184,7 +187,7 @@ def _runs_of(path: Path | None, commit: str, scale: float) -> dict[_Simulated, d
     """Return the runs that a file has from `commit` at `scale`."""
     if path is None or not path.exists():
         return {}
-    result = json.loads(path.read_text())
+    result = read_json("--out", path)
     if (result["provenance"]["commit"], result["scale"]) != (commit, scale):
         return {}
     return {(run.pop("trace"), run.pop("seed"), run.pop("cache")): run for run in result["runs"]}
@@ -289,12 +292,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.prefix", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", choices=("live", "sim", "cost", "step"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--out", type=Path, help="write the result to a JSON file with its provenance")
-    parser.add_argument("--scale", type=float, default=1.0, help="sim: part of requests and pool (default: 1)")
+    parser.add_argument("--scale", type=real(0.01), default=1.0, help="sim: part of requests and pool (default: 1)")
     parser.add_argument("--before", type=Path, help="step: a checkout of an older commit to compare with")
     parser.add_argument("--without-first", action="store_true", help="live: start without the cache")
-    parser.add_argument("--jobs", type=int, default=1, help="sim: processes (default: 1)")
+    parser.add_argument("--jobs", type=whole(), default=1, help="sim: processes (default: 1)")
     numbers: Sequence[tuple[str, float, str]] = (
         ("chats", 8, "conversations"),
         ("turns", 6, "turns of each"),
@@ -308,7 +311,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, default, words in numbers:
         parser.add_argument(
-            f"--{name}", type=type(default), default=default, help=f"live: {words} (default: {default})"
+            f"--{name}",
+            type=whole() if isinstance(default, int) else real(),
+            default=default,
+            help=f"live: {words} (default: {default})",
         )
     return parser
 

@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 import psutil  # type: ignore[import-untyped]  # ships no types
 
+from backend.core.numbers import positive, real, whole
 from backend.policy.settings import POLICY_NAMES
-from bench.common.command import as_command
+from bench.common.command import CommandError, as_command
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord, Slos, Window, score_be, score_rt
 from bench.common.workload import CHAT_SMALL, PAPER_BE, closed_loop, open_loop, poisson_arrivals
@@ -156,8 +157,12 @@ def measure_policy(
 @as_command
 def main() -> int:
     """Run the command line; return the exit status."""
-    arguments = _parser().parse_args()
+    arguments = (parser := _parser()).parse_args()
     setup = Setup("custom", **{name: getattr(arguments, name) for name in _SETUP_FLAGS})
+    if not (arguments.suite or setup.rt_rate or setup.be_rate or setup.be_backlog):
+        parser.error("no load: give --rt-rate, --be-rate, --be-backlog or --suite")
+    if setup.duration_s <= setup.warmup_s:
+        parser.error(f"--duration-s {setup.duration_s:g} must be above --warmup-s {setup.warmup_s:g}")
     events = arguments.out.with_suffix(".events.jsonl.gz")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, Any]] = []
@@ -178,6 +183,9 @@ def _measurements(arguments: argparse.Namespace, setup: Setup) -> Iterator[tuple
     if arguments.url or arguments.openai:
         for seed in arguments.seeds:
             result, records = measure(lambda: _connect(arguments), setup, seed)
+            if not any(record.token_times_s for record in records):
+                reason = next((record.error for record in records if record.error), "no token came")
+                raise CommandError(f"{arguments.openai or arguments.url} answered no request: {reason}")
             yield {**result, "policy": arguments.label or arguments.openai or arguments.url}, records
         return
     plan = SUITES[arguments.suite] if arguments.suite else [(setup, arguments.compare or (arguments.policy,))]
@@ -252,12 +260,22 @@ def _parser() -> argparse.ArgumentParser:
     for name, words in _SETUP_FLAGS.items():
         default = getattr(defaults, name)
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=type(default), default=default, help=f"{words} (default: {default})")
-    parser.add_argument("--policy", choices=POLICY_NAMES, default="bros")
+        parser.add_argument(
+            flag,
+            type=whole(0) if isinstance(default, int) else real(),
+            default=default,
+            help=f"{words} (default: {default})",
+        )
+    parser.add_argument("--policy", choices=POLICY_NAMES, default="bros", help="default: %(default)s")
     parser.add_argument("--compare", nargs="+", choices=POLICY_NAMES, help="several policies, interleaved")
     parser.add_argument("--suite", choices=sorted(SUITES), help="a named set of mixes and policies")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
-    parser.add_argument("--budget-s", type=float, default=86_400.0, help="start no run that would end later")
+    parser.add_argument("--seeds", nargs="+", type=whole(0), default=[0], help="default: 0")
+    parser.add_argument(
+        "--budget-s",
+        type=positive,
+        default=86_400.0,
+        help="start no run that would end later, s (default: %(default)g)",
+    )
     parser.add_argument("--url", help="a live bros server, e.g. grpc://127.0.0.1:8001, instead of starting one")
     parser.add_argument("--openai", metavar="URL", help="an OpenAI-compatible endpoint, up to /v1")
     parser.add_argument("--openai-priority", action="store_true", help="send vLLM's priority: RT 0, BE 1")

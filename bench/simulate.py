@@ -30,18 +30,18 @@ from backend.core.plan import StepBatch, StepOutput, StepPlan, StepResult
 from backend.core.request import PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.engine.engine import Engine, Submit
 from backend.engine.scheduler import Scheduler, make_scheduler
-from backend.policy.settings import POLICY_NAMES
 from bench.common.command import as_command
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord, Slos, score_be, score_rt
 from bench.common.stats import percentiles, quantiles
 from bench.common.workload import Arrival
+from bench.scenario_flags import FLAGS, NAMES, add_flags, given_fields, setting
 from bench.sim.as_if_alone import StepNote, lost, step_note
 from bench.sim.disturbance import disturbance
 from bench.sim.gpu_executor import GpuExecutor
 from bench.sim.limit import Load, max_be_tokens, min_steps, min_ttft_misses
-from bench.sim.scenario import SCENARIOS, Scenario
-from bench.sim.step_models import Pair, load_pairs
+from bench.sim.scenario import Scenario
+from bench.sim.step_models import Pair
 
 MAX_SEQ_LEN = 16_384
 _LIMIT_SUPPLY = 1.3  # the bound may choose among this multiple of the requests that the run started
@@ -331,50 +331,43 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.simulate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = sorted(path.stem for path in SCENARIOS.glob("*.json"))
-    parser.add_argument("--scenario", choices=names, help="take flags from bench/scenarios/NAME.json first")
-    for field in dataclasses.fields(Scenario):
-        if field.name != "settings":
-            parser.add_argument(f"--{field.name.replace('_', '-')}", **_flag(field))
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="a field of SchedulerSettings")
+    parser.add_argument("--scenario", choices=NAMES, help="take options from bench/scenarios/NAME.json first")
+    add_flags(parser, FLAGS, Scenario())
+    parser.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help="a setting of the scheduler, as in docs/configuration.md; may be given again",
+    )
     parser.add_argument(
         "--as-if-alone",
         action="store_true",
         help="also run without best-effort requests; name the requests that missed their objectives only beside them",
     )
     parser.add_argument("--out", type=Path, help="write the result here; default: standard output")
-    arguments = vars(parser.parse_args())
+    options = parser.parse_args()
     try:
-        scenario = _scenario(arguments)
-    except (BrosError, KeyError, OSError, TypeError, ValueError) as error:
+        scenario = _scenario(options)
+    except (BrosError, OSError, ValueError) as error:
         parser.error(str(error))
-    run = as_if_alone if arguments["as_if_alone"] else simulate
+    run = as_if_alone if options.as_if_alone else simulate
     result = json.dumps({**run(scenario), "provenance": provenance()}, indent=1)
-    if arguments["out"] is None:
+    if options.out is None:
         print(result)
     else:
-        arguments["out"].parent.mkdir(parents=True, exist_ok=True)
-        arguments["out"].write_text(result + "\n")
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(result + "\n")
     return 0
 
 
-def _flag(field: dataclasses.Field[Any]) -> dict[str, Any]:
-    """The argparse options of one field of Scenario; given flags alone override the named scenario."""
-    choices = {"policy": POLICY_NAMES, "pair": sorted(load_pairs())}.get(field.name)
-    kinds = {"int": int, "float": float, "int | None": int}
-    return {"type": kinds.get(str(field.type), str), "choices": choices, "help": f"default: {field.default}"}
-
-
-def _scenario(arguments: dict[str, Any]) -> Scenario:
-    base = Scenario.named(arguments["scenario"]) if arguments["scenario"] else Scenario()
-    names = {field.name for field in dataclasses.fields(Scenario)} - {"settings"}
-    given = {name: value for name, value in arguments.items() if name in names and value is not None}
-    settings = {name: json.loads(value) for name, _, value in (text.partition("=") for text in arguments["set"])}
-    scenario = dataclasses.replace(base, **given, settings={**base.settings, **settings})
+def _scenario(options: argparse.Namespace) -> Scenario:
+    base = Scenario.named(options.scenario) if options.scenario else Scenario()
+    settings = {**base.settings, **dict(options.set)}
+    scenario = dataclasses.replace(base, **given_fields(options), settings=settings)
     assert scenario.scheduler_settings.policy == scenario.policy
     scenario.check()
-    scenario.rt_arrivals()
-    next(scenario.be_supply(), None)
     return scenario
 
 

@@ -29,6 +29,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from backend.core.numbers import positive, whole
 from backend.policy.settings import POLICY_NAMES
 from bench.common.command import as_command
 from bench.common.provenance import provenance
@@ -377,14 +378,14 @@ def main() -> int:
         parts.add_argument(f"--{name}", action="store_const", const=name, dest="part", help=f"{words}, instead")
     parser.add_argument(
         "--seeds",
-        type=int,
+        type=whole(),
         default=len(SEEDS),
         help="seeds of each run; with --full, of those beyond the telling part (default: 5)",
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    parser.add_argument("--jobs", type=whole(), default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--out", type=Path, help="default: bench/results/study.json, or study-PART.json")
     parser.add_argument(
-        "--minutes", type=float, help="write the finished runs after this time (default: when all is done)"
+        "--minutes", type=positive, help="write the finished runs after this time (default: when all is done)"
     )
     arguments = parser.parse_args()
     seeds = range(arguments.seeds)

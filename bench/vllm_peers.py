@@ -24,6 +24,7 @@ from typing import Any, cast
 import numpy as np
 
 from backend.core.clock import MonotonicClock
+from backend.core.numbers import positive, whole
 from backend.core.request import PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.executors.foreign.source import Ticket
 from backend.executors.vllm.loading import load_engine
@@ -51,10 +52,10 @@ def main() -> int:
     )
     parser.add_argument("--model", help="Hugging Face directory or GGUF file (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--dtype", default="auto", help="arithmetic (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each system (default: %(default)s)")
-    parser.add_argument("--duration-s", type=float, default=40.0, help="of one run (default: %(default)s)")
+    parser.add_argument("--rounds", type=whole(), default=2, help="turns of each system (default: %(default)s)")
+    parser.add_argument("--duration-s", type=positive, default=40.0, help="of one run (default: %(default)s)")
     parser.add_argument("--loads", nargs="+", choices=list(LOADS), default=list(LOADS), help="(default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the arrivals (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the arrivals (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="also write JSON here")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)

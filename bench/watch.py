@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # ships no types
 
+from backend.core.numbers import positive, whole
 from bench.common.command import as_command
 from bench.common.intervals import mean_interval, ratio_interval
 from bench.common.provenance import provenance
@@ -184,8 +185,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.watch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--executor", choices=sorted(_EXECUTORS), default="torch", help="(default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=12, help="of windows (default: %(default)s)")
-    parser.add_argument("--window-s", type=float, default=2.0, help="length of a window (default: %(default)s s)")
+    parser.add_argument(
+        "--pairs", type=whole(2), default=12, help="of windows, at least 2 for an interval (default: %(default)s)"
+    )
+    parser.add_argument("--window-s", type=positive, default=2.0, help="length of a window (default: %(default)s s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there as JSON")
     return parser
 

@@ -6,6 +6,7 @@ The lock is a pip constraints file: what pyproject.toml allows, pinned, transiti
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -18,6 +19,9 @@ HEADER = "# Written by `make lock` from pyproject.toml; a pip constraints file. 
 
 def main() -> None:
     """Ask pip what it would install into an empty environment, and write that down."""
+    argparse.ArgumentParser(
+        prog="python requirements/lock.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     target = f"{ROOT}[{','.join(EXTRAS)}]"
     command = [
         sys.executable,

@@ -35,6 +35,7 @@ from pathlib import Path
 
 from backend.core.clock import VirtualClock
 from backend.core.errors import ExecutorError
+from backend.core.numbers import whole
 from backend.core.plan import StepOutput
 from backend.core.request import FinishReason, PriorityClass, Request, RequestId, RequestState, SamplingParams, Slo
 from backend.engine.engine import Cancel, Engine, Submit
@@ -395,9 +396,9 @@ def _quiet() -> None:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=1000, help="seeds to run (default: 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="first seed (default: 0)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--runs", type=whole(), default=1000, help="seeds to run (default: 1000)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="first seed (default: 0)")
+    parser.add_argument("--jobs", type=whole(), default=os.cpu_count(), help="processes (default: all cores)")
     parser.set_defaults(form=Form.DRAWN)
     for form, words in (
         (Form.HOST_PART, "keep evicted prefixes on the host in every run"),
@@ -405,7 +406,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{form}", action="store_const", const=form, dest="form", help=words)
     parser.add_argument("--out", metavar="FILE.json", help="write a summary")
-    parser.add_argument("--replay", type=int, metavar="SEED", help="run one seed here, with its traceback")
+    parser.add_argument("--replay", type=whole(0), metavar="SEED", help="run one seed here, with its traceback")
     return parser.parse_args(argv)
 
 

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from backend.core.numbers import positive, whole
 from bench.common.command import as_command
 from bench.common.provenance import provenance
 from bench.common.score import RequestRecord
@@ -190,9 +191,9 @@ def main() -> int:
         prog="python -m tools.fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("steps", "error"))
-    parser.add_argument("--duration-s", type=float, default=65.0, help="of each run's arrivals (default: 65)")
+    parser.add_argument("--duration-s", type=positive, default=65.0, help="of each run's arrivals (default: 65)")
     parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1, 2, 3], help="a run each, and a load (default: 0 1 2 3)"
+        "--seeds", nargs="+", type=whole(0), default=[0, 1, 2, 3], help="a run each, and a load (default: 0 1 2 3)"
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()

@@ -24,7 +24,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from bench.common.command import as_command
+from backend.core.numbers import whole
+from bench.common.command import CommandError, as_command
 from bench.sim.step_models import Coefficients, StepWork, token_basis
 
 PACKAGE = "aiconfigurator-core"
@@ -73,9 +74,13 @@ SOURCES = {
 @as_command
 def main() -> None:
     """Fit every pair and write the document."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.fit_step_models",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the drawn steps (default: %(default)s)")
     arguments = parser.parse_args()
     document: dict[str, Any] = {
         "source": f"Fitted by tools.fit_step_models to kernel timings of TensorRT-LLM in the PyPI package {PACKAGE} "
@@ -173,7 +178,10 @@ def _features(works: list[StepWork], knee: float, smooth: float) -> NDArray[np.f
 
 def _time_steps(source: Source, works: list[StepWork], folder: Path) -> NDArray[np.float64]:
     """Ask aiconfigurator-core for the time of each step, in ms."""
-    from aiconfigurator_core.sdk import engine, rust_engine_step  # type: ignore[import-not-found]  # see above
+    try:
+        from aiconfigurator_core.sdk import engine, rust_engine_step  # type: ignore[import-not-found]  # see above
+    except ModuleNotFoundError as error:
+        raise CommandError(f"{error}: install {PACKAGE}=={PACKAGE_VERSION} into an environment of its own") from error
 
     model = rust_engine_step.RustForwardPassPerfModel.from_native(
         {

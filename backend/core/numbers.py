@@ -34,30 +34,35 @@ def real(least: float = 0.0, most: float | None = None) -> Callable[[str], float
     return read
 
 
-def positive(word: str) -> float:
-    """Return the finite number above 0 that `word` names."""
-    if (value := _finite(word)) <= 0.0:
-        raise ArgumentTypeError(f"{word} is not above 0")
-    return value
+def above(limit: float, most: float | None = None) -> Callable[[str], float]:
+    """Return a reader of finite numbers in (limit, most]; None: without an upper end."""
+
+    def read(word: str) -> float:
+        value = _finite(word)
+        if value <= limit:
+            raise ArgumentTypeError(f"{word} is not above {limit:g}")
+        _check(word, value, limit, most)
+        return value
+
+    return read
 
 
-def port(word: str) -> int:
-    """Return the port that `word` names; 0 stands for any free one."""
-    return whole(0, MAX_PORT)(word)
+positive = above(0.0)
+port = whole(0, MAX_PORT)  # 0: any free one
 
 
 def _finite(word: str) -> float:
     try:
         value = float(word)
     except ValueError:
-        value = math.nan
+        raise ArgumentTypeError(f"{word!r} is not a number") from None
     if not math.isfinite(value):
-        raise ArgumentTypeError(f"{word!r} is not a finite number")
+        raise ArgumentTypeError(f"{word} is not finite")
     return value
 
 
 def _check(word: str, value: float, least: float, most: float | None) -> None:
     if value < least:
-        raise ArgumentTypeError(f"{word} is below {least:g}")
+        raise ArgumentTypeError(f"{word} is below {least}")
     if most is not None and value > most:
-        raise ArgumentTypeError(f"{word} is above {most:g}")
+        raise ArgumentTypeError(f"{word} is above {most}")

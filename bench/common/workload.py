@@ -139,13 +139,22 @@ def scale_rate(arrivals: Iterable[Arrival], factor: float) -> list[Arrival]:
 
 
 def parse_trace(text: str) -> list[Arrival]:
-    """Read `timestamp_s,prompt_tokens,output_tokens` CSV; without timestamps all arrive at 0. Sorted by time."""
+    """Read `timestamp_s,prompt_tokens,output_tokens` CSV; without timestamps all arrive at 0. Sorted by time.
+
+    Raises ValueError.
+    """
     rows = csv.DictReader(StringIO(text))
-    arrivals = [
-        Arrival(float(row.get("timestamp_s") or 0.0), int(row["prompt_tokens"]), int(row["output_tokens"]))
-        for row in rows
-    ]
-    assert arrivals, "a trace needs at least one row"
+    if missing := {"prompt_tokens", "output_tokens"} - set(rows.fieldnames or ()):
+        raise ValueError(f"no CSV file with {' and '.join(sorted(missing))} in its first line")
+    arrivals = []
+    for row in rows:
+        try:
+            numbers = float(row.get("timestamp_s") or 0.0), int(row["prompt_tokens"]), int(row["output_tokens"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"line {rows.line_num}: {error}") from error
+        arrivals.append(Arrival(*numbers))
+    if not arrivals:
+        raise ValueError("no row below the first line")
     return sorted(arrivals, key=lambda arrival: arrival.arrival_s)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+from bench.common.command import CommandError
+
 _STOP_TIMEOUT_S = 40.0
 
 
@@ -27,7 +29,7 @@ class ServerAddress:
     openai_url: str | None = None  # of the front door, where one was asked for; without /v1
 
 
-class ServerError(Exception):
+class ServerError(CommandError):
     """The server did not come up."""
 
 

@@ -60,7 +60,10 @@ def main() -> int:
     documents = render(arguments.results, arguments.docs)
     if arguments.check:
         stale = [path for path, text in documents.items() if not path.exists() or path.read_text() != text]
-        print(f"out of date: {stale}: run python -m bench.report" if stale else "up to date", file=sys.stderr)
+        print(
+            f"out of date: {', '.join(map(str, stale))}: run python -m bench.report" if stale else "up to date",
+            file=sys.stderr,
+        )
         return 1 if stale else 0
     for path, text in documents.items():
         path.parent.mkdir(parents=True, exist_ok=True)

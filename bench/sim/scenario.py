@@ -115,6 +115,8 @@ class Scenario:
             )
         if not 0.0 <= self.other_slo_share <= 1.0:
             raise ValueError(f"other_slo_share {self.other_slo_share:g} must be from 0 to 1")
+        if self.machine.kv_tokens < self.block_size:
+            raise ValueError(f"kv_tokens {self.machine.kv_tokens} is less than a block of {self.block_size}")
 
     @property
     def is_be_timed(self) -> bool:
@@ -155,13 +157,13 @@ class Scenario:
         """Real-time requests in [0, duration_s), by arrival. They depend on the seed only, not on policy or BE load."""
         rng = np.random.default_rng([self.seed, 1])
         if self.rt_trace is not None:
-            trace = scale_rate(parse_trace(_read(self.rt_trace)), self.rt_trace_speed)
+            trace = scale_rate(read_trace(self.rt_trace), self.rt_trace_speed)
             return [arrival for arrival in trace if arrival.arrival_s < self.duration_s]
         if self.rt_burst > 1.0:
             times_s = on_off_arrivals(self.rt_rate, self.duration_s, self.rt_burst, rng)
         else:
             times_s = gamma_arrivals(self.rt_rate, self.duration_s, self.rt_cv, rng)
-        return open_loop(times_s, _lengths(self.rt_lengths), rng)
+        return open_loop(times_s, read_lengths(self.rt_lengths), rng)
 
     def rt_slos(self, num_requests: int) -> list[Slos]:
         """The objectives of the first `num_requests` real-time requests, in order of arrival."""
@@ -178,14 +180,14 @@ class Scenario:
         rng = np.random.default_rng([self.seed, 2])
         if self.be_rate > 0.0:
             times_s = gamma_arrivals(self.be_rate, self.duration_s, 1.0, rng)
-            return iter(open_loop(times_s, _lengths(self.be_lengths), rng))
+            return iter(open_loop(times_s, read_lengths(self.be_lengths), rng))
         if self.be_trace is not None:
-            rows = parse_trace(_read(self.be_trace))
+            rows = read_trace(self.be_trace)
             if self.is_be_timed:
                 return (row for row in rows if row.arrival_s < self.duration_s)
             supply: Iterator[Arrival] = (replace(row, arrival_s=0.0) for row in itertools.cycle(rows))
         else:
-            lengths = _lengths(self.be_lengths)
+            lengths = read_lengths(self.be_lengths)
             chunks = (closed_loop(_SUPPLY_CHUNK, lengths, rng) for _ in itertools.count())
             supply = itertools.chain.from_iterable(chunks)
         return itertools.islice(supply, None if self.be_outstanding else self.be_backlog)
@@ -208,8 +210,14 @@ class Scenario:
         return cls.from_json(json.loads((SCENARIOS / f"{name}.json").read_text()))
 
 
-def _lengths(name: str) -> Lengths:
+def read_lengths(name: str) -> Lengths:
+    """Return a named distribution, or that of a file. Raises OSError and ValueError."""
     return NAMED_LENGTHS[name] if name in NAMED_LENGTHS else parse_lengths(_read(name))
+
+
+def read_trace(name: str) -> list[Arrival]:
+    """Return the arrivals of a file. Raises OSError and ValueError."""
+    return parse_trace(_read(name))
 
 
 def _read(name: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,12 +38,16 @@ UNITS = {"s": "s", "percentunit": "share", "short": "", "reqps": "1/s"}
 
 def main() -> None:
     """Scrape, then draw."""
-    parser = argparse.ArgumentParser(description="Draw the dashboard's panels from a running server.")
+    parser = argparse.ArgumentParser(
+        prog="python deploy/grafana/render.py", description="Draw the dashboard's panels from a running server."
+    )
     parser.add_argument("--metrics", default="127.0.0.1:8002", help="host:port of the metrics (default: %(default)s)")
     parser.add_argument("--for-s", type=float, default=90.0, help="seconds to watch (default: %(default)s)")
     parser.add_argument("--listen", default="127.0.0.1:19090", help="address for Prometheus (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="picture to write")
     arguments = parser.parse_args()
+    if shutil.which("prometheus") is None:
+        parser.error("no `prometheus` on PATH: Debian has it in the package `prometheus`")
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory) / "prometheus.json"  # JSON is YAML
         job = {"job_name": "bros", "static_configs": [{"targets": [arguments.metrics]}]}

@@ -5,9 +5,9 @@ python deploy/load_tools/by_class.py export.json
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,16 @@ MS_PER_NS = 1e-6
 
 def main() -> None:
     """Print a line per class."""
-    for experiment in json.loads(Path(sys.argv[1]).read_text())["experiments"]:
+    parser = argparse.ArgumentParser(
+        prog="python deploy/load_tools/by_class.py", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("export", type=Path, metavar="FILE", help="what perf_analyzer wrote as --profile-export-file")
+    path = parser.parse_args().export
+    try:
+        experiments = json.loads(path.read_text())["experiments"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        parser.error(f"{path} is no export of perf_analyzer: {error!r}")
+    for experiment in experiments:
         by_class = defaultdict(list)
         for request in experiment["requests"]:
             by_class[request["request_inputs"].get("priority_class", "by model")].append(request)

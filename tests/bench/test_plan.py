@@ -63,19 +63,28 @@ def test_a_fitted_step_model_is_read() -> None:
     ("arguments", "words"),
     [
         ([], "no real-time request arrives"),
-        (["--rt-rate", "1", "--goal", "1.5"], "--goal 1.5"),
-        (["--rt-rate", "1", "--max-replicas", "0"], "--max-replicas 0"),
-        (["--rt-rate", "1", "--ttft-slo-s", "0"], "--ttft-slo-s 0"),
+        (["--rt-rate", "1", "--goal", "1.5"], "argument --goal: 1.5 is above 1"),
+        (["--rt-rate", "1", "--max-replicas", "0"], "argument --max-replicas: 0 is below 1"),
+        (["--rt-rate", "1", "--ttft-slo-s", "0"], "argument --ttft-slo-s: 0 is not above 0"),
         (["--rt-rate", "1", "--warmup-s", "500"], "warmup_s 500"),
-        (["--rt-rate", "inf"], "rt_rate inf is not finite"),
-        (["--rt-rate", "1", "--ttft-slo-s", "nan"], "ttft_slo_s nan is not finite"),
+        (["--rt-rate", "inf"], "argument --rt-rate: inf is not finite"),
+        (["--rt-rate", "1", "--ttft-slo-s", "nan"], "argument --ttft-slo-s: nan is not finite"),
         (["--rt-rate", "1", "--step-model", "absent.json"], "--kv-tokens"),
         (["--rt-rate", "1", "--step-model", "absent.json", "--kv-tokens", "1000"], "absent.json"),
-        (["--scenario", "absent"], "absent"),
+        (
+            ["--scenario", "absent"],
+            "argument --scenario: absent: no such file, and no scenario; there are azure_conversation",
+        ),
+        (["--rt-rate", "-1"], "argument --rt-rate: -1 is below 0"),
+        (["--rt-rate", "1", "--step-model", "README.md", "--kv-tokens", "900"], "--step-model README.md is not JSON"),
+        (["--rt-rate", "1", "--rt-lengths", "README.md"], "argument --rt-lengths: README.md: no CSV file with"),
         (["--rt-trace", "trace_azure_conv.csv", "--region"], "--rt-rate, not a trace"),
     ],
 )
-def test_a_wrong_argument_is_named(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_argument_is_named(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2

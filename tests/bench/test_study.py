@@ -115,6 +115,7 @@ def test_the_digest_covers_every_module_that_a_simulation_loads() -> None:
             "bench/__init__.py",
             "bench/common/command.py",
             "bench/common/provenance.py",
+            "bench/scenario_flags.py",
         )
     }
     assert loaded - digested == decide_nothing

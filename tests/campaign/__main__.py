@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.common.command import as_command
+from backend.core.numbers import positive, whole
+from bench.common.command import CommandError, as_command
 from bench.common.provenance import provenance
 from tests.campaign import __doc__ as PACKAGE
 from tests.campaign.canary import canary
@@ -96,7 +97,10 @@ async def _replay(seed: int, number: int) -> int:
     print(f"{case.request_path}: {case.words}\n{case.data[:2_000]!r}")
     house = House()
     try:
-        house.start()
+        try:
+            house.start()
+        except HouseError as error:
+            raise CommandError(f"no server: {error}") from error
         request_path = GrpcPath(house.grpc_url)
         reply = await send(house.http_port, request_path, case)
         await request_path.close()
@@ -116,12 +120,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", action="append", choices=list(PHASES), metavar="PHASE", help="this phase (repeatable)"
     )
-    parser.add_argument("--seconds", type=float, metavar="S", help="limit of each phase, and length of the soak")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--seconds",
+        type=positive,
+        metavar="S",
+        help="limit of each phase, and length of the soak (default: each phase's own)",
+    )
+    parser.add_argument("--seed", type=whole(0), default=0, help="default: %(default)s")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help=f"result as JSON, e.g. {OUT}; with --only its other phases are kept"
     )
-    parser.add_argument("--replay", type=int, metavar="NUMBER", help="send one case of phase `wire`, and nothing else")
+    parser.add_argument(
+        "--replay", type=whole(0), metavar="NUMBER", help="send one case of phase `wire`, and nothing else"
+    )
     return parser
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ MAX_SEQ_LEN = 8_192
 @as_command
 def main() -> None:
     """Time plan and commit of one decode for all rows, at several sizes."""
+    argparse.ArgumentParser(prog="python -m tests.kv.cost", description=__doc__).parse_args()
     for num_blocks in (8_192, 65_536):
         for num_rows in (64, 256, 1_024):
             _report("free", num_blocks, num_rows)

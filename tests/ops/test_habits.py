@@ -13,6 +13,8 @@ import yaml
 
 from backend.policy import settings
 from backend.policy.registry import POLICIES, _plain
+from bench import simulate
+from bench.sim.scenario import Scenario
 from tests.backend.factories import be, make_scheduler_for_test, rt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +78,16 @@ def test_the_policy_of_the_guide_stops_at_a_full_step() -> None:
     scheduler.add(behind, 0.0)
     plan = scheduler.plan(0.0)
     assert list(plan.num_new_tokens) == [short, long, longest]
+
+
+@pytest.mark.usefixtures("guide")
+def test_the_simulation_of_the_guide_scores_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    (command,) = re.findall(r"`python -m bench.simulate (.*)`", GUIDE)
+    simulated: list[Scenario] = []
+    monkeypatch.setattr("sys.argv", ["bench.simulate", *command.replace("shortest_first", "fcfs").split()])
+    monkeypatch.setattr("bench.simulate.simulate", lambda scenario: simulated.append(scenario) or {})
+    assert simulate.main() == 0
+    assert simulated[0].warmup_s < simulated[0].duration_s
 
 
 def test_every_package_says_that_it_is_typed() -> None:

@@ -56,6 +56,20 @@ def test_the_papers_be_lengths_are_uniform_over_their_inclusive_ranges() -> None
     assert {a.arrival_s for a in arrivals} == {0.0}
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("# A page\n\nof words\n", "no CSV file with output_tokens and prompt_tokens"),
+        ("prompt_tokens,output_tokens\n", "no row below"),
+        ("prompt_tokens,output_tokens\n1,2\n3\n", "line 3"),
+        ("prompt_tokens,output_tokens\n1,x\n", "line 2"),
+    ],
+)
+def test_a_file_of_another_kind_is_no_trace(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        parse_trace(text)
+
+
 def test_lognormal_lengths_have_the_stated_means() -> None:
     prompts, outputs = Lengths.lognormal(160, 64, 0.6).draw(np.random.default_rng(0), 50_000)
     assert prompts.mean() == pytest.approx(160, rel=0.02)

@@ -8,6 +8,7 @@ descriptions.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from typing import Any
 
@@ -20,9 +21,16 @@ _NOTE = """\
 """
 
 
-def main(source: str) -> int:
+def main() -> int:
     """Read a definition from stdin, write the rest of it to stdout."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.ops.crds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SOURCE", help="repository, path, version and licence")
+    source = parser.parse_args().source
     crd = yaml.safe_load(sys.stdin)
+    if not isinstance(crd, dict) or crd.get("kind") != "CustomResourceDefinition":
+        parser.error("standard input has no CustomResourceDefinition")
     for version in crd["spec"]["versions"]:
         version["schema"]["openAPIV3Schema"] = without_prose(version["schema"]["openAPIV3Schema"])
         version["schema"]["openAPIV3Schema"]["properties"].pop("status", None)
@@ -58,4 +66,4 @@ def without_prose(schema: Any, is_named: bool = False) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main())

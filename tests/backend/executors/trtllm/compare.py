@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from backend.core.clock import VirtualClock
+from backend.core.numbers import positive, whole
 from backend.core.request import PriorityClass, Request, RequestId, SamplingParams, Slo
 from backend.engine.engine import Engine, Submit
 from backend.engine.scheduler import make_scheduler
@@ -27,7 +28,7 @@ from backend.executors.sim import SimExecutor, SimSettings
 from backend.executors.trtllm.settings import TrtllmSettings
 from backend.policy.settings import SchedulerSettings
 from backend.policy.state.latency_model import LatencyModel
-from bench.common.command import as_command
+from bench.common.command import UsageError, as_command
 from bench.common.provenance import provenance
 from tests.backend.executors.trtllm.driver import Transcript, make_rig
 from tests.backend.executors.trtllm.fake_executor import make_executor
@@ -125,6 +126,8 @@ def scheduler_settings() -> SchedulerSettings:
 def score(requests: Sequence[Request], transcript: Transcript, horizon_s: float) -> Score:
     """Count RT requests that came early enough to end before the horizon, and BE tokens up to it."""
     rt = [request for request in requests if request.is_rt and request.arrival_s < horizon_s - 15.0]
+    if not rt:
+        raise UsageError(f"--horizon-s {horizon_s:g} is too short: no real-time request comes 15 s before its end")
     met = sum(_meets_slos(request, transcript.token_times_s.get(request.request_id, [])) for request in rt)
     be_times_s = [transcript.token_times_s.get(request.request_id, []) for request in requests if not request.is_rt]
     assert not all(be_times_s), "the backlog was over too soon: the paths were not compared"
@@ -152,9 +155,13 @@ def _request(name: str, cls: PriorityClass, num_prompt: int, max_tokens: int, ar
 
 @as_command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seed", type=int, action="append", required=True, help="seed of the workload; repeatable")
-    parser.add_argument("--horizon-s", type=float, default=60.0, help="virtual seconds to serve (default 60)")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.backend.executors.trtllm.compare", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--seed", type=whole(0), action="append", required=True, help="seed of the workload; repeatable"
+    )
+    parser.add_argument("--horizon-s", type=positive, default=60.0, help="virtual seconds to serve (default 60)")
     parser.add_argument("--out", type=Path, help="result file to write")
     arguments = parser.parse_args()
     results = []

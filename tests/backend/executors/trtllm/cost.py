@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from backend.core.clock import VirtualClock
+from backend.core.numbers import whole
 from backend.core.request import Request
 from backend.executors.trtllm.settings import TrtllmSettings
 from bench.common.command import as_command
@@ -107,9 +108,11 @@ def measure(manager: str, num_active: int, num_steps: int) -> Cost:
 
 @as_command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--active", type=int, nargs="+", default=[64, 256], help="active requests (default 64 256)")
-    parser.add_argument("--steps", type=int, default=300, help="steps to measure (default 300)")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.backend.executors.trtllm.cost", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--active", type=whole(), nargs="+", default=[64, 256], help="active requests (default 64 256)")
+    parser.add_argument("--steps", type=whole(), default=300, help="steps to measure (default 300)")
     parser.add_argument("--out", type=Path, help="result file to write")
     arguments = parser.parse_args()
     costs = []

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import get_args
+from urllib.parse import urlsplit
 
 import uvicorn
 
 from backend.core.garbage import collect_rarely
+from backend.core.numbers import above, port, real
 from client.generation import PriorityClass
 from client.transports import UrlError, scheme_of
 from front.app import make_app
@@ -23,6 +26,8 @@ from front.serving import options_of
 from front.settings import Settings
 
 _SWITCH_S = 5e-4  # Python's 5 ms are what the event loop waits after each read and write while a long body is read
+MAX_DRAIN_S = 100_000.0  # bros-serve adds some seconds to its own, of up to a day
+_MAX_BODY_MIB = 65_536.0
 _DEFAULTS = Settings()
 # gRPC then reads without threads of its own: a fifth less processor time per token. Read when the first call is made.
 _GRPC_EXPERIMENTS = "-event_engine_client"
@@ -45,7 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.check:
         return
     collect_rarely()
-    uvicorn.run(app, **options_of(settings))
+    logging.getLogger("uvicorn.error").addFilter(_tell_where)
+    try:
+        uvicorn.run(app, **{**options_of(settings), "log_level": "info"})
+    except SystemExit as ended:  # uvicorn has a code of its own for a port that is taken
+        sys.exit(1 if ended.code else 0)
+
+
+def _tell_where(record: logging.LogRecord) -> bool:
+    """Keep one of uvicorn's lines about its life: where it listens. `color_message` is the line for a terminal."""
+    if record.levelno > logging.INFO:
+        return True
+    for name in ("msg", "color_message"):
+        if hasattr(record, name):
+            setattr(record, name, getattr(record, name).replace("Uvicorn running", "bros-openai: listening"))
+    return "bros-openai: listening" in record.msg
 
 
 def parse_settings(arguments: Sequence[str] | None) -> Settings:
@@ -56,9 +75,9 @@ def parse_settings(arguments: Sequence[str] | None) -> Settings:
 
 def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Settings:
     try:
-        scheme_of(options.triton)
+        _check_url(options.triton)
     except UrlError as error:
-        parser.error(str(error))
+        parser.error(f"argument --triton: {error}")
     return Settings(
         triton_url=options.triton,
         host=options.host,
@@ -71,6 +90,19 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> S
         max_body_bytes=round(options.max_body_mib * 2**20),
         drain_timeout_s=options.drain_timeout_s,
     )
+
+
+def _check_url(url: str) -> None:
+    """Raise UrlError where a URL names no host or port of Triton."""
+    if (scheme := scheme_of(url)) == "fake":
+        return
+    try:
+        parts = urlsplit(f"//{url.removeprefix(f'{scheme}://')}")
+        is_whole = bool(parts.hostname and parts.port)
+    except ValueError:  # a port that is no number
+        is_whole = False
+    if not is_whole:
+        raise UrlError(f"{url!r} names no host and port: write grpc://host:8001")
 
 
 def _address(word: str) -> str:
@@ -86,16 +118,28 @@ def make_parser() -> argparse.ArgumentParser:
         prog="bros-openai", description="OpenAI's API in front of a Triton server that serves the bros models."
     )
 
-    def add(flag: str, kind: type, default: object, words: str, metavar: str) -> None:
+    def add(flag: str, kind: Callable[[str], object], default: object, words: str, metavar: str) -> None:
         parser.add_argument(flag, type=kind, default=default, metavar=metavar, help=words)
 
     add("--triton", str, _DEFAULTS.triton_url, "the server behind it, over gRPC (default: %(default)s)", "URL")
     add("--host", str, _DEFAULTS.host, "address to listen on (default: %(default)s)", "ADDRESS")
-    add("--port", int, _DEFAULTS.port, "port to listen on (default: %(default)s)", "PORT")
+    add("--port", port, _DEFAULTS.port, "port to listen on (default: %(default)s)", "PORT")
     add("--api-key-file", Path, None, "JSON, key -> allowed tiers (default: no keys are asked for)", "FILE")
     add("--data-dir", Path, None, "where files and batches are kept (default: none are)", "DIR")
-    add("--max-body-mib", float, _DEFAULTS.max_body_bytes / 2**20, "longest body, MiB (default: %(default)g)", "MIB")
-    add("--drain-timeout-s", float, _DEFAULTS.drain_timeout_s, "for open requests (default: %(default)s)", "S")
+    add(
+        "--max-body-mib",
+        above(0.0, _MAX_BODY_MIB),
+        _DEFAULTS.max_body_bytes / 2**20,
+        "longest body, MiB (default: %(default)g)",
+        "MIB",
+    )
+    add(
+        "--drain-timeout-s",
+        real(0.0, MAX_DRAIN_S),
+        _DEFAULTS.drain_timeout_s,
+        "for open requests (default: %(default)s)",
+        "S",
+    )
     parser.add_argument(
         "--allow-host",
         action="append",

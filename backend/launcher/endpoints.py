@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from collections.abc import Mapping
@@ -98,7 +99,9 @@ def _bind(host: str, name: str, port: int) -> socket.socket:
         candidate.bind((host, port))
     except OSError as error:
         candidate.close()
-        raise ConfigError(
-            f"{name} port {port} on {host}: {error.strerror}; choose another with --{name}-port"
-        ) from error
+        is_elsewhere = error.errno == errno.EADDRNOTAVAIL
+        remedy = (
+            "choose an address of this machine with --host" if is_elsewhere else f"choose another with --{name}-port"
+        )
+        raise ConfigError(f"{name} port {port} on {host}: {error.strerror}; {remedy}") from error
     return candidate

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import re
@@ -36,6 +37,7 @@ from backend.launcher.triton_install import find_triton
 from backend.text.gguf_file import read_gguf
 from backend.text.model_files import resolve_model
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # the disk takes no more
 _MAX_WORDS = 2000  # of what another program says
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -53,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(f"bros-serve: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
     except OSError as error:  # a full disk, for instance; all that was begun is swept already
-        place = f"temporary files go to TMPDIR, {os.environ.get('TMPDIR', '/tmp')!r}"
-        console.print(f"bros-serve: {error}; {place}", style="red", markup=False, soft_wrap=True)
+        place = f"; temporary files go to TMPDIR, {os.environ.get('TMPDIR', '/tmp')!r}" if error.errno in _FULL else ""
+        console.print(f"bros-serve: {error}{place}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("stopped without draining")
@@ -73,6 +75,8 @@ def serve(options: argparse.Namespace, console: Console) -> None:
     if options.openai_port is not None:
         ports["openai"] = options.openai_port
     endpoints = choose_endpoints(options.host, ports)
+    if options.log_dir is not None:
+        make_log_directory(options.log_dir)
     with run_directory() as directory:
         launch = Launch(
             run_directory=directory,
@@ -114,6 +118,18 @@ def check_model(values: dict[str, Any]) -> None:
         files = resolve_model(config.torch.model_path)
         if files.is_gguf:
             read_gguf(files.path)
+    if config.executor is ExecutorKind.VLLM and config.vllm.model is not None:
+        resolve_model(config.vllm.model, "vllm.model")
+    if (python := config.engine_python) is not None and shutil.which(python) is None:
+        raise ConfigError(f"vllm.python: {python!r} is no program; `make serve-vllm` installs one in .venv-vllm")
+
+
+def make_log_directory(path: Path) -> None:
+    """Make the folder of `--log-dir`. Raises ConfigError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--log-dir {str(path)!r}: {error.strerror}") from error
 
 
 def check_front(launch: Launch) -> None:

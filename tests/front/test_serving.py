@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 
@@ -12,9 +13,11 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 
+from backend.launcher.launch import EXTRA_EXIT_S
+from backend.launcher.options import MAX_TIMEOUT_S
 from client.openai.tiers import Rule
 from front.keys import ANYONE, Caller, client_of
-from front.main import parse_settings
+from front.main import MAX_DRAIN_S, main, parse_settings
 from front.serving import options_of
 from front.settings import Settings
 from tests.triton.servers import PATIENCE_S, free_ports, wait_until
@@ -68,7 +71,7 @@ def test_a_proxy_that_is_no_address_is_refused(word: str, capsys: pytest.Capture
     assert f"{word!r} is no IP address or network" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_the_door_without_a_word() -> None:
+def test_the_door_says_where_it_listens_and_ends_at_ctrl_c() -> None:
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "front.main", "--triton", "fake://", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as door:
@@ -78,7 +81,51 @@ def test_ctrl_c_ends_the_door_without_a_word() -> None:
             words, _ = door.communicate(timeout=PATIENCE_S)
         finally:
             door.kill()
-    assert (door.returncode, words) == (0, "")
+    assert door.returncode == 0
+    assert words == f"INFO:     bros-openai: listening on http://127.0.0.1:{port} (Press CTRL+C to quit)\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "-4"], "argument --port: -4 is below 0"),
+        (["--port", "99999"], "argument --port: 99999 is above 65535"),
+        (["--max-body-mib", "-1"], "argument --max-body-mib: -1 is not above 0"),
+        (["--max-body-mib", "1e99"], "argument --max-body-mib: 1e99 is above 65536"),
+        (["--drain-timeout-s", "-1"], "argument --drain-timeout-s: -1 is below 0"),
+        (["--drain-timeout-s", "nan"], "argument --drain-timeout-s: nan is not finite"),
+        (["--triton", "zzz"], "argument --triton: 'zzz' names no host and port"),
+        (["--triton", "grpc://host:port"], "argument --triton: 'grpc://host:port' names no host and port"),
+        (["--triton", "ftp://host:1"], "argument --triton: url 'ftp://host:1': its scheme is none of"),
+    ],
+)
+@pytest.mark.parametrize("check", [["--check"], []])
+def test_a_wrong_option_is_named(
+    check: list[str], arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        main([*check, *arguments])
+    assert refusal.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8001", "grpc://[::1]:8001", "grpcs://triton:443", "http://h:1", "fake://"])
+def test_a_url_of_triton_is_taken(url: str) -> None:
+    assert parse_settings(["--triton", url]).triton_url == url
+
+
+def test_the_door_takes_every_drain_that_bros_serve_may_ask_for() -> None:
+    assert MAX_DRAIN_S >= MAX_TIMEOUT_S + EXTRA_EXIT_S
+
+
+def test_a_port_that_is_taken_is_a_failure_in_one_line() -> None:
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "front.main", "--triton", "fake://", "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"('{LOOPBACK}', {port})" in line
 
 
 def is_listening(port: int) -> bool:

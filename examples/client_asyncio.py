@@ -10,9 +10,9 @@ URL = sys.argv[1] if len(sys.argv) > 1 else "grpc://127.0.0.1:8001"
 
 async def main() -> None:
     """Send eight best-effort requests and, while they run, stream a real-time one."""
-    async with AsyncClient(URL, retry=Retry(max_attempts=10)) as client:
+    async with AsyncClient(URL, retry=Retry(max_attempts=10)) as client, asyncio.TaskGroup() as group:
         jobs = [
-            asyncio.create_task(client.generate(f"Chapter {n}:", priority_class="be", deadline_s=600, max_tokens=64))
+            group.create_task(client.generate(f"Chapter {n}:", priority_class="be", deadline_s=600, max_tokens=64))
             for n in range(8)
         ]
         async with client.stream("Once upon a time", priority_class="rt", ttft_slo_s=0.5, max_tokens=32) as stream:
@@ -23,4 +23,7 @@ async def main() -> None:
     print()
 
 
-asyncio.run(main())
+try:
+    asyncio.run(main())
+except ExceptionGroup as group:  # the first of them ended the others
+    raise SystemExit(str(group.exceptions[0])) from None

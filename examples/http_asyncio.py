@@ -28,4 +28,7 @@ async def main() -> None:
     print(f"rt:{rt!r}\nbe:{be!r}")
 
 
-asyncio.run(main())
+try:
+    asyncio.run(main())
+except httpx2.TransportError as error:  # nobody listens there, for instance
+    raise SystemExit(f"{URL}: {error}") from None

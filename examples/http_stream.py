@@ -2,7 +2,7 @@
 
 import json
 import sys
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"
@@ -19,4 +19,6 @@ try:
                 print(event.get("error") or event["text_output"], end="", flush=True)
 except HTTPError as error:  # an error before the first token is a 400; its code stands in front of the message
     raise SystemExit(json.load(error)["error"]) from error
+except URLError as error:
+    raise SystemExit(f"{url}: {error.reason}") from None
 print()

@@ -2,10 +2,12 @@
 
 import queue
 import sys
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 url = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:8001"
 dtypes: dict[str, Any] = {"BYTES": object, "INT32": np.int32, "BOOL": np.bool_, "FP32": np.float32}
@@ -33,7 +35,8 @@ for request_path, (model, inputs, parameters) in request_paths.items():
     responses: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with triton.InferenceServerClient(url) as client:
         client.start_stream(callback=lambda result, error, put=responses.put: put((result, error)))
-        client.async_stream_infer(model, inputs, parameters=parameters)
+        with suppress(InferenceServerException):  # of a stream that has failed; the callback has the reason
+            client.async_stream_infer(model, inputs, parameters=parameters)
         print(f"class by {request_path}:", end="", flush=True)
         while True:
             result, error = responses.get()

@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import numpy as np
 import tritonclient.grpc.aio as triton
 
@@ -44,4 +45,7 @@ async def main() -> None:
         print(f"{model}:{answer!r}")
 
 
-asyncio.run(main())
+try:
+    asyncio.run(main())
+except grpc.aio.AioRpcError as error:
+    raise SystemExit(error.details()) from None

@@ -36,6 +36,17 @@ def test_example_runs(script: Path, sim: Server) -> None:
     assert "Error" not in ran.stderr
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_an_example_without_a_server_ends_with_one_line(script: Path) -> None:
+    is_http = script.name.startswith("http") or script.suffix == ".sh"
+    runner = "sh" if script.suffix == ".sh" else sys.executable
+    url = ("http://" if is_http else "") + "127.0.0.1:9"
+    ran = run([runner, str(script), url, *ARGUMENTS.get(script.name, [])])
+    assert ran.returncode != 0
+    (line,) = ran.stderr.splitlines()
+    assert len(line) > 10
+
+
 @pytest.mark.triton
 @pytest.mark.slow
 def test_a_burst_is_recorded_by_one_command(tmp_path: Path) -> None:

@@ -264,9 +264,9 @@ def _as_token_ids(max_prompt_bytes: int, name: str, value: object) -> tuple[int,
         raise InvalidRequestError(f"{name}: expected a tensor of token ids, got {show(value)}")
     if value.size > max_prompt_bytes:  # a text of that length has fewer
         raise InvalidRequestError(f"{name}: {value.size} token ids exceed max_prompt_bytes {max_prompt_bytes}")
-    token_ids: list[int] = value.reshape(-1).tolist()
-    if (smallest := min(token_ids, default=0)) < 0:
+    if value.size and (smallest := int(value.min())) < 0:
         raise InvalidRequestError(f"{name}: {smallest} is no token id")
+    token_ids: list[int] = value.reshape(-1).tolist()
     return tuple(token_ids)
 
 

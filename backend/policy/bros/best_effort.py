@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
@@ -14,6 +15,7 @@ from backend.policy.state import table_loops
 from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
+_URGENT_SHARE = 0.5  # of best-effort that requests with a deadline may take from those without
 _WORTH = 4.0  # times what the first prefill of a step adds: a chunk of less is left to a later, longer step
 
 
@@ -38,8 +40,15 @@ class BestEffortFill:
         self._longer_later = longer_later
 
     def pack_urgent(self) -> None:
-        """Take the requests whose finish-by deadline is near, over the slots of others."""
+        """Take the requests whose finish-by deadline is near, over the slots of others.
+
+        Where some have no deadline, a part of the batch slots, KV slots and time is left to the order of arrival.
+        """
         self._urgent = self._find_urgent()
+        if self._urgent and self._has_others():
+            self._urgent = list(self._within_share(self._urgent))
+            start_s = self._packing.predicted_s
+            self._prefill_end_s = start_s + _URGENT_SHARE * (self._end_s - start_s)
         for request in self._urgent:
             if not (self._admit_urgent(request) if request.row is None else self._continue(request)):
                 self._is_short = True
@@ -72,6 +81,21 @@ class BestEffortFill:
         if not (requests := [*started, *waiting]):
             return requests
         return [requests[index] for index in urgent(list(map(self._job, requests)), self._now_s)]
+
+    def _has_others(self) -> bool:
+        """Return whether some request has no deadline."""
+        num = len(self._decodes) + len(self._prefills) + len(self._view.be_waiting)
+        return num > self._packing.groups.num_be_deadlines + len(self._view.be_deadlines)
+
+    def _within_share(self, urgent: list[Request]) -> Iterator[Request]:
+        """Yield the first of `urgent` that their share of the batch slots and KV slots will hold."""
+        limits = self._view.limits
+        num_slots = _URGENT_SHARE * limits.num_slots
+        for request in urgent[: max(1, int(_URGENT_SHARE * limits.max_seqs))]:
+            num_slots -= request.max_total_tokens
+            if num_slots < 0.0 and request is not urgent[0]:
+                break
+            yield request
 
     def _job(self, request: Request) -> Job:
         """Predict the rest of `request`, as if best-effort had the machine."""

@@ -51,6 +51,35 @@ def test_many_deadlines_at_one_time_are_begun_early_enough_for_all() -> None:
     assert len(urgent(jobs, 30.0)) == 60
 
 
+@pytest.mark.parametrize("num_blocks", [200, 60])
+def test_a_client_that_always_names_near_deadlines_delays_others_at_most_twofold(num_blocks: int) -> None:
+    """Without a share for those who name none, they would never begin."""
+    alone_s, beside_s = (time_beside(within_s, num_blocks) for within_s in (None, 1.0))
+    assert beside_s <= 2.0 * alone_s
+
+
+def time_beside(within_s: float | None, num_blocks: int) -> float:
+    """Return what a request without a deadline takes beside 40 open ones, each due in about `within_s`."""
+    harness = Harness(num_blocks=num_blocks, max_seq_len=600, coefficients=FIT, verify=False)
+    draw, now_s = random.Random(0), harness.clock.now_s
+
+    def another() -> Request:
+        deadline_s = None if within_s is None else now_s() + within_s * draw.uniform(0.7, 1.3)
+        request = be(300, 10, deadline_s=deadline_s)
+        harness.submit(request)
+        return request
+
+    crowd = [another() for _ in range(40)]
+    harness.step(50)
+    other = be(300, 50)
+    harness.submit(other)
+    while not harness.ends[other.request_id]:
+        assert now_s() < other.arrival_s + 20.0, "it is never served"
+        harness.step()
+        crowd = [another() if harness.ends[request.request_id] else request for request in crowd]
+    return now_s() - other.arrival_s
+
+
 def met(harness: Harness, requests: Sequence[Request]) -> list[bool]:
     """Return for each whether its last token came by its deadline."""
     ends = [harness.token_times[request.request_id][-1] for request in requests]

@@ -19,7 +19,7 @@ def worker_processes(num_workers: int, start: Callable[[], object] | None = None
         try:
             yield pool
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Killed before it is shut down: a pool that is shutting down may wait for the killed ones without end.
             for process in multiprocessing.active_children():
                 process.kill()
             raise

@@ -3,8 +3,8 @@
     python -m bench.ablate_policy --out bench/results/policy-ablations.json
 
 Each mechanism is replaced from outside, in the process of this command only: the policy has no switches. A result file
-is completed: runs of the same simulation code are not repeated, so the command may be stopped. A run of other code
-stays in the file until the same run is made anew. `python -m bench.report` writes the table into docs/algorithm.md.
+is completed: runs of the same simulation code are not repeated, so the command may be stopped. Runs of other code stay,
+and are compared with those of their own commit. `python -m bench.report` writes the table into docs/algorithm.md.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def complete(out: Path, mechanisms: Sequence[str], cells: Sequence[str], seeds: 
                 if key not in done:
                     entry = run(*key)
                     gc.collect()
-                    runs = [*(other for other in runs if _key(other) != key), entry]
+                    runs = [*runs, entry]  # one of other code stays: those of its commit are compared with it
                     _write(out, cells_then, runs)
                     print(*key, entry["rt_attainment"], entry["be_tokens_per_s"], file=sys.stderr)
 

@@ -19,7 +19,7 @@ T = TypeVar("T")
 V = TypeVar("V")
 R = TypeVar("R")
 _MANY_LOG_PROBS = 4_096  # of an answer, whose making would take the event loop some 10 ms
-_MOST_LONG = 4  # answers of one client at once that ask for more. Each takes up to some 45 MB.
+MOST_LONG = 4  # answers of one client at once that ask for more. Each takes up to some 45 MB.
 _ending: set[asyncio.Task[None]] = set()  # the event loop itself keeps none alive
 
 
@@ -51,9 +51,9 @@ class Calls:
     long: held for each answer that asks for many log-probabilities.
     """
 
-    def __init__(self, most: int, pace: Pace) -> None:
+    def __init__(self, most: int, pace: Pace, most_long: int = MOST_LONG) -> None:
         self.pace = pace
-        self.long = asyncio.Semaphore(_MOST_LONG)
+        self.long = asyncio.Semaphore(most_long)
         self._free = asyncio.Semaphore(most)
 
     async def begin(self, call: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
@@ -78,13 +78,20 @@ class Begun(NamedTuple):
 
 async def complete(client: AsyncClient, job: Job, calls: Calls) -> Json:
     """Return the whole answer. When a choice fails, or this is cancelled, all choices are. Raises ApiError."""
-    async with calls.long if job.asked.num_log_probs > _MANY_LOG_PROBS else nullcontext():
+    async with calls.long if _may_be_long(job) else nullcontext():
         generations = await _generations(client, job, calls)
         num_each = 1 + job.asked.options.get("top_log_probs", 0)
         num_log_probs = num_each * sum(len(generation.log_probs or ()) for generation in generations)
         if num_log_probs <= _MANY_LOG_PROBS:
             return job.answer(generations)
         return await calls.pace.away(job.answer, generations)
+
+
+def _may_be_long(job: Job) -> bool:
+    """Return whether an answer may hold many log-probabilities. Without `max_tokens` its length is not known."""
+    options = job.asked.options
+    is_open = job.asked.wants_log_probs and "top_log_probs" in options and "max_tokens" not in options
+    return is_open or job.asked.num_log_probs > _MANY_LOG_PROBS
 
 
 async def _generations(client: AsyncClient, job: Job, calls: Calls) -> list[Generation]:

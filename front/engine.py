@@ -37,7 +37,7 @@ class Engine:
         self.reading = Reading()
         self._reading_lines = asyncio.Semaphore(_MAX_LINES_READ)
         self._pace = Pace()
-        self._line_calls = Calls(MAX_OPEN_LINES, self._pace)
+        self._line_calls = Calls(MAX_OPEN_LINES, self._pace, MAX_OPEN_LINES)
         self._calls: WeakValueDictionary[str, Calls] = WeakValueDictionary()  # by client, while it has any
         self._transport = transport
         self._clients = {model: AsyncClient(transport, model=model) for model in wire.MODELS}

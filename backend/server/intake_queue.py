@@ -64,7 +64,7 @@ class _Entry:
 
     def __post_init__(self) -> None:
         generation = self.message.generation
-        num_text_bytes = sum(map(sys.getsizeof, (_text(generation), self.schema, generation.tools or "")))
+        num_text_bytes = sum(map(sys.getsizeof, (*_texts(generation), self.schema)))
         self.num_bytes = _ENTRY_BYTES + num_text_bytes + _TOKEN_ID_BYTES * len(generation.token_ids or ())
 
     @property
@@ -74,8 +74,8 @@ class _Entry:
 
     @property
     def num_chars(self) -> int:
-        """The length of its text."""
-        return len(_text(self.message.generation))
+        """The length of its texts."""
+        return sum(map(len, _texts(self.message.generation)))
 
 
 @dataclass(slots=True, eq=False)
@@ -214,7 +214,7 @@ class IntakeQueue:
         generation, schema = message.generation, message.generation.sampling.json_schema
         if schema is not None and not self._intake.is_checked(schema):
             return generation.priority_class + _WITH_NEW_SCHEMA
-        if len(_text(generation)) > _LONG_CHARS:
+        if sum(map(len, _texts(generation))) > _LONG_CHARS:
             return generation.priority_class + _LONG
         return generation.priority_class + ("" if schema is None else _WITH_SCHEMA)
 
@@ -315,9 +315,9 @@ class IntakeQueue:
             self._outbox.fail(entry.request_id, to_bros_error(error, "a request was not taken"))
 
 
-def _text(generation: Generation) -> str:
-    """Return the text that is to be tokenised; empty where there are token ids."""
-    return generation.text or generation.messages or ""
+def _texts(generation: Generation) -> tuple[str, str]:
+    """Return what is to be tokenised; empty where there are token ids. A chat template writes tools into the prompt."""
+    return generation.text or generation.messages or "", generation.tools or ""
 
 
 def refuse(connection: Connection, message: Submit, error: BrosError, metrics: Recorder) -> None:

@@ -47,7 +47,7 @@ async def run_batch(
     """Send what has no result yet and append its result. Raises UnavailableError when the server is gone for good;
     cancelling it cancels the open requests. Run again, it goes on where it was."""
 
-    calls = Calls(settings.concurrency, Pace())
+    calls = Calls(settings.concurrency, Pace(), settings.concurrency)
 
     async def answer(url: str, body: bytes, left_ms: float | None) -> Json:
         return await complete(client, batch_job(url, body, left_ms, settings.max_tokens, takes_any_model=True), calls)

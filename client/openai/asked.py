@@ -25,6 +25,7 @@ _SAME_NAMES = (
 )
 _MILLISECONDS = ("ttft_slo_ms", "tpot_slo_ms", "itl_slo_ms", "deadline_ms")
 MAX_LOG_PROBS = 262_144  # of a whole answer, the alternatives among them
+MAX_LINE_LOG_PROBS = 65_536  # of the answer to a line of a batch: 64 of them are open at once
 MAX_SENT_BYTES = 4 * 1024 * 1024  # to the engine, of all choices of one request
 _USUAL_TEMPERATURE = 1.0  # OpenAI's; the engine's own is 0
 
@@ -128,13 +129,14 @@ def _randomness(body: Body) -> Json:
     return {"temperature": temperature} | ({} if body.top_p is None else {"top_p": body.top_p})
 
 
-def require_sendable(asked: Asked, num_bytes: int) -> None:
+def require_sendable(asked: Asked, num_bytes: int, max_log_probs: int = MAX_LOG_PROBS) -> None:
     """Raise ApiError where the choices of a body, each of which brings the prompt along, come to too many bytes.
 
     So it does where a whole answer would hold too many log-probabilities.
     """
-    if not asked.is_streamed and asked.num_log_probs > MAX_LOG_PROBS:
-        words = f"logprobs: {asked.num_log_probs} exceed {MAX_LOG_PROBS}, the most in an answer that is not streamed"
+    if not asked.is_streamed and asked.num_log_probs > max_log_probs:
+        kind = "of a line of a batch" if max_log_probs == MAX_LINE_LOG_PROBS else "that is not streamed"
+        words = f"logprobs: {asked.num_log_probs} exceed {max_log_probs}, the most in an answer {kind}"
         raise ApiError(words, param="logprobs")
     if asked.n > 1 and asked.n * num_bytes > MAX_SENT_BYTES:
         words = f"n: {asked.n} choices for a body of {num_bytes} bytes exceed {MAX_SENT_BYTES} bytes in all"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from client.generation import Chunk, Generation, Options
-from client.openai.asked import Asked, Endpoint, Json, require_sendable
+from client.openai.asked import MAX_LINE_LOG_PROBS, Asked, Endpoint, Json, require_sendable
 from client.openai.chat import CHAT
 from client.openai.completions import COMPLETIONS
 from client.openai.errors import ApiError, not_found
@@ -81,7 +81,7 @@ def batch_job(
     body = _with_limits(read_object(text), left_ms, max_tokens)
     foreign = _taken_foreign_model(body) if takes_any_model else None
     asked = endpoint.parse(body)
-    require_sendable(asked, len(text))
+    require_sendable(asked, len(text), MAX_LINE_LOG_PROBS)
     if foreign is not None:
         asked = replace(asked, model=foreign)
     if asked.is_streamed:

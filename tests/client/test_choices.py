@@ -148,21 +148,23 @@ class Engine:
     async def generate(self, _prompt: object, **options: Any) -> Generation:
         self.num_open += 1
         await self.may_end.wait()
-        num, top = options["max_tokens"], options["top_log_probs"]
+        num, top = options.get("max_tokens", 10), options["top_log_probs"]
         likeliest = [(token_id, -1.0) for token_id in range(top)]
         return Generation("r", "", [5] * num, [-1.0] * num, "length", None, [likeliest] * num)
 
 
-def job_of(max_tokens: int, log_probs: int) -> Job:
-    body = {"prompt": "a", "max_tokens": max_tokens, "logprobs": log_probs}
-    return batch_job("/v1/completions", json.dumps(body).encode())
+def job_of(max_tokens: int | None, log_probs: int) -> Job:
+    asked = {"max_tokens": max_tokens, "logprobs": True, "top_logprobs": log_probs}
+    body = {"messages": [{"role": "user", "content": "a"}], **asked}
+    return batch_job("/v1/chat/completions", json.dumps(body).encode())
 
 
-def test_so_many_long_answers_with_log_probabilities_of_a_client_run_at_once() -> None:
+@pytest.mark.parametrize("max_tokens", [1000, None])
+def test_so_many_long_answers_with_log_probabilities_of_a_client_run_at_once(max_tokens: int | None) -> None:
     async def main() -> None:
         engine, pace = Engine(), Pace()
         client, calls = cast(AsyncClient, engine), Calls(512, pace)
-        long = [asyncio.create_task(complete(client, job_of(1000, 20), calls)) for _ in range(10)]
+        long = [asyncio.create_task(complete(client, job_of(max_tokens, 20), calls)) for _ in range(10)]
         short = [asyncio.create_task(complete(client, job_of(3, 20), calls)) for _ in range(10)]
         await asyncio.sleep(0.01)
         assert engine.num_open == 4 + len(short)

@@ -114,7 +114,13 @@ def test_an_answer_of_too_many_log_probabilities_is_refused(fields: dict[str, in
 
 
 @pytest.mark.parametrize(
-    ("fields", "is_away"), [({}, False), ({"n": 2}, True), ({"logprobs": True, "top_logprobs": 2}, True)]
+    ("fields", "is_away"),
+    [
+        ({}, False),
+        ({"n": 2}, False),
+        ({"logprobs": True, "top_logprobs": 2, "max_tokens": 40}, False),
+        ({"logprobs": True, "top_logprobs": 20, "max_tokens": 400}, True),
+    ],
 )
 def test_a_long_answer_is_written_away_from_the_event_loop(
     fields: dict[str, object], is_away: bool, monkeypatch: pytest.MonkeyPatch

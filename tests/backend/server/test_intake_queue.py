@@ -156,6 +156,18 @@ def test_no_short_text_waits_for_a_long_one(priority_class: str, schema: str | N
     assert arrived == (Submit, "stub.10")
 
 
+def test_tools_count_as_text_since_a_template_writes_them_into_the_prompt() -> None:
+    door = Door(max_waiting_bytes=2_000_000)
+    door.submit(0, "slow" * 16_000, "rt")
+    door.tokenizer.begun.get(timeout=WAIT_S)
+    door.submit(1, None, "rt", messages='[{"role": "user", "content": "hi"}]', tools="[" + " " * 40_000 + "]")
+    door.submit(2, "hi", "rt")
+    arrived = door.next_command()
+    assert door.commands.empty()
+    door.close()
+    assert arrived == (Submit, "stub.2")
+
+
 def test_of_long_texts_the_shortest_goes_first_and_one_in_four_is_the_oldest() -> None:
     """One client's longest texts do not keep the shorter ones of others waiting, and do not starve themselves."""
     door = Door(max_waiting_bytes=2_000_000)

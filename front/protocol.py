@@ -35,6 +35,7 @@ MAX_PIPELINED = 16  # requests that wait on one connection for the answer to the
 MAX_TINY_CHUNKS = 512  # of a body. Each takes 2 to 4 us of the event loop (two EPYC cores).
 MIN_CHUNK_BYTES = 256  # Of the chunks beyond those, on average.
 MAX_UNREAD_S = 30.0  # that a stream of events waits for its client in all: Triton keeps its tokens meanwhile
+MAX_UNREAD_WHOLE_S = 120.0  # that a whole answer, which lies in memory, waits for its client
 HEAD_TIMEOUT_S = 10.0  # from the connection, or from the first byte after an answer, to the end of the headers
 _OTHER_DESCRIPTORS = 320  # of this process: files of batches, uploads, downloads, the engine
 _WITHOUT_CHUNKS = ("0.9", "1.0")  # versions of HTTP whose clients know no chunks, and no 100 Continue
@@ -123,6 +124,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._num_fields += 1
         if self._is_head:
             super().on_header(name, value)
+        elif name.lower() == b"connection":  # the parser heeds it, and would read no further request
+            raise httptools.HttpParserError("a trailer named connection")
         self._count(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
@@ -173,20 +176,23 @@ class BoundedProtocol(HttpToolsProtocol):
             super()._start_asgi_task(cycle, _unchunked(cycle, app) if is_old else app)
 
     def _cutting_off(self, app: ASGI3Application) -> ASGI3Application:
-        """Return `app`; where its answer is a stream of events, the connection ends if the client does not read it."""
+        """Return `app`; the connection ends where the client does not read an answer. A download waits in the file."""
 
         async def run(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-            left_s, is_stream = MAX_UNREAD_S, False
+            left_s, is_stream, is_file = MAX_UNREAD_S, False, False
 
             async def send_read(message: ASGISendEvent) -> None:
-                nonlocal left_s, is_stream
+                nonlocal left_s, is_stream, is_file
                 if message["type"] == "http.response.start":
-                    is_stream = dict(message["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
+                    kind = dict(message["headers"]).get(b"content-type", b"")
+                    is_stream, is_file = kind.startswith(b"text/event-stream"), kind == b"application/octet-stream"
                 elif is_stream and self.flow.write_paused:
                     left_s -= await self._wait_for_reader(left_s)
                 await send(message)
 
             await app(scope, receive, send_read)
+            if self.flow.write_paused and not is_file:
+                await self._wait_for_reader(left_s if is_stream else MAX_UNREAD_WHOLE_S)
 
         return run
 

@@ -87,9 +87,11 @@ def _require_served(fields: Mapping[str, msgspec.Raw]) -> None:
     for name in UNSERVED.keys() & fields.keys():
         if (value := _value(name, fields[name])) is not None and value not in UNSERVED[name]:
             raise ValueError(f"{name}: this value is not supported")
-    least, most = (_value(name, fields[name]) if name in fields else None for name in ("min_tokens", "max_tokens"))
-    if isinstance(least, int) and isinstance(most, int) and least > most:
-        raise ValueError(f"min_tokens: {least} exceeds max_tokens {most}")
+    least = _value("min_tokens", fields["min_tokens"]) if "min_tokens" in fields else None
+    for name in ("max_tokens", "max_completion_tokens"):
+        most = _value(name, fields[name]) if name in fields else None
+        if isinstance(least, int) and isinstance(most, int) and least > most:
+            raise ValueError(f"min_tokens: {least} exceeds {name} {most}")
 
 
 def _require_few_fields(body: bytes) -> None:

@@ -7,7 +7,7 @@
                           └─► the same for be ─────────────┴─ Intake.request ──► outbox.open, engine.post
 
 Each class has four lanes, each with its own thread. A long text takes up to seconds to tokenise, and no short one waits
-for that. A JSON schema takes up to seconds to compile, and no request without one waits for that. None with a known
+for that. A JSON schema takes up to seconds to compile, and no short request without one waits for that. None with a known
 schema waits until another process has tried a new one. Short requests of a lane reach the engine in their order, long
 ones by length. A real-time one never waits for a best-effort text. An error of a request answers that request only.
 """
@@ -61,9 +61,11 @@ class _Entry:
     is_cancelled: bool = False
     timed_out: bool = False  # its own timeout cancelled it
     num_bytes: int = field(init=False)
+    num_chars: int = field(init=False)  # of its texts
 
     def __post_init__(self) -> None:
         generation = self.message.generation
+        self.num_chars = sum(map(len, _texts(generation)))
         num_text_bytes = sum(map(sys.getsizeof, (*_texts(generation), self.schema)))
         self.num_bytes = _ENTRY_BYTES + num_text_bytes + _TOKEN_ID_BYTES * len(generation.token_ids or ())
 
@@ -71,11 +73,6 @@ class _Entry:
     def schema(self) -> str:
         """The text of its JSON schema; empty where it has none."""
         return self.message.generation.sampling.json_schema or ""
-
-    @property
-    def num_chars(self) -> int:
-        """The length of its texts."""
-        return sum(map(len, _texts(self.message.generation)))
 
 
 @dataclass(slots=True, eq=False)
@@ -316,7 +313,7 @@ class IntakeQueue:
 
 
 def _texts(generation: Generation) -> tuple[str, str]:
-    """Return what is to be tokenised; empty where there are token ids. A chat template writes tools into the prompt."""
+    """Return the texts that become tokens. A chat template writes tools into the prompt."""
     return generation.text or generation.messages or "", generation.tools or ""
 
 

@@ -130,7 +130,7 @@ def _read_all(connection: socket.socket) -> bytes:
     return answer
 
 
-STREAM_BODY = b'{"prompt":"one two","max_tokens":100000,"stream":true}'
+STREAM_BODY = b'{"prompt":"one two","max_tokens":60000,"stream":true}'
 STREAM_POST = POST + b"content-length: %d\r\n\r\n" % len(STREAM_BODY) + STREAM_BODY
 
 
@@ -149,17 +149,17 @@ def test_a_stream_that_nobody_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_reader_that_pauses_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "MAX_UNREAD_S", 5.0)
+    monkeypatch.setattr(protocol, "MAX_UNREAD_S", 20.0)
     with listening(FakeServer(max_model_len=200_000)) as url, socket.socket() as connection:
         connection.connect((str(urlsplit(url).hostname), int(urlsplit(url).port or 0)))
         connection.sendall(STREAM_POST)
         time.sleep(1.0)
-        answer = b""
+        answer = bytearray()
         while not answer.endswith(b"0\r\n\r\n"):
             piece = connection.recv(1 << 20)
             assert piece, "the connection ended"
             answer += piece
-        assert answer.count(b"data: {") == 100_000 + 1  # the last says why it ended
+        assert answer.count(b"data: {") == 60_000 + 1  # the last says why it ended
         assert b"data: [DONE]" in answer[-100:]
 
 
@@ -173,9 +173,31 @@ def test_trailers_are_no_headers(address: tuple[str, int], trailer: bytes) -> No
     """A proxy in front has judged the headers alone, and where a client's address stands there, a trailer would win."""
     body = b'{"model": "bros", "prompt": "hi", "max_tokens": 1}'
     chunked = CHUNKED + b"%x\r\n%s\r\n0\r\n" % (len(body), body)
-    statuses = [status_of(talk(address, piece)) for piece in (chunked + trailer + b"\r\n\r\n",)]
-    as_header = chunked.replace(b"\r\n\r\n", b"\r\n" + trailer + b"\r\n\r\n", 1)
-    assert (statuses, status_of(talk(address, as_header))) == ([200], 400 if b"gzip" not in trailer else 415)
+    as_trailer = status_of(talk(address, chunked + trailer + b"\r\n\r\n"))
+    as_header = status_of(talk(address, chunked.replace(b"\r\n\r\n", b"\r\n" + trailer + b"\r\n\r\n", 1)))
+    assert (as_trailer, as_header) == (200, 400 if b"gzip" not in trailer else 415)
+
+
+def test_a_trailer_that_would_end_the_connection_unseen_ends_it(address: tuple[str, int]) -> None:
+    body = b'{"model": "bros", "prompt": "hi", "max_tokens": 1}'
+    request = CHUNKED + b"%x\r\n%s\r\n0\r\nconnection: close\r\n\r\n" % (len(body), body)
+    with socket.create_connection(address, timeout=20.0) as connection, suppress(ConnectionResetError):
+        connection.sendall(request + b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert _read_all(connection).count(b" 200 OK") <= 1
+
+
+def test_a_whole_answer_that_nobody_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies in memory meanwhile."""
+    monkeypatch.setattr(protocol, "MAX_UNREAD_WHOLE_S", 0.5)
+    body = b'{"prompt":"one two","max_tokens":12000,"logprobs":20}'  # some 6 MB
+    with listening(FakeServer(max_model_len=20_000)) as url, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((str(urlsplit(url).hostname), int(urlsplit(url).port or 0)))
+        connection.sendall(POST + b"content-length: %d\r\n\r\n" % len(body) + body)
+        assert connection.recv(1)
+        time.sleep(3.0)
+        with suppress(ConnectionResetError):
+            assert not _read_all(connection).endswith(b"}")
 
 
 def chunks_of(num_bytes: int, count: int) -> bytes:

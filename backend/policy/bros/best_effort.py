@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -45,13 +46,15 @@ class BestEffortFill:
         Where some have no deadline, a part of the batch slots, KV slots and time is left to the order of arrival.
         """
         self._urgent = self._find_urgent()
-        if self._urgent and self._has_others():
-            self._urgent = list(self._within_share(self._urgent))
+        if self._urgent and self._has_others:
             start_s = self._packing.predicted_s
             self._prefill_end_s = start_s + _URGENT_SHARE * (self._end_s - start_s)
         for request in self._urgent:
-            if not (self._admit_urgent(request) if request.row is None else self._continue(request)):
-                self._is_short = True
+            if request.row is not None:
+                has_room = self._continue(request)
+            else:
+                has_room = self._is_beyond_share(request) or self._admit_urgent(request)
+            self._is_short |= not has_room
 
     def pack(self, prefill_end_s: float, credit_s: float) -> None:
         """Fill the step: decodes, those nearest their end first, but for one batch slot; then what has begun, the
@@ -82,20 +85,23 @@ class BestEffortFill:
             return requests
         return [requests[index] for index in urgent(list(map(self._job, requests)), self._now_s)]
 
+    @cached_property
     def _has_others(self) -> bool:
-        """Return whether some request has no deadline."""
+        """Whether some request has no deadline."""
         num = len(self._decodes) + len(self._prefills) + len(self._view.be_waiting)
         return num > self._packing.groups.num_be_deadlines + len(self._view.be_deadlines)
 
-    def _within_share(self, urgent: list[Request]) -> Iterator[Request]:
-        """Yield the first of `urgent` that their share of the batch slots and KV slots will hold."""
-        limits = self._view.limits
-        num_slots = _URGENT_SHARE * limits.num_slots
-        for request in urgent[: max(1, int(_URGENT_SHARE * limits.max_seqs))]:
-            num_slots -= request.max_total_tokens
-            if num_slots < 0.0 and request is not urgent[0]:
-                break
-            yield request
+    def _is_beyond_share(self, request: Request) -> bool:
+        """Return whether a request that does not run would be one too many with a deadline, where others have none."""
+        if request.deadline_s is None or not self._has_others:
+            return False
+        limits, table = self._view.limits, self._view.table
+        rows = np.concatenate((self._decodes, self._prefills))
+        rows = rows[(table.deadline_s[rows] < np.inf) & ~table.is_preempted[rows]]
+        most_slots = int(table.max_total[rows].sum()) + request.max_total_tokens
+        return len(rows) > 0 and (
+            len(rows) >= _URGENT_SHARE * limits.max_seqs or most_slots > _URGENT_SHARE * limits.num_slots
+        )
 
     def _job(self, request: Request) -> Job:
         """Predict the rest of `request`, as if best-effort had the machine."""
@@ -111,8 +117,7 @@ class BestEffortFill:
         False for lack of slots only.
         """
         table = self._view.table
-        victims = self._packing.victims(np.concatenate((self._decodes, self._prefills)))
-        without_need = [row for row in victims if table.request(row) not in self._urgent]
+        without_need = list(self._without_need())
         running = np.array([row for row in without_need if not table.is_preempted[row]], np.int64)
         if self._forecast.make_room_for(request, running) is None:
             return False
@@ -120,6 +125,21 @@ class BestEffortFill:
         self._packing.make_room_whole(request, num_slots, without_need)
         self._take(request)
         return True
+
+    def _without_need(self) -> Iterator[int]:
+        """Yield rows that are not urgent. Those without a deadline keep their share."""
+        table = self._view.table
+        rows = np.concatenate((self._decodes, self._prefills))
+        running = rows[(table.deadline_s[rows] == np.inf) & ~table.is_preempted[rows]]
+        num_spare = table.max_total[running].sum() - (1.0 - _URGENT_SHARE) * self._view.limits.num_slots
+        for row in self._packing.victims(rows):
+            request = table.request(row)
+            if request.deadline_s is None and not table.is_preempted[row]:
+                if num_spare <= 0.0:
+                    continue
+                num_spare -= request.max_total_tokens
+            if request not in self._urgent:
+                yield row
 
     # The rest
 
@@ -158,6 +178,8 @@ class BestEffortFill:
             return True
         if not self._view.table.is_preempted[request.row]:
             return self._take(request) or packing.room_for(request, 1) > 0
+        if self._is_beyond_share(request):
+            return True
         has_room = packing.room_for(request, request.num_uncomputed) >= request.num_uncomputed
         return has_room and not packing.has_cuts and self._take(request)
 

@@ -32,7 +32,7 @@ class Pausing:
         self._now_s = now_s
         self.due: list[int] = []
         self.early: list[int] = []
-        self._num_slots = 0  # that all paused requests will need together
+        self._num_slots = 0.0  # that all paused requests will need at once, on average
         if len(packing.groups.rt_prefills):
             self._find(packing.groups.rt_prefills)
 
@@ -44,7 +44,7 @@ class Pausing:
         order = np.argsort(ahead_tokens, kind="stable")
         num_due = int(np.count_nonzero(ahead_tokens < _FAR_AHEAD))
         self.due, self.early = rows[order[:num_due]].tolist(), rows[order[num_due:]].tolist()
-        self._num_slots = int(table.num_known[rows].sum())
+        self._num_slots = float(self._mean_slots(rows).sum())
 
     def is_due(self, request: Request) -> bool:
         """Return whether `request` is paused and should come back, at the cost of others if need be."""
@@ -63,19 +63,27 @@ class Pausing:
         rows = self._forecast.make_room_for(request, self._can_pause(self._packing.uncut(decodes)))
         if rows is None:
             return False
-        self._num_slots += int(self._view.table.num_known[rows].sum())
+        self._num_slots += float(self._mean_slots(rows).sum())
         return True
 
     def _can_pause(self, decodes: Rows) -> Rows:
         """Return those of `decodes` that are far ahead, the furthest first.
 
-        No more than the pool holds with all that are paused, so that they can come back as running ones end.
+        No more than the pool can serve in turn with all that are paused.
         """
         ahead_tokens = self._ahead_tokens(decodes)
         rows = decodes[np.argsort(-ahead_tokens, kind="stable")[: np.count_nonzero(ahead_tokens >= _FAR_AHEAD)]]
-        num_paused = self._num_slots + np.cumsum(self._view.table.num_known[rows])
-        can_pause: Rows = rows[num_paused <= self._view.limits.num_slots]
+        num_slots = self._num_slots + np.cumsum(self._mean_slots(rows))
+        can_pause: Rows = rows[num_slots <= self._view.limits.num_slots]
         return can_pause
+
+    def _mean_slots(self, rows: Rows) -> NDArray[np.float64]:
+        """Return the KV slots that each of `rows` needs on average: all of them, in one of S / (mean step) steps."""
+        table = self._view.table
+        slots: NDArray[np.float64] = table.num_known[rows] * np.minimum(
+            1.0, self._view.traffic.step_s / table.tpot_slo_s[rows]
+        )
+        return slots
 
     def _ahead_tokens(self, rows: Rows) -> NDArray[np.float64]:
         """Return how many tokens ahead of their schedules the decodes in `rows` are."""

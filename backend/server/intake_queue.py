@@ -7,9 +7,9 @@
                           └─► the same for be ─────────────┴─ Intake.request ──► outbox.open, engine.post
 
 Each class has four lanes, each with its own thread. A long text takes up to seconds to tokenise, and no short one waits
-for that. A JSON schema takes up to seconds to compile, and no short request without one waits for that. None with a known
-schema waits until another process has tried a new one. Short requests of a lane reach the engine in their order, long
-ones by length. A real-time one never waits for a best-effort text. An error of a request answers that request only.
+for that. A JSON schema takes up to seconds to compile, and no short request without one waits for that. None with a
+known schema waits until another process has tried a new one. Short requests of a lane reach the engine in their order,
+long ones by length. A real-time one never waits for a best-effort text. An error of a request answers that one only.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from backend.policy.bros.finish_by import Job, urgent
 from backend.policy.bros.kv_forecast import KVForecast
 from backend.policy.packing import Packing
 from backend.policy.state import table_loops
+from backend.policy.state.request_table import Running
 from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
@@ -95,13 +96,18 @@ class BestEffortFill:
         """Return whether a request that does not run would be one too many with a deadline, where others have none."""
         if request.deadline_s is None or not self._has_others:
             return False
-        limits, table = self._view.limits, self._view.table
+        limits, running = self._view.limits, self._with_deadline
+        most_slots = running.most_slots + request.max_total_tokens
+        is_full = running.num >= _URGENT_SHARE * limits.max_seqs or most_slots > _URGENT_SHARE * limits.num_slots
+        return running.num > 0 and is_full
+
+    @cached_property
+    def _with_deadline(self) -> Running:
+        """Those with a deadline that run, with those that this step lets in."""
+        table = self._view.table
         rows = np.concatenate((self._decodes, self._prefills))
         rows = rows[(table.deadline_s[rows] < np.inf) & ~table.is_preempted[rows]]
-        most_slots = int(table.max_total[rows].sum()) + request.max_total_tokens
-        return len(rows) > 0 and (
-            len(rows) >= _URGENT_SHARE * limits.max_seqs or most_slots > _URGENT_SHARE * limits.num_slots
-        )
+        return Running(len(rows), int(table.max_total[rows].sum()))
 
     def _job(self, request: Request) -> Job:
         """Predict the rest of `request`, as if best-effort had the machine."""
@@ -205,6 +211,9 @@ class BestEffortFill:
             return False
         if is_new:
             self._forecast.take(request)
+        if is_new and request.deadline_s is not None:
+            num, most_slots = self._with_deadline
+            self._with_deadline = Running(num + 1, most_slots + request.max_total_tokens)
         return True
 
     def _is_dear(self, request: Request, num_tokens: int, num_restored: int, room: int) -> bool:

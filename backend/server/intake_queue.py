@@ -65,7 +65,7 @@ class _Entry:
 
     def __post_init__(self) -> None:
         generation = self.message.generation
-        self.num_chars = sum(map(len, _texts(generation)))
+        self.num_chars = _num_chars(generation)
         num_text_bytes = sum(map(sys.getsizeof, (*_texts(generation), self.schema)))
         self.num_bytes = _ENTRY_BYTES + num_text_bytes + _TOKEN_ID_BYTES * len(generation.token_ids or ())
 
@@ -211,7 +211,7 @@ class IntakeQueue:
         generation, schema = message.generation, message.generation.sampling.json_schema
         if schema is not None and not self._intake.is_checked(schema):
             return generation.priority_class + _WITH_NEW_SCHEMA
-        if sum(map(len, _texts(generation))) > _LONG_CHARS:
+        if _num_chars(generation) > _LONG_CHARS:
             return generation.priority_class + _LONG
         return generation.priority_class + ("" if schema is None else _WITH_SCHEMA)
 
@@ -315,6 +315,10 @@ class IntakeQueue:
 def _texts(generation: Generation) -> tuple[str, str]:
     """Return the texts that become tokens. A chat template writes tools into the prompt."""
     return generation.text or generation.messages or "", generation.tools or ""
+
+
+def _num_chars(generation: Generation) -> int:
+    return sum(map(len, _texts(generation)))
 
 
 def refuse(connection: Connection, message: Submit, error: BrosError, metrics: Recorder) -> None:

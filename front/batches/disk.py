@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from client.openai.errors import ApiError
 from front.batches.folder import Folder
+from front.batches.settings import BatchSettings
 from front.batches.store import Store
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -46,6 +47,14 @@ class Disk:
         writing = [batch for batch in self.store.unfinished() if owner in (None, batch.owner)]
         paths = [self.folder.content(file_id) for batch in writing for file_id in (batch.output_id, batch.errors_id)]
         return self.store.stored_bytes(owner) + sum(map(_size, paths))
+
+    def lack_of_room(self, owner: str, num_bytes: int, limits: BatchSettings) -> str | None:
+        """Return which bound `num_bytes` more of `owner` would exceed: that of a key, or that of all."""
+        if self.used_bytes(owner) + num_bytes > limits.max_own_bytes:
+            return f"the files of this key, with the answers of its batches, exceed {limits.max_own_bytes} bytes"
+        if self.used_bytes() + num_bytes > limits.max_stored_bytes:
+            return f"all files together, with the answers of batches, exceed {limits.max_stored_bytes} bytes"
+        return None
 
     def close(self) -> None:
         """Wait for what has been begun."""

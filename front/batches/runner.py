@@ -185,17 +185,8 @@ class _Room:
             now_s = asyncio.get_running_loop().time()
             if now_s >= self._next_s:
                 self._next_s = now_s + self._settings.room_check_s
-                await self._look()
-
-    async def _look(self) -> None:
-        settings, used = self._settings, self._disk.used_bytes
-        if await self._disk(used, self._owner) > settings.max_own_bytes:
-            words = f"the files of its key, with the answers of batches, exceed {settings.max_own_bytes} bytes"
-        elif await self._disk(used) > settings.max_stored_bytes:
-            words = f"all files together, with the answers of batches, exceed {settings.max_stored_bytes} bytes"
-        else:
-            return
-        raise OSError(errno.EDQUOT, words)
+                if words := await self._disk(self._disk.lack_of_room, self._owner, 0, self._settings):
+                    raise OSError(errno.EDQUOT, words)
 
 
 async def _until(work: Coroutine[None, None, None], stop: asyncio.Event, left_s: float) -> bool:

@@ -129,16 +129,8 @@ class Batches:
 
     def _check_room(self, owner: str, num_bytes: int, param: str) -> None:
         """Raise ApiError where `num_bytes` more would be too much for one key, or for all."""
-        limits, disk = self._settings, self._disk
-        if disk.used_bytes(owner) + num_bytes > limits.max_own_bytes:
-            words = (
-                f"{param}: the files of this key, with the answers of its batches, exceed {limits.max_own_bytes} bytes"
-            )
-        elif disk.used_bytes() + num_bytes > limits.max_stored_bytes:
-            words = f"{param}: all files together, with the answers of batches, exceed {limits.max_stored_bytes} bytes"
-        else:
-            return
-        raise ApiError(f"{words}: delete some", param, status=413, code="storage_full")
+        if words := self._disk.lack_of_room(owner, num_bytes, self._settings):
+            raise ApiError(f"{param}: {words}: delete some", param, status=413, code="storage_full")
 
     def _delete(self, owner: str, file_id: str) -> None:
         store = self._disk.store

@@ -79,7 +79,7 @@ class BestEffortFill:
         """Return the requests with a deadline that must be served now, by deadline (see `finish_by`)."""
         started: list[Request] = []
         if self._packing.groups.num_be_deadlines:
-            table, rows = self._view.table, np.concatenate((self._decodes, self._prefills))
+            table, rows = self._view.table, self._rows
             started = table.requests_in(rows[table.deadline_s[rows] < np.inf])
         waiting = islice(self._view.be_deadlines.in_time(), self._view.limits.max_seqs)
         if not (requests := [*started, *waiting]):
@@ -87,9 +87,14 @@ class BestEffortFill:
         return [requests[index] for index in urgent(list(map(self._job, requests)), self._now_s)]
 
     @cached_property
+    def _rows(self) -> Rows:
+        """Those that have begun."""
+        return np.concatenate((self._decodes, self._prefills))
+
+    @cached_property
     def _has_others(self) -> bool:
         """Whether some request has no deadline."""
-        num = len(self._decodes) + len(self._prefills) + len(self._view.be_waiting)
+        num = len(self._rows) + len(self._view.be_waiting)
         return num > self._packing.groups.num_be_deadlines + len(self._view.be_deadlines)
 
     def _is_beyond_share(self, request: Request) -> bool:
@@ -104,8 +109,7 @@ class BestEffortFill:
     @cached_property
     def _with_deadline(self) -> Running:
         """Those with a deadline that run, with those that this step lets in."""
-        table = self._view.table
-        rows = np.concatenate((self._decodes, self._prefills))
+        table, rows = self._view.table, self._rows
         rows = rows[(table.deadline_s[rows] < np.inf) & ~table.is_preempted[rows]]
         return Running(len(rows), int(table.max_total[rows].sum()))
 
@@ -134,8 +138,7 @@ class BestEffortFill:
 
     def _without_need(self) -> Iterator[int]:
         """Yield rows that are not urgent. Those without a deadline keep their share."""
-        table = self._view.table
-        rows = np.concatenate((self._decodes, self._prefills))
+        table, rows = self._view.table, self._rows
         running = rows[(table.deadline_s[rows] == np.inf) & ~table.is_preempted[rows]]
         num_spare = table.max_total[running].sum() - (1.0 - _URGENT_SHARE) * self._view.limits.num_slots
         for row in self._packing.victims(rows):
@@ -211,7 +214,7 @@ class BestEffortFill:
             return False
         if is_new:
             self._forecast.take(request)
-        if is_new and request.deadline_s is not None:
+        if is_new and request.deadline_s is not None and self._has_others:
             num, most_slots = self._with_deadline
             self._with_deadline = Running(num + 1, most_slots + request.max_total_tokens)
         return True

@@ -78,11 +78,9 @@ class Pausing:
         return can_pause
 
     def _mean_slots(self, rows: Rows) -> NDArray[np.float64]:
-        """Return the KV slots that each of `rows` needs on average: all of them, in one of S / (mean step) steps."""
+        """Return the KV slots that each of `rows` needs on average."""
         table = self._view.table
-        slots: NDArray[np.float64] = table.num_known[rows] * np.minimum(
-            1.0, self._view.traffic.step_s / table.tpot_slo_s[rows]
-        )
+        slots: NDArray[np.float64] = table.num_known[rows] * table.share_of_steps(rows, self._view.traffic.step_s)
         return slots
 
     def _ahead_tokens(self, rows: Rows) -> NDArray[np.float64]:

@@ -176,7 +176,7 @@ class RealTimeFill:
         assert request.slo is not None
         rows = np.concatenate((self._decodes, self._prefills))
         num_begun = self._num_rt - len(rows)  # in this step: each needs one
-        num_needed = num_begun + float(np.minimum(1.0, step_s / self._view.table.tpot_slo_s[rows]).sum())
+        num_needed = num_begun + float(self._view.table.share_of_steps(rows, step_s).sum())
         return num_needed + min(1.0, step_s / request.slo.tpot_slo_s) <= SPARE_USE * max_seqs
 
     # KV slots

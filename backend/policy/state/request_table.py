@@ -160,6 +160,14 @@ class RequestTable:
         rows = self.groups().rt_decodes if rows is None else rows
         return latency.c0 + latency.c1 * len(rows) + latency.c2 * table_loops.context(self.counts, rows)
 
+    def share_of_steps(self, rows: Rows, step_s: float) -> NDArray[np.float64]:
+        """Return the part of the steps, of `step_s` on average, in which each of `rows` needs its slots.
+
+        One that asks for a token in S seconds needs them in one of S / step_s steps.
+        """
+        share: NDArray[np.float64] = np.minimum(1.0, step_s / self.tpot_slo_s[rows])
+        return share
+
     def check_invariants(self) -> None:
         """Assert that the columns say what the requests say."""
         requests = {row: request for row, request in enumerate(self._objects.tolist()) if request is not None}

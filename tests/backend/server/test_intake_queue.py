@@ -24,6 +24,7 @@ from backend.wire.protocol import Submit as SubmitMessage
 from tests.backend.serving import WAIT_S, make_generation
 
 SLOW_TEXT = "slow" * 1000  # longer than the caller's thread tokenises
+LONG_TEXT = "slow" * 16_000  # for a lane of its own
 
 
 class GatedTokenizer(SimTokenizer):
@@ -98,9 +99,9 @@ class Door:
     def cancel(self, handle: int, *, timed_out: bool = False) -> None:
         self.queue.cancel(cast(Connection, self.stub), handle, "", timed_out=timed_out)
 
-    def hold(self, handle: int, priority_class: str = "be") -> None:
+    def hold(self, handle: int, priority_class: str = "be", text: str = SLOW_TEXT) -> None:
         """Submit a text, and return when it is being tokenised."""
-        self.submit(handle, SLOW_TEXT, priority_class)
+        self.submit(handle, text, priority_class)
         self.tokenizer.begun.get(timeout=WAIT_S)
 
     def next_command(self) -> tuple[type[Command], str]:
@@ -118,6 +119,14 @@ class Door:
 @pytest.fixture
 def door() -> Iterator[Door]:
     door = Door(max_waiting_bytes=20_000)
+    yield door
+    door.close()
+
+
+@pytest.fixture
+def roomy_door() -> Iterator[Door]:
+    """A door at which long texts may wait."""
+    door = Door(max_waiting_bytes=2_000_000)
     yield door
     door.close()
 
@@ -145,57 +154,46 @@ def test_requests_of_a_class_reach_the_engine_in_their_order(door: Door) -> None
 
 @pytest.mark.parametrize("priority_class", ["rt", "be"])
 @pytest.mark.parametrize("schema", [None, "{}"], ids=["plain", "schema"])
-def test_no_short_text_waits_for_a_long_one(priority_class: str, schema: str | None) -> None:
-    door = Door(max_waiting_bytes=2_000_000)
+def test_no_short_text_waits_for_a_long_one(roomy_door: Door, priority_class: str, schema: str | None) -> None:
+    sampling = Sampling(json_schema=schema)
     for handle in range(3):
-        door.submit(handle, "slow" * 16_000, priority_class, sampling=Sampling(json_schema=schema))
-    door.tokenizer.begun.get(timeout=WAIT_S)
-    door.submit(10, "hi", priority_class, sampling=Sampling(json_schema=schema))
-    arrived = door.next_command()
-    door.close()
-    assert arrived == (Submit, "stub.10")
+        roomy_door.submit(handle, LONG_TEXT, priority_class, sampling=sampling)
+    roomy_door.tokenizer.begun.get(timeout=WAIT_S)
+    roomy_door.submit(10, "hi", priority_class, sampling=sampling)
+    assert roomy_door.next_command() == (Submit, "stub.10")
 
 
-def test_tools_count_as_text_since_a_template_writes_them_into_the_prompt() -> None:
-    door = Door(max_waiting_bytes=2_000_000)
-    door.submit(0, "slow" * 16_000, "rt")
-    door.tokenizer.begun.get(timeout=WAIT_S)
-    door.submit(1, None, "rt", messages='[{"role": "user", "content": "hi"}]', tools="[" + " " * 40_000 + "]")
-    door.submit(2, "hi", "rt")
-    arrived = door.next_command()
-    assert door.commands.empty()
-    door.close()
-    assert arrived == (Submit, "stub.2")
+def test_tools_count_as_text_since_a_template_writes_them_into_the_prompt(roomy_door: Door) -> None:
+    roomy_door.hold(0, "rt", LONG_TEXT)
+    messages, tools = '[{"role": "user", "content": "hi"}]', "[" + " " * 40_000 + "]"
+    roomy_door.submit(1, None, "rt", messages=messages, tools=tools)
+    roomy_door.submit(2, "hi", "rt")
+    assert roomy_door.next_command() == (Submit, "stub.2")
+    assert roomy_door.commands.empty()
 
 
-def test_of_long_texts_the_shortest_goes_first_and_one_in_four_is_the_oldest() -> None:
+def test_of_long_texts_the_shortest_goes_first_and_one_in_four_is_the_oldest(roomy_door: Door) -> None:
     """One client's longest texts do not keep the shorter ones of others waiting, and do not starve themselves."""
-    door = Door(max_waiting_bytes=2_000_000)
-    door.submit(0, "slow" * 16_000, "rt")
-    door.tokenizer.begun.get(timeout=WAIT_S)
+    roomy_door.hold(0, "rt", LONG_TEXT)
     lengths = {1: 60_000, 2: 59_000, 3: 50_000, 4: 40_000, 5: 55_000, 6: 35_000}
     for handle, num_chars in lengths.items():
-        door.submit(handle, "x" * num_chars, "rt")
-    door.cancel(6)
-    assert door.stub.next_end() == (6, End(finish_reason="cancelled"))
-    door.tokenizer.may_go_on.set()
-    read = [door.stub.next_end() for _ in range(6)]
-    door.close()
+        roomy_door.submit(handle, "x" * num_chars, "rt")
+    roomy_door.cancel(6)
+    assert roomy_door.stub.next_end() == (6, End(finish_reason="cancelled"))
+    roomy_door.tokenizer.may_go_on.set()
+    read = [roomy_door.stub.next_end() for _ in range(6)]
     assert {end.error_code for _, end in read} == {"TOO_LARGE"}
     assert [handle for handle, _ in read] == [0, 4, 3, 1, 5, 2]
 
 
-def test_among_new_schemas_a_short_text_overtakes_long_ones() -> None:
-    door = Door(max_waiting_bytes=2_000_000)
-    door.submit(0, "hi", "rt", sampling=Sampling(json_schema="slow"))
-    door.tokenizer.begun.get(timeout=WAIT_S)
+def test_among_new_schemas_a_short_text_overtakes_long_ones(roomy_door: Door) -> None:
+    roomy_door.submit(0, "hi", "rt", sampling=Sampling(json_schema="slow"))
+    roomy_door.tokenizer.begun.get(timeout=WAIT_S)
     for handle in (1, 2):
-        door.submit(handle, "slow" * 10_000, "rt", sampling=Sampling(json_schema="new"))
-    door.submit(3, "hi", "rt", sampling=Sampling(json_schema="new"))
-    door.tokenizer.may_go_on.set()
-    arrived = [door.next_command()[1] for _ in range(2)]
-    door.close()
-    assert arrived == ["stub.0", "stub.3"]
+        roomy_door.submit(handle, "slow" * 10_000, "rt", sampling=Sampling(json_schema="new"))
+    roomy_door.submit(3, "hi", "rt", sampling=Sampling(json_schema="new"))
+    roomy_door.tokenizer.may_go_on.set()
+    assert [roomy_door.next_command()[1] for _ in range(2)] == ["stub.0", "stub.3"]
 
 
 def test_a_request_that_is_cancelled_while_it_waits_ends_at_once_and_never_reaches_the_engine(door: Door) -> None:

@@ -95,6 +95,12 @@ class EngineLink:
         state = self._state
         return state is not None and state.stage is Stage.READY
 
+    @property
+    def max_seq_len(self) -> int | None:
+        """The longest prompt and output together, in tokens; None while no engine says so."""
+        state = self._state
+        return None if state is None else state.max_seq_len
+
     def wait_until_ready(self, on_change: Callable[[EngineState], None]) -> None:
         """Wait for the engine to be ready, reporting each state. Raises EngineUnavailableError when it fails."""
         state: EngineState | None = None

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.config import ServiceSettings
-from backend.core.errors import InvalidRequestError
+from backend.core.errors import InvalidRequestError, RequestTooLargeError
 from backend.wire import names as wire
 from backend.wire.coerce import as_bool, as_float, as_int, as_small_text, as_text, parse_json, show
 from backend.wire.json_schema import as_json_schema
@@ -104,15 +104,20 @@ def wants_snapshot(parameters: Mapping[str, object], service: ServiceSettings) -
 
 
 def validate(
-    inputs: Mapping[str, NDArray[Any]], parameters: Mapping[str, object], timeout_us: int, defaults: Defaults
+    inputs: Mapping[str, NDArray[Any]],
+    parameters: Mapping[str, object],
+    timeout_us: int,
+    defaults: Defaults,
+    max_seq_len: int | None = None,
 ) -> Generation:
     """Return the request that `inputs` (tensors by name, as numpy arrays) and `parameters` describe.
 
-    `timeout_us` is Triton's own request timeout, 0 when unset. Raises InvalidRequestError.
+    `timeout_us` is Triton's own request timeout, 0 when unset. `max_seq_len`: tokens of prompt and output together,
+    where the engine has said so. Raises InvalidRequestError, RequestTooLargeError.
     """
     values = _Values(inputs, parameters)
     service = defaults.service
-    text, messages, token_ids = _prompt(values, service)
+    text, messages, token_ids = _prompt(values, service, max_seq_len)
     sampling, is_streamed = _sampling(values, service), values.get("stream", as_bool, False)
     if not is_streamed:
         _require_readable(sampling, service)
@@ -224,11 +229,13 @@ def _scalar(name: str, tensor: NDArray[Any]) -> object:
 # --- prompt --------------------------------------------------------------------------------------------------------
 
 
-def _prompt(values: _Values, service: ServiceSettings) -> tuple[str | None, str | None, tuple[int, ...] | None]:
+def _prompt(
+    values: _Values, service: ServiceSettings, max_seq_len: int | None
+) -> tuple[str | None, str | None, tuple[int, ...] | None]:
     as_prompt = partial(_as_prompt, service.max_prompt_bytes)
     text = values.get("text_input", as_prompt, None)
     messages = values.get("messages", as_prompt, None)
-    token_ids = values.get("input_ids", partial(_as_token_ids, service.max_prompt_bytes), None)
+    token_ids = values.get("input_ids", partial(_as_token_ids, service.max_prompt_bytes, max_seq_len), None)
     given = [
         name
         for name, value in (("text_input", text), ("messages", messages), ("input_ids", token_ids))
@@ -259,11 +266,14 @@ def _as_prompt(max_bytes: int, name: str, value: object) -> str:
     return as_text(name, value, max_bytes)
 
 
-def _as_token_ids(max_prompt_bytes: int, name: str, value: object) -> tuple[int, ...]:
+def _as_token_ids(max_prompt_bytes: int, max_seq_len: int | None, name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, np.ndarray):
         raise InvalidRequestError(f"{name}: expected a tensor of token ids, got {show(value)}")
     if value.size > max_prompt_bytes:  # a text of that length has fewer
         raise InvalidRequestError(f"{name}: {value.size} token ids exceed max_prompt_bytes {max_prompt_bytes}")
+    # Before they are made a tuple: for a million ids that and the way to the engine take a tenth of a second.
+    if max_seq_len is not None and value.size >= max_seq_len:
+        raise RequestTooLargeError(f"{name}: prompt of {value.size} tokens exceeds max_seq_len {max_seq_len}")
     if value.size and (smallest := int(value.min())) < 0:
         raise InvalidRequestError(f"{name}: {smallest} is no token id")
     token_ids: list[int] = value.reshape(-1).tolist()

@@ -66,6 +66,7 @@ class EngineServer:
         self._config = file.config
         self._listener = listener
         self._state = EngineState(Stage.LOADING, "starting")
+        self._max_seq_len: int | None = None  # until it is loaded
         self._metrics = Recorder()
         self._steps = StepLog()
         self._inspection = Inspection(self._steps)
@@ -134,7 +135,7 @@ class EngineServer:
         emit: Emit = lambda output: self._emit(outbox, output)  # noqa: E731
         runtime = load_runtime(self._config, tokenizer, emit, self._record, on_progress)
         intake = Intake(tokenizer, service, runtime.max_seq_len, runtime.vocab_size, runtime.abilities)
-        self._outbox, self._engine = outbox, runtime.engine
+        self._outbox, self._engine, self._max_seq_len = outbox, runtime.engine, runtime.max_seq_len
         self._intake = IntakeQueue(intake, outbox, runtime.engine.post, self._metrics, service.max_waiting_prompt_bytes)
         return runtime, outbox
 
@@ -213,7 +214,7 @@ class EngineServer:
         if (stage, detail) != (self._state.stage, self._state.detail):
             logger.info("%s %s", stage.value, detail)
         with self._lock:
-            self._state = EngineState(stage, detail, fraction)
+            self._state = EngineState(stage, detail, fraction, self._max_seq_len)
             for connection in self._connections:
                 connection.send(self._state)
 

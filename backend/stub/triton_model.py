@@ -116,7 +116,7 @@ class TritonPythonModel:
             return
         _check_id(request)
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        reply.generation = validate(inputs, parameters, request.timeout(), self._defaults)
+        reply.generation = validate(inputs, parameters, request.timeout(), self._defaults, self._link.max_seq_len)
         if self._inflight is not None:
             self._inflight.acquire()  # Triton's queue, with its limits, holds the rest meanwhile
             reply.is_inflight = True

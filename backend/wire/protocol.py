@@ -181,11 +181,13 @@ class Chunks(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 class EngineState(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Sent on connecting and at every change. `detail` of READY: lines about memory and speed. `fraction` of loading,
-    0 to 1, where it is known."""
+    0 to 1, where it is known. `max_seq_len`: the longest prompt and output together, in tokens; None until it is
+    loaded."""
 
     stage: Stage
     detail: str = ""
     fraction: float | None = None
+    max_seq_len: int | None = None
 
 
 class Sample(msgspec.Struct, frozen=True, array_like=True):

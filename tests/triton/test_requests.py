@@ -167,6 +167,7 @@ def test_what_only_the_engine_can_know_is_refused_by_it(sim: Server) -> None:
     too_long = {"text_input": "x" * 9000}
     cases = [
         (too_long, "TOO_LARGE: ", "prompt of 9000 tokens exceeds max_seq_len 8192"),
+        ({"input_ids": [1] * 9000}, "TOO_LARGE: ", "input_ids: prompt of 9000 tokens exceeds max_seq_len 8192"),
         ({"text_input": "x", "max_tokens": 9000}, "TOO_LARGE: ", "max_tokens 9000"),
         ({"input_ids": [31_999, 32_000]}, "INVALID_REQUEST: ", "32000 is no token id"),
     ]

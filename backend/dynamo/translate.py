@@ -90,6 +90,8 @@ def _sampling(request: Mapping[str, Any]) -> dict[str, Any]:
     stop.pop("max_thinking_tokens", None)
     stop_ids = [*(stop.pop("stop_token_ids", None) or ()), *(stop.pop("stop_token_ids_hidden", None) or ())]
     options = {"temperature": _TEMPERATURE, **_given(_section(request, "sampling_options")), **_given(stop)}
+    if options.get("top_p") == 0:  # the likeliest token; to the engine it would say "not set"
+        options |= {"temperature": 0.0, "top_p": 1.0}
     least, most = options.get("min_tokens"), options.get("max_tokens")
     if isinstance(least, int) and isinstance(most, int):
         options["min_tokens"] = min(least, most)

@@ -209,8 +209,9 @@ class Outbox:
             stream.log_probs.append(float(log_prob))  # the wire knows no other kind
             if isinstance(log_prob, RankedLogProb):
                 stream.top += log_prob.top
-        text = stream.detokenizer.push((token_id,))
         is_stoppable = stream.num_tokens >= stream.generation.sampling.min_tokens
+        ends = is_stoppable and token_id in stream.request.sampling.stop_token_ids
+        text = "" if ends else stream.detokenizer.push((token_id,))  # as a stop word, it is no part of the text
         stream.text += stream.stop_strings.push(text, may_match=is_stoppable)
         if stream.generation.is_streamed:
             self._unsent[stream] = None

@@ -27,6 +27,7 @@ _MILLISECONDS = ("ttft_slo_ms", "tpot_slo_ms", "itl_slo_ms", "deadline_ms")
 MAX_LOG_PROBS = 262_144  # of a whole answer, the alternatives among them
 MAX_LINE_LOG_PROBS = 65_536  # of the answer to a line of a batch: 64 of them are open at once
 MAX_SENT_BYTES = 4 * 1024 * 1024  # to the engine, of all choices of one request
+_NO_TOP_P = 2.0**-150  # the largest that is 0 in 32 bits, which the engine gets
 _USUAL_TEMPERATURE = 1.0  # OpenAI's; the engine's own is 0
 
 
@@ -122,9 +123,9 @@ def _options(body: Body, own: Options) -> Options:
 
 
 def _randomness(body: Body) -> Json:
-    """OpenAI's `top_p` 0 is the likeliest token; to the engine it would say "not set"."""
+    """OpenAI's `top_p` 0 is the likeliest token; to the engine it would say "not set", as would what rounds to it."""
     temperature = _USUAL_TEMPERATURE if body.temperature is None else body.temperature
-    if body.top_p == 0:
+    if body.top_p is not None and body.top_p <= _NO_TOP_P:
         return {"temperature": 0.0}
     return {"temperature": temperature} | ({} if body.top_p is None else {"top_p": body.top_p})
 

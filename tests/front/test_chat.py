@@ -47,9 +47,11 @@ def test_the_temperature_left_out_is_openais() -> None:
     assert door.inputs["temperature"] == 1.0
 
 
-def test_a_top_p_of_zero_is_the_likeliest_token() -> None:
+@pytest.mark.parametrize("top_p", [0, 1e-46, 1e-300])
+def test_a_top_p_of_zero_is_the_likeliest_token(top_p: float) -> None:
+    """So is one that is 0 as FP32, its type on Triton's wire."""
     door = Door()
-    door.chat(top_p=0, top_k=40)
+    door.chat(top_p=top_p, top_k=40)
     assert door.inputs["temperature"] == 0.0
     assert "top_p" not in door.inputs
 

@@ -56,6 +56,13 @@ def test_every_option_keeps_its_value() -> None:
     )
 
 
+def test_a_top_p_of_zero_is_the_likeliest_token() -> None:
+    """As at the front door; to the engine it would say "not set"."""
+    options = {"temperature": 0.7, "top_p": 0.0, "top_k": 50}
+    sampling = generation_of(request(sampling_options=options), {}, DEFAULTS).sampling
+    assert (sampling.temperature, sampling.top_p) == (0.0, 1.0)
+
+
 def test_a_request_that_moved_asks_for_no_more_tokens_than_it_may_have() -> None:
     generation = generation_of(request(stop_conditions={"max_tokens": 3, "min_tokens": 8}), {}, DEFAULTS)
     assert generation.sampling is not None

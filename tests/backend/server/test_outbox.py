@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -68,12 +68,15 @@ def outbox(make_outbox: Callable[[float], Outbox]) -> Outbox:
     return make_outbox(NEVER_S)
 
 
-def open_stream(outbox: Outbox, mailbox: Mailbox, handle: int = 1, echo: str = "", **options: Any) -> Request:
+def open_stream(
+    outbox: Outbox, mailbox: Mailbox, handle: int = 1, echo: str = "", stop_ids: Iterable[int] = (), **options: Any
+) -> Request:
     """Open a stream; return its request."""
     generation = Generation(**{"priority_class": "rt", "is_streamed": True, **options})
     priority_class = PriorityClass(generation.priority_class)
     slo = Slo(1.0, 1.0) if priority_class is PriorityClass.REAL_TIME else None
-    request = Request(RequestId(f"r{handle}"), priority_class, (5,), SamplingParams(), arrival_s=0.0, slo=slo)
+    params = SamplingParams(stop_token_ids=frozenset(stop_ids))
+    request = Request(RequestId(f"r{handle}"), priority_class, (5,), params, arrival_s=0.0, slo=slo)
     outbox.open(handle, cast(Connection, mailbox), generation, request, echo)
     return request
 
@@ -136,6 +139,20 @@ def test_a_stop_word_counts_where_it_ends(
     assert (chunk.text, len(chunk.token_ids)) == (text, num_tokens)
     assert chunk.end is not None
     assert chunk.end.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(("answer", "min_tokens", "text"), [("axb", 0, "ax"), ("bab", 2, "ba"), ("b", 0, "")])
+def test_a_stop_token_that_ends_an_answer_is_no_part_of_its_text(
+    outbox: Outbox, mailbox: Mailbox, answer: str, min_tokens: int, text: str
+) -> None:
+    """As with a stop word: vLLM's `include_stop_str_in_output` is false here. One before `min_tokens` ends nothing."""
+    sampling = Sampling(min_tokens=min_tokens)
+    request = open_stream(outbox, mailbox, stop_ids=[ord("b") + 3], sampling=sampling, is_streamed=False)
+    outbox.emit(tokens(request, answer))
+    outbox.emit(finished(request, FinishReason.STOP))
+    (chunk,) = mailbox.next()
+    assert chunk.text == text
+    assert len(chunk.token_ids) == len(answer)
 
 
 def test_half_a_character_at_the_end_may_be_a_stop_word(outbox: Outbox, mailbox: Mailbox) -> None:

@@ -43,6 +43,7 @@ _SHORT_BYTES = 6000  # of an entry whose prompt is tokenised sooner than another
 _TOKEN_ID_BYTES = 36  # an int and its entry in a tuple
 _ENTRY_BYTES = 2000  # what a request takes besides its prompt
 _LONG_CHARS = 32_768  # of a text that takes about a tenth of a second or more
+_SCHEMA_CHARS = 8  # of text that take about as long as one of a new schema
 _OLDEST_IN = 4  # requests that a lane takes, of which one is the oldest, however long
 _LONG, _WITH_SCHEMA, _WITH_NEW_SCHEMA = "-long", "-schema", "-new-schema"  # of a lane's name
 _MAX_NEW_SCHEMAS = 8  # that wait in a lane; each may take a second to be tried
@@ -61,11 +62,13 @@ class _Entry:
     is_cancelled: bool = False
     timed_out: bool = False  # its own timeout cancelled it
     num_bytes: int = field(init=False)
-    num_chars: int = field(init=False)  # of its texts
+    num_chars: int = field(init=False)  # of its texts, and of a schema that is new
 
     def __post_init__(self) -> None:
         generation = self.message.generation
         self.num_chars = _num_chars(generation)
+        if self.lane.endswith(_WITH_NEW_SCHEMA):
+            self.num_chars += _SCHEMA_CHARS * len(self.schema)
         num_text_bytes = sum(map(sys.getsizeof, (*_texts(generation), self.schema)))
         self.num_bytes = _ENTRY_BYTES + num_text_bytes + _TOKEN_ID_BYTES * len(generation.token_ids or ())
 

@@ -1,7 +1,7 @@
 """JSON schemas as masks over a model's tokens, by the library llguidance.
 
     schema ──SchemaCheck, a process of its own──► compiled here, in the caller's thread ──► Grammar, one per request
-                       └──► SchemaMemory: the next request with this schema asks no process
+                                                      └──► SchemaMemory: the next request with this schema gets a copy
 
 Some schemas take minutes or gigabytes to compile, and the library cannot be interrupted. So another process compiles
 each new one first, and ends if that takes long. The library lets other threads run while it compiles. Limits on its
@@ -58,10 +58,7 @@ class Grammars:
         verdict = self._memory.find(schema) or self._check(schema, priority_class)
         if verdict.reason:
             raise _refusal(verdict.reason)
-        matcher = self._library.LLMatcher(self._tokenizer, verdict.grammar, log_level=0, limits=self._limits)
-        if matcher.is_error():
-            raise _refusal(matcher.get_error())
-        return Grammar(matcher, self._tokenizer.vocab_size)
+        return Grammar(verdict.matcher.deep_copy(), self._tokenizer.vocab_size)
 
     def is_checked(self, schema: str) -> bool:
         """Return whether no process has to try this schema: it is known to be good, or why it is not."""
@@ -81,8 +78,11 @@ class Grammars:
         try:
             grammar = self._library.LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)  # type: ignore[arg-type]  # as above
         except ValueError as error:
-            return Verdict("", str(error) or "refused")
-        return Verdict(grammar, self._checks[priority_class].reason_against(grammar))
+            return Verdict(None, str(error) or "refused")
+        if reason := self._checks[priority_class].reason_against(grammar):
+            return Verdict(None, reason)
+        matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        return Verdict(matcher, matcher.get_error() if matcher.is_error() else "")
 
 
 class Grammar:

@@ -7,16 +7,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 MAX_KEPT_SCHEMAS = 256  # that were found good, and as many that were refused
+MAX_KEPT_CHARS = 1_000_000  # of the good ones: compiled, they took up to 170 bytes for each
 REFUSAL_KEPT_S = 60.0  # on a busy machine a check may take too long by chance
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The library's form of a schema, or the reason against it."""
+    """A schema that the library has compiled, to be copied for each request; or the reason against it."""
 
-    grammar: str
+    matcher: Any
     reason: str = ""
 
 
@@ -26,6 +28,7 @@ class SchemaMemory:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._good: OrderedDict[str, Verdict] = OrderedDict()
+        self._num_chars = 0  # of those
         self._refused: OrderedDict[str, tuple[Verdict, float]] = OrderedDict()  # with the time of its end
         self._lock = threading.Lock()
 
@@ -39,13 +42,16 @@ class SchemaMemory:
             return refused if self._now() < end_s else None
 
     def keep(self, schema: str, verdict: Verdict) -> None:
-        """Store a verdict, and drop the oldest beyond the limit."""
+        """Store a verdict, and drop the oldest beyond the limits."""
         with self._lock:
             if verdict.reason:
                 self._refused.pop(schema, None)
                 self._refused[schema] = (verdict, self._now() + REFUSAL_KEPT_S)
-            else:
+            elif schema not in self._good:
                 self._good[schema] = verdict
-            for kept in (self._good, self._refused):
-                if len(kept) > MAX_KEPT_SCHEMAS:
-                    kept.popitem(last=False)
+                self._num_chars += len(schema)
+            while len(self._good) > MAX_KEPT_SCHEMAS or self._num_chars > MAX_KEPT_CHARS:
+                oldest, _ = self._good.popitem(last=False)
+                self._num_chars -= len(oldest)
+            if len(self._refused) > MAX_KEPT_SCHEMAS:
+                self._refused.popitem(last=False)

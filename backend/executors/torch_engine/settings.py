@@ -7,6 +7,8 @@ from enum import StrEnum
 
 from backend.core.errors import ConfigError
 
+_MAX_THREADS = 4096
+_MAX_GIB = 1024 * 1024  # far above any machine
 MAX_QUANTISED_ROWS = 32  # what the compiled products' buffers hold
 
 
@@ -76,18 +78,18 @@ class TorchSettings:
     max_seqs_per_step: int = 64
 
     def __post_init__(self) -> None:
-        _require(self.num_threads >= 0, "num_threads", self.num_threads, ">= 0")
+        _require(0 <= self.num_threads <= _MAX_THREADS, "num_threads", self.num_threads, f"from 0 to {_MAX_THREADS}")
         is_in_range = self.quantised_rows is None or 0 <= self.quantised_rows <= MAX_QUANTISED_ROWS
         _require(is_in_range, "quantised_rows", self.quantised_rows, f"from 0 to {MAX_QUANTISED_ROWS}")
         _require(self.block_size >= 1, "block_size", self.block_size, ">= 1")
-        _require(self.kv_gib is None or self.kv_gib > 0, "kv_gib", self.kv_gib, "> 0")
+        _require(self.kv_gib is None or 0 < self.kv_gib <= _MAX_GIB, "kv_gib", self.kv_gib, f"in (0, {_MAX_GIB}]")
         _require(
             self.num_kv_tokens is None or self.num_kv_tokens >= self.block_size,
             "num_kv_tokens",
             self.num_kv_tokens,
             f">= block_size ({self.block_size})",
         )
-        _require(self.host_kv_gib >= 0, "host_kv_gib", self.host_kv_gib, ">= 0")
+        _require(0 <= self.host_kv_gib <= _MAX_GIB, "host_kv_gib", self.host_kv_gib, f"in [0, {_MAX_GIB}]")
         _require(self.max_model_len >= 0, "max_model_len", self.max_model_len, ">= 0")
         _require(self.max_tokens_per_step >= 1, "max_tokens_per_step", self.max_tokens_per_step, ">= 1")
         _require(self.max_seqs_per_step >= 1, "max_seqs_per_step", self.max_seqs_per_step, ">= 1")

@@ -196,6 +196,16 @@ def test_among_new_schemas_a_short_text_overtakes_long_ones(roomy_door: Door) ->
     assert [roomy_door.next_command()[1] for _ in range(2)] == ["stub.0", "stub.3"]
 
 
+def test_among_new_schemas_a_short_one_overtakes_long_ones(roomy_door: Door) -> None:
+    roomy_door.submit(0, "hi", "rt", sampling=Sampling(json_schema="slow"))
+    roomy_door.tokenizer.begun.get(timeout=WAIT_S)
+    for handle in (1, 2):
+        roomy_door.submit(handle, "hi", "rt", sampling=Sampling(json_schema=str(handle) * 10_000))
+    roomy_door.submit(3, "hi", "rt", sampling=Sampling(json_schema="new"))
+    roomy_door.tokenizer.may_go_on.set()
+    assert [roomy_door.next_command()[1] for _ in range(2)] == ["stub.0", "stub.3"]
+
+
 def test_a_request_that_is_cancelled_while_it_waits_ends_at_once_and_never_reaches_the_engine(door: Door) -> None:
     door.hold(1)
     door.submit(2, "hi")

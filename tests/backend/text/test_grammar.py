@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from backend.core.errors import InvalidRequestError
-from backend.core.request import PriorityClass
+from backend.core.request import PriorityClass, Request, RequestId, SamplingParams, Slo
+from backend.launcher.memory_watch import own_bytes
 from backend.text.grammar import Grammar, Grammars
 from backend.text.schema_check import SchemaCheck
 from backend.text.tokenizer import Tokenizer, load_tokenizer
@@ -46,6 +48,33 @@ def grammars(tokenizer: Tokenizer) -> Iterator[Grammars]:
 
 def make(grammars: Grammars, schema: dict[str, Any]) -> Grammar:
     return grammars.grammar(json.dumps(schema), PriorityClass.REAL_TIME)
+
+
+def test_a_schema_is_compiled_once_and_each_request_follows_its_own_copy(
+    grammars: Grammars, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled for each request, a large one held up the known schemas of others."""
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 3}
+    first, ends = make(grammars, schema), tokenizer.eos_token_ids
+    expected = draw(first, ends, seed=1)
+    monkeypatch.delattr(grammars._library, "LLMatcher")
+    second, third = make(grammars, schema), make(grammars, schema)
+    second.allowed(expected[:2])
+    assert draw(third, ends, seed=1) == expected
+    assert not (second.allowed(expected[:2]) != make(grammars, schema).allowed(expected[:2])).any()
+
+
+def test_a_waiting_request_counts_what_its_grammar_takes(grammars: Grammars) -> None:
+    """Schemas of one kind that compile to much: the engine would fill its memory with those that wait."""
+    made = [json.dumps({"properties": {f"a{i}": {"const": i + turn} for i in range(1500)}}) for turn in range(6)]
+    requests = [
+        Request(RequestId("a"), PriorityClass.REAL_TIME, (1,), SamplingParams(json_schema=schema), 0.0, Slo(1.0, 1.0))
+        for schema in made
+    ]
+    before_bytes = own_bytes(os.getpid())
+    kept = [grammars.grammar(schema, PriorityClass.REAL_TIME) for schema in made]
+    assert len(kept) == len(made)
+    assert 1e6 < own_bytes(os.getpid()) - before_bytes < 1.5 * sum(request.num_bytes for request in requests)
 
 
 def draw(grammar: Grammar, ends: frozenset[int], seed: int) -> list[int]:

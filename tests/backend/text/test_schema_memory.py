@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from backend.text.schema_memory import MAX_KEPT_SCHEMAS, REFUSAL_KEPT_S, SchemaMemory, Verdict
+from backend.text.schema_memory import MAX_KEPT_CHARS, MAX_KEPT_SCHEMAS, REFUSAL_KEPT_S, SchemaMemory, Verdict
 
-GOOD, BAD = Verdict("grammar"), Verdict("", "takes too long")
+GOOD, BAD = Verdict(object()), Verdict(None, "takes too long")
 
 
 def test_a_verdict_is_found_again() -> None:
@@ -40,3 +40,15 @@ def test_the_schema_that_was_used_last_stays() -> None:
     assert memory.find("0") == GOOD
     memory.keep("new", GOOD)
     assert (memory.find("0"), memory.find("1")) == (GOOD, None)
+
+
+def test_long_schemas_drive_out_the_oldest() -> None:
+    """Compiled, each takes memory by its length."""
+    memory = SchemaMemory()
+    names = [str(index) * (MAX_KEPT_CHARS // 4) for index in range(5)]
+    for name in names:
+        memory.keep(name, GOOD)
+        memory.keep(name, GOOD)  # two requests may come at once
+    assert [memory.find(name) for name in names] == [None, GOOD, GOOD, GOOD, GOOD]
+    memory.keep("x" * (MAX_KEPT_CHARS + 1), GOOD)
+    assert memory.find("x" * (MAX_KEPT_CHARS + 1)) is None

@@ -89,9 +89,11 @@ def length_of(request: Request) -> int:
 
 
 def require_plain(request: Request) -> None:
-    """Raise ApiError where a body is compressed: none is unpacked here."""
-    if (coding := request.headers.get("content-encoding", "identity").strip().lower()) not in ("identity", ""):
-        raise ApiError(f"content-encoding: {coding[:60]!r} is not served; send the body as it is", status=415)
+    """Raise ApiError where a body is compressed: none is unpacked here. The status is that of RFC 9110 or 9112."""
+    for name, plain, status in (("content-encoding", "identity", 415), ("transfer-encoding", "chunked", 501)):
+        coding = ", ".join(request.headers.getlist(name)).strip().lower()
+        if coding not in (plain, ""):
+            raise ApiError(f"{name}: {coding[:60]!r} is not served; send the body as it is", status=status)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

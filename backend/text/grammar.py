@@ -34,10 +34,12 @@ _LIMITS = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 100_000,
     "step_max_items": 20_000,
-    "max_grammar_size": 100_000,
+    "max_grammar_size": 6_000,  # of 700 optional properties, say; the next tokens of 500 are the most it can follow
     "max_lexer_states": 10_000,  # of about 1.5 kB each
     "verbose_errors": False,
 }
+
+_OPENINGS = ('{"', '[{"')  # of an answer; many schemas leave the widest choice there
 
 
 class Grammars:
@@ -82,7 +84,21 @@ class Grammars:
         if reason := self._checks[priority_class].reason_against(grammar):
             return Verdict(None, reason)
         matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-        return Verdict(matcher, matcher.get_error() if matcher.is_error() else "")
+        reasons = (self._reason_against(matcher.deep_copy(), opening) for opening in _OPENINGS)
+        return Verdict(matcher, next(filter(None, reasons), ""))
+
+    def _reason_against(self, matcher: llguidance.LLMatcher, opening: str) -> str:
+        """Return why no answer can begin so; empty where one can, or begins otherwise.
+
+        Some schemas compile, and leave more next tokens than the library follows.
+        """
+        for token_id in self._tokenizer.greedy_tokenize(opening):
+            matcher.compute_bitmask()
+            if matcher.is_error() or not matcher.try_consume_tokens([token_id]):
+                break
+        matcher.compute_bitmask()
+        error: str = matcher.get_error()
+        return error
 
 
 class Grammar:

@@ -80,6 +80,10 @@ def offer_of(tools: Sequence[Tool] | None, choice: ToolChoice | None, is_paralle
         return None
     if choice == "none":
         return None
+    for tool in tools:
+        if (kind := (tool.function.parameters or {}).get("type", "object")) != "object":
+            words = f"tools: parameters of {tool.function.name!r} have type {str(kind)[:40]!r}"
+            raise ApiError(f"{words}; a call's arguments are an object", param="tools")
     functions = {tool.function.name: tool.function for tool in tools}
     if len(functions) < len(tools):
         names = [tool.function.name for tool in tools]
@@ -98,7 +102,8 @@ def offer_of(tools: Sequence[Tool] | None, choice: ToolChoice | None, is_paralle
 
 def _schema_of_call(index: int, function: Function) -> Json:
     place = f"#/anyOf/{index}/properties/arguments"
-    arguments = _moved(function.parameters, place) or {"type": "object", "additionalProperties": False}
+    given = _moved(function.parameters, place)
+    arguments = {**given, "type": "object"} if given else {"type": "object", "additionalProperties": False}
     return {
         "type": "object",
         "properties": {"name": {"const": function.name}, "arguments": arguments},

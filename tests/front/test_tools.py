@@ -201,6 +201,8 @@ def test_only_references_are_moved_with_a_schema() -> None:
         ({"tools": [CLOCK], "tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice"),
         ({"tools": [CLOCK], "tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
         ({"functions": [{"name": "clock"}]}, "functions"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": ["object"]}}}]}, "tools"),
     ],
     ids=str,
 )
@@ -208,6 +210,15 @@ def test_a_wrong_tool_is_refused_by_name(fields: dict[str, Any], param: str) -> 
     response = Door().chat(**fields)
     assert response.status_code == 400
     assert error_of(response)["param"] == param
+
+
+def test_a_call_that_must_be_made_has_an_object_of_arguments() -> None:
+    """An answer with other arguments would be read as no call."""
+    tool = Tool(type="function", function=Function(name="f", parameters={"anyOf": [{"type": "null"}, {"minItems": 1}]}))
+    offer = offer_of([tool], "required", True)
+    assert offer is not None
+    assert offer.schema is not None
+    assert offer.schema["anyOf"][0]["properties"]["arguments"]["type"] == "object"
 
 
 def test_parameters_without_bottom_are_refused() -> None:

@@ -141,13 +141,15 @@ def both(*switches: Switch) -> Switch:
 
 
 _has_room_for, _sustainable_s = kv_forecast.KVForecast.has_room_for, budgets.Budgets.sustainable_s
-_cap_s = budgets.responsiveness_cap_s
+_caps_s = budgets.responsiveness_caps_s
 _urgency: Any = table_loops.urgency
 _pack_decodes = best_effort.BestEffortFill._pack_decodes
 
 
-def _cap_without_overshoot(view: SchedulerView, now_s: float) -> float:
-    return _cap_s(view, now_s) * (1.0 + view.latency.overshoot_ratio)
+def _caps_without_overshoot(view: SchedulerView, now_s: float) -> tuple[float, float]:
+    rt_s, be_s = _caps_s(view, now_s)
+    longer = 1.0 + view.latency.overshoot_ratio
+    return rt_s * longer, be_s * longer
 
 
 def _by_kv_slots_only(step: budgets.Budgets, predicted_s: float) -> Sustainable:
@@ -191,7 +193,7 @@ MECHANISMS: dict[str, Switch] = {
     ),
     "spare share": constant(budgets, SPARE_USE=1.0),
     "overshoot margin": constant(latency_model.LatencyModel, _track_error=lambda *_: None),
-    "overshoot in the cap": constant(budgets, responsiveness_cap_s=_cap_without_overshoot),
+    "overshoot in the cap": constant(budgets, responsiveness_caps_s=_caps_without_overshoot),
     "catch-up": constant(table_loops, urgency=_urgency_without_catch_up),
     "Little's law, KV slots": constant(budgets.Budgets, sustainable_s=_by_batch_slots_only),
     "Little's law, batch slots": constant(budgets.Budgets, sustainable_s=_by_kv_slots_only),

@@ -114,8 +114,7 @@ class SamplingParams:
 _REQUEST_BYTES = 4_000  # measured on CPython 3.11: a request with its stream, apart from what follows
 _TOKEN_BYTES = 52  # of a prompt token: an int, its entries in two sequences, and its text
 _STOP_ID_BYTES = 150  # of a stop token id, in the sets it is in
-_GRAMMAR_BYTES = 20_000  # of a copy of a compiled grammar
-_SCHEMA_CHAR_BYTES = 200  # of the grammar itself, for each character: it may be the only one of its schema
+_GRAMMAR_BYTES = 30_000  # of a copy of a compiled grammar. What copies share is bounded in backend/text/grammar.py.
 
 
 @dataclass(slots=True, eq=False)
@@ -164,7 +163,7 @@ class Request:
     def num_bytes(self) -> int:
         """About what it takes of memory while it waits."""
         num_stop_ids, schema = len(self.sampling.stop_token_ids), self.sampling.json_schema
-        grammar_bytes = 0 if schema is None else _GRAMMAR_BYTES + _SCHEMA_CHAR_BYTES * len(schema)
+        grammar_bytes = 0 if schema is None else _GRAMMAR_BYTES + len(schema)
         return _REQUEST_BYTES + _TOKEN_BYTES * self.num_prompt + _STOP_ID_BYTES * num_stop_ids + grammar_bytes
 
     @property

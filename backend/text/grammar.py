@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.core.errors import InvalidRequestError, shorten
+from backend.core.errors import InvalidRequestError, OverloadedError, shorten
 from backend.core.request import PriorityClass
 from backend.text.schema_check import SchemaCheck
-from backend.text.schema_memory import SchemaMemory, Verdict
+from backend.text.schema_memory import Compiled, CompiledBytes, SchemaMemory, Verdict
 
 if TYPE_CHECKING:
     import llguidance
@@ -34,12 +34,13 @@ _LIMITS = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 100_000,
     "step_max_items": 20_000,
-    "max_grammar_size": 6_000,  # of 700 optional properties, say; the next tokens of 500 are the most it can follow
+    "max_grammar_size": 6_000,  # of 700 optional properties, say
+    "max_items_in_row": 4_000,  # more than so large a grammar makes
     "max_lexer_states": 10_000,  # of about 1.5 kB each
     "verbose_errors": False,
 }
 
-_OPENINGS = ('{"', '[{"')  # of an answer; many schemas leave the widest choice there
+MAX_COMPILED_BYTES = 500_000_000  # of the schemas that one class brought, and that requests still hold
 
 
 class Grammars:
@@ -54,13 +55,18 @@ class Grammars:
         self._limits = llguidance.LLParserLimits(**_LIMITS)  # type: ignore[arg-type]  # a dict of mixed values
         self._checks = {priority_class: SchemaCheck(_LIMITS) for priority_class in PriorityClass}
         self._memory = SchemaMemory()
+        self._compiled_bytes = CompiledBytes()
 
     def grammar(self, schema: str, priority_class: PriorityClass) -> Grammar:
-        """Return the grammar of a request. Raises InvalidRequestError for a schema that cannot be followed."""
+        """Return the grammar of a request.
+
+        Raises InvalidRequestError for a schema that cannot be followed, OverloadedError for a new one while those of
+        its class take too much memory.
+        """
         verdict = self._memory.find(schema) or self._check(schema, priority_class)
-        if verdict.reason:
+        if verdict.compiled is None:
             raise _refusal(verdict.reason)
-        return Grammar(verdict.matcher.deep_copy(), self._tokenizer.vocab_size)
+        return Grammar(verdict.compiled, self._tokenizer.vocab_size)
 
     def is_checked(self, schema: str) -> bool:
         """Return whether no process has to try this schema: it is known to be good, or why it is not."""
@@ -72,6 +78,11 @@ class Grammars:
             check.close()
 
     def _check(self, schema: str, priority_class: PriorityClass) -> Verdict:
+        if (num_bytes := self._compiled_bytes.of(priority_class)) > MAX_COMPILED_BYTES:
+            words = (
+                f"json_schema: compiled schemas of class {priority_class.value} take {num_bytes} bytes; the limit for "
+            )
+            raise OverloadedError(f"{words}a new one is {MAX_COMPILED_BYTES}", retry_after_s=1.0)
         verdict = self._try(schema, priority_class)
         self._memory.keep(schema, verdict)
         return verdict
@@ -81,31 +92,23 @@ class Grammars:
             grammar = self._library.LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)  # type: ignore[arg-type]  # as above
         except ValueError as error:
             return Verdict(None, str(error) or "refused")
-        if reason := self._checks[priority_class].reason_against(grammar):
-            return Verdict(None, reason)
+        trial = self._checks[priority_class].try_out(grammar)
+        if trial.reason:
+            return Verdict(None, trial.reason)
         matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-        reasons = (self._reason_against(matcher.deep_copy(), opening) for opening in _OPENINGS)
-        return Verdict(matcher, next(filter(None, reasons), ""))
-
-    def _reason_against(self, matcher: llguidance.LLMatcher, opening: str) -> str:
-        """Return why no answer can begin so; empty where one can, or begins otherwise.
-
-        Some schemas compile, and leave more next tokens than the library follows.
-        """
-        for token_id in self._tokenizer.greedy_tokenize(opening):
-            matcher.compute_bitmask()
-            if matcher.is_error() or not matcher.try_consume_tokens([token_id]):
-                break
-        matcher.compute_bitmask()
-        error: str = matcher.get_error()
-        return error
+        if matcher.is_error():
+            return Verdict(None, matcher.get_error())
+        compiled = Compiled(matcher, trial.num_bytes)
+        self._compiled_bytes.add(compiled, priority_class)
+        return Verdict(compiled)
 
 
 class Grammar:
     """Follows one request's output; see `backend.core.request.Grammar`."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
-        self._matcher = matcher
+    def __init__(self, compiled: Compiled, vocab_size: int) -> None:
+        self._compiled = compiled  # counted as long as its copy shares it
+        self._matcher: llguidance.LLMatcher = compiled.matcher.deep_copy()
         self._vocab_size = vocab_size
         self._num_seen = 0  # tokens of the output that it has followed
 

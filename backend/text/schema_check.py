@@ -1,6 +1,6 @@
 """Tries a grammar in a process of its own, which ends when that takes too much time or memory.
 
-us ──length, grammar──► process: compiles it, tokens left out ──length, reason against it──► us
+us ──length, grammar──► process: compiles it, tokens left out ──length and bytes, reason against it──► us
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,15 @@ CPU_S = 1.0  # for one grammar; a schema of 1,500 properties takes a quarter of 
 WALL_S = 10.0  # the same on a machine with no core to spare
 MEMORY_BYTES = 1 << 30  # of addresses; a process with an empty grammar has a tenth of it
 _LENGTH = struct.Struct(">I")
+_ANSWER = struct.Struct(">IQ")
 _PROGRAM = Path(__file__).with_name("schema_process.py")
+
+
+class Trial(NamedTuple):
+    """Why a grammar cannot be compiled, empty where it can; and about how many bytes it takes."""
+
+    reason: str
+    num_bytes: int = 0
 
 
 class SchemaCheck:
@@ -36,8 +44,8 @@ class SchemaCheck:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def reason_against(self, grammar: str) -> str:
-        """Return why `grammar` cannot be compiled; empty where it can."""
+    def try_out(self, grammar: str) -> Trial:
+        """Compile `grammar` in the process."""
         with self._lock:
             process = self._running()
             try:
@@ -45,7 +53,7 @@ class SchemaCheck:
             except (OSError, EOFError) as error:
                 logger.info("a schema was given up: %s", error)
                 self._end()
-                return f"takes more than {self._cpu_s:g} s or {MEMORY_BYTES >> 20} MiB to compile"
+                return Trial(f"takes more than {self._cpu_s:g} s or {MEMORY_BYTES >> 20} MiB to compile")
 
     def close(self) -> None:
         """End the process, where there is one."""
@@ -61,7 +69,7 @@ class SchemaCheck:
             )
         return self._process
 
-    def _ask(self, process: subprocess.Popen[bytes], grammar: bytes) -> str:
+    def _ask(self, process: subprocess.Popen[bytes], grammar: bytes) -> Trial:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(_LENGTH.pack(len(grammar)) + grammar)
@@ -70,8 +78,8 @@ class SchemaCheck:
             selector.register(process.stdout, selectors.EVENT_READ)
             if not selector.select(self._wall_s):
                 raise TimeoutError(f"no answer within {self._wall_s:g} s")
-        (length,) = _LENGTH.unpack(_read(process.stdout, _LENGTH.size))
-        return _read(process.stdout, length).decode()
+        length, num_bytes = _ANSWER.unpack(_read(process.stdout, _ANSWER.size))
+        return Trial(_read(process.stdout, length).decode(), num_bytes)
 
     def _end(self) -> None:
         if self._process is not None:

@@ -72,12 +72,12 @@ class Objectives:
         """
         slo, alone_s = request.slo, time_alone_s(request, latency)
         assert slo is not None, f"request {request.request_id!r}: real-time without an SLO"
-        if alone_s + 0.5 * step_s > slo.ttft_slo_s:
-            return
         num_further = (request.num_uncomputed - 1) // max_tokens  # steps
-        beside_s = num_further * (latency.c0 + latency.c5) + 0.5 * (step_s - latency.c0)
+        needed_s = alone_s + num_further * (latency.c0 + latency.c5) + 0.5 * (step_s - latency.c0)
+        if needed_s + 0.5 * latency.c0 > slo.ttft_slo_s:  # it waits for half of a step, too
+            return
         half_s = 0.5 * slo.ttft_slo_s
-        wait_s = max(0.0, min(half_s, slo.ttft_slo_s - alone_s - beside_s))
+        wait_s = min(half_s, slo.ttft_slo_s - needed_s)
         self.usual_wait_s += _WEIGHT * (wait_s - self.usual_wait_s)
         self._before, last = self._periods(now_s)
         self._last = last.with_more(Recent(half_s, wait_s, min(slo.ttft_slo_s, _IN_A_ROW * alone_s)))

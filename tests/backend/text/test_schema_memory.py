@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from backend.text.schema_memory import MAX_KEPT_CHARS, MAX_KEPT_SCHEMAS, REFUSAL_KEPT_S, SchemaMemory, Verdict
+import gc
 
-GOOD, BAD = Verdict(object()), Verdict(None, "takes too long")
+from backend.core.request import PriorityClass
+from backend.text.schema_memory import (
+    MAX_KEPT_BYTES,
+    MAX_KEPT_SCHEMAS,
+    REFUSAL_KEPT_S,
+    Compiled,
+    CompiledBytes,
+    SchemaMemory,
+    Verdict,
+)
+
+GOOD, BAD = Verdict(Compiled(None, num_bytes=1000)), Verdict(None, "takes too long")
 
 
 def test_a_verdict_is_found_again() -> None:
@@ -42,13 +53,22 @@ def test_the_schema_that_was_used_last_stays() -> None:
     assert (memory.find("0"), memory.find("1")) == (GOOD, None)
 
 
-def test_long_schemas_drive_out_the_oldest() -> None:
-    """Compiled, each takes memory by its length."""
-    memory = SchemaMemory()
-    names = [str(index) * (MAX_KEPT_CHARS // 4) for index in range(5)]
-    for name in names:
-        memory.keep(name, GOOD)
-        memory.keep(name, GOOD)  # two requests may come at once
-    assert [memory.find(name) for name in names] == [None, GOOD, GOOD, GOOD, GOOD]
-    memory.keep("x" * (MAX_KEPT_CHARS + 1), GOOD)
-    assert memory.find("x" * (MAX_KEPT_CHARS + 1)) is None
+def test_large_schemas_drive_out_the_oldest() -> None:
+    """However short their text: `multipleOf` 9,973 compiles to 5 MB."""
+    memory, large = SchemaMemory(), Verdict(Compiled(None, MAX_KEPT_BYTES // 4))
+    for name in "abcde":
+        memory.keep(name, large)
+        memory.keep(name, large)  # two requests may come at once
+    assert [memory.find(name) for name in "abcde"] == [None, large, large, large, large]
+    memory.keep("too large", Verdict(Compiled(None, MAX_KEPT_BYTES + 1)))
+    assert memory.find("too large") is None
+
+
+def test_a_compiled_schema_counts_until_nobody_holds_it() -> None:
+    held, other = Compiled(None, 500), Compiled(None, 70)
+    compiled_bytes = CompiledBytes()
+    compiled_bytes.add(held, PriorityClass.BEST_EFFORT)
+    compiled_bytes.add(other, PriorityClass.REAL_TIME)
+    del held
+    gc.collect()
+    assert [compiled_bytes.of(each) for each in PriorityClass] == [70, 0]

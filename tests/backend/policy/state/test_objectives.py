@@ -80,7 +80,8 @@ def test_a_long_prompt_needs_whole_steps_and_half_of_the_decodes() -> None:
     in_steps = noted(request, max_tokens=1000).recent(0.0)
     assert in_steps.shortest_wait_s == pytest.approx(0.4 - 0.28)
     assert noted(request, rt_step_s=0.03).recent(0.0).shortest_wait_s == pytest.approx(0.4 - 0.27)
-    assert noted(rt(3850, ttft_slo_s=0.4), max_tokens=1000).recent(0.0).shortest_wait_s == 0.0
+    assert noted(rt(3600, ttft_slo_s=0.4), max_tokens=3000).recent(0.0).shortest_wait_s == pytest.approx(0.4 - 0.38)
+    assert noted(rt(3600, ttft_slo_s=0.4), max_tokens=1000).recent(0.0).shortest_wait_s == math.inf  # cannot be kept
     assert in_steps.shortest_half_s == 0.2
 
 

@@ -49,7 +49,6 @@ CELLS: dict[str, Scenario] = {
     "70B, 1, pool of 80k": replace(_FULL_70B, kv_tokens=80_000),
     "70B, 0.5, tight": replace(_FULL_70B, rt_rate=5.0, ttft_slo_s=0.2, tpot_slo_s=0.05),
     "70B, 0.75, tight": replace(_FULL_70B, rt_rate=7.5, ttft_slo_s=0.2, tpot_slo_s=0.05),
-    "Azure, 8B": replace(_BASE, rt_trace="trace_azure_conv.csv", warmup_s=20.0, duration_s=600.0),
     "Azure, 70B": replace(_BASE, pair="llama70b-h100-tp4", rt_trace="trace_azure_conv.csv", duration_s=260.0),
     "pool of 10k": replace(_BASE, rt_rate=2.0, kv_tokens=10_000),
     "bursty, cv 4": replace(_BASE, rt_rate=8.0, rt_cv=4.0),
@@ -142,20 +141,13 @@ def both(*switches: Switch) -> Switch:
 
 
 _has_room_for, _sustainable_s = kv_forecast.KVForecast.has_room_for, budgets.Budgets.sustainable_s
-_caps_s = budgets.responsiveness_caps_s
+_cap_s = budgets.responsiveness_cap_s
 _urgency: Any = table_loops.urgency
 _pack_decodes = best_effort.BestEffortFill._pack_decodes
 
 
-def _caps_without_overshoot(view: SchedulerView, now_s: float) -> tuple[float, float]:
-    rt_s, be_s = _caps_s(view, now_s)
-    longer = 1.0 + view.latency.overshoot_ratio
-    return rt_s * longer, be_s * longer
-
-
-def _one_cap(view: SchedulerView, now_s: float) -> tuple[float, float]:
-    _, be_s = _caps_s(view, now_s)
-    return be_s, be_s
+def _cap_without_overshoot(view: SchedulerView, now_s: float) -> float:
+    return _cap_s(view, now_s) * (1.0 + view.latency.overshoot_ratio)
 
 
 def _by_kv_slots_only(step: budgets.Budgets, predicted_s: float) -> Sustainable:
@@ -199,8 +191,7 @@ MECHANISMS: dict[str, Switch] = {
     ),
     "spare share": constant(budgets, SPARE_USE=1.0),
     "overshoot margin": constant(latency_model.LatencyModel, _track_error=lambda *_: None),
-    "a longer cap for RT": constant(budgets, responsiveness_caps_s=_one_cap),
-    "overshoot in the cap": constant(budgets, responsiveness_caps_s=_caps_without_overshoot),
+    "overshoot in the cap": constant(budgets, responsiveness_cap_s=_cap_without_overshoot),
     "catch-up": constant(table_loops, urgency=_urgency_without_catch_up),
     "Little's law, KV slots": constant(budgets.Budgets, sustainable_s=_by_batch_slots_only),
     "Little's law, batch slots": constant(budgets.Budgets, sustainable_s=_by_kv_slots_only),

@@ -150,9 +150,7 @@ class Scheduler:
         request.arrival_index = self._num_arrived
         self._num_arrived += 1
         request.is_hopeless = is_hopeless(request, self.view.latency)
-        view = self.view
-        rt_step_s = view.table.rt_step_s(view.latency)
-        view.traffic.note_arrival(request, view.latency, now_s, rt_step_s, view.limits.max_tokens)
+        self.view.traffic.note_arrival(request, self.view.latency, now_s, self.view.table.rt_step_s(self.view.latency))
         self._enqueue(request)
         if not request.is_rt and self.view.settings.cached_first:
             self.view.be_alike.enter(request)

@@ -60,15 +60,10 @@ class Traffic:
     rt_arrivals: ArrivalRate = field(default_factory=ArrivalRate)
     rt_objectives: Objectives = field(default_factory=Objectives)
 
-    def note_arrival(
-        self, request: Request, latency: LatencyModel, now_s: float, rt_step_s: float, max_tokens: int
-    ) -> None:
-        """Learn from a request that comes.
-
-        A step of all real-time decodes takes `rt_step_s`. One of any kind has at most `max_tokens`.
-        """
+    def note_arrival(self, request: Request, latency: LatencyModel, now_s: float, rt_step_s: float) -> None:
+        """Learn from a request that comes; a step of all real-time decodes takes `rt_step_s`."""
         if request.is_rt:
-            self.rt_objectives.note(request, latency, now_s, rt_step_s, max_tokens)
+            self.rt_objectives.note(request, latency, now_s, rt_step_s)
             self.rt_arrivals.note(request)
 
     def note_end(self, request: Request) -> None:

@@ -102,16 +102,12 @@ class Adopted(NamedTuple):
 class Mirror(Generic[H]):
     """Requests by the engine's key, and the KV blocks they hold. Lives on the thread of the engine's step loop."""
 
-    def __init__(
-        self, source: Source[H], queues: Queues, max_seq_len: int, max_tokens: int, latency: LatencyModel
-    ) -> None:
-        """max_seq_len: of one request. max_tokens: of a step."""
+    def __init__(self, source: Source[H], queues: Queues, max_seq_len: int, latency: LatencyModel) -> None:
         size = source.pool_size()
         self.table = RequestTable()
         self.traffic = Traffic()
         self.queues = queues
         self._source = source
-        self._max_tokens = max_tokens
         self._latency = latency
         self._twins: dict[Key, Twin[H]] = {}
         self.kv = KVCacheManager(
@@ -290,8 +286,7 @@ class Mirror(Generic[H]):
         self._twins[key] = self._by_request[request] = Twin(handle, ticket, request)
         self.queues.push(request)
         asked.is_hopeless = is_hopeless(request, self._latency)
-        rt_step_s = self.table.rt_step_s(self._latency)
-        self.traffic.note_arrival(request, self._latency, now_s, rt_step_s, self._max_tokens)
+        self.traffic.note_arrival(request, self._latency, now_s, self.table.rt_step_s(self._latency))
 
     def depart(self, key: Key) -> None:
         """Let go of a request that the engine has let go of."""

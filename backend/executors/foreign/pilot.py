@@ -69,7 +69,7 @@ class Pilot(Generic[H]):
         order = self.policy.order
         queues = Queues(WaitingQueue(order), WaitingQueue(order), WaitingQueue(first_deadline_s))
         latency = LatencyModel(settings.latency_coefficients or PRIOR, settings.latency_forgetting)
-        self.mirror = Mirror(source, queues, limits.max_seq_len, step_limits.max_tokens, latency)
+        self.mirror = Mirror(source, queues, limits.max_seq_len, latency)
         self.view = SchedulerView(
             table=self.mirror.table,
             rt_waiting=queues.rt,

@@ -46,10 +46,9 @@ class Budgets:
         self.decodes_s = view.table.rt_step_s(view.latency, decodes)
         self._decodes_s = self.decodes_s * (1.0 + ROUNDING)
         self._shortest_s = self._decodes_s / _DECODE_SHARE
-        rt_cap_s, self._cap_s = responsiveness_caps_s(view, now_s)
-        self.in_time_s = max(self._shortest_s, rt_cap_s)
-        self.late_s = max(self._shortest_s, self._cap_s)
-        self._best_effort_s = max(self._decodes_s, self._cap_s)
+        self._cap_s = cap_s = responsiveness_cap_s(view, now_s)
+        self.in_time_s = self.late_s = max(self._shortest_s, cap_s)
+        self._best_effort_s = max(self._decodes_s, cap_s)
         self._in_use_per_step_s = _in_use_per_step_s(view, now_s)
 
     def heed_decodes(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -134,17 +133,13 @@ def _in_use_per_step_s(view: SchedulerView, now_s: float) -> tuple[float, float]
     return batch_slots, kv_slots + batch_slots * unused_of_block(view)
 
 
-def responsiveness_caps_s(view: SchedulerView, now_s: float) -> tuple[float, float]:
-    """Return the longest times to plan for a step: of real-time in time, and of anything else.
-
-    A real-time request that arrives just after the start of such a step must make its TTFT. The step may take longer
-    than the model says.
-    """
-    objectives, cap_s = view.traffic.rt_objectives, view.settings.responsiveness_cap_s
-    rt_s, be_s, _ = objectives.recent(now_s)
-    if cap_s is None and be_s == float("inf"):  # nobody came
-        cap_s = max(objectives.usual_wait_s, _IDLE_STEPS * view.latency.c0)
-    if cap_s is not None:
-        rt_s = be_s = cap_s
-    overrun = 1.0 + view.latency.overshoot_ratio
-    return rt_s / overrun, be_s / overrun
+def responsiveness_cap_s(view: SchedulerView, now_s: float) -> float:
+    """Return the longest time to plan for a step. A real-time request that arrives just after its start must make its
+    TTFT, although the step may take longer than the model says."""
+    wait_s = view.settings.responsiveness_cap_s
+    if wait_s is None:
+        objectives = view.traffic.rt_objectives
+        wait_s = objectives.recent(now_s).shortest_wait_s
+        if wait_s == float("inf"):  # nobody came
+            wait_s = max(objectives.usual_wait_s, _IDLE_STEPS * view.latency.c0)
+    return wait_s / (1.0 + view.latency.overshoot_ratio)

@@ -27,22 +27,18 @@ def time_alone_s(request: Request, latency: LatencyModel) -> float:
 
 
 class Recent(NamedTuple):
-    """The requests of some seconds. longest_prefill_s: for a prompt and one in front of it, at most the TTFT SLO.
+    """The requests of some seconds. shortest_wait_s: for the step under way; infinite where nobody came.
 
-    shortest_half_s: of a TTFT SLO. shortest_wait_s: for a step with best-effort that is under way. Both are infinite
-    where nobody came.
+    longest_prefill_s: for a prompt and one in front of it, at most the TTFT SLO.
     """
 
-    shortest_half_s: float = math.inf
     shortest_wait_s: float = math.inf
     longest_prefill_s: float = 0.0
 
     def with_more(self, other: Recent) -> Recent:
         """Return what holds for the requests of both."""
         return Recent(
-            min(self.shortest_half_s, other.shortest_half_s),
-            min(self.shortest_wait_s, other.shortest_wait_s),
-            max(self.longest_prefill_s, other.longest_prefill_s),
+            min(self.shortest_wait_s, other.shortest_wait_s), max(self.longest_prefill_s, other.longest_prefill_s)
         )
 
 
@@ -53,11 +49,8 @@ _NOBODY = Recent()
 class Objectives:
     """How long the real-time requests that come can wait for the step under way, and what their prompts need.
 
-    They can wait until half of their TTFT SLO, less where the prompt needs more than the other half. It needs whole
-    steps, and half of the real-time decodes beside it. A step of real-time alone may take half of the SLO. Its
-    prompts are due first, and one cut short would only delay those behind. What cannot be kept does not count.
-
-    usual_wait_s: the mean of the last ten or so.
+    They can wait until half of their TTFT SLO, less where the prompt needs more than the other half. What cannot be
+    kept does not count. usual_wait_s: the mean of the last ten or so.
     """
 
     usual_wait_s: float = _USUAL_WAIT_S
@@ -65,22 +58,17 @@ class Objectives:
     _before: Recent = _NOBODY  # of the period before
     _last: Recent = _NOBODY  # of the last one in which somebody came
 
-    def note(self, request: Request, latency: LatencyModel, now_s: float, step_s: float, max_tokens: int) -> None:
-        """Learn from a real-time request that comes while a step of all real-time decodes takes `step_s`.
-
-        max_tokens: of a step.
-        """
+    def note(self, request: Request, latency: LatencyModel, now_s: float, step_s: float) -> None:
+        """Learn from a real-time request that comes while a step of all real-time decodes takes `step_s`, and that
+        waits for half of one."""
         slo, alone_s = request.slo, time_alone_s(request, latency)
         assert slo is not None, f"request {request.request_id!r}: real-time without an SLO"
-        num_further = (request.num_uncomputed - 1) // max_tokens  # steps
-        needed_s = alone_s + num_further * (latency.c0 + latency.c5) + 0.5 * (step_s - latency.c0)
-        if needed_s + 0.5 * latency.c0 > slo.ttft_slo_s:  # it waits for half of a step, too
+        if alone_s + 0.5 * step_s > slo.ttft_slo_s:
             return
-        half_s = 0.5 * slo.ttft_slo_s
-        wait_s = min(half_s, slo.ttft_slo_s - needed_s)
+        wait_s = min(0.5 * slo.ttft_slo_s, slo.ttft_slo_s - alone_s)
         self.usual_wait_s += _WEIGHT * (wait_s - self.usual_wait_s)
         self._before, last = self._periods(now_s)
-        self._last = last.with_more(Recent(half_s, wait_s, min(slo.ttft_slo_s, _IN_A_ROW * alone_s)))
+        self._last = last.with_more(Recent(wait_s, min(slo.ttft_slo_s, _IN_A_ROW * alone_s)))
         self._period = _period(now_s)
 
     def recent(self, now_s: float) -> Recent:

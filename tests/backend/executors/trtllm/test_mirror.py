@@ -28,7 +28,7 @@ class World:
         self.tickets = Tickets()
         manager = ManagerV2(FakeSchedulerV2(self.kv, 8, 1024), self.kv, 1.0)
         self.source = ActiveRequests(manager, self.tickets)
-        self.mirror = Mirror(self.source, queues, 4096, 4096, LatencyModel())
+        self.mirror = Mirror(self.source, queues, 4096, LatencyModel())
         self.active: list[Any] = []
 
     def add(self, request: Request) -> FakeLlmRequest:

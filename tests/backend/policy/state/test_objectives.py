@@ -24,11 +24,11 @@ def make(**knobs: object) -> Scheduler:
     return make_scheduler_for_test(**{**values, **knobs})
 
 
-def noted(*requests: Request, rt_step_s: float = FIT[0], max_tokens: int = 4096) -> Objectives:
-    """Return the objectives of requests that come at their arrivals, to a machine with nothing to do by default."""
+def noted(*requests: Request) -> Objectives:
+    """Return the objectives of requests that come at their arrivals to a machine with nothing to do."""
     objectives = Objectives()
     for request in requests:
-        objectives.note(request, LatencyModel(FIT), request.arrival_s, rt_step_s, max_tokens)
+        objectives.note(request, LatencyModel(FIT), request.arrival_s, FIT[0])
     return objectives
 
 
@@ -72,26 +72,6 @@ def test_one_odd_request_hardly_moves_what_is_usual_and_dozens_do() -> None:
 def test_a_long_prompt_can_wait_for_less_than_half_of_its_slo() -> None:
     assert noted(rt(2500, ttft_slo_s=0.4)).recent(0.0).shortest_wait_s == pytest.approx(0.4 - 0.26)
     assert noted(rt(3850, ttft_slo_s=0.4)).recent(0.0).shortest_wait_s == pytest.approx(0.4 - 0.395)
-
-
-def test_a_long_prompt_needs_whole_steps_and_half_of_the_decodes() -> None:
-    """2,500 tokens take 260 ms, 10 of them for a step. Decodes take 20 ms of a step beside those 10."""
-    request = rt(2500, ttft_slo_s=0.4)
-    in_steps = noted(request, max_tokens=1000).recent(0.0)
-    assert in_steps.shortest_wait_s == pytest.approx(0.4 - 0.28)
-    assert noted(request, rt_step_s=0.03).recent(0.0).shortest_wait_s == pytest.approx(0.4 - 0.27)
-    assert noted(rt(3600, ttft_slo_s=0.4), max_tokens=3000).recent(0.0).shortest_wait_s == pytest.approx(0.4 - 0.38)
-    assert noted(rt(3600, ttft_slo_s=0.4), max_tokens=1000).recent(0.0).shortest_wait_s == math.inf  # cannot be kept
-    assert in_steps.shortest_half_s == 0.2
-
-
-def test_a_step_of_prompts_in_time_is_not_cut_for_a_long_prompt_that_may_come() -> None:
-    """Its turn comes behind them, so that it would only wait for longer. Best-effort ends for it."""
-    scheduler = make(max_tokens_per_step=2048)
-    scheduler.add(rt(2500, 5, ttft_slo_s=0.4), 0.0)
-    recent = scheduler.view.traffic.rt_objectives.recent(0.0)
-    assert recent.shortest_wait_s == pytest.approx(0.4 - 0.27)
-    assert scheduler.plan(0.0).predicted_s == pytest.approx(0.2, abs=0.002)  # half of the TTFT SLO
 
 
 @pytest.mark.parametrize(("ttft_slo_s", "expected"), [(0.001, True), (0.4, False)])

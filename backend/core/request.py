@@ -114,7 +114,7 @@ class SamplingParams:
 _REQUEST_BYTES = 4_000  # measured on CPython 3.11: a request with its stream, apart from what follows
 _TOKEN_BYTES = 52  # of a prompt token: an int, its entries in two sequences, and its text
 _STOP_ID_BYTES = 150  # of a stop token id, in the sets it is in
-_GRAMMAR_BYTES = 30_000  # of a copy of a compiled grammar. What copies share is bounded in backend/text/grammar.py.
+_GRAMMAR_BYTES = 30_000  # of a copy of a compiled grammar; backend/text/grammar.py bounds what copies share
 
 
 @dataclass(slots=True, eq=False)

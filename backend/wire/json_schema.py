@@ -1,7 +1,8 @@
 """Bounds on a client's JSON schema, which hold before anything compiles it. Pure.
 
-Texts and names become automata: one of 60,000 characters makes a step take a second. What the library would follow
-wrongly is refused: it counts a repeated name twice, and rounds large whole numbers.
+Texts and names become automata: one of 60,000 characters makes a step take a second. A schema that the library would
+follow wrongly is refused. It counts a repeated name twice, and rounds large whole numbers. It takes some numbers that a
+limit excludes, and reads patterns as Rust does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ MAX_SCHEMA_TEXT_CHARS = 512  # of a name, and of a text that the output is compa
 MAX_EXACT = 2**53  # the library reads numbers as doubles, and so writes 9007199254740993 as 9007199254740992
 _COMPARED = frozenset({"const", "enum", "pattern", "required"})
 _LIMITS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf")
+_EXCLUSIVE = {"exclusiveMinimum": ("maximum", "exclusiveMaximum"), "exclusiveMaximum": ("minimum", "exclusiveMinimum")}
+_MAX_EXCLUSIVE_DIGITS = 15  # of an exclusive limit: the library takes one of more digits as a number itself
+_COMBINED = ("allOf", "anyOf", "oneOf")
 _INT64 = {"minimum": -(2**63), "maximum": 2**63 - 1}  # where the library cuts whole numbers: these are kept
 _LOOKED_AT = (str, int, list, dict)
 _OPTIONS = "x-guidance"  # how llguidance is to write JSON, or to read the schema; that is ours to say
@@ -28,6 +32,8 @@ _HEX = r"(?i:(?:x|u00|U000000)(?:0[0-7bef]|1[0-9a-f]|7f)|[xu]\{0*(?:[0-7bef]|1[0
 _IN_PATTERN = rf"(?:{_CONTROL}|(?<!\\)(?:\\\\)*\\(?:[av]|{_HEX}))"
 _CLASS = re.compile(r"\[(?:\\.|[^\]\\])+\]", re.DOTALL)  # of several characters: the others are left
 _ALONE = re.compile(rf"\[{_IN_PATTERN}\]")
+_CLASS_OPERATIONS = ("&&", "--", "~~")
+_PART = re.compile(r"\\x\{|\\.|\[\^?\]?|&&|--|~~|.", re.DOTALL)  # of a pattern
 
 
 def as_json_schema(name: str, value: object) -> str:
@@ -113,6 +119,39 @@ def _check_limits(name: str, schema: dict[str, object]) -> None:
         is_kept = schema.get("type") == "integer" and limit == _INT64.get(key)
         if isinstance(limit, (int, float)) and not is_kept:
             _check_exact(f"{name}: {key}", limit)
+    if schema.get("type") != "integer":
+        _check_exclusive(name, schema)
+
+
+def _check_exclusive(name: str, schema: dict[str, object]) -> None:
+    """Refuse exclusive limits that the library takes as numbers, of this schema with those that it combines."""
+    limits = _limits_of(schema)
+    for key, others in _EXCLUSIVE.items():
+        for limit in limits[key]:
+            if len(str(limit).lstrip("-").replace(".", "").partition("e")[0].strip("0")) > _MAX_EXCLUSIVE_DIGITS:
+                words = f"{name}: {key}: {show(limit)} has more than {_MAX_EXCLUSIVE_DIGITS} digits"
+                raise InvalidRequestError(f"{words}, and would not be excluded")
+            near = [each for other in others for each in limits[other] if abs(each - limit) < 1]
+            if limit == int(limit) and near:
+                words = f"{name}: {key}: {show(limit)} would not be excluded beside a limit of {show(near[0])}"
+                raise InvalidRequestError(f"{words}, less than 1 away")
+
+
+def _limits_of(schema: dict[str, object]) -> dict[str, list[float]]:
+    """Return the limits of a schema, and of those that it combines."""
+    found: dict[str, list[float]] = {key: [] for key in _LIMITS}
+    left: list[object] = [schema]
+    while left:
+        if not isinstance(each := left.pop(), dict):
+            continue
+        for key in _LIMITS:
+            limit = each.get(key)
+            if isinstance(limit, (int, float)) and not isinstance(limit, bool):
+                found[key].append(limit)
+        for key in _COMBINED:
+            if isinstance(combined := each.get(key), list):
+                left += combined
+    return found
 
 
 def _check_exact(name: str, number: float) -> None:
@@ -146,6 +185,25 @@ def _check_text(name: str, text: str, place: _Place) -> None:
     control = _control_in_pattern(text) if is_pattern else re.search(_CONTROL, text)
     if control is not None:
         raise InvalidRequestError(f"{name}: a name or text has the control character {control[0]!a}")
+    if is_pattern and (part := _read_otherwise(text)):
+        words = f"{name}: pattern {show(text)}: {part!r} there is read otherwise here than in JSON Schema"
+        raise InvalidRequestError(f"{words} (ECMA 262)")
+
+
+def _read_otherwise(pattern: str) -> str:
+    """Return the first part of a pattern that Rust reads otherwise than ECMA 262; empty where there is none.
+
+    Rust has classes inside classes, operations of classes, and braces after `\\x`. A `]` that begins a class is one of
+    its characters, and to ECMA 262 its end.
+    """
+    is_in_class = False
+    for match in _PART.finditer(pattern):
+        part = match[0]
+        opens_class = part.startswith("[")
+        if part in ("\\x{", "[]", "[^]") or (is_in_class and (opens_class or part in _CLASS_OPERATIONS)):
+            return part
+        is_in_class = opens_class or (is_in_class and part != "]")
+    return ""
 
 
 def _control_in_pattern(text: str) -> re.Match[str] | None:

@@ -68,7 +68,7 @@ def test_a_schema_is_compiled_once_and_each_request_follows_its_own_copy(
 def test_a_grammar_too_large_for_a_quick_mask_is_refused_before_a_request_waits(grammars: Grammars, num: int) -> None:
     """Masks of thousands of next tokens took up to 0.1 s each on the engine's thread, and then the request failed.
 
-    What is taken can be followed, wherever the many properties stand.
+    A schema that is taken can be followed, wherever the many properties stand.
     """
     properties = {f"n{i}": {"type": "string"} for i in range(num)}
     many = {"type": "object", "properties": properties, "additionalProperties": False}

@@ -62,13 +62,13 @@ class _Entry:
     is_cancelled: bool = False
     timed_out: bool = False  # its own timeout cancelled it
     num_bytes: int = field(init=False)
-    num_chars: int = field(init=False)  # of its texts, and of a schema that is new
+    weight: int = field(init=False)  # characters of its texts, and of a new schema times `_SCHEMA_CHARS`
 
     def __post_init__(self) -> None:
         generation = self.message.generation
-        self.num_chars = _num_chars(generation)
+        self.weight = _num_chars(generation)
         if self.lane.endswith(_WITH_NEW_SCHEMA):
-            self.num_chars += _SCHEMA_CHARS * len(self.schema)
+            self.weight += _SCHEMA_CHARS * len(self.schema)
         num_text_bytes = sum(map(sys.getsizeof, (*_texts(generation), self.schema)))
         self.num_bytes = _ENTRY_BYTES + num_text_bytes + _TOKEN_ID_BYTES * len(generation.token_ids or ())
 
@@ -115,7 +115,7 @@ class _Lane:
         """Take the next: the oldest short one, else the shortest long one. Now and then the oldest of all, which
         shorter ones would keep waiting."""
         self.num_taken += 1
-        entry = next(iter(self.short.values()), None) or min(self.long.values(), key=lambda entry: entry.num_chars)
+        entry = next(iter(self.short.values()), None) or min(self.long.values(), key=lambda entry: entry.weight)
         if self.num_taken % _OLDEST_IN == 0:
             oldest = next(iter(self.long.values()), entry)
             entry = min(entry, oldest, key=lambda entry: entry.message.arrival_s)
@@ -123,7 +123,7 @@ class _Lane:
         return entry
 
     def _of_length(self, entry: _Entry) -> OrderedDict[RequestId, _Entry]:
-        return self.long if entry.num_chars > _LONG_CHARS else self.short
+        return self.long if entry.weight > _LONG_CHARS else self.short
 
 
 class IntakeQueue:

@@ -81,9 +81,7 @@ def offer_of(tools: Sequence[Tool] | None, choice: ToolChoice | None, is_paralle
     if choice == "none":
         return None
     for tool in tools:
-        if (kind := (tool.function.parameters or {}).get("type", "object")) != "object":
-            words = f"tools: parameters of {tool.function.name!r} have type {str(kind)[:40]!r}"
-            raise ApiError(f"{words}; a call's arguments are an object", param="tools")
+        _require_object(tool.function)
     functions = {tool.function.name: tool.function for tool in tools}
     if len(functions) < len(tools):
         names = [tool.function.name for tool in tools]
@@ -98,6 +96,14 @@ def offer_of(tools: Sequence[Tool] | None, choice: ToolChoice | None, is_paralle
         must = list(functions.values())
     schema = {"anyOf": [_schema_of_call(*each) for each in enumerate(must)]} if must else None
     return Offer([msgspec.to_builtins(tool) for tool in tools], frozenset(functions), schema, is_parallel)
+
+
+def _require_object(function: Function) -> None:
+    """Raise ApiError where the arguments of a call could be no object: it would be read as no call."""
+    kinds = (function.parameters or {}).get("type", "object")
+    if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
+        words = f"tools: parameters of {function.name!r} have type {str(kinds)[:40]!r}"
+        raise ApiError(f"{words}; a call's arguments are an object", param="tools")
 
 
 def _schema_of_call(index: int, function: Function) -> Json:

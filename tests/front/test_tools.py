@@ -202,7 +202,10 @@ def test_only_references_are_moved_with_a_schema() -> None:
         ({"tools": [CLOCK], "tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
         ({"functions": [{"name": "clock"}]}, "functions"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]}, "tools"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": ["object"]}}}]}, "tools"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": ["null", "array"]}}}]},
+            "tools",
+        ),
     ],
     ids=str,
 )
@@ -214,11 +217,12 @@ def test_a_wrong_tool_is_refused_by_name(fields: dict[str, Any], param: str) -> 
 
 def test_a_call_that_must_be_made_has_an_object_of_arguments() -> None:
     """An answer with other arguments would be read as no call."""
-    tool = Tool(type="function", function=Function(name="f", parameters={"anyOf": [{"type": "null"}, {"minItems": 1}]}))
-    offer = offer_of([tool], "required", True)
-    assert offer is not None
-    assert offer.schema is not None
-    assert offer.schema["anyOf"][0]["properties"]["arguments"]["type"] == "object"
+    for parameters in ({"anyOf": [{"type": "null"}, {"minItems": 1}]}, {"type": ["object", "null"]}):
+        tool = Tool(type="function", function=Function(name="f", parameters=parameters))
+        offer = offer_of([tool], "required", True)
+        assert offer is not None
+        assert offer.schema is not None
+        assert offer.schema["anyOf"][0]["properties"]["arguments"]["type"] == "object"
 
 
 def test_parameters_without_bottom_are_refused() -> None:

@@ -47,6 +47,7 @@ class Launch:
     drain_timeout_s: float
     start_timeout_s: float
     canary_timeout_s: float = 10.0  # 0: never end a server that gives no answer
+    engine_timeout_s: float = 120.0  # the same of an engine; a step of a large model on few cores may take most of it
     max_triton_bytes: int = 0  # of memory; 0: never end a server that takes much
     front_options: Sequence[str] = ()  # of `bros-openai`, beyond where it listens and what it asks
 

@@ -108,6 +108,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="start Triton again when a model gives no sign of life for so long; 0: never (default: %(default)s)",
     )
     server.add_argument(
+        "--engine-timeout-s",
+        type=_seconds,
+        default=120.0,
+        metavar="S",
+        help="start the engine again when it ends no step for so long; 0: never (default: %(default)s)",
+    )
+    server.add_argument(
         "--triton-memory-gib",
         type=_gib,
         metavar="GIB",

@@ -86,6 +86,7 @@ def serve(options: argparse.Namespace, console: Console) -> None:
             drain_timeout_s=options.drain_timeout_s,
             start_timeout_s=options.start_timeout_s,
             canary_timeout_s=options.canary_timeout_s,
+            engine_timeout_s=options.engine_timeout_s,
             max_triton_bytes=_triton_bytes(options.triton_memory_gib),
             front_options=front_options(options, service.default_class, directory),
         )

@@ -6,7 +6,7 @@
 An answer counts when the process of this launch holds the port: another launch may have taken it since it was chosen.
 A process that ends unasked is started again after a pause that doubles. One that fails again and again before it is of
 use ends the launch. A server that has lost a stub, has crashed, takes too much memory, or gives no answer, is ended
-and started again. None mends itself (2.51).
+and started again. None mends itself (2.51). So is an engine that gives no answer.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from backend.launcher.child import Child, first_exit, stubs_of
 from backend.launcher.crash import first_crash
 from backend.launcher.endpoints import check_free
 from backend.launcher.engine_states import engine_states
+from backend.launcher.engine_watch import until_silent
 from backend.launcher.launch import EXTRA_EXIT_S, Launch
 from backend.launcher.memory_watch import first_excess
 from backend.launcher.probe import answers_canary, front_answers, is_ready
@@ -176,6 +177,8 @@ class Supervisor:
         await self._is_ready.wait()
         if child is self._server:
             await self._end_when_broken()
+        elif child is self._engine and self._launch.engine_timeout_s:
+            await self._end_when_silent()
 
     async def _recover(self, child: Child) -> None:
         """Tell when `child`, started again, is of use; end it when it takes too long."""
@@ -202,6 +205,12 @@ class Supervisor:
             await _cancel(*tasks)
         self._report.news(f"{words}; ending tritonserver")
         await self._server.kill()
+
+    async def _end_when_silent(self) -> None:
+        """End an engine that hangs; its open streams end with an error, and `_keep` starts it again."""
+        await until_silent(self._launch.socket_path, self._launch.engine_timeout_s)
+        self._report.news(f"the engine gave no answer for {self._launch.engine_timeout_s:g} s; ending it")
+        await self._engine.kill()
 
     async def _end_when_crashed(self, server: Child) -> None:
         """End a server that says it has crashed: it may hang instead of ending (2.51)."""

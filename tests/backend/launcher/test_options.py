@@ -90,7 +90,7 @@ def test_proxies_that_may_name_clients_reach_the_front_door(tmp_path: Path) -> N
     assert words[-4:] == ["--trust-proxy", "10.0.0.7", "--trust-proxy", "10.1.0.0/16"]
 
 
-@pytest.mark.parametrize("flag", ["--drain-timeout-s", "--start-timeout-s", "--canary-timeout-s"])
+@pytest.mark.parametrize("flag", ["--drain-timeout-s", "--start-timeout-s", "--canary-timeout-s", "--engine-timeout-s"])
 @pytest.mark.parametrize("value", ["nan", "-1", "inf", "86401"])
 def test_a_time_out_of_range_is_refused_by_name(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refusal:

@@ -283,6 +283,15 @@ def test_a_server_that_hangs_is_started_again_and_its_streams_end(base: Path) ->
         launch.wait_for("tritonserver is ready again")
 
 
+def test_an_engine_that_hangs_is_started_again_and_its_streams_end(base: Path) -> None:
+    options = (*SLOW_STEPS, "--engine-timeout-s", "2")
+    with serve(base, *options) as launch, open_stream(launch.wait_until_ready(), 8_000) as stream:
+        launch.child("backend.server.engine_process").suspend()
+        launch.wait_for("the engine gave no answer for 2 s; ending it")
+        assert b"ENGINE_DOWN" in stream.read()
+        launch.wait_for("engine is ready again")
+
+
 def test_it_comes_up_on_ipv6_with_a_temporary_directory_that_triton_cannot_name(base: Path) -> None:
     (base / "mein Büro").mkdir()
     with serve(base / "mein Büro", "--host", "::1") as launch:

@@ -1,0 +1,45 @@
+"""Looks for an engine that gives no sign of life: one that hangs in a step, or as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from pathlib import Path
+
+from backend.wire.protocol import VERSION, Chunks, EngineState, Hello, Snapshot, Stage, send, stub_reader
+
+PERIOD_S = 5.0  # from the end of one look to the next
+
+
+async def until_silent(path: Path, timeout_s: float) -> None:
+    """Return when the engine that listens at `path` has left a question open for `timeout_s`."""
+    while await _is_heard(path, timeout_s):
+        await asyncio.sleep(min(PERIOD_S, timeout_s))
+
+
+async def _is_heard(path: Path, timeout_s: float) -> bool:
+    """Ask for an answer between two steps. An engine that is gone is not silent."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.to_thread(_ask, connection, path)
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+        finally:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # wakes a thread that still reads, which closing would wait for
+    return True
+
+
+def _ask(connection: socket.socket, path: Path) -> None:
+    """Return when the engine answers, is not ready, or goes. The thread of its steps makes the snapshot."""
+    connection.connect(str(path))
+    with stub_reader(connection) as reader:
+        send(connection, Hello(version=VERSION, name="bros-serve"))
+        send(connection, Snapshot(1))
+        while (message := reader.read()) is not None:
+            if isinstance(message, Chunks) or (isinstance(message, EngineState) and message.stage is not Stage.READY):
+                return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
+import json
 import shutil
 import socket
 import struct
@@ -10,12 +12,15 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from backend.config import REPOSITORY_ROOT
+from backend.launcher.options import make_parser
 from tests.triton.frames import DATA, PING, PREFACE, RESET, SETTINGS, grpc_head, http2_frame
 from tests.triton.servers import Server, free_ports, wait_until
 from tests.triton.streams import Stream
@@ -50,14 +55,22 @@ FLOODS = {
 }
 
 
+class Gateway(NamedTuple):
+    """Where it listens."""
+
+    grpc: str
+    openai: str
+
+
 @contextmanager
-def gateway(directory: Path, server: Server) -> Iterator[str]:
-    """Run the shipped configuration on free ports in front of `server`; yield the address for gRPC."""
+def gateway(directory: Path, grpc: str = "127.0.0.1:1", openai: str = "127.0.0.1:1") -> Iterator[Gateway]:
+    """Run the shipped configuration on free ports in front of a Triton at `grpc` and a front door at `openai`."""
     grpc_port, openai_port = free_ports(2)
     text = CONFIG.read_text()
     for old, new in {
         "/tmp/bros-nginx.pid": str(directory / "nginx.pid"),
-        "127.0.0.1:8001": server.grpc_url,
+        "127.0.0.1:8001": grpc,
+        "127.0.0.1:8080": openai,
         "127.0.0.1:9001": f"127.0.0.1:{grpc_port}",
         "127.0.0.1:9003": f"127.0.0.1:{openai_port}",
     }.items():
@@ -69,7 +82,7 @@ def gateway(directory: Path, server: Server) -> Iterator[str]:
     with (directory / "nginx.log").open("w") as log, subprocess.Popen(command, stderr=log) as process:
         try:
             wait_until(lambda: is_open(grpc_port), "nginx")
-            yield f"127.0.0.1:{grpc_port}"
+            yield Gateway(f"127.0.0.1:{grpc_port}", f"127.0.0.1:{openai_port}")
         finally:
             process.terminate()
 
@@ -109,7 +122,7 @@ def longest_wait_s(address: str, until_s: float) -> float:
 
 @needs_nginx
 def test_a_stream_passes_the_gateway_token_by_token(sim: Server, tmp_path: Path) -> None:
-    with gateway(tmp_path, sim) as address, Stream(address) as stream:
+    with gateway(tmp_path, sim.grpc_url) as at, Stream(at.grpc) as stream:
         answer = stream.ask({"text_input": "hello", "max_tokens": 20, "stream": True}, "bros_rt")
     assert not answer.errors
     assert len(answer.token_ids) == 20
@@ -120,14 +133,46 @@ def test_a_stream_passes_the_gateway_token_by_token(sim: Server, tmp_path: Path)
 @pytest.mark.parametrize("name", FLOODS)
 def test_a_flood_ends_at_the_gateway(sim: Server, tmp_path: Path, name: str) -> None:
     """The claim is that requests beside the flood are answered: Triton alone answers none for the time of a flood."""
-    with gateway(tmp_path, sim) as address:
+    with gateway(tmp_path, sim.grpc_url) as at:
         until_s = time.monotonic() + FLOOD_S
-        flooders = [threading.Thread(target=flood, args=(address, FLOODS[name], until_s)) for _ in range(NUM_FLOODERS)]
+        flooders = [threading.Thread(target=flood, args=(at.grpc, FLOODS[name], until_s)) for _ in range(NUM_FLOODERS)]
         for flooder in flooders:
             flooder.start()
         waited_s = longest_wait_s(sim.grpc_url, until_s)
         for flooder in flooders:
             flooder.join()
-        with Stream(address) as stream:
+        with Stream(at.grpc) as stream:
             assert not stream.ask({"text_input": "hello", "max_tokens": 3}, "bros_rt").errors
     assert waited_s < FLOOD_S
+
+
+class Door(BaseHTTPRequestHandler):
+    """Answers with the host that it was asked for, its client, and the length of the body."""
+
+    def do_POST(self) -> None:
+        num_bytes = len(self.rfile.read(int(self.headers["Content-Length"])))
+        told = [self.headers["Host"], self.headers["X-Forwarded-For"], num_bytes]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(told).encode())
+
+
+@needs_nginx
+def test_openais_api_passes_the_gateway_over_http_1_with_its_port_and_large_files(tmp_path: Path) -> None:
+    """The front door compares a page's origin with the host, and takes files of 200 MB."""
+    with HTTPServer(("127.0.0.1", 0), Door) as door:
+        threading.Thread(target=door.serve_forever, daemon=True).start()
+        with (
+            gateway(tmp_path, openai=f"127.0.0.1:{door.server_port}") as at,
+            closing(http.client.HTTPConnection(at.openai, timeout=20)) as connection,
+        ):
+            for num_bytes in (2, 9_000_000):
+                connection.request("POST", "/v1/files", bytes(num_bytes), {"X-Forwarded-For": "10.0.0.1"})
+                assert json.load(connection.getresponse()) == [at.openai, "127.0.0.1", num_bytes]
+        door.shutdown()
+
+
+def test_the_gateway_asks_where_a_server_listens_by_default() -> None:
+    options = make_parser().parse_args([])
+    for port in (options.grpc_port, options.openai_port):
+        assert f"server 127.0.0.1:{port};" in CONFIG.read_text()

@@ -33,7 +33,9 @@ def as_command(main: Callable[Arguments, Status]) -> Callable[Arguments, Status]
     def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> Status:
         try:
             return main(*arguments, **named)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemError) as error:
+            if not _is_interrupt(error):
+                raise
             print("interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED)
         except CommandError as error:
@@ -41,6 +43,11 @@ def as_command(main: Callable[Arguments, Status]) -> Callable[Arguments, Status]
             sys.exit(error.status)
 
     return run
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C is behind an error: code compiled by numba may turn it into a SystemError."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__))
 
 
 def read_json(option: str, path: Path) -> Any:

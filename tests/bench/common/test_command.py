@@ -92,6 +92,23 @@ def test_every_command_of_the_benchmarks_and_tools_ends_so(path: Path) -> None:
     assert [ast.unparse(decorator) for decorator in main.decorator_list] == ["as_command"]
 
 
+def test_ctrl_c_inside_compiled_code_is_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    """The interpreter wraps what a C function leaves behind beside a result, once for each caller."""
+
+    @as_command
+    def command(cause: BaseException) -> None:
+        inner = SystemError("<function f> returned a result with an exception set")
+        inner.__cause__ = cause
+        raise SystemError("CPUDispatcher(<function g>) returned a result with an exception set") from inner
+
+    with pytest.raises(SystemExit) as ended:
+        command(KeyboardInterrupt())
+    assert ended.value.code == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(SystemError, match="CPUDispatcher"):
+        command(ValueError())
+
+
 @pytest.mark.parametrize("command", [STUDY, FUZZ, SIMULATE, PLAN], ids=lambda words: words.split()[1])
 def test_ctrl_c_ends_a_command_and_its_workers(command: str, tmp_path: Path) -> None:
     words = command.format(out=tmp_path / "study.json").split()

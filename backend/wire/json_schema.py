@@ -138,7 +138,7 @@ def _check_exclusive(name: str, schema: dict[str, object]) -> None:
 
 
 def _limits_of(schema: dict[str, object]) -> dict[str, list[float]]:
-    """Return the limits of a schema, and of those that it combines."""
+    """Return the limits of a schema, and of those that it combines. Those beyond `MAX_EXACT` are refused on their own."""
     found: dict[str, list[float]] = {key: [] for key in _LIMITS}
     left: list[object] = [schema]
     while left:
@@ -146,7 +146,7 @@ def _limits_of(schema: dict[str, object]) -> dict[str, list[float]]:
             continue
         for key in _LIMITS:
             limit = each.get(key)
-            if isinstance(limit, (int, float)) and not isinstance(limit, bool):
+            if isinstance(limit, (int, float)) and not isinstance(limit, bool) and abs(limit) <= MAX_EXACT:
                 found[key].append(limit)
         for key in _COMBINED:
             if isinstance(combined := each.get(key), list):

@@ -72,6 +72,8 @@ def test_a_schema_within_the_bounds_is_taken_as_it_is() -> None:
             "exclusiveMaximum: -5 would not be excluded beside a limit of -5.5",
         ),
         ('{"exclusiveMinimum": 0, "allOf": [{"anyOf": [{"maximum": 0.5}]}]}', "exclusiveMinimum: 0 would not be"),
+        ('{"exclusiveMinimum": 0, "allOf": [{"exclusiveMinimum": 1e400}]}', "exclusiveMinimum: inf is beyond"),
+        ('{"exclusiveMinimum": 0.5, "anyOf": [{"maximum": 1' + "0" * 400 + "}]}", "is beyond ±2^53"),
         ('{"exclusiveMaximum": 0.9982735614979559}', "0.9982735614979559 has more than 15 digits"),
         ('{"pattern": "^[[a]]$"}', "'[' there is read otherwise"),
         ('{"patternProperties": {"[a-z&&b]": {}}}', "'&&' there is read otherwise"),

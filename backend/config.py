@@ -30,10 +30,10 @@ from backend.executors.vllm.settings import VllmSettings
 from backend.policy.settings import SchedulerSettings
 
 CONFIG_VARIABLE = "BROS_ENGINE_CONFIG"
+MAX_SECONDS = 30 * 24 * 3600.0  # of a time that a request or a setting names; some timers end at 292 years
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 _DEFAULT_FILE = REPOSITORY_ROOT / "model_repository" / "bros" / "engine.json"
 _MAX_PROMPT_BYTES = 10_000_000  # a token id takes up to five bytes on its way to the engine, in one frame of 64 MiB
-_MAX_S = 30 * 24 * 3600.0  # as of a request's own times; some timers end at 292 years
 _MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its terminating zero
 
 
@@ -117,12 +117,14 @@ class ServiceSettings:
             if getattr(self, name) < 0:
                 raise ConfigError(f"service.{name}: {getattr(self, name)} is below 0")
         for name in ("unused_exit_s", "ttft_slo_s", "tpot_slo_s", "itl_slo_s", "cancel_poll_s", "metrics_flush_s"):
-            if (seconds := getattr(self, name)) is not None and not 0.0 < seconds <= _MAX_S:
-                raise ConfigError(f"service.{name}: {seconds} is not a positive number of seconds up to {_MAX_S:.0f}")
-        for name in ("rt_coalesce_s", "be_coalesce_s", "drain_timeout_s"):
-            if not 0.0 <= getattr(self, name) <= _MAX_S:
+            if (seconds := getattr(self, name)) is not None and not 0.0 < seconds <= MAX_SECONDS:
                 raise ConfigError(
-                    f"service.{name}: {getattr(self, name)} is not a number of seconds from 0 to {_MAX_S:.0f}"
+                    f"service.{name}: {seconds} is not a positive number of seconds up to {MAX_SECONDS:.0f}"
+                )
+        for name in ("rt_coalesce_s", "be_coalesce_s", "drain_timeout_s"):
+            if not 0.0 <= getattr(self, name) <= MAX_SECONDS:
+                raise ConfigError(
+                    f"service.{name}: {getattr(self, name)} is not a number of seconds from 0 to {MAX_SECONDS:.0f}"
                 )
         if self.cancel_poll_s > 0.1:
             raise ConfigError(f"service.cancel_poll_s: {self.cancel_poll_s} is above 0.1")

@@ -6,7 +6,7 @@
 An answer counts when the process of this launch holds the port: another launch may have taken it since it was chosen.
 A process that ends unasked is started again after a pause that doubles. One that fails again and again before it is of
 use ends the launch. A server that has lost a stub, has crashed, takes too much memory, or gives no answer, is ended
-and started again. None mends itself (2.51). So is an engine that gives no answer.
+and started again. None mends itself (2.51). An engine that gives no answer is ended, too.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.config import ServiceSettings
+from backend.config import MAX_SECONDS, ServiceSettings
 from backend.core.errors import InvalidRequestError, RequestTooLargeError
 from backend.wire import names as wire
 from backend.wire.coerce import as_bool, as_float, as_int, as_small_text, as_text, parse_json, show
@@ -42,7 +42,6 @@ MAX_NAME_CHARS = 128  # of a parameter or key that is compared with those known
 MAX_SALT_CHARS = 128
 _MAX_BYTES_PER_CHAR = 4  # of UTF-8
 _MAX_JSON_CHARS_PER_CHAR = 12  # two escapes, `\ud83d\ude00`
-MAX_SECONDS = 30 * 24 * 3600.0  # SLOs, deadlines and timeouts
 _MICROSECONDS = 1e6
 
 # What else vLLM's sampling parameters may hold: only the value that changes nothing is accepted.

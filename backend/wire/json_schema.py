@@ -138,7 +138,7 @@ def _check_exclusive(name: str, schema: dict[str, object]) -> None:
 
 
 def _limits_of(schema: dict[str, object]) -> dict[str, list[float]]:
-    """Return the limits of a schema, and of those that it combines. Those beyond `MAX_EXACT` are refused on their own."""
+    """Return the limits of a schema, and of those that it combines; one beyond `MAX_EXACT` is refused on its own."""
     found: dict[str, list[float]] = {key: [] for key in _LIMITS}
     left: list[object] = [schema]
     while left:

@@ -43,9 +43,12 @@ class Client:
         call = _encoded(prompt, options, self._model, stream=_comes_in_pieces(options))
         return Stream(call.request_id, self._chunks(call)).join()
 
-    def inspect(self, timeout_s: float | None = None) -> Snapshot:
-        """Return the engine's state now. Raises InvalidRequestError where the server does not allow it."""
-        responses = self._transport.stream(_inspection(timeout_s))
+    def inspect(self, timeout_s: float | None = None, *, counts_only: bool = False) -> Snapshot:
+        """Return the engine's state now. Raises InvalidRequestError where the server does not allow it.
+
+        `counts_only`: without requests, preemptions and facts, which every server allows.
+        """
+        responses = self._transport.stream(_inspection(timeout_s, counts_only))
         return parse_snapshot("".join(_read(outputs).text for outputs in responses))
 
     def close(self) -> None:
@@ -132,9 +135,12 @@ class AsyncClient:
         call = _encoded(prompt, options, self._model, stream=_comes_in_pieces(options))
         return await AsyncStream(call.request_id, self._chunks(call)).join()
 
-    async def inspect(self, timeout_s: float | None = None) -> Snapshot:
-        """Return the engine's state now. Raises InvalidRequestError where the server does not allow it."""
-        responses = self._transport.stream(_inspection(timeout_s))
+    async def inspect(self, timeout_s: float | None = None, *, counts_only: bool = False) -> Snapshot:
+        """Return the engine's state now. Raises InvalidRequestError where the server does not allow it.
+
+        `counts_only`: without requests, preemptions and facts, which every server allows.
+        """
+        responses = self._transport.stream(_inspection(timeout_s, counts_only))
         return parse_snapshot("".join([_read(outputs).text async for outputs in responses]))
 
     async def close(self) -> None:
@@ -234,8 +240,9 @@ def _read(outputs: Outputs) -> Chunk:
         return decode(outputs)
 
 
-def _inspection(timeout_s: float | None) -> Call:
-    return Call(wire.MODEL, uuid4().hex, parameters={wire.INSPECT: wire.INSPECT_ENGINE}, timeout_s=timeout_s)
+def _inspection(timeout_s: float | None, counts_only: bool) -> Call:
+    asked = wire.INSPECT_COUNTS if counts_only else wire.INSPECT_ENGINE
+    return Call(wire.MODEL, uuid4().hex, parameters={wire.INSPECT: asked}, timeout_s=timeout_s)
 
 
 def _cut_short(call: Call) -> ExecutionError:

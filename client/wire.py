@@ -5,7 +5,7 @@ compares them. Times are milliseconds here, and seconds everywhere else in this 
 
 Introspection: a request to model `bros` with the parameter `inspect` = `engine` and no prompt gets one response. Its
 `text_output` is a JSON object, `client.snapshot.Snapshot` on this side. The server refuses it if its configuration
-has it off, which is the default beyond loopback.
+has it off, which is the default beyond loopback. `counts`, which names no request, is always answered.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ MODEL_BE = "bros_be"  # every request is best-effort
 MODELS = (MODEL, MODEL_RT, MODEL_BE)
 
 INSPECT = "inspect"  # request parameter
-INSPECT_ENGINE = "engine"  # its only value
+INSPECT_ENGINE = "engine"  # its value for the whole snapshot
+INSPECT_COUNTS = "counts"  # its value for one without requests and facts
 TIMEOUT = "timeout"  # request parameter of the generate endpoints: microseconds
 
 DEFAULT_GRPC_URL = "grpc://127.0.0.1:8001"

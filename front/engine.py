@@ -58,9 +58,9 @@ class Engine:
         return self._parts(job, 0) if job.asked.num_choices == 1 else self._merged(job, self._calls_of(client))
 
     async def inspect(self) -> Snapshot:
-        """Return the engine's state now."""
+        """Return the engine's state now, as far as it names no request."""
         try:
-            return await self._clients[wire.MODEL].inspect(_INSPECT_TIMEOUT_S)
+            return await self._clients[wire.MODEL].inspect(_INSPECT_TIMEOUT_S, counts_only=True)
         except ClientError as error:
             raise from_client(error) from error
 

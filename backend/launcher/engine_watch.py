@@ -39,7 +39,7 @@ def _ask(connection: socket.socket, path: Path) -> None:
     connection.connect(str(path))
     with stub_reader(connection) as reader:
         send(connection, Hello(version=VERSION, name="bros-serve"))
-        send(connection, Snapshot(1))
+        send(connection, Snapshot(1, names_requests=False))
         while (message := reader.read()) is not None:
             if isinstance(message, Chunks) or (isinstance(message, EngineState) and message.stage is not Stage.READY):
                 return

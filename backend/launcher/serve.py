@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import re
@@ -18,7 +19,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from rich.status import Status
 
 from backend.config import ExecutorKind, parse_config
 from backend.core.errors import ConfigError
+from backend.core.ownership import own
 from backend.launcher.endpoints import Endpoints, choose_endpoints
 from backend.launcher.launch import Launch, write_files
 from backend.launcher.memory_watch import default_bytes
@@ -75,9 +78,7 @@ def serve(options: argparse.Namespace, console: Console) -> None:
     if options.openai_port is not None:
         ports["openai"] = options.openai_port
     endpoints = choose_endpoints(options.host, ports)
-    if options.log_dir is not None:
-        make_log_directory(options.log_dir)
-    with run_directory() as directory:
+    with run_directory() as directory, own_logs(options.log_dir):
         launch = Launch(
             run_directory=directory,
             log_directory=options.log_dir or directory / "logs",
@@ -125,12 +126,25 @@ def check_model(values: dict[str, Any]) -> None:
         raise ConfigError(f"vllm.python: {python!r} is no program; `make serve-vllm` installs one in .venv-vllm")
 
 
-def make_log_directory(path: Path) -> None:
-    """Make the folder of `--log-dir`. Raises ConfigError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--log-dir {str(path)!r}: {error.strerror}") from error
+@contextmanager
+def own_logs(path: Path | None) -> Iterator[None]:
+    """Make the folder of `--log-dir`, if any, and let no other launch log there. Raises ConfigError.
+
+    A launch reads in its logs that a server has crashed, and would take another's crash for its own.
+    """
+    if path is None:
+        yield
+        return
+    with contextlib.ExitStack() as until_the_end:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = until_the_end.enter_context(open(path / "lock", "ab", opener=own))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"--log-dir {str(path)!r}: another bros-serve logs there") from error
+        except OSError as error:
+            raise ConfigError(f"--log-dir {str(path)!r}: {error.strerror}") from error
+        yield
 
 
 def check_front(launch: Launch) -> None:

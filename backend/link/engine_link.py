@@ -115,9 +115,9 @@ class EngineLink:
         arrival_s = time.monotonic()
         return self._open(sink, client_id, lambda handle: Submit(handle, client_id, arrival_s, generation))
 
-    def inspect(self, sink: Sink) -> None:
+    def inspect(self, sink: Sink, *, names_requests: bool = True) -> None:
         """Ask for the engine's snapshot; `sink` gets it as one chunk. Raises EngineUnavailableError."""
-        self._open(sink, "", Snapshot)
+        self._open(sink, "", lambda handle: Snapshot(handle, names_requests))
 
     def watch_prefixes(self, on_prefixes: Callable[[Prefixes | None], None]) -> None:
         """Let `on_prefixes` get what the engine's prefix cache holds, now and from now on; None: the engine is gone.

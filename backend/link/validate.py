@@ -95,10 +95,12 @@ def wants_snapshot(parameters: Mapping[str, object], service: ServiceSettings) -
     asked = parameters.get(wire.INSPECT)
     if asked is None:
         return False
-    if asked != "engine":
-        raise InvalidRequestError(f"{wire.INSPECT}: {show(asked)} is not 'engine'")
-    if not service.allow_inspect:
-        raise InvalidRequestError(f"{wire.INSPECT}: switched off here (service.allow_inspect)")
+    if asked not in (wire.INSPECT_ENGINE, wire.INSPECT_COUNTS):
+        raise InvalidRequestError(
+            f"{wire.INSPECT}: {show(asked)} is neither {wire.INSPECT_ENGINE!r} nor {wire.INSPECT_COUNTS!r}"
+        )
+    if asked == wire.INSPECT_ENGINE and not service.allow_inspect:
+        raise InvalidRequestError(f"{wire.INSPECT}: {asked!r} is switched off here (service.allow_inspect)")
     return True
 
 

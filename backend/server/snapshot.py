@@ -155,8 +155,11 @@ class StepLog:
         )
 
 
-def snapshot(scheduler: Scheduler, steps: StepLog, now_s: float) -> Snapshot:
-    """Return the state of `scheduler` at `now_s`; to be called on the engine's thread."""
+def snapshot(scheduler: Scheduler, steps: StepLog, now_s: float, *, names_requests: bool = True) -> Snapshot:
+    """Return the state of `scheduler` at `now_s`; to be called on the engine's thread.
+
+    Without `names_requests` it has no requests, preemptions or facts: nothing that tells who asks, or where.
+    """
     stats = scheduler.stats()
     preempted = dict.fromkeys(("rt", "be"), 0)
     for (priority_class, _kind), count in stats.total_preemptions.items():
@@ -177,15 +180,15 @@ def snapshot(scheduler: Scheduler, steps: StepLog, now_s: float) -> Snapshot:
         total_recomputed_tokens=stats.total_recomputed_tokens,
         step=steps.last,
         kv=_kv_view(scheduler.kv, stats),
-        requests=_request_views(scheduler, now_s),
-        preemptions=steps.preemptions,
-        facts=list(steps.facts),
+        requests=_request_views(scheduler, now_s) if names_requests else [],
+        preemptions=steps.preemptions if names_requests else [],
+        facts=list(steps.facts) if names_requests else [],
     )
 
 
-def snapshot_json(scheduler: Scheduler, steps: StepLog, now_s: float) -> str:
+def snapshot_json(scheduler: Scheduler, steps: StepLog, now_s: float, *, names_requests: bool) -> str:
     """Return `snapshot` as JSON; bytes become base64."""
-    return msgspec.json.encode(snapshot(scheduler, steps, now_s)).decode()
+    return msgspec.json.encode(snapshot(scheduler, steps, now_s, names_requests=names_requests)).decode()
 
 
 def _kv_view(kv: KVCacheManager, stats: SchedulerStats) -> KVPoolView:

@@ -325,8 +325,8 @@ class EngineServer:
                 self._intake.cancel(connection, handle, client_id, timed_out=timed_out)
             case Refused(priority_class, error_code):
                 self._metrics.refused(priority_class, error_code)
-            case Snapshot(handle):
-                self._inspection.ask(connection, handle, self._engine)
+            case Snapshot(handle, names_requests):
+                self._inspection.ask(connection, handle, self._engine, names_requests=names_requests)
             case WatchPrefixes():
                 self._watch_prefixes(connection)
 

@@ -112,7 +112,8 @@ class TritonPythonModel:
             self._close(reply, Chunk(0, "alive", end=End(finish_reason="stop")))
             return
         if wants_snapshot(parameters, self._service):
-            self._link.inspect(lambda chunk: self._put(reply, chunk))
+            names_requests = parameters[wire.INSPECT] == wire.INSPECT_ENGINE
+            self._link.inspect(lambda chunk: self._put(reply, chunk), names_requests=names_requests)
             return
         _check_id(request)
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}

@@ -101,14 +101,16 @@ PRIORITY = "priority"  # parameter of the generate endpoints: 1 = rt, 2 = be
 TIMEOUT = "timeout"  # parameter of the generate endpoints: microseconds, as Triton's own request timeout
 CLASS_HEADER = "x-priority-class"  # parameter made of a gRPC header that the server was told to forward
 INSPECT = "inspect"  # parameter: answer with the engine's snapshot as JSON in text_output; takes no prompt
+INSPECT_ENGINE = "engine"  # its value for the whole snapshot
+INSPECT_COUNTS = "counts"  # its value for a snapshot that names no request
 INSPECT_STUB = "stub"  # its value for a canary, which the stub itself answers
 
 PARAMETERS = {
     PRIORITY: "Class of service as a number (generate endpoints): 1 = rt, 2 = be.",
     TIMEOUT: "Give up after this many microseconds (generate endpoints; over gRPC use the request's own timeout).",
     CLASS_HEADER: "Class of service from a gRPC header (`--grpc-header-forward-pattern='(?i)x-.*'`).",
-    INSPECT: "`engine`: answer with a snapshot of the engine as JSON in text_output; no prompt then. `stub`: a sign of "
-    "life, without the engine.",
+    INSPECT: "`engine`: answer with a snapshot of the engine as JSON in text_output; no prompt then. `counts`: one "
+    "without its requests. `stub`: a sign of life, without the engine.",
 }
 # What TensorRT-LLM's clients send besides, and the values that change nothing; () is any, since nothing is padded here.
 FIXED_PARAMETERS: Mapping[str, tuple[object, ...]] = {

@@ -122,9 +122,13 @@ class Refused(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Ask for the engine's state as JSON; the answer is a chunk of text that ends at once."""
+    """Ask for the engine's state as JSON; the answer is a chunk of text that ends at once.
+
+    `names_requests`: with its requests, their ids among them; without them it holds counts only.
+    """
 
     handle: int
+    names_requests: bool
 
 
 class WatchPrefixes(msgspec.Struct, frozen=True, tag=True, array_like=True):

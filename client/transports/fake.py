@@ -81,8 +81,10 @@ class FakeServer:
             self.open_ids.discard(call.request_id)
 
     def _responses(self, call: Call) -> Iterator[Outputs]:
-        if call.parameters.get(wire.INSPECT) == wire.INSPECT_ENGINE:
-            yield {"text_output": [msgspec.json.encode(FAKE_SNAPSHOT).decode()], "finish_reason": ["stop"]}
+        if wire.INSPECT in call.parameters:
+            is_whole = call.parameters[wire.INSPECT] == wire.INSPECT_ENGINE
+            seen = FAKE_SNAPSHOT if is_whole else msgspec.structs.replace(FAKE_SNAPSHOT, requests=[], preemptions=[])
+            yield {"text_output": [msgspec.json.encode(seen).decode()], "finish_reason": ["stop"]}
             return
         words = _prompt_words(call)
         num_tokens = _checked(call, len(words), self.max_model_len)

@@ -119,6 +119,15 @@ def test_inspect_shows_both_classes_and_the_whole_pool(client: Client) -> None:
     assert len(snapshot.kv.tail_fill) == snapshot.kv.num_blocks > 0
 
 
+def test_counts_have_the_pool_and_no_request(client: Client) -> None:
+    with client.stream(PROMPT, max_tokens=500, ignore_eos=True) as stream:
+        next(stream)
+        whole, counts = client.inspect(), client.inspect(counts_only=True)
+    assert whole.requests
+    assert counts.requests == counts.preemptions == counts.facts == []
+    assert counts.kv.num_blocks == whole.kv.num_blocks
+
+
 def test_the_async_client_inspects_too(endpoint: Endpoint) -> None:
     async def run() -> str:
         async with AsyncClient(endpoint.async_transport()) as client:

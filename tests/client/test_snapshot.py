@@ -56,7 +56,7 @@ class Running:
         self.steps.record(plan, batch, result, self.scheduler.complete(batch, result, self.now_s))
 
     def snapshot(self) -> Snapshot:
-        return parse_snapshot(snapshot_json(self.scheduler, self.steps, self.now_s))
+        return parse_snapshot(snapshot_json(self.scheduler, self.steps, self.now_s, names_requests=True))
 
 
 @pytest.fixture
@@ -114,6 +114,8 @@ def test_the_list_of_requests_is_bounded_and_real_time_comes_first() -> None:
 
 
 def test_another_version_of_the_snapshot_is_refused(running: Running) -> None:
-    changed = json.loads(snapshot_json(running.scheduler, running.steps, running.now_s)) | {"novelty": 1}
+    changed = json.loads(snapshot_json(running.scheduler, running.steps, running.now_s, names_requests=True)) | {
+        "novelty": 1
+    }
     with pytest.raises(ClientError, match="does not fit"):
         parse_snapshot(json.dumps(changed))

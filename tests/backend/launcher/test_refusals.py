@@ -12,7 +12,7 @@ import pytest
 from backend.core.errors import ConfigError
 from backend.launcher import serve
 from backend.launcher.endpoints import choose_endpoints
-from backend.launcher.serve import check_model, main, make_log_directory
+from backend.launcher.serve import check_model, main, own_logs
 
 ELSEWHERE = "192.0.2.1"  # for documents (RFC 5737): no machine has it
 
@@ -31,10 +31,22 @@ def test_a_wrong_path_of_vllm_is_named_by_its_key(vllm: dict[str, Any], words: s
 
 
 def test_a_folder_for_logs_that_is_a_file_is_named_by_its_option(tmp_path: Path) -> None:
-    make_log_directory(tmp_path / "new" / "logs")
+    with own_logs(tmp_path / "new" / "logs"):
+        pass
     (taken := tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=f"^--log-dir '{taken}': File exists$"):
-        make_log_directory(taken)
+    with pytest.raises(ConfigError, match=f"^--log-dir '{taken}': File exists$"), own_logs(taken):
+        pass
+
+
+def test_a_folder_for_logs_has_one_launch_at_a_time(tmp_path: Path) -> None:
+    with (
+        own_logs(tmp_path),
+        pytest.raises(ConfigError, match=f"^--log-dir '{tmp_path}': another bros-serve logs there$"),
+        own_logs(tmp_path),
+    ):
+        pass
+    with own_logs(tmp_path):
+        pass
 
 
 def test_an_address_of_another_machine_is_changed_by_host() -> None:

@@ -251,10 +251,13 @@ def test_a_scalar_of_any_rank_is_taken() -> None:
     assert validate(values, {}, 0, defaults()).sampling.max_tokens == 5
 
 
-def test_the_snapshot_is_refused_where_it_is_switched_off() -> None:
+def test_only_the_snapshot_that_names_requests_can_be_switched_off() -> None:
     assert wants_snapshot({"inspect": "engine"}, ServiceSettings(allow_inspect=True))
     with pytest.raises(InvalidRequestError, match="switched off"):
         wants_snapshot({"inspect": "engine"}, ServiceSettings(allow_inspect=False))
+    assert wants_snapshot({"inspect": "counts"}, ServiceSettings(allow_inspect=False))
+    with pytest.raises(InvalidRequestError, match="'all' is neither 'engine' nor 'counts'"):
+        wants_snapshot({"inspect": "all"}, ServiceSettings(allow_inspect=True))
     assert not wants_snapshot({}, ServiceSettings())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import msgspec
 import pytest
 
 from backend.engine.engine import Engine
@@ -11,6 +12,7 @@ from backend.server.connection import Connection
 from backend.server.inspection import MAX_WAITING, Inspection
 from backend.server.snapshot import StepLog
 from backend.wire.protocol import Chunk, Chunks, ToStub
+from client.snapshot import parse_snapshot
 from tests.backend.factories import Harness, rt
 
 
@@ -24,8 +26,8 @@ class Asker:
         assert isinstance(message, Chunks)
         self.answers += message.chunks
 
-    def ask(self, inspection: Inspection, handle: int, engine: Engine | None) -> None:
-        inspection.ask(cast(Connection, self), handle, engine)
+    def ask(self, inspection: Inspection, handle: int, engine: Engine | None, *, names_requests: bool = True) -> None:
+        inspection.ask(cast(Connection, self), handle, engine, names_requests=names_requests)
 
     def codes(self) -> list[str | None]:
         return [answer.end.error_code for answer in self.answers if answer.end]
@@ -47,6 +49,18 @@ def test_all_who_ask_between_two_steps_get_one_look(asker: Asker) -> None:
     asker.ask(inspection, 9, harness.engine)
     harness.step()
     assert asker.answers[-1].handle == 9
+
+
+def test_who_asks_for_counts_learns_no_name(asker: Asker) -> None:
+    harness, inspection = Harness(), Inspection(StepLog())
+    harness.submit(rt(10, 5))
+    harness.step()
+    for handle, names_requests in enumerate([True, False, True]):
+        asker.ask(inspection, handle, harness.engine, names_requests=names_requests)
+    harness.step()
+    seen = {answer.handle: parse_snapshot(answer.text) for answer in asker.answers}
+    assert {handle: len(snapshot.requests) for handle, snapshot in seen.items()} == {0: 1, 1: 0, 2: 1}
+    assert seen[1] == msgspec.structs.replace(seen[0], requests=[])
 
 
 def test_more_than_can_be_answered_between_two_steps_are_refused(asker: Asker) -> None:

@@ -332,8 +332,9 @@ def test_the_class_of_a_model_wins_over_the_default(make_model: MakeModel) -> No
     assert "serves class 'rt' only" in str(answer.responses[0].error)
 
 
-def test_the_snapshot_is_one_response_of_json(make_model: MakeModel) -> None:
-    sender = serve(make_model("bros"), {}, {"inspect": "engine"}).sender.wait()
+@pytest.mark.parametrize("asked", ["engine", "counts"])
+def test_the_snapshot_is_one_response_of_json(make_model: MakeModel, asked: str) -> None:
+    sender = serve(make_model("bros"), {}, {"inspect": asked}).sender.wait()
     assert sender.text.startswith('{"version":')
     assert sender.num_finals == len(sender.responses) == 1
 

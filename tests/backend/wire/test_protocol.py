@@ -48,7 +48,7 @@ TO_ENGINE = [
     Submit(1, "a7", 0.5, GENERATION),
     Cancel(1, "a7", True),
     Refused("rt", "INVALID_REQUEST"),
-    Snapshot(2),
+    Snapshot(2, names_requests=True),
     WatchPrefixes(),
 ]
 TO_STUB = [

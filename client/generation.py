@@ -46,8 +46,8 @@ class Options(TypedDict, total=False):
     Times are seconds. The SLOs are for class `rt`; `deadline_s` (finish by, counted from arrival) is for `be`.
     Requests of different `cache_salt` share no KV, so that their times say nothing of each other's prompts.
     `timeout_s` is the time limit for the whole answer; after it the request is cancelled. An answer with `json_schema`
-    is JSON that conforms to it, unless `max_tokens` cut it. `tools`, in OpenAI's form, come with messages; the answer's
-    text holds the calls as the model writes them.
+    is JSON that conforms to it, unless `max_tokens` cut it. `echo` puts the prompt in front of the answer's text.
+    `tools`, in OpenAI's form, come with messages; the answer's text holds the calls as the model writes them.
     """
 
     priority_class: PriorityClass
@@ -68,6 +68,7 @@ class Options(TypedDict, total=False):
     frequency_penalty: float
     seed: int
     stop: Sequence[str]
+    echo: bool
     ignore_eos: bool
     log_probs: bool
     top_log_probs: int
@@ -149,6 +150,8 @@ def encode(prompt: Prompt, options: Options, model: str = MODEL, stream: bool = 
     for name, value in options.items():
         if name in _IN_MS:
             inputs[_IN_MS[name]] = cast(float, value) * 1e3
+        elif name == "echo":
+            inputs["exclude_input_in_output"] = not value
         elif name in _AS_JSON:
             inputs[name] = json.dumps(value, ensure_ascii=False)
         elif name not in _NOT_SENT:

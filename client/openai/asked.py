@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 from client.generation import Chunk, Generation, Options, Prompt
@@ -33,10 +33,7 @@ _USUAL_TEMPERATURE = 1.0  # OpenAI's; the engine's own is 0
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request of an endpoint: `n` choices for each of `prompts`. `echoes` stand in front of a prompt's choices.
-
-    `offer`: the tools that a choice may call.
-    """
+    """One request of an endpoint: `n` choices for each of `prompts`. `offer`: the tools that a choice may call."""
 
     model: str
     prompts: Sequence[Prompt]
@@ -47,7 +44,6 @@ class Asked:
     is_streamed: bool = False
     includes_usage: bool = False
     continues_usage: bool = False
-    echoes: Sequence[str] = field(default=())
     offer: Offer | None = None
 
     @property
@@ -67,10 +63,6 @@ class Asked:
     def prompt_of(self, choice: int) -> Prompt:
         """Return the prompt of a choice."""
         return self.prompts[choice // self.n]
-
-    def echo_of(self, choice: int) -> str:
-        """Return what stands in front of a choice's text."""
-        return self.echoes[choice // self.n] if self.echoes else ""
 
 
 @dataclass(frozen=True, slots=True)

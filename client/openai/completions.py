@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import cast
 
 from client.generation import Chunk, Generation, Options, Prompt
 from client.openai.asked import Asked, Endpoint, Json, asked_of
@@ -30,8 +28,9 @@ def parse_completion(body: Mapping[str, object]) -> Asked:
         own["log_probs"] = True
     if checked.logprobs:
         own["top_log_probs"] = checked.logprobs
-    asked = asked_of(checked, prompts, own)
-    return replace(asked, echoes=cast("list[str]", prompts)) if checked.echo else asked
+    if checked.echo:
+        own["echo"] = True
+    return asked_of(checked, prompts, own)
 
 
 def _prompts(prompt: object) -> list[Prompt]:
@@ -50,15 +49,10 @@ def _prompts(prompt: object) -> list[Prompt]:
 def _choice(asked: Asked, index: int, generation: Generation) -> Json:
     return {
         "index": index,
-        "text": asked.echo_of(index) + generation.text,
+        "text": generation.text,
         "logprobs": completion_log_probs(asked, generation),
         "finish_reason": generation.finish_reason,
     }
-
-
-def _opening(asked: Asked, index: int) -> Json | None:
-    echo = asked.echo_of(index)
-    return {"index": index, "text": echo, "logprobs": None, "finish_reason": None} if echo else None
 
 
 def _piece(asked: Asked, index: int, chunk: Chunk) -> Json:
@@ -77,6 +71,6 @@ COMPLETIONS = Endpoint(
     piece_name="text_completion",
     parse=parse_completion,
     choice=_choice,
-    opening=_opening,
+    opening=lambda _asked, _index: None,
     piece=_piece,
 )

@@ -164,6 +164,7 @@ def _answer(call: Call, words: list[str], max_tokens: int, token_s: float) -> It
     tokens = list(
         itertools.takewhile(lambda word: word not in stop_words, itertools.islice(itertools.cycle(words), max_tokens))
     )
+    echo = "" if call.inputs.get("exclude_input_in_output", True) else " ".join(words)
     max_served = int(call.timeout_s / token_s) if call.timeout_s is not None and token_s else max_tokens
     size = 1 if call.inputs.get("stream") else max(1, len(tokens))
     pieces = [range(start, min(start + size, len(tokens))) for start in range(0, len(tokens), size)] or [range(0)]
@@ -171,7 +172,7 @@ def _answer(call: Call, words: list[str], max_tokens: int, token_s: float) -> It
         if piece.stop > max_served:
             raise CancelledError(f"CANCELLED: request {call.request_id!r}: no full answer within {call.timeout_s} s")
         response: dict[str, Sequence[Scalar]] = {
-            "text_output": ["".join(f"{tokens[k]} " for k in piece)],
+            "text_output": [(echo if piece is pieces[0] else "") + "".join(f"{tokens[k]} " for k in piece)],
             "output_ids": [words.index(tokens[k]) for k in piece],
         }
         if call.inputs.get("return_log_probs"):

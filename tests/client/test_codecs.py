@@ -40,6 +40,7 @@ EVERY_OPTION: Options = {
     "presence_penalty": 0.2,
     "frequency_penalty": 0.3,
     "seed": 2**63,
+    "echo": True,
     "stop": ["\n\n", "Ende — Schluß"],
     "ignore_eos": True,
     "log_probs": True,

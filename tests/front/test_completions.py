@@ -51,9 +51,9 @@ def test_an_echo_stands_in_front_of_its_answer() -> None:
     assert [choice["text"] for choice in body["choices"]] == ["aa ", "bb "]
 
 
-def test_an_echo_is_the_first_event_of_a_stream() -> None:
+def test_an_echo_begins_the_first_event_of_a_stream() -> None:
     events = events_of(Door().complete(prompt="a", echo=True, max_tokens=1, stream=True))
-    assert [event["choices"][0]["text"] for event in events] == ["a", "a ", ""]
+    assert [event["choices"][0]["text"] for event in events] == ["aa ", ""]
 
 
 def test_log_probabilities_stand_beside_their_tokens() -> None:

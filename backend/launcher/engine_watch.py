@@ -7,7 +7,18 @@ import contextlib
 import socket
 from pathlib import Path
 
-from backend.wire.protocol import VERSION, Chunks, EngineState, Hello, Snapshot, Stage, send, stub_reader
+from backend.core.errors import EngineUnavailableError
+from backend.wire.protocol import (
+    VERSION,
+    Chunks,
+    EngineState,
+    Hello,
+    ProtocolError,
+    Snapshot,
+    Stage,
+    send,
+    stub_reader,
+)
 
 PERIOD_S = 5.0  # from the end of one look to the next
 
@@ -20,26 +31,31 @@ async def until_silent(path: Path, timeout_s: float) -> None:
 
 async def _is_heard(path: Path, timeout_s: float) -> bool:
     """Ask for an answer between two steps. An engine that is gone is not silent."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError:  # no descriptor is free
+        return True
+    with connection:
+        asking = asyncio.create_task(asyncio.to_thread(_ask, connection, path))
         try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.to_thread(_ask, connection, path)
-        except TimeoutError:
-            return False
-        except OSError:
-            return True
+            # In halves: a launcher that was stopped itself finds the first one over, and has the second to read.
+            for _ in range(2):
+                await asyncio.wait({asking}, timeout=timeout_s / 2)
+            return asking.done()
         finally:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)  # wakes a thread that still reads, which closing would wait for
-    return True
 
 
 def _ask(connection: socket.socket, path: Path) -> None:
     """Return when the engine answers, is not ready, or goes. The thread of its steps makes the snapshot."""
-    connection.connect(str(path))
-    with stub_reader(connection) as reader:
-        send(connection, Hello(version=VERSION, name="bros-serve"))
-        send(connection, Snapshot(1, names_requests=False))
-        while (message := reader.read()) is not None:
-            if isinstance(message, Chunks) or (isinstance(message, EngineState) and message.stage is not Stage.READY):
-                return
+    with contextlib.suppress(OSError, EngineUnavailableError, ProtocolError):
+        connection.connect(str(path))
+        with stub_reader(connection) as reader:
+            send(connection, Hello(version=VERSION, name="bros-serve"))
+            send(connection, Snapshot(1, names_requests=False))
+            while (message := reader.read()) is not None:
+                if isinstance(message, Chunks) or (
+                    isinstance(message, EngineState) and message.stage is not Stage.READY
+                ):
+                    return

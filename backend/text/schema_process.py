@@ -29,6 +29,7 @@ def main(limits_json: str, cpu_s: str, memory_bytes: str) -> None:
     while head := sys.stdin.buffer.read(_LENGTH.size):
         grammar = sys.stdin.buffer.read(*_LENGTH.unpack(head)).decode()
         signal.setitimer(signal.ITIMER_PROF, float(cpu_s))
+        matcher = None  # or the former grammar would end between the two readings
         before = _bytes_in_use()
         matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from backend.core.errors import EngineUnavailableError
 from backend.launcher.engine_watch import until_silent
 from backend.wire.protocol import Chunk, Chunks, End, EngineState, Hello, Snapshot, Stage, engine_reader, frame
 
@@ -75,6 +77,34 @@ def test_any_answer_is_a_sign_of_life(tmp_path: Path, reply: tuple[EngineState |
     engine = FakeEngine(tmp_path / "s", [reply])
     assert seconds_until_silent(tmp_path / "s", timeout_s=0.3, patience_s=1.5) is None
     assert len(engine.asked) >= 4
+
+
+def test_an_engine_that_closes_at_once_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does so where it can start no thread for a connection. Its watch had then ended without a word."""
+    asked = []
+
+    def broken(_: socket.socket, message: object) -> None:
+        asked.append(message)
+        raise EngineUnavailableError("the connection to the engine broke")
+
+    monkeypatch.setattr("backend.launcher.engine_watch.send", broken)
+    FakeEngine(tmp_path / "s", [(READY, ANSWER)])
+    assert seconds_until_silent(tmp_path / "s", timeout_s=0.1, patience_s=1.0) is None
+    assert len(asked) >= 3
+
+
+def test_a_launcher_that_was_stopped_itself_reads_the_answer_first(tmp_path: Path) -> None:
+    FakeEngine(tmp_path / "s", [(READY, ANSWER)])
+
+    async def run() -> bool:
+        watch = asyncio.create_task(until_silent(tmp_path / "s", timeout_s=0.4))
+        await asyncio.sleep(0)
+        time.sleep(1.0)  # as Ctrl-Z and `fg` would stop the whole process
+        done, _ = await asyncio.wait({watch}, timeout=1.5)
+        watch.cancel()
+        return bool(done)
+
+    assert not asyncio.run(run())
 
 
 def test_an_engine_that_is_gone_is_not_silent(tmp_path: Path) -> None:

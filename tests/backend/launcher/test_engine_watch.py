@@ -88,8 +88,10 @@ def test_an_engine_that_closes_at_once_is_asked_again(tmp_path: Path, monkeypatc
         raise EngineUnavailableError("the connection to the engine broke")
 
     monkeypatch.setattr("backend.launcher.engine_watch.send", broken)
-    FakeEngine(tmp_path / "s", [(READY, ANSWER)])
-    assert seconds_until_silent(tmp_path / "s", timeout_s=0.1, patience_s=1.0) is None
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        assert seconds_until_silent(tmp_path / "s", timeout_s=0.1, patience_s=1.0) is None
     assert len(asked) >= 3
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from pathlib import Path
 
-from backend.core.errors import EngineUnavailableError
+from backend.core.errors import EngineUnavailableError, OverloadedError
 from backend.wire.protocol import (
     VERSION,
     Chunks,
@@ -21,6 +22,7 @@ from backend.wire.protocol import (
 )
 
 PERIOD_S = 5.0  # from the end of one look to the next
+_ASK_AGAIN_S = 0.2
 
 
 async def until_silent(path: Path, timeout_s: float) -> None:
@@ -48,14 +50,24 @@ async def _is_heard(path: Path, timeout_s: float) -> bool:
 
 
 def _ask(connection: socket.socket, path: Path) -> None:
-    """Return when the engine answers, is not ready, or goes. The thread of its steps makes the snapshot."""
+    """Return when the engine answers, is not ready, or goes. The thread of its steps makes the snapshot.
+
+    "Too many ask" is no answer: another thread says so, also where no step ends. So it is asked again.
+    """
     with contextlib.suppress(OSError, EngineUnavailableError, ProtocolError):
         connection.connect(str(path))
         with stub_reader(connection) as reader:
             send(connection, Hello(version=VERSION, name="bros-serve"))
             send(connection, Snapshot(1, names_requests=False))
-            while (message := reader.read()) is not None:
-                if isinstance(message, Chunks) or (
-                    isinstance(message, EngineState) and message.stage is not Stage.READY
-                ):
+            for message in reader:
+                if isinstance(message, EngineState) and message.stage is not Stage.READY:
                     return
+                if isinstance(message, Chunks):
+                    if not _is_refusal_of_many(message):
+                        return
+                    time.sleep(_ASK_AGAIN_S)
+                    send(connection, Snapshot(1, names_requests=False))
+
+
+def _is_refusal_of_many(message: Chunks) -> bool:
+    return any(chunk.end is not None and chunk.end.error_code == OverloadedError.code for chunk in message.chunks)

@@ -194,10 +194,10 @@ class Supervisor:
 
     async def _end_when_broken(self) -> None:
         """End a server that can no longer serve; `_keep` starts it again."""
-        signs = [self._dead_stub()]
-        signs += [self._silence()] * bool(self._launch.canary_timeout_s)
-        signs += [self._excess()] * bool(self._launch.max_triton_bytes)
-        tasks = [asyncio.create_task(sign) for sign in signs]
+        signs = [self._dead_stub]
+        signs += [self._silence] * bool(self._launch.canary_timeout_s)
+        signs += [self._excess] * bool(self._launch.max_triton_bytes)
+        tasks = [asyncio.create_task(sign()) for sign in signs]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             words = done.pop().result()

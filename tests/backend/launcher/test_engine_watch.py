@@ -16,6 +16,7 @@ from backend.wire.protocol import Chunk, Chunks, End, EngineState, Hello, Snapsh
 
 READY, LOADING = EngineState(Stage.READY), EngineState(Stage.LOADING)
 ANSWER = Chunks((Chunk(1, "{}", end=End(finish_reason="stop")),))
+FULL = Chunks((Chunk(1, end=End(error_code="OVERLOADED", error_message="16 answers are waiting")),))
 REFUSAL = Chunks((Chunk(1, end=End(error_code="INVALID_REQUEST", error_message="not here")),))
 
 
@@ -43,7 +44,8 @@ class FakeEngine:
             self.asked += [reader.read(), reader.read()]
             for message in reply:
                 connection.sendall(frame(message))
-            reader.read()
+            while reader.read() is not None:  # asked again
+                connection.sendall(frame(reply[-1]))
 
 
 def seconds_until_silent(path: Path, timeout_s: float, patience_s: float) -> float | None:
@@ -62,7 +64,7 @@ def seconds_until_silent(path: Path, timeout_s: float, patience_s: float) -> flo
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize("reply", [(), (READY,)], ids=["not even a state", "no step ends"])
+@pytest.mark.parametrize("reply", [(), (READY,), (READY, FULL)], ids=["not even a state", "no step ends", "many ask"])
 def test_no_answer_is_silence(tmp_path: Path, reply: tuple[EngineState, ...]) -> None:
     engine = FakeEngine(tmp_path / "s", [(READY, ANSWER), reply])
     found_s = seconds_until_silent(tmp_path / "s", timeout_s=0.2, patience_s=20)

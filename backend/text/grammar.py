@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.core.errors import InvalidRequestError, OverloadedError, shorten
+from backend.core.errors import BrosError, InvalidRequestError, OverloadedError, shorten
 from backend.core.request import PriorityClass
 from backend.text.schema_check import SchemaCheck
 from backend.text.schema_memory import Compiled, CompiledBytes, SchemaMemory, Verdict
+from backend.wire.json_schema import with_rust_patterns
 
 if TYPE_CHECKING:
     import llguidance
@@ -36,10 +37,12 @@ _LIMITS = {
     "step_max_items": 20_000,
     "max_grammar_size": 6_000,  # of 700 optional properties, say
     "max_items_in_row": 4_000,  # more than so large a grammar makes
-    "max_lexer_states": 10_000,  # of about 1.5 kB each
+    "max_lexer_states": 250_000,  # of all requests with one schema; a string of 10,000 characters takes some 100,000
     "verbose_errors": False,
 }
 
+# Too many states, or expressions. The second is what it says where that comes while it takes a token.
+_FULL_LEXER = ("lexer error: too many", "parser stopped in consume_token")
 MAX_COMPILED_BYTES = 500_000_000  # of the schemas that one class brought, and that requests still hold
 
 
@@ -89,7 +92,8 @@ class Grammars:
 
     def _try(self, schema: str, priority_class: PriorityClass) -> Verdict:
         try:
-            grammar = self._library.LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)  # type: ignore[arg-type]  # as above
+            read = with_rust_patterns(schema)
+            grammar = self._library.LLMatcher.grammar_from_json_schema(read, overrides=_OPTIONS)  # type: ignore[arg-type]  # as above
         except ValueError as error:
             return Verdict(None, str(error) or "refused")
         trial = self._checks[priority_class].try_out(grammar)
@@ -116,11 +120,23 @@ class Grammar:
         """Return by token id what may follow `output`; at the end of the grammar, the tokens that end a text."""
         for token_id in output[self._num_seen :]:
             self._matcher.consume_token(token_id)
+        self._compiled.num_followed += len(output) - self._num_seen
         self._num_seen = len(output)
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise _refusal(self._matcher.get_error())
+            raise self._failure()
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
+
+    def _failure(self) -> BrosError:
+        """Return why no mask comes. Where others filled the lexer too, the request may well succeed with a new one."""
+        compiled, reason = self._compiled, self._matcher.get_error()
+        if not any(words in reason for words in _FULL_LEXER):
+            return _refusal(reason)
+        compiled.is_spent = True
+        if compiled.num_followed == self._num_seen:
+            return _refusal(f"its texts or patterns take more than {_LIMITS['max_lexer_states']} states to follow")
+        words = "json_schema: all requests with this schema have filled what it may take; it is compiled anew"
+        return OverloadedError(words, retry_after_s=0.1)
 
 
 def _refusal(reason: str) -> InvalidRequestError:

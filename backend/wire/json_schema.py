@@ -7,12 +7,16 @@ limit excludes, and reads patterns as Rust does.
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from backend.core.errors import InvalidRequestError
 from backend.wire.coerce import as_small_text, parse_json, show
+from backend.wire.pattern import PatternError, rust_pattern
 
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_SCHEMA_DEPTH = 32  # of nested lists and objects
@@ -23,17 +27,12 @@ _LIMITS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multip
 _EXCLUSIVE = {"exclusiveMinimum": ("maximum", "exclusiveMaximum"), "exclusiveMaximum": ("minimum", "exclusiveMinimum")}
 _MAX_EXCLUSIVE_DIGITS = 15  # of an exclusive limit: the library takes one of more digits as a number itself
 _COMBINED = ("allOf", "anyOf", "oneOf")
+_WITH_NUMBERS = (*_LIMITS, "properties", "patternProperties", "additionalProperties", "items", "prefixItems")
 _INT64 = {"minimum": -(2**63), "maximum": 2**63 - 1}  # where the library cuts whole numbers: these are kept
 _LOOKED_AT = (str, int, list, dict)
 _OPTIONS = "x-guidance"  # how llguidance is to write JSON, or to read the schema; that is ours to say
 # Control characters that JSON writes with an escape \u only. The library drops them where a grammar has no such escape.
-_CONTROL = r"[\x00-\x07\x0b\x0e-\x1f\x7f]"
-_HEX = r"(?i:(?:x|u00|U000000)(?:0[0-7bef]|1[0-9a-f]|7f)|[xu]\{0*(?:[0-7bef]|1[0-9a-f]|7f)\})"
-_IN_PATTERN = rf"(?:{_CONTROL}|(?<!\\)(?:\\\\)*\\(?:[av]|{_HEX}))"
-_CLASS = re.compile(r"\[(?:\\.|[^\]\\])+\]", re.DOTALL)  # of several characters: the others are left
-_ALONE = re.compile(rf"\[{_IN_PATTERN}\]")
-_CLASS_OPERATIONS = ("&&", "--", "~~")
-_PART = re.compile(r"\\x\{|\\.|\[\^?\]?|&&|--|~~|.", re.DOTALL)  # of a pattern
+_CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
 
 
 def as_json_schema(name: str, value: object) -> str:
@@ -44,6 +43,26 @@ def as_json_schema(name: str, value: object) -> str:
         raise InvalidRequestError(f"{name}: expected a JSON object, got {show(schema)}")
     _check_values(name, schema)
     return text
+
+
+def with_rust_patterns(text: str) -> str:
+    """Return a schema that `as_json_schema` took, its patterns in the words of the library."""
+    schema = json.loads(text)
+    rewritten = _rewritten(_Found(schema))
+    return text if rewritten == schema else json.dumps(rewritten, ensure_ascii=False)
+
+
+def _rewritten(found: _Found) -> object:
+    value = found.value
+    if isinstance(value, dict):
+        is_by_pattern = found.place is _Place.PATTERNS
+        return {
+            rust_pattern(key) if is_by_pattern else key: _rewritten(found.inner(item, key))
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_rewritten(found.inner(item)) for item in value]
+    return rust_pattern(value) if isinstance(value, str) and found.place is _Place.PATTERNS else value
 
 
 class _Place(Enum):
@@ -82,7 +101,7 @@ class _Found:
 
 def _check_values(name: str, schema: dict[str, object]) -> None:
     """Look at every value, without recursion."""
-    left = [_Found(schema)]
+    limits, left = _Limits(), [_Found(schema)]
     while left:
         found = left.pop()
         value = found.value
@@ -98,9 +117,12 @@ def _check_values(name: str, schema: dict[str, object]) -> None:
             raise InvalidRequestError(f"{name}: lists and objects are nested more than {MAX_SCHEMA_DEPTH} deep")
         if isinstance(value, dict):
             _check_object(name, value, found.place)
+            if found.place is _Place.KEYWORDS:
+                limits.add(name, value)
             left += [found.inner(item, key) for key, item in value.items() if isinstance(item, _LOOKED_AT)]
         elif isinstance(value, list):
             left += [found.inner(item) for item in value if isinstance(item, _LOOKED_AT)]
+    limits.check(name)
 
 
 def _check_object(name: str, value: dict[str, object], place: _Place) -> None:
@@ -119,39 +141,64 @@ def _check_limits(name: str, schema: dict[str, object]) -> None:
         is_kept = schema.get("type") == "integer" and limit == _INT64.get(key)
         if isinstance(limit, (int, float)) and not is_kept:
             _check_exact(f"{name}: {key}", limit)
-    if schema.get("type") != "integer":
-        _check_exclusive(name, schema)
 
 
-def _check_exclusive(name: str, schema: dict[str, object]) -> None:
-    """Refuse exclusive limits that the library takes as numbers, of this schema with those that it combines."""
-    limits = _limits_of(schema)
+@dataclass(slots=True)
+class _Limits:
+    """Limits of numbers of which the library may take an exclusive one as a number itself.
+
+    That is where the other limit is less than 1 away from a whole one. A schema that combines others brings limits
+    together that stand anywhere. Where there is one, every limit counts as every other's neighbour.
+    """
+
+    combines: bool = False
+    found: dict[str, list[float]] = field(default_factory=lambda: {key: [] for key in _LIMITS})
+
+    def add(self, name: str, schema: dict[str, object]) -> None:
+        """Look at one schema. Raises InvalidRequestError."""
+        self.combines |= _combines(schema)
+        own = {key: [limit] for key in _LIMITS if (limit := _number(schema.get(key))) is not None}
+        if schema.get("type") != "integer":
+            _check_exclusive(name, own)
+            for key, limits in own.items():
+                self.found[key] += limits
+
+    def check(self, name: str) -> None:
+        """Look at all together. Raises InvalidRequestError."""
+        if self.combines:
+            _check_exclusive(name, self.found)
+
+
+def _combines(schema: dict[str, object]) -> bool:
+    """Return whether a value has to conform to two of the schemas in this one, or to this one and another."""
+    parts: list[object] = [each for key in _COMBINED if isinstance(each := schema.get(key), list) and each]
+    parts += [key for key in ("$ref", "$dynamicRef") if key in schema]
+    parts += [key for key in _WITH_NUMBERS if key in schema][:1]
+    of_all, patterns = schema.get("allOf"), schema.get("patternProperties")
+    return (
+        len(parts) > 1
+        or (isinstance(of_all, list) and len(of_all) > 1)
+        or (isinstance(patterns, dict) and len(patterns) + ("properties" in schema) > 1)
+    )
+
+
+def _check_exclusive(name: str, limits: Mapping[str, list[float]]) -> None:
     for key, others in _EXCLUSIVE.items():
-        for limit in limits[key]:
+        near = sorted({each for other in others for each in limits.get(other, ())})
+        for limit in limits.get(key, ()):
             if len(str(limit).lstrip("-").replace(".", "").partition("e")[0].strip("0")) > _MAX_EXCLUSIVE_DIGITS:
                 words = f"{name}: {key}: {show(limit)} has more than {_MAX_EXCLUSIVE_DIGITS} digits"
                 raise InvalidRequestError(f"{words}, and would not be excluded")
-            near = [each for other in others for each in limits[other] if abs(each - limit) < 1]
-            if limit == int(limit) and near:
-                words = f"{name}: {key}: {show(limit)} would not be excluded beside a limit of {show(near[0])}"
+            first = bisect_right(near, limit - 1)
+            if limit == int(limit) and first < len(near) and near[first] < limit + 1:
+                words = f"{name}: {key}: {show(limit)} would not be excluded beside a limit of {show(near[first])}"
                 raise InvalidRequestError(f"{words}, less than 1 away")
 
 
-def _limits_of(schema: dict[str, object]) -> dict[str, list[float]]:
-    """Return the limits of a schema, and of those that it combines; one beyond `MAX_EXACT` is refused on its own."""
-    found: dict[str, list[float]] = {key: [] for key in _LIMITS}
-    left: list[object] = [schema]
-    while left:
-        if not isinstance(each := left.pop(), dict):
-            continue
-        for key in _LIMITS:
-            limit = each.get(key)
-            if isinstance(limit, (int, float)) and not isinstance(limit, bool) and abs(limit) <= MAX_EXACT:
-                found[key].append(limit)
-        for key in _COMBINED:
-            if isinstance(combined := each.get(key), list):
-                left += combined
-    return found
+def _number(limit: object) -> float | None:
+    """Return a limit; None where there is none, or one beyond `MAX_EXACT`, which is refused on its own."""
+    is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    return limit if is_number and abs(limit) <= MAX_EXACT else None  # type: ignore[return-value,arg-type]  # as above
 
 
 def _check_exact(name: str, number: float) -> None:
@@ -181,30 +228,10 @@ def _has_named_only(schema: dict[str, object]) -> bool:
 def _check_text(name: str, text: str, place: _Place) -> None:
     if len(text) > MAX_SCHEMA_TEXT_CHARS:
         raise InvalidRequestError(f"{name}: a name or text of {len(text)} characters exceeds {MAX_SCHEMA_TEXT_CHARS}")
-    is_pattern = place is _Place.PATTERNS
-    control = _control_in_pattern(text) if is_pattern else re.search(_CONTROL, text)
-    if control is not None:
+    if place is _Place.PATTERNS:
+        try:
+            rust_pattern(text)
+        except PatternError as error:
+            raise InvalidRequestError(f"{name}: pattern {show(text)}: {error}") from error
+    elif control := _CONTROL.search(text):
         raise InvalidRequestError(f"{name}: a name or text has the control character {control[0]!a}")
-    if is_pattern and (part := _read_otherwise(text)):
-        words = f"{name}: pattern {show(text)}: {part!r} there is read otherwise here than in JSON Schema"
-        raise InvalidRequestError(f"{words} (ECMA 262)")
-
-
-def _read_otherwise(pattern: str) -> str:
-    """Return the first part of a pattern that Rust reads otherwise than ECMA 262; empty where there is none.
-
-    Rust has classes inside classes, operations of classes, and braces after `\\x`. A `]` that begins a class is one of
-    its characters, and to ECMA 262 its end.
-    """
-    is_in_class = False
-    for match in _PART.finditer(pattern):
-        part = match[0]
-        opens_class = part.startswith("[")
-        if part in ("\\x{", "[]", "[^]") or (is_in_class and (opens_class or part in _CLASS_OPERATIONS)):
-            return part
-        is_in_class = opens_class or (is_in_class and part != "]")
-    return ""
-
-
-def _control_in_pattern(text: str) -> re.Match[str] | None:
-    return _ALONE.search(text) or re.search(_IN_PATTERN, _CLASS.sub("", text))

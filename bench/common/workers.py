@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 
 
@@ -19,21 +19,21 @@ def worker_processes(num_workers: int, start: Callable[[], object] | None = None
         try:
             yield pool
         except BaseException:
-            _forget_cancelled(pool)
+            _revive_cancelled(pool)
             # Killed before it is shut down: a pool that is shutting down may wait for the killed ones without end.
             for process in multiprocessing.active_children():
                 process.kill()
             raise
 
 
-def _forget_cancelled(pool: ProcessPoolExecutor) -> None:
-    """Drop the calls that `pool.map` cancelled.
+def _revive_cancelled(pool: ProcessPoolExecutor) -> None:
+    """Give the calls that `pool.map` cancelled a future that can fail.
 
     Where its workers die, a pool fails each call, and raises at a cancelled one (CPython 3.11).
     """
-    for number, item in list(pool._pending_work_items.items()):
+    for item in list(pool._pending_work_items.values()):
         if item.future.cancelled():
-            pool._pending_work_items.pop(number, None)
+            item.future = Future()
 
 
 def _start(start: Callable[[], object] | None) -> None:

@@ -172,6 +172,26 @@ def test_openais_api_passes_the_gateway_over_http_1_with_its_port_and_large_file
         door.shutdown()
 
 
+@needs_nginx
+def test_the_front_door_sees_a_body_as_it_comes(tmp_path: Path) -> None:
+    """It bounds bodies and looks for keys. Held back at the gateway, bodies of 210 MB would fill a disk first."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        door.settimeout(20)
+        with (
+            gateway(tmp_path, openai=f"127.0.0.1:{door.getsockname()[1]}") as at,
+            closing(http.client.HTTPConnection(at.openai, timeout=20)) as connection,
+        ):
+            connection.putrequest("POST", "/v1/files")
+            connection.putheader("Content-Length", "1000000")
+            connection.endheaders(b"the first part")
+            with door.accept()[0] as seen:
+                seen.settimeout(20)
+                text = b""
+                while not text.endswith(b"the first part"):
+                    text += seen.recv(4096)
+    assert text.startswith(b"POST /v1/files")
+
+
 def test_the_gateway_asks_where_a_server_listens_by_default() -> None:
     options = make_parser().parse_args([])
     for port in (options.grpc_port, options.openai_port):

@@ -44,7 +44,7 @@ class Sampler:
             if sequence.sampling.is_restricted:
                 try:
                     self._restrict(logits[index], sequence)
-                except InvalidRequestError as error:
+                except BrosError as error:
                     errors[index] = error
         token_ids = _most_likely(logits)
         for index, sequence in enumerate(sequences):

@@ -258,6 +258,80 @@ def test_a_text_may_hold_whatever_has_a_spelling_of_its_own(grammars: Grammars) 
     assert follows(make(grammars, {"type": "string"}), '"a\\n\\t\\"\\\\é😀"'.encode())
 
 
+@pytest.mark.parametrize(
+    ("pattern", "right", "wrong"),
+    [
+        ('^[^"]*$', ["", "ab", "\\", "\n"], ['"', 'a"b']),
+        ('^[^",]+$', ["ab", "\\"], ['"', 'a"b', "a,"]),
+        (r"^[^\\]*$", ["ab", '"', "\n"], ["\\", "a\\b"]),
+        (r'^[^\n"\\]*$', ["ab"], ['"', "\\", "\n"]),
+        (r"^\P{L}$", ["1", '"', "\\", "\n"], ["a", "é"]),
+        (r"^[\p{Cc}a]*$", ["a\n"], ['"', "\\", "b"]),
+        ("^.$", ["a", '"', "\\", "é", "😀"], ["\n", "\r", "\u2028", "\u2029", "ab"]),
+        (r"^\s$", [" ", "\n", "\ufeff", "\u2003"], ["\x85", "a"]),
+        (r"^\S$", ["a", "\x85", '"'], [" ", "\ufeff", "\u2003"]),
+        (r"^\w$", ["a", "_", "7"], ["é", "-"]),
+        ("^[[a]$", ["[", "a"], ["]"]),
+        ("^[a&&b]$", ["a", "&", "b"], ["a&"]),
+        ("^[+--]$", ["+", ",", "-"], ["."]),
+    ],
+)
+def test_patterns_are_read_as_json_schema_does(
+    grammars: Grammars, tokenizer: Tokenizer, pattern: str, right: list[str], wrong: list[str]
+) -> None:
+    def is_taken(text: str) -> bool:
+        output = [char + 3 for char in json.dumps(text, ensure_ascii=False).encode()]
+        grammar = make(grammars, {"type": "string", "pattern": pattern})
+        is_followed = all(grammar.allowed(output[:end])[token_id] for end, token_id in enumerate(output))
+        return is_followed and bool(grammar.allowed(output)[sorted(tokenizer.eos_token_ids)].all())
+
+    assert [is_taken(text) for text in right + wrong] == [True] * len(right) + [False] * len(wrong)
+
+
+def test_names_follow_their_patterns(grammars: Grammars) -> None:
+    schema = {"type": "object", "patternProperties": {'^[^"]*$': {"const": 1}}, "additionalProperties": False}
+    assert follows(make(grammars, schema), b'{"a\\n":1}')
+    assert not follows(make(grammars, schema), b'{"a\\"b":1}')
+
+
+def test_requests_that_fill_a_shared_lexer_hurt_nobody_for_good(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All requests with a schema share its lexer, to which each adds states. Full, it failed every later request.
+
+    The one that fills it alone is refused. Another is asked to come again, and is served by a new one.
+    """
+    monkeypatch.setitem(grammar._LIMITS, "max_lexer_states", 2_000)
+    grammars, schema = Grammars(tokenizer), {"type": "string", "maxLength": 3_000}
+    try:
+        longest, other = [make(grammars, schema) for _ in range(2)]
+        text = [char + 3 for char in b'"' + b"a" * 2_900]
+        assert other.allowed(text[:5]).any()
+        with pytest.raises(OverloadedError, match="it is compiled anew"):
+            follows_to_the_end(longest, text)
+        with pytest.raises(OverloadedError, match="it is compiled anew"):
+            other.allowed(text[:6])
+        alone = make(grammars, schema)
+        assert alone.allowed(text[:5]).any()
+        with pytest.raises(InvalidRequestError, match="take more than 2000 states to follow"):
+            follows_to_the_end(alone, text)
+    finally:
+        grammars.close()
+
+
+def follows_to_the_end(grammar: Grammar, output: list[int]) -> None:
+    for end in range(len(output)):
+        grammar.allowed(output[:end])
+
+
+def test_a_string_of_thousands_of_characters_is_followed_to_its_end(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    text = [char + 3 for char in b'"' + b"ab" * 2_000]
+    grammar = make(grammars, {"type": "string", "maxLength": 4_000})
+    follows_to_the_end(grammar, text)
+    assert not grammar.allowed(text)[ord("a") + 3]
+    assert grammar.allowed([*text, ord('"') + 3])[sorted(tokenizer.eos_token_ids)].all()
+
+
 def test_a_row_that_nothing_may_follow_says_so(grammars: Grammars) -> None:
     grammar = make(grammars, PERSON)
     with pytest.raises(InvalidRequestError, match="json_schema: "):

@@ -6,8 +6,10 @@ import gc
 
 from backend.core.request import PriorityClass
 from backend.text.schema_memory import (
+    BYTES_PER_TOKEN,
     MAX_KEPT_BYTES,
     MAX_KEPT_SCHEMAS,
+    MAX_STATE_BYTES,
     REFUSAL_KEPT_S,
     Compiled,
     CompiledBytes,
@@ -15,7 +17,7 @@ from backend.text.schema_memory import (
     Verdict,
 )
 
-GOOD, BAD = Verdict(Compiled(None, num_bytes=1000)), Verdict(None, "takes too long")
+GOOD, BAD = Verdict(Compiled(None, 1000)), Verdict(None, "takes too long")
 
 
 def test_a_verdict_is_found_again() -> None:
@@ -64,11 +66,24 @@ def test_large_schemas_drive_out_the_oldest() -> None:
     assert memory.find("too large") is None
 
 
+def test_a_spent_schema_is_forgotten() -> None:
+    memory, compiled = SchemaMemory(), Compiled(None, 1000)
+    memory.keep("a", Verdict(compiled))
+    compiled.is_spent = True
+    assert memory.find("a") is None
+    memory.keep("a", GOOD)
+    assert memory.find("a") == GOOD
+
+
 def test_a_compiled_schema_counts_until_nobody_holds_it() -> None:
     held, other = Compiled(None, 500), Compiled(None, 70)
     compiled_bytes = CompiledBytes()
     compiled_bytes.add(held, PriorityClass.BEST_EFFORT)
     compiled_bytes.add(other, PriorityClass.REAL_TIME)
+    held.num_followed = 3
+    assert compiled_bytes.of(PriorityClass.BEST_EFFORT) == 500 + 3 * BYTES_PER_TOKEN
+    held.num_followed = 10**9
+    assert compiled_bytes.of(PriorityClass.BEST_EFFORT) == 500 + MAX_STATE_BYTES
     del held
     gc.collect()
     assert [compiled_bytes.of(each) for each in PriorityClass] == [70, 0]

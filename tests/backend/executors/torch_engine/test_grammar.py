@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from backend.core.errors import InvalidRequestError
+from backend.core.errors import BrosError, InvalidRequestError, OverloadedError
 from backend.core.executor import Executor
 from backend.core.plan import StepBatch
 from backend.core.request import PriorityClass, Request
@@ -32,14 +32,14 @@ SCHEMA = json.dumps({"enum": ["red", "green", "blue", 17, True, None]})
 
 
 class OneToken:
-    """Allows one token, or raises where that is None."""
+    """Allows one token, or raises an error instead."""
 
-    def __init__(self, token_id: int | None) -> None:
+    def __init__(self, token_id: int | BrosError) -> None:
         self.token_id = token_id
 
-    def allowed(self, output: Sequence[int]) -> NDArray[np.bool_]:
-        if self.token_id is None:
-            raise InvalidRequestError(f"json_schema: stuck after {len(output)} tokens")
+    def allowed(self, _output: Sequence[int]) -> NDArray[np.bool_]:
+        if isinstance(self.token_id, BrosError):
+            raise self.token_id
         return np.arange(8) == self.token_id
 
 
@@ -111,15 +111,16 @@ def test_a_grammar_that_the_model_has_no_token_for_is_an_error() -> None:
     assert str(errors[0]) == "json_schema: no token of the model may come next"
 
 
-def test_a_grammar_that_is_stuck_ends_its_own_request_only(executor: Executor) -> None:
+@pytest.mark.parametrize("error", [InvalidRequestError("stuck"), OverloadedError("full", retry_after_s=0.1)], ids=str)
+def test_a_grammar_that_fails_ends_its_own_request_only(executor: Executor, error: BrosError) -> None:
     stuck, free = make_request("stuck", [5, 6], json_schema="{}"), make_request("free", [5, 6, 7])
-    stuck.grammar = OneToken(None)
+    stuck.grammar = OneToken(error)
     stuck.row, free.row = 0, 1
     slots = np.arange(2 * 8, dtype=np.int32).reshape(2, 8)
     result = executor.execute(StepBatch([stuck, free], [2, 3], slots))
     assert result.token_ids[0] is None
     assert result.token_ids[1] is not None
-    assert {index: str(error) for index, error in result.errors.items()} == {0: "json_schema: stuck after 0 tokens"}
+    assert result.errors == {0: error}
 
 
 def test_a_request_without_a_grammar_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

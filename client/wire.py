@@ -21,6 +21,7 @@ MODELS = (MODEL, MODEL_RT, MODEL_BE)
 INSPECT = "inspect"  # request parameter
 INSPECT_ENGINE = "engine"  # its value for the whole snapshot
 INSPECT_COUNTS = "counts"  # its value for one without requests and facts
+MAX_S = 30 * 24 * 3600  # the longest time that a request may say, in seconds
 TIMEOUT = "timeout"  # request parameter of the generate endpoints: microseconds
 
 DEFAULT_GRPC_URL = "grpc://127.0.0.1:8001"

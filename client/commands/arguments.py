@@ -76,6 +76,8 @@ def _seconds(text: str) -> float:
     value = float(text)
     if not 0.0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    if value > wire.MAX_S:
+        raise argparse.ArgumentTypeError(f"{text} exceeds {wire.MAX_S} seconds, which are 30 days")
     return value
 
 

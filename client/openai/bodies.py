@@ -16,6 +16,7 @@ from msgspec import Meta
 from client.openai.errors import ApiError
 from client.openai.response_format import ResponseFormat
 from client.openai.tools import MAX_TOOLS, Tool, ToolChoice
+from client.wire import MAX_S
 
 MAX_CHOICES = 128  # of one request, n × prompts: each is a request of its own to the engine
 MAX_METADATA = 16  # pairs; as OpenAI has it
@@ -25,7 +26,7 @@ _MAX_TOKENS = 10_000_000  # the engine's own bound on whole numbers
 Tier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 _Tokens = Annotated[int, Meta(ge=1, le=_MAX_TOKENS)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
-_Milliseconds = Annotated[float, Meta(gt=0, le=2_592_000_000)]
+_Milliseconds = Annotated[float, Meta(gt=0, le=MAX_S * 1000)]
 _Label = Annotated[str, Meta(max_length=512)]
 _Word = Annotated[str, Meta(min_length=1, max_length=256)]
 _Metadata = Annotated[dict[str, str], Meta(max_length=MAX_METADATA)]

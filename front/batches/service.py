@@ -120,12 +120,16 @@ class Batches:
     # --- on the disk's thread
 
     def _keep(self, file: StoredFile, part: Path) -> None:
-        limits, store = self._settings, self._disk.store
-        if store.num_files(file.owner) >= limits.max_files:
-            raise ApiError(f"files: this key has {limits.max_files}, the most it may have: delete some", status=409)
+        store = self._disk.store
+        self._check_num_files(file.owner)
         self._check_room(file.owner, file.num_bytes, "file")
         self._disk.folder.keep(part, file.id)
         store.add_file(file)
+
+    def _check_num_files(self, owner: str) -> None:
+        if (num_files := self._disk.store.num_files(owner)) >= self._settings.max_files:
+            words = f"files: this key has {num_files}; more than {self._settings.max_files} are too many"
+            raise ApiError(f"{words}: delete some", status=409)
 
     def _check_room(self, owner: str, num_bytes: int, param: str) -> None:
         """Raise ApiError where `num_bytes` more would be too much for one key, or for all."""
@@ -148,6 +152,7 @@ class Batches:
             raise ApiError(words, "input_file_id")
         if not self._disk.folder.content(file.id).exists():  # its deletion came to no end
             raise not_found("file", file.id, "input_file_id")
+        self._check_num_files(batch.owner)  # it makes two
         self._check_room(batch.owner, 0, "input_file_id")
         num_own = sum(other.owner == batch.owner for other in unfinished)
         if num_own >= limits.max_unfinished or len(unfinished) >= limits.max_unfinished_in_all:

@@ -21,7 +21,7 @@ class BatchSettings:
     max_own_bytes         of those of one key: others have room left
     max_uploads           at once; a client with two fewer then ends one of the largest client
     max_own_uploads       of one client at once: a key, or without keys an address
-    max_files             of one key that are kept at once
+    max_files             of one key at which it may add no file and begin no batch, which would make two
     max_batches           of one key that are kept, its newest ones; those that have not ended stay
     max_unfinished        batches of one key that have not ended
     max_unfinished_in_all batches of all keys that have not ended: each holds three files open

@@ -26,6 +26,19 @@ CREATE INDEX files_of ON files (owner, number);
 CREATE INDEX batches_of ON batches (owner, number);
 CREATE INDEX unfinished ON batches (is_end) WHERE is_end = 0;
 """
+# What each owner has, kept up with every change: a sum over a million files takes a second.
+_TOTALS = """
+CREATE TABLE totals (owner TEXT PRIMARY KEY, num_files INTEGER NOT NULL, num_bytes INTEGER NOT NULL) STRICT;
+INSERT INTO totals SELECT owner, count(*), sum(num_bytes) FROM files GROUP BY owner;
+CREATE TRIGGER file_came AFTER INSERT ON files BEGIN
+    INSERT OR IGNORE INTO totals VALUES (NEW.owner, 0, 0);
+    UPDATE totals SET num_files = num_files + 1, num_bytes = num_bytes + NEW.num_bytes WHERE owner = NEW.owner;
+END;
+CREATE TRIGGER file_went AFTER DELETE ON files BEGIN
+    UPDATE totals SET num_files = num_files - 1, num_bytes = num_bytes - OLD.num_bytes WHERE owner = OLD.owner;
+    DELETE FROM totals WHERE owner = OLD.owner AND num_files = 0;
+END;
+"""
 R = TypeVar("R", StoredFile, Batch)
 
 
@@ -55,6 +68,8 @@ class Store:
             raise StoreError(f"{path}: version {version} of another bros; this one reads {_VERSION}")
         if version == 0:
             self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        if not self._number("SELECT count(*) FROM sqlite_master WHERE name = 'totals'", ()):
+            self._database.executescript(f"BEGIN; {_TOTALS} COMMIT;")
 
     def close(self) -> None:
         """Close the database."""
@@ -89,11 +104,11 @@ class Store:
 
     def num_files(self, owner: str) -> int:
         """Return how many files `owner` has."""
-        return self._number("SELECT count(*) FROM files WHERE owner = ?", (owner,))
+        return self._number("SELECT coalesce(sum(num_files), 0) FROM totals WHERE owner = ?", (owner,))
 
     def stored_bytes(self, owner: str | None = None) -> int:
         """Return the size of all files, or of those of one owner."""
-        query = "SELECT coalesce(sum(num_bytes), 0) FROM files"
+        query = "SELECT coalesce(sum(num_bytes), 0) FROM totals"
         return self._number(query, ()) if owner is None else self._number(f"{query} WHERE owner = ?", (owner,))
 
     def known_ids(self) -> set[str]:

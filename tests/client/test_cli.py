@@ -61,6 +61,7 @@ def test_a_refusal_is_one_line_and_exit_1(capsys: pytest.CaptureFixture[str]) ->
         ["generate", "x", "--ttft-slo-s", "-1"],
         ["generate", "x", "--ttft-slo-s", "nan"],
         ["batch", "in.jsonl"],
+        ["batch", "in.jsonl", "out.jsonl", "--finish-by-s", "3000000"],
     ],
 )
 def test_misuse_is_exit_2(arguments: list[str]) -> None:

@@ -114,3 +114,21 @@ def test_a_batch_goes_on_once_files_are_deleted(tmp_path: Path) -> None:
             assert (batch.status, batch.counts.completed) == (Status.COMPLETED, NUM_LINES)
 
     asyncio.run(main())
+
+
+def test_the_files_that_batches_make_count_too(tmp_path: Path) -> None:
+    """Batches of one line made 38 files a second, each of some hundred bytes, without an end."""
+    few = BatchSettings(max_files=5, max_own_bytes=10_000_000, max_stored_bytes=10_000_000)
+
+    async def main() -> None:
+        async with opened(tmp_path, few) as batches:
+            for _ in range(2):  # an input and an output each
+                await begin(batches, "greedy")
+                await batches.join()
+            await upload(batches, "greedy", b"x")
+            file_id = (await batches.batches("greedy", Cut(1)))[0].input_id
+            with pytest.raises(ApiError, match="files: this key has 5; more than 5 are too many: delete some"):
+                await batches.add_batch("greedy", "/v1/completions", file_id, None)
+            await upload(batches, "other", b"x")
+
+    asyncio.run(main())

@@ -111,6 +111,7 @@ class StoreAndTwin(RuleBasedStateMachine):
             assert self.store.files(owner, EVERYTHING) == self.files_of(owner)
             assert self.store.batches(owner, EVERYTHING) == self.batches_of(owner)
             assert self.store.num_files(owner) == len(self.files_of(owner))
+            assert self.store.stored_bytes(owner) == sum(file.num_bytes for file in self.files_of(owner))
         open_ones = [batch for batch in self.all_batches if NEXT[batch.status]]
         assert self.store.unfinished() == open_ones
         assert self.store.stored_bytes() == sum(file.num_bytes for file in self.all_files)
@@ -192,3 +193,18 @@ def test_the_oldest_batches_that_have_ended_are_forgotten(tmp_path: Path) -> Non
         kept = [batch.id for batch in store.batches("one", Cut(10)) or ()]
         assert kept == ["batch_5", "batch_4", "batch_3", "batch_0"]
         assert [batch.id for batch in store.batches("other", Cut(10)) or ()] == ["batch_other"]
+
+
+def test_a_database_without_totals_gets_them(tmp_path: Path) -> None:
+    """As those of releases before 1,000,000 files were thought of have none."""
+    store = Store(tmp_path / "state")
+    files = [make_file("me", "batch", 5) for _ in range(3)]
+    for file in files:
+        store.add_file(file)
+    for thing in ("TABLE totals", "TRIGGER file_came", "TRIGGER file_went"):
+        store._database.execute(f"DROP {thing}")
+    store.close()
+    store = Store(tmp_path / "state")
+    store.delete_file("me", files[0].id)
+    assert (store.num_files("me"), store.stored_bytes()) == (2, 10)
+    store.close()

@@ -170,7 +170,7 @@ def test_all_files_together_are_bounded_and_deleting_makes_room(tmp_path: Path) 
             for _ in range(2):
                 await client.files.create(file=("in", b"\n" * 10), purpose="batch")
             many = await http.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM)
-            assert (many.status_code, many.json()["error"]["message"][:25]) == (409, "files: this key has 3, th")
+            assert (many.status_code, many.json()["error"]["message"][:25]) == (409, "files: this key has 3; mo")
 
     asyncio.run(main())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from ipaddress import IPv6Network, ip_address
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 
 import msgspec
@@ -65,10 +65,19 @@ def client_of(request: Request, caller: Caller) -> str:
         return caller.name
     host = "" if request.client is None else request.client.host
     try:
-        address = ip_address(host.partition("%")[0])
+        address = ip_address(_without_port(host).partition("%")[0])
     except ValueError:
         return host  # a proxy wrote something else
-    return host if address.version == 4 else str(IPv6Network((address, _IPV6_SITE_BITS), strict=False))
+    if isinstance(address, IPv6Address) and (of_version_4 := address.ipv4_mapped) is not None:
+        address = of_version_4  # of a listener for both versions
+    return str(address) if address.version == 4 else str(IPv6Network((address, _IPV6_SITE_BITS), strict=False))
+
+
+def _without_port(host: str) -> str:
+    """Return an address as some proxies write it, `10.0.0.1:5000` or `[2001:db8::1]:5000`, without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0] if host.count(":") == 1 else host
 
 
 def open_keys(path: Path | None, default: PriorityClass) -> Keys:

@@ -92,6 +92,9 @@ def test_a_file_that_cannot_be_used_is_one_clear_line(tmp_path: Path, text: str 
         (ANYONE, "10.0.0.1", "10.0.0.1"),
         (ANYONE, "2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
         (ANYONE, "fe80::1%eth0", "fe80::/64"),
+        (ANYONE, "::ffff:10.0.0.1", "10.0.0.1"),
+        (ANYONE, "10.0.0.1:5000", "10.0.0.1"),
+        (ANYONE, "[2001:db8:1:2:3::4]:5000", "2001:db8:1:2::/64"),
         ("3f", "10.0.0.1", "3f"),
     ],
 )

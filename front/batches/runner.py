@@ -7,9 +7,10 @@ import errno
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from itertools import takewhile
 
 from msgspec.structs import replace
 
@@ -136,10 +137,12 @@ class Runner:
         room = _Room(self._disk, batch.owner, self._settings)
 
         async def send(line: Line) -> Reply:
-            await room.check()
+            await room.look()
             return await sender.send(line)
 
-        await run_lines(lines, results, send, self._open_requests, _ignore)
+        await room.look()
+        await run_lines(room.only_with(lines), results, send, self._open_requests, _ignore)
+        room.require()
 
     def _left_s(self, batch: Batch) -> float:
         """Return the rest of a batch's window: all of it at most, where the clock was set back."""
@@ -170,7 +173,10 @@ class Runner:
 
 
 class _Room:
-    """Looks now and then whether there is room for more answers: that of a key, and that of all."""
+    """Looks now and then whether there is room for more answers: that of a key, and that of all.
+
+    Where there is none, no line begins; those that are open end, and their answers are kept.
+    """
 
     def __init__(self, disk: Disk, owner: str, settings: BatchSettings) -> None:
         self._disk = disk
@@ -178,15 +184,24 @@ class _Room:
         self._settings = settings
         self._turn = asyncio.Lock()
         self._next_s = 0.0  # of the event loop's clock
+        self._lack: str | None = None
 
-    async def check(self) -> None:
-        """Raise OSError, as a full disk does, where no room is left. Callers go on in their order."""
+    def only_with(self, lines: Iterator[Line | None]) -> Iterator[Line | None]:
+        """Yield `lines` until no room is left."""
+        return takewhile(lambda _: self._lack is None, lines)
+
+    def require(self) -> None:
+        """Raise OSError, as a full disk does, where no room was left."""
+        if self._lack is not None:
+            raise OSError(errno.EDQUOT, self._lack)
+
+    async def look(self) -> None:
+        """Look, where the last time is long ago. Callers go on in their order."""
         async with self._turn:
             now_s = asyncio.get_running_loop().time()
             if now_s >= self._next_s:
                 self._next_s = now_s + self._settings.room_check_s
-                if words := await self._disk(self._disk.lack_of_room, self._owner, 0, self._settings):
-                    raise OSError(errno.EDQUOT, words)
+                self._lack = await self._disk(self._disk.lack_of_room, self._owner, 0, self._settings)
 
 
 async def _until(work: Coroutine[None, None, None], stop: asyncio.Event, left_s: float) -> bool:

@@ -87,6 +87,24 @@ def test_answers_count_while_they_are_written_and_the_batch_waits_for_room(tmp_p
     asyncio.run(main())
 
 
+def test_no_line_is_sent_again_where_the_room_runs_out(tmp_path: Path) -> None:
+    """Open ones were broken off and sent again, each time that their batch was tried again."""
+    sent: list[bytes] = []
+
+    async def slow_answer(url: str, body: bytes, left_ms: float | None) -> Json:
+        sent.append(body)
+        await asyncio.sleep(0.01 * (1 + len(sent) % 7))
+        return await answer(url, body, left_ms)
+
+    async def main() -> None:
+        async with open_batches(tmp_path / "data", slow_answer, SETTINGS) as batches:
+            batch_id = await begin(batches, "greedy")
+            await wait_for_room(batches)
+            assert len(sent) == (await batches.batch("greedy", batch_id)).counts.completed
+
+    asyncio.run(main())
+
+
 def test_a_key_without_room_begins_no_batch(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(tmp_path) as batches:

@@ -37,7 +37,7 @@ _LIMITS = {
     "step_max_items": 20_000,
     "max_grammar_size": 6_000,  # of 700 optional properties, say
     "max_items_in_row": 4_000,  # more than so large a grammar makes
-    "max_lexer_states": 250_000,  # of all requests with one schema; a string of 10,000 characters takes some 100,000
+    "max_lexer_states": 150_000,  # of all requests with one schema; a string of 10,000 characters takes some 100,000
     "verbose_errors": False,
 }
 

@@ -11,11 +11,13 @@ from typing import Any
 from weakref import WeakSet
 
 from backend.core.request import PriorityClass
+from backend.text.schema_process import bytes_in_use
 
 MAX_KEPT_SCHEMAS = 256  # that were found good, and as many that were refused
 MAX_KEPT_BYTES = 200_000_000  # of the good ones, compiled: of ten to a thousand
-BYTES_PER_TOKEN = 10_000  # of states; 1 to 9 kB were seen
-MAX_STATE_BYTES = 125_000_000  # of `max_lexer_states`, some 400 bytes each
+MAX_GROWN_BYTES = 1_000_000_000  # of this process, beyond the least that was seen
+LOOK_S = 1.0  # from one look at that to the next
+NUM_FORGOTTEN = 8  # at a look, the oldest: to free one may take 20 ms
 REFUSAL_KEPT_S = 60.0  # on a busy machine a check may take too long by chance
 
 
@@ -23,19 +25,14 @@ REFUSAL_KEPT_S = 60.0  # on a busy machine a check may take too long by chance
 class Compiled:
     """A schema that the library has compiled, to be copied for each request. A copy holds on to most of it.
 
-    All copies add states to one lexer, some 15 with a token. num_followed: tokens of all copies. is_spent: the lexer is
-    full, so that every copy fails.
+    num_bytes: at first. All copies add states to one lexer, up to 15 with a token, of some 400 bytes each.
+    num_followed: tokens of all copies. is_spent: the lexer is full, so that every copy fails.
     """
 
     matcher: Any
-    compiled_bytes: int
+    num_bytes: int
     num_followed: int = 0
     is_spent: bool = False
-
-    @property
-    def num_bytes(self) -> int:
-        """What it takes by now, about."""
-        return self.compiled_bytes + min(self.num_followed * BYTES_PER_TOKEN, MAX_STATE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +44,18 @@ class Verdict:
 
 
 class SchemaMemory:
-    """Keeps verdicts. A flood of bad schemas drives out no good one. For any thread."""
+    """Keeps verdicts. A flood of bad schemas drives out no good one. For any thread.
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    The library does not tell how many states a schema has. So where this process has grown much, the oldest go. If
+    something else grew, they are compiled anew, and the bytes of that time count as usual.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic, in_use: Callable[[], int] = bytes_in_use) -> None:
+        """in_use: the bytes of this process."""
         self._now = now
+        self._in_use = in_use
+        self._usual_bytes = float("inf")
+        self._next_look_s = float("-inf")
         self._good: OrderedDict[str, Verdict] = OrderedDict()
         self._refused: OrderedDict[str, tuple[Verdict, float]] = OrderedDict()  # with the time of its end
         self._lock = threading.Lock()
@@ -58,6 +63,7 @@ class SchemaMemory:
     def find(self, schema: str) -> Verdict | None:
         """Return the verdict on a schema, where one is kept. A spent one is forgotten, to be compiled anew."""
         with self._lock:
+            self._look_at_memory()
             if (good := self._good.get(schema)) is not None and good.compiled is not None:
                 if good.compiled.is_spent:
                     del self._good[schema]
@@ -79,6 +85,19 @@ class SchemaMemory:
                 self._good.popitem(last=False)
             if len(self._refused) > MAX_KEPT_SCHEMAS:
                 self._refused.popitem(last=False)
+
+    def _look_at_memory(self) -> None:
+        if self._now() < self._next_look_s:
+            return
+        self._next_look_s = self._now() + LOOK_S
+        in_use = self._in_use()
+        self._usual_bytes = min(self._usual_bytes, in_use)
+        if in_use - self._usual_bytes <= MAX_GROWN_BYTES:
+            return
+        for _ in range(min(NUM_FORGOTTEN, len(self._good))):
+            self._good.popitem(last=False)
+        if not self._good:
+            self._usual_bytes = float("inf")
 
 
 def _total_bytes(verdicts: Iterable[Verdict]) -> int:

@@ -6,10 +6,11 @@ import gc
 
 from backend.core.request import PriorityClass
 from backend.text.schema_memory import (
-    BYTES_PER_TOKEN,
+    LOOK_S,
+    MAX_GROWN_BYTES,
     MAX_KEPT_BYTES,
     MAX_KEPT_SCHEMAS,
-    MAX_STATE_BYTES,
+    NUM_FORGOTTEN,
     REFUSAL_KEPT_S,
     Compiled,
     CompiledBytes,
@@ -75,15 +76,38 @@ def test_a_spent_schema_is_forgotten() -> None:
     assert memory.find("a") == GOOD
 
 
+def test_where_the_process_has_grown_the_oldest_go() -> None:
+    """Requests add states to a schema that is kept. 256 of those took 15 GB at the worst."""
+    time_s, in_use = [0.0], [5_000]
+    memory = SchemaMemory(lambda: time_s[0], lambda: in_use[0])
+    names = [str(index) for index in range(NUM_FORGOTTEN + 2)]
+    for name in names:
+        memory.keep(name, GOOD)
+
+    def left_after_a_look() -> int:
+        time_s[0] += LOOK_S
+        memory.find("")
+        return len(memory._good)
+
+    assert left_after_a_look() == len(names)
+    in_use[0] += MAX_GROWN_BYTES
+    assert left_after_a_look() == len(names)
+    in_use[0] += 1
+    memory.find("")
+    assert len(memory._good) == len(names), "looked before its time"
+    assert left_after_a_look() == 2
+    assert memory.find(names[-1]) == GOOD
+    assert left_after_a_look() == 0
+    memory.keep("new", GOOD)  # something else has grown, then
+    assert left_after_a_look() == 1
+
+
 def test_a_compiled_schema_counts_until_nobody_holds_it() -> None:
     held, other = Compiled(None, 500), Compiled(None, 70)
     compiled_bytes = CompiledBytes()
     compiled_bytes.add(held, PriorityClass.BEST_EFFORT)
     compiled_bytes.add(other, PriorityClass.REAL_TIME)
-    held.num_followed = 3
-    assert compiled_bytes.of(PriorityClass.BEST_EFFORT) == 500 + 3 * BYTES_PER_TOKEN
-    held.num_followed = 10**9
-    assert compiled_bytes.of(PriorityClass.BEST_EFFORT) == 500 + MAX_STATE_BYTES
+    assert [compiled_bytes.of(each) for each in PriorityClass] == [70, 500]
     del held
     gc.collect()
     assert [compiled_bytes.of(each) for each in PriorityClass] == [70, 0]

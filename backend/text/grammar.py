@@ -5,7 +5,7 @@
 
 Some schemas take minutes or gigabytes to compile, and the library cannot be interrupted. So another process compiles
 each new one first, and ends if that takes long. The library lets other threads run while it compiles. Limits on its
-work bound a mask: 15 ms were the most, over schemas made to be slow, and 41 ms where a table of 100,000 states grew.
+work bound a mask. Schemas made to be slow took 15 ms at most, and 41 ms where a table of 100,000 states grew.
 """
 
 from __future__ import annotations

@@ -92,6 +92,13 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._begun is not None and not self._begun.response_complete:
             self._begun.disconnected = True
             self._begun.message_event.set()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Drop all requests, which refer to this connection: only a full collection would free them, and it is rare."""
+        self.cycle = self._begun = None  # type: ignore[assignment]  # as uvicorn does with its parser
+        self.pipeline.clear()
+        self.scope, self.headers, self.url = None, [], b""  # type: ignore[assignment]  # as above
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()

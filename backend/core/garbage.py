@@ -1,7 +1,8 @@
 """Python's collector of garbage, kept out of the way of streams.
 
 A full collection stops the process while it looks at all objects. It takes longer the more requests are open, and
-finds next to nothing. Reference counts free what a request leaves behind, or collections of young objects do.
+finds next to nothing. Reference counts free what a request leaves behind, or collections of young objects do. A cycle
+of long life has to be cut by hand, as in `front/protocol.py`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import time
@@ -10,6 +11,7 @@ from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from client import FakeServer
 from front import protocol
@@ -161,6 +163,41 @@ def test_a_reader_that_pauses_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> 
             answer += piece
         assert answer.count(b"data: {") == 60_000 + 1  # the last says why it ended
         assert b"data: [DONE]" in answer[-100:]
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["leaves early", "reads"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        HEAD + b"\r\n",
+        (HEAD + b"\r\n") * 20,
+        HEAD + b"X\0\r\n\r\n",
+        POST + b"content-length: 100000\r\n\r\n" + b" " * 90_000,
+        CHUNKED + b"1\r\na\r\n" * 600,
+    ],
+    ids=["one", "many", "malformed", "half a body", "tiny chunks"],
+)
+def test_an_ended_connection_leaves_nothing_to_the_collector(
+    address: tuple[str, int], sent: bytes, reads: bool
+) -> None:
+    """Full collections are rare in this process: one client filled 100 MB a second with what they would have freed."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            with socket.create_connection(address, timeout=20.0) as connection:
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+                while reads and connection.recv(65536):
+                    pass
+        wait_until(lambda: num_left() <= 2, "requests and connections to go")
+    finally:
+        gc.enable()
+
+
+def num_left() -> int:
+    kinds = (protocol.BoundedProtocol, RequestResponseCycle)
+    return sum(isinstance(each, kinds) for each in gc.get_objects())
 
 
 def test_trailers_are_bounded_like_headers(address: tuple[str, int]) -> None:

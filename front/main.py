@@ -112,6 +112,12 @@ def _address(word: str) -> str:
         raise argparse.ArgumentTypeError(f"{word!r} is no IP address or network: {error}") from error
 
 
+def _folder(word: str) -> Path:
+    if not word:  # as of an unset variable; it would be the current one
+        raise argparse.ArgumentTypeError("'' names no folder")
+    return Path(word)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of `bros-openai`."""
     parser = argparse.ArgumentParser(
@@ -125,7 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--host", str, _DEFAULTS.host, "address to listen on (default: %(default)s)", "ADDRESS")
     add("--port", port, _DEFAULTS.port, "port to listen on (default: %(default)s)", "PORT")
     add("--api-key-file", Path, None, "JSON, key -> allowed tiers (default: no keys are asked for)", "FILE")
-    add("--data-dir", Path, None, "where files and batches are kept (default: none are)", "DIR")
+    add("--data-dir", _folder, None, "where files and batches are kept (default: none are)", "DIR")
     add(
         "--max-body-mib",
         above(0.0, _MAX_BODY_MIB),

@@ -10,16 +10,20 @@ import asyncio
 import re
 from pathlib import Path
 
+from backend.launcher.log_bound import shorten
+
 PERIOD_S = 1.0  # from one look to the next
 _CRASH = re.compile(rb"^Signal \((4|6|7|8|11)\) received", re.MULTILINE)  # ILL, ABRT, BUS, FPE, SEGV
 
 
 async def first_crash(log: Path, start: int) -> int:
-    """Wait until `log` tells of a crash after its first `start` bytes; return the signal's number."""
+    """Wait until `log` tells of a crash after its first `start` bytes; return the signal's number. Keep it short."""
     while True:
         number, start = crash_in(log, start)
         if number is not None:
             return number
+        if shorten(log):  # here, when it has been read: a line of its own life stays seen
+            start = 0
         await asyncio.sleep(PERIOD_S)
 
 

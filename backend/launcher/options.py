@@ -120,7 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="GIB",
         help="start Triton again when it takes more; 0: never (default: a quarter of the machine or container)",
     )
-    server.add_argument("--log-dir", type=Path, metavar="DIR", help="keep logs there (default: removed at stop)")
+    server.add_argument("--log-dir", type=_folder, metavar="DIR", help="keep logs there (default: removed at stop)")
     server.add_argument("--json", action="store_true", help="when ready, print addresses as a line of JSON on stdout")
     server.add_argument(
         "--die-with-parent", action="store_true", help="stop when the process that started this one ends"
@@ -162,10 +162,17 @@ def _add_front_options(server: argparse._ArgumentGroup) -> None:
     )
     server.add_argument(
         "--openai-data-dir",
-        type=Path,
+        type=_folder,
         metavar="DIR",
         help="files and batches of OpenAI's API (default: ~/.local/state/bros/openai-PORT; port 0: gone at stop)",
     )
+
+
+def _folder(word: str) -> Path:
+    """Read a folder. An empty word, as of an unset variable, would be the current one."""
+    if not word:
+        raise argparse.ArgumentTypeError("'' names no folder")
+    return Path(word)
 
 
 def _seconds(word: str) -> float:

@@ -24,6 +24,7 @@ from backend.launcher.endpoints import check_free
 from backend.launcher.engine_states import engine_states
 from backend.launcher.engine_watch import until_silent
 from backend.launcher.launch import EXTRA_EXIT_S, Launch
+from backend.launcher.log_bound import keep_short
 from backend.launcher.memory_watch import first_excess
 from backend.launcher.probe import answers_canary, front_answers, is_ready
 from backend.launcher.reaper import sweep_shared_memory
@@ -164,8 +165,8 @@ class Supervisor:
         if child is self._server:
             sweep_shared_memory(self._launch.run_directory)
         await child.start()
-        duties = (self._watch, self._end_when_crashed) if child is self._server else (self._watch,)
-        watches = [asyncio.create_task(duty(child)) for duty in duties]
+        log_duty = self._end_when_crashed(child) if child is self._server else keep_short(child.command.log)
+        watches = [asyncio.create_task(duty) for duty in (self._watch(child), log_duty)]
         try:
             return await child.exited()
         finally:

@@ -59,7 +59,10 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None,
         Meta(description="one request to the engine for each choice; their seeds are one apart"),
     ] = None
-    max_tokens: Annotated[_Tokens | None, Meta(description="output tokens at most")] = None
+    max_tokens: Annotated[
+        _Tokens | None,
+        Meta(description="output tokens at most; without it 16 for a completion, and `default_max_tokens` in a chat"),
+    ] = None
     min_tokens: Annotated[
         Annotated[int, Meta(ge=0, le=_MAX_TOKENS)] | None,
         Meta(description="output tokens before an end token or a stop word may end the answer"),

@@ -59,15 +59,25 @@ def status_of(answer: bytes) -> int:
         (HEAD, b"a:b\r\n" * (protocol.MAX_HEADERS + 1)),
         (HEAD, b"x: " + b"a" * (protocol.MAX_HEAD_BYTES + 1)),
         (HEAD, b"x: " + b"a" * protocol.MAX_HEAD_BYTES + b"\r\n\r\n"),
-        (b"GET /" + b"a" * (protocol.MAX_HEAD_BYTES + 1),),
-        (b"GET /v1/files?" + b"a" * protocol.MAX_HEAD_BYTES + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",),
     ],
-    ids=["count", "endless", "long", "url", "query"],
+    ids=["count", "endless", "long"],
 )
 def test_a_head_beyond_its_bounds_is_refused(address: tuple[str, int], pieces: tuple[bytes, ...]) -> None:
     answer = talk(address, *pieces)
     assert status_of(answer) == 431
     assert b"connection: close" in answer
+
+
+@pytest.mark.parametrize(
+    "path", [b"/", b"/v1/files?", b"/v1/files?" + b"a=&" * 600], ids=["path", "query", "parameters"]
+)
+def test_a_long_url_is_refused(address: tuple[str, int], path: bytes) -> None:
+    """Its parameters are read on the event loop: 12,000 of them stood in the way of a stream for 80 ms each time."""
+    end = b" HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    most = protocol.MAX_URL_BYTES - len(path)
+    assert status_of(talk(address, b"GET " + path + b"a" * most + end)) in (400, 404)
+    assert status_of(talk(address, b"GET " + path + b"a" * (most + 1) + end)) == 414
+    assert status_of(talk(address, b"GET " + path + b"a" * 60_000 + end)) == 414
 
 
 def test_a_head_within_its_bounds_is_answered(address: tuple[str, int]) -> None:

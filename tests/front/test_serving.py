@@ -94,6 +94,7 @@ def test_the_door_says_where_it_listens_and_ends_at_ctrl_c() -> None:
         (["--max-body-mib", "1e99"], "argument --max-body-mib: 1e99 is above 65536"),
         (["--drain-timeout-s", "-1"], "argument --drain-timeout-s: -1 is below 0"),
         (["--drain-timeout-s", "nan"], "argument --drain-timeout-s: nan is not finite"),
+        (["--data-dir", ""], "argument --data-dir: '' names no folder"),
         (["--triton", "zzz"], "argument --triton: 'zzz' names no host and port"),
         (["--triton", "grpc://host:port"], "argument --triton: 'grpc://host:port' names no host and port"),
         (["--triton", "ftp://host:1"], "argument --triton: url 'ftp://host:1': its scheme is none of"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.launcher import crash
+from backend.launcher import crash, log_bound
 
 EARLIER = b"Signal (11) received.\n"
 STARTED = b"I1129 server.cc:604] started\n"
@@ -48,6 +48,27 @@ def test_a_line_that_comes_in_two_parts_is_read_whole(log: Path, monkeypatch: py
             return await waiting
 
     assert asyncio.run(run()) == 6
+
+
+def test_a_log_that_is_too_long_is_emptied_and_read_on(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle connections beyond Triton's descriptors wrote 43 GB an hour. An earlier life's crash is not seen again."""
+    monkeypatch.setattr(crash, "PERIOD_S", 0.0)
+    monkeypatch.setattr(log_bound, "MAX_LOG_BYTES", 1000)
+    monkeypatch.setattr(log_bound, "KEPT_BYTES", 100)
+
+    async def run() -> int:
+        with log.open("ab", buffering=0) as file:  # as the server writes: at the end, wherever that is
+            waiting = asyncio.create_task(crash.first_crash(log, len(EARLIER)))
+            for _ in range(3):
+                file.write(b"too many open files\n" * 60)
+                while log.stat().st_size > 1000:
+                    await asyncio.sleep(0)
+            assert not waiting.done()
+            file.write(b"Signal (6) received.\n")
+            return await waiting
+
+    assert asyncio.run(run()) == 6
+    assert log.with_name("triton.log.1").read_bytes() == b"too many open files\n" * 5
 
 
 def test_a_log_that_is_gone_tells_of_no_crash(tmp_path: Path) -> None:

@@ -97,3 +97,11 @@ def test_a_time_out_of_range_is_refused_by_name(flag: str, value: str, capsys: p
         make_parser().parse_args([f"{flag}={value}"])
     assert refusal.value.code == 2
     assert f"argument {flag}: {value} s is not in [0, 86400]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--log-dir", "--openai-data-dir"])
+def test_a_folder_has_a_name(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        make_parser().parse_args([flag, ""])
+    assert refusal.value.code == 2
+    assert f"argument {flag}: '' names no folder" in capsys.readouterr().err

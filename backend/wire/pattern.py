@@ -14,7 +14,6 @@ _ESCAPE = (
     rf"(?:{_SURROGATES}|"
     r"\\(?:u\{[0-9A-Fa-f]{1,6}\}|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|c[A-Za-z]|[pP]\{\w+(?:=\w+)?\}|.))"
 )
-_CLASS = re.compile(rf"\[(\^?)((?:{_ESCAPE}|[^\]\\])*)\]", re.DOTALL)
 _MEMBER = re.compile(rf"{_ESCAPE}|.", re.DOTALL)
 _GROUP = re.compile(r"\((?:\?:|\?<[A-Za-z_]\w*>|(?!\?))")
 _QUANTIFIER = re.compile(r"(?:[*+?]|\{\d+(?:,\d*)?\})\??")
@@ -39,9 +38,12 @@ def rust_pattern(pattern: str) -> str:
     parts: list[str] = []
     position, can_repeat = 0, False
     while position < len(pattern):
-        if match := _CLASS.match(pattern, position):
-            part, can_repeat = _class(match), True
-        elif match := _GROUP.match(pattern, position):
+        if pattern[position] == "[":
+            members, end = _members(pattern, position)
+            parts.append(_class(pattern[position:end], members))
+            position, can_repeat = end, True
+            continue
+        if match := _GROUP.match(pattern, position):
             part, can_repeat = "(?:", False
         elif match := _QUANTIFIER.match(pattern, position):
             if not can_repeat:
@@ -71,10 +73,26 @@ def _single(part: str) -> str:
     return _literal(code)
 
 
-def _class(match: re.Match[str]) -> str:
-    is_negated, members = bool(match[1]), _MEMBER.findall(match[2])
+def _members(pattern: str, start: int) -> tuple[list[str], int]:
+    """Return the members of the class that begins at `start`, and where it ends.
+
+    One after the other: an expression for the whole class would try all ways to read one that has no end.
+    """
+    members: list[str] = []
+    position = start + len("[^" if pattern.startswith("[^", start) else "[")
+    while not pattern.startswith("]", position):
+        match = _MEMBER.match(pattern, position)
+        if match is None:
+            raise PatternError("'[' there is not supported")
+        members.append(match[0])
+        position = match.end()
+    return members, position + 1
+
+
+def _class(text: str, members: list[str]) -> str:
+    is_negated = text.startswith("[^")
     if not members:
-        raise PatternError(f"{match[0]!r} there is not supported")
+        raise PatternError(f"{text!r} there is not supported")
     parts: list[str] = []
     ranges: list[tuple[int, int]] = []
     while members:
@@ -90,10 +108,10 @@ def _class(match: re.Match[str]) -> str:
             high = _code(members[1], is_in_class=True)
             del members[:2]
             if high < low:
-                raise PatternError(f"{match[0]!r} has a range out of order")
+                raise PatternError(f"{text!r} has a range out of order")
         ranges.append((low, high))
     if not is_negated and not parts and all(_is_unwritable(*each) for each in ranges):
-        raise PatternError(f"{match[0]!r} has only control characters that no answer has")
+        raise PatternError(f"{text!r} has only control characters that no answer has")
     parts += [_range(max(1, low), high) for low, high in ranges if high > 0]
     return f"[^{''.join(parts)}{_NUL}]" if is_negated else f"[{''.join(parts)}]"
 

@@ -86,3 +86,12 @@ def test_what_has_no_counterpart_is_named(pattern: str, reason: str) -> None:
     with pytest.raises(PatternError) as refused:
         rust_pattern(pattern)
     assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize("piece", [r"\x41", r"\ud83d\ude00", r"\p{L", "(?<a", "{1,"])
+def test_a_pattern_is_read_in_one_pass(piece: str) -> None:
+    """All ways to read a class without an end took twice as long with each member: for ever with 512 characters."""
+    with pytest.raises(PatternError):
+        rust_pattern("[" + piece * (500 // len(piece)))
+    with pytest.raises(PatternError):
+        rust_pattern("(" + piece * (500 // len(piece)) + "[")

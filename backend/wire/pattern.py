@@ -15,7 +15,7 @@ _ESCAPE = (
     r"\\(?:u\{[0-9A-Fa-f]{1,6}\}|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|c[A-Za-z]|[pP]\{\w+(?:=\w+)?\}|.))"
 )
 _MEMBER = re.compile(rf"{_ESCAPE}|.", re.DOTALL)
-_GROUP = re.compile(r"\((?:\?:|\?<[A-Za-z_]\w*>|(?!\?))")
+_GROUP = re.compile(r"\((?:\?:|\?P?<[A-Za-z_]\w*>|(?!\?))")  # `?P<`: as Python names one, and so pydantic
 _QUANTIFIER = re.compile(r"(?:[*+?]|\{\d+(?:,\d*)?\})\??")
 _NAMED = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
 _SPACES = (
@@ -43,6 +43,8 @@ def rust_pattern(pattern: str) -> str:
             parts.append(_class(pattern[position:end], members))
             position, can_repeat = end, True
             continue
+        if pattern.startswith("(?", position) and not _GROUP.match(pattern, position):
+            raise PatternError(f"{pattern[position : position + 3]!r} there is not supported")
         if match := _GROUP.match(pattern, position):
             part, can_repeat = "(?:", False
         elif match := _QUANTIFIER.match(pattern, position):
@@ -64,7 +66,7 @@ def _single(part: str) -> str:
         return part
     if part == ".":
         return _ANY
-    if part in ("(", "[", "{", "\\"):
+    if part in ("{", "\\"):
         raise PatternError(f"{part!r} there is not supported")
     if (found := _set(part)) is not None:
         return found

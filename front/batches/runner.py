@@ -201,7 +201,8 @@ class _Room:
             now_s = asyncio.get_running_loop().time()
             if now_s >= self._next_s:
                 self._next_s = now_s + self._settings.room_check_s
-                self._lack = await self._disk(self._disk.lack_of_room, self._owner, 0, self._settings)
+                # The first lack stays: lines have ended for it, also where there is room again.
+                self._lack = self._lack or await self._disk(self._disk.lack_of_room, self._owner, 0, self._settings)
 
 
 async def _until(work: Coroutine[None, None, None], stop: asyncio.Event, left_s: float) -> bool:

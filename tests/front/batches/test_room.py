@@ -13,6 +13,7 @@ import pytest
 
 from client.openai.asked import Json
 from client.openai.errors import ApiError
+from front.batches.disk import Disk
 from front.batches.objects import Status
 from front.batches.service import Batches, open_batches
 from front.batches.settings import BatchSettings
@@ -101,6 +102,22 @@ def test_no_line_is_sent_again_where_the_room_runs_out(tmp_path: Path) -> None:
             batch_id = await begin(batches, "greedy")
             await wait_for_room(batches)
             assert len(sent) == (await batches.batch("greedy", batch_id)).counts.completed
+
+    asyncio.run(main())
+
+
+def test_a_batch_goes_on_where_room_comes_back_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that was begun already looked again, found room, and most lines were never sent."""
+    lacks = [None] * 5 + ["full"]
+    monkeypatch.setattr(Disk, "lack_of_room", lambda *_: lacks.pop(0) if lacks else None)
+
+    async def main() -> None:
+        async with opened(tmp_path) as batches:
+            batch_id = await begin(batches, "one")
+            await batches.join()
+            batch = await batches.batch("one", batch_id)
+            assert (batch.status, batch.counts.completed) == (Status.COMPLETED, NUM_LINES)
+            assert not lacks
 
     asyncio.run(main())
 

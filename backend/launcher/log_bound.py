@@ -33,7 +33,8 @@ def shorten(log: Path) -> bool:
         return False
     with contextlib.suppress(OSError):  # on a full disk it has to become shorter all the more
         _copy_end(log, log.with_name(f"{log.name}.1"))
-    os.truncate(log, 0)
+    with contextlib.suppress(OSError):
+        os.truncate(log, 0)
     return True
 
 

@@ -56,6 +56,7 @@ class SchemaMemory:
         self._in_use = in_use
         self._usual_bytes = float("inf")
         self._next_look_s = float("-inf")
+        self._num_to_forget = 0  # of those that were kept when this process was found to have grown
         self._good: OrderedDict[str, Verdict] = OrderedDict()
         self._refused: OrderedDict[str, tuple[Verdict, float]] = OrderedDict()  # with the time of its end
         self._lock = threading.Lock()
@@ -93,11 +94,14 @@ class SchemaMemory:
         in_use = self._in_use()
         self._usual_bytes = min(self._usual_bytes, in_use)
         if in_use - self._usual_bytes <= MAX_GROWN_BYTES:
+            self._num_to_forget = 0
             return
+        self._num_to_forget = self._num_to_forget or len(self._good)
         for _ in range(min(NUM_FORGOTTEN, len(self._good))):
             self._good.popitem(last=False)
-        if not self._good:
-            self._usual_bytes = float("inf")
+        self._num_to_forget -= NUM_FORGOTTEN
+        if self._num_to_forget <= 0:  # all of that time are gone
+            self._usual_bytes, self._num_to_forget = float("inf"), 0
 
 
 def _total_bytes(verdicts: Iterable[Verdict]) -> int:

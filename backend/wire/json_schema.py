@@ -119,6 +119,8 @@ def _check_values(name: str, schema: dict[str, object]) -> None:
 def _check_object(name: str, value: dict[str, object], place: _Place) -> None:
     for key in value:
         _check_text(name, key, place)
+    if place is _Place.PATTERNS and len(set(map(rust_pattern, value))) < len(value):
+        raise InvalidRequestError(f"{name}: two of patternProperties are one pattern in other words")
     if place is _Place.KEYWORDS:
         if _OPTIONS in value:
             raise InvalidRequestError(f"{name}: {_OPTIONS} is no keyword of JSON Schema")

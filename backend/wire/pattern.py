@@ -26,6 +26,7 @@ _NUL = r"\x00"
 _ANY = rf"[^\n\r\x{{2028}}\x{{2029}}{_NUL}]"
 # Control characters that JSON writes with an escape \u only, which answers do not have.
 _UNWRITABLE = frozenset(range(0x20)) - set(b"\b\t\n\f\r") | {0x7F}
+_PLAIN = frozenset(" !\"#%&',-/:;<=>@_`~")  # that mean themselves to both, outside a class
 _LAST = 0x10FFFF
 
 
@@ -72,7 +73,7 @@ def _single(part: str) -> str:
         return found
     if (code := _code(part)) in _UNWRITABLE:
         raise PatternError(f"{part!r} is a control character that no answer has")
-    return _literal(code)
+    return part if part in _PLAIN else _literal(code)
 
 
 def _members(pattern: str, start: int) -> tuple[list[str], int]:

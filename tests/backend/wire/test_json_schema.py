@@ -102,6 +102,10 @@ def test_a_schema_within_the_bounds_is_taken_as_it_is() -> None:
         ('{"exclusiveMaximum": 0.9982735614979559}', "0.9982735614979559 has more than 15 digits"),
         ('{"pattern": "a[]b]"}', "json_schema: pattern 'a[]b]': '[]' there is not supported"),
         (r'{"patternProperties": {"\\Aa": {}}}', "'\\\\A' there is not supported"),
+        (
+            r'{"patternProperties": {"^\\d$": {"maximum": 5}, "^[0-9]$": {}}}',
+            "two of patternProperties are one pattern",
+        ),
         ('{"minProperties": 3}', "minProperties 3 exceeds the 0 names in required"),
         ('{"$defs": {"a": {"minProperties": 2, "required": ["b", "b"]}}}', "minProperties 2 exceeds the 1 names"),
         ('{"minProperties": 2, "additionalProperties": false, "patternProperties": {"a": {}}}', "minProperties 2"),

@@ -54,11 +54,12 @@ def _ask(connection: socket.socket, path: Path) -> None:
 
     "Too many ask" is no answer: another thread says so, also where no step ends. So it is asked again.
     """
+    question = Snapshot(1, names_requests=False)
     with contextlib.suppress(OSError, EngineUnavailableError, ProtocolError):
         connection.connect(str(path))
         with stub_reader(connection) as reader:
             send(connection, Hello(version=VERSION, name="bros-serve"))
-            send(connection, Snapshot(1, names_requests=False))
+            send(connection, question)
             for message in reader:
                 if isinstance(message, EngineState) and message.stage is not Stage.READY:
                     return
@@ -66,7 +67,7 @@ def _ask(connection: socket.socket, path: Path) -> None:
                     if not _is_refusal_of_many(message):
                         return
                     time.sleep(_ASK_AGAIN_S)
-                    send(connection, Snapshot(1, names_requests=False))
+                    send(connection, question)
 
 
 def _is_refusal_of_many(message: Chunks) -> bool:

@@ -98,7 +98,7 @@ def _check_values(name: str, schema: dict[str, object]) -> None:
         value = found.value
         if isinstance(value, str):
             if found.is_compared:
-                _check_text(name, value, found.place)
+                _read_text(name, value, found.place)
             continue
         if isinstance(value, int):
             if found.is_compared:
@@ -117,9 +117,7 @@ def _check_values(name: str, schema: dict[str, object]) -> None:
 
 
 def _check_object(name: str, value: dict[str, object], place: _Place) -> None:
-    for key in value:
-        _check_text(name, key, place)
-    if place is _Place.PATTERNS and len(set(map(rust_pattern, value))) < len(value):
+    if len({_read_text(name, key, place) for key in value}) < len(value):
         raise InvalidRequestError(f"{name}: two of patternProperties are one pattern in other words")
     if place is _Place.KEYWORDS:
         if _OPTIONS in value:
@@ -144,13 +142,15 @@ def _has_named_only(schema: dict[str, object]) -> bool:
     return schema.get("additionalProperties") is False and not has_patterns
 
 
-def _check_text(name: str, text: str, place: _Place) -> None:
+def _read_text(name: str, text: str, place: _Place) -> str:
+    """Return a name or text as the library reads it. Raises InvalidRequestError."""
     if len(text) > MAX_SCHEMA_TEXT_CHARS:
         raise InvalidRequestError(f"{name}: a name or text of {len(text)} characters exceeds {MAX_SCHEMA_TEXT_CHARS}")
     if place is _Place.PATTERNS:
         try:
-            rust_pattern(text)
+            return rust_pattern(text)
         except PatternError as error:
             raise InvalidRequestError(f"{name}: pattern {show(text)}: {error}") from error
-    elif control := _CONTROL.search(text):
+    if control := _CONTROL.search(text):
         raise InvalidRequestError(f"{name}: a name or text has the control character {control[0]!a}")
+    return text

@@ -44,10 +44,10 @@ def rust_pattern(pattern: str) -> str:
             parts.append(_class(pattern[position:end], members))
             position, can_repeat = end, True
             continue
-        if pattern.startswith("(?", position) and not _GROUP.match(pattern, position):
-            raise PatternError(f"{pattern[position : position + 3]!r} there is not supported")
         if match := _GROUP.match(pattern, position):
             part, can_repeat = "(?:", False
+        elif pattern[position] == "(":
+            raise PatternError(f"{pattern[position : position + 3]!r} there is not supported")
         elif match := _QUANTIFIER.match(pattern, position):
             if not can_repeat:
                 raise PatternError(f"{match[0]!r} repeats nothing")

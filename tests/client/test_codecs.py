@@ -9,7 +9,8 @@ import httpx2
 import pytest
 from tritonclient.grpc import service_pb2
 
-from client import Client
+from backend.config import MAX_SECONDS
+from client import Client, wire
 from client.errors import (
     CancelledError,
     ExecutionError,
@@ -67,6 +68,10 @@ def test_every_option_reaches_the_wire_in_its_unit() -> None:
     assert inputs["stop_words"] == EVERY_OPTION["stop"]
     assert set(EVERY_OPTION) == set(Options.__annotations__)
     assert len(inputs) == len(EVERY_OPTION) - 2 + 3  # without timeout_s and request_id; prompt, stream, return_metrics
+
+
+def test_client_and_server_have_one_longest_time() -> None:
+    assert wire.MAX_S == MAX_SECONDS
 
 
 def test_grpc_tensors_survive_the_round_trip() -> None:

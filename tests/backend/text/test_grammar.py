@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from backend.text import grammar
 from backend.text.grammar import Grammar, Grammars
 from backend.text.schema_check import SchemaCheck
 from backend.text.tokenizer import Tokenizer, load_tokenizer
-from tests.backend.text.test_tokenizer import save_tokenizer
+from tests.backend.text.following import follows, is_taken
 
 PERSON = {
     "type": "object",
@@ -32,18 +31,6 @@ PERSON = {
     "additionalProperties": False,
 }
 SLOW = {"type": "integer", "multipleOf": 9_999_991}  # takes minutes
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return load_tokenizer(str(save_tokenizer(tmp_path_factory.mktemp("tokenizer"))))
-
-
-@pytest.fixture(scope="module")
-def grammars(tokenizer: Tokenizer) -> Iterator[Grammars]:
-    grammars = Grammars(tokenizer)
-    yield grammars
-    grammars.close()
 
 
 def make(grammars: Grammars, schema: dict[str, Any]) -> Grammar:
@@ -239,12 +226,6 @@ def test_references_lead_into_a_schema_that_stands_inside_another(grammars: Gram
     assert not grammar.allowed(output)[ord("8") + 3]
 
 
-def follows(grammar: Grammar, text: bytes) -> bool:
-    """Return whether the grammar lets each byte follow those before it."""
-    output = [char + 3 for char in text]
-    return all(grammar.allowed(output[:end])[token_id] for end, token_id in enumerate(output))
-
-
 @pytest.mark.parametrize("schema", [{}, {"additionalProperties": False, "patternProperties": {"^b": {}}}], ids=str)
 def test_no_escape_spells_the_name_of_another_property(grammars: Grammars, schema: dict[str, Any]) -> None:
     schema = {"type": "object", "properties": {"a": {"const": 1}, "b\n": {"const": 1}}, "required": ["a"], **schema}
@@ -279,13 +260,9 @@ def test_a_text_may_hold_whatever_has_a_spelling_of_its_own(grammars: Grammars) 
 def test_patterns_are_read_as_json_schema_does(
     grammars: Grammars, tokenizer: Tokenizer, pattern: str, right: list[str], wrong: list[str]
 ) -> None:
-    def is_taken(text: str) -> bool:
-        output = [char + 3 for char in json.dumps(text, ensure_ascii=False).encode()]
-        grammar = make(grammars, {"type": "string", "pattern": pattern})
-        is_followed = all(grammar.allowed(output[:end])[token_id] for end, token_id in enumerate(output))
-        return is_followed and bool(grammar.allowed(output)[sorted(tokenizer.eos_token_ids)].all())
-
-    assert [is_taken(text) for text in right + wrong] == [True] * len(right) + [False] * len(wrong)
+    schema = {"type": "string", "pattern": pattern}
+    taken = [is_taken(make(grammars, schema), tokenizer, text) for text in right + wrong]
+    assert taken == [True] * len(right) + [False] * len(wrong)
 
 
 def test_names_follow_their_patterns(grammars: Grammars) -> None:

@@ -6,16 +6,15 @@ import json
 import random
 import re
 import warnings
-from collections.abc import Iterator
 
 import pytest
 
 from backend.core.errors import InvalidRequestError
 from backend.core.request import PriorityClass
 from backend.text.grammar import Grammars
-from backend.text.tokenizer import Tokenizer, load_tokenizer
+from backend.text.tokenizer import Tokenizer
 from backend.wire.json_schema import as_json_schema
-from tests.backend.text.test_tokenizer import save_tokenizer
+from tests.backend.text.following import is_taken
 
 CHARS = [*'ab"\\-]^[&~ {}().*+?|$/<>1_', "é", "\n", "\t"]
 SETS = (r"\d", r"\w", r"\D", r"\W")
@@ -64,37 +63,25 @@ class Maker:
         return {"\n": r"\n", "\t": r"\t"}.get(char, "\\" + char if char in "\\]^-" else char)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return load_tokenizer(str(save_tokenizer(tmp_path_factory.mktemp("tokenizer"))))
-
-
-@pytest.fixture(scope="module")
-def grammars(tokenizer: Tokenizer) -> Iterator[Grammars]:
-    grammars = Grammars(tokenizer)
-    yield grammars
-    grammars.close()
-
-
-def is_taken(grammars: Grammars, ends: list[int], schema: str, text: str) -> bool:
-    """Return whether an answer may be `text` in JSON, and end there. A pattern that nothing matches is refused."""
+def lets_pass(grammars: Grammars, tokenizer: Tokenizer, schema: str, text: str) -> bool:
+    """Return whether an answer may be `text`. A pattern that nothing matches is refused."""
     try:
         grammar = grammars.grammar(schema, PriorityClass.REAL_TIME)
     except InvalidRequestError as error:
         if "Regex is empty" in str(error):
             return False
         raise
-    output = [byte + 3 for byte in json.dumps(text, ensure_ascii=False).encode()]
-    follows = all(grammar.allowed(output[:end])[token_id] for end, token_id in enumerate(output))
-    return follows and bool(grammar.allowed(output)[ends].all())
+    return is_taken(grammar, tokenizer, text)
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_an_answer_matches_its_pattern(grammars: Grammars, tokenizer: Tokenizer, seed: int) -> None:
-    maker, ends = Maker(seed), sorted(tokenizer.eos_token_ids)
+    maker = Maker(seed)
     pattern = maker.pattern()
     with warnings.catch_warnings(action="ignore"):  # of sets in sets, which ECMA 262 has no more than Python
         twin = re.compile("(?a)" + (pattern.removesuffix("$") + r"\Z" if pattern.startswith("^") else pattern))
     schema = as_json_schema("json_schema", json.dumps({"type": "string", "pattern": pattern}))
     texts = [maker.text() for _ in range(20)]
-    assert [is_taken(grammars, ends, schema, text) for text in texts] == [bool(twin.search(text)) for text in texts]
+    assert [lets_pass(grammars, tokenizer, schema, text) for text in texts] == [
+        bool(twin.search(text)) for text in texts
+    ]

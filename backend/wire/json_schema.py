@@ -10,6 +10,7 @@ import json
 import re
 from dataclasses import dataclass
 from enum import Enum, auto
+from urllib.parse import unquote
 
 from backend.core.errors import InvalidRequestError
 from backend.wire.coerce import as_small_text, parse_json, show
@@ -21,6 +22,7 @@ MAX_SCHEMA_DEPTH = 32  # of nested lists and objects
 MAX_SCHEMA_TEXT_CHARS = 512  # of a name, and of a text that the output is compared with
 _COMPARED = frozenset({"const", "enum", "pattern", "required"})
 _LOOKED_AT = (str, int, list, dict)
+_BASES = ("$id", "id")  # of draft 4 the second: from here on, references lead elsewhere
 _OPTIONS = "x-guidance"  # how llguidance is to write JSON, or to read the schema; that is ours to say
 # Control characters that JSON writes with an escape \u only. The library drops them where a grammar has no such escape.
 _CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
@@ -89,6 +91,15 @@ class _Found:
             place = _PLACES.get(key or "", place)
         return _Found(value, self.depth + 1, is_compared, place)
 
+    def step(self, token: str) -> _Found | None:
+        """Return what a token of a JSON pointer leads to."""
+        if isinstance(self.value, dict):
+            return self.inner(self.value[token], token) if token in self.value else None
+        if isinstance(self.value, list) and token.isdecimal() and len(token) <= len(str(len(self.value))):
+            index = int(token)
+            return self.inner(self.value[index]) if str(index) == token and index < len(self.value) else None
+        return None
+
 
 def _check_values(name: str, schema: dict[str, object]) -> None:
     """Look at every value, without recursion."""
@@ -110,6 +121,7 @@ def _check_values(name: str, schema: dict[str, object]) -> None:
             _check_object(name, value, found.place)
             if found.place is _Place.KEYWORDS:
                 limits.add(value)
+                _check_references(name, schema, value)
             left += [found.inner(item, key) for key, item in value.items() if isinstance(item, _LOOKED_AT)]
         elif isinstance(value, list):
             left += [found.inner(item) for item in value if isinstance(item, _LOOKED_AT)]
@@ -123,6 +135,24 @@ def _check_object(name: str, value: dict[str, object], place: _Place) -> None:
         if _OPTIONS in value:
             raise InvalidRequestError(f"{name}: {_OPTIONS} is no keyword of JSON Schema")
         _check_min_properties(name, value)
+
+
+def _check_references(name: str, whole: dict[str, object], schema: dict[str, object]) -> None:
+    """Raise InvalidRequestError where a schema refers to what was not looked at as one: data, a name, another document.
+
+    The library follows any path, also into the values of `default`.
+    """
+    if base := next((key for key in _BASES if schema is not whole and isinstance(schema.get(key), str)), None):
+        raise InvalidRequestError(f"{name}: {base} is for the whole schema only")
+    reference = schema.get("$ref")
+    if not isinstance(reference, str) or reference == "#":
+        return
+    head, *tokens = unquote(reference).split("/")
+    found: _Found | None = _Found(whole) if head == "#" and "%2f" not in reference.lower() else None
+    for token in tokens:
+        found = found and found.step(token.replace("~1", "/").replace("~0", "~"))
+    if found is None or found.place is not _Place.KEYWORDS or not isinstance(found.value, (dict, bool)):
+        raise InvalidRequestError(f"{name}: $ref {show(reference)} leads to no schema in this one")
 
 
 def _check_min_properties(name: str, schema: dict[str, object]) -> None:

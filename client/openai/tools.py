@@ -108,7 +108,8 @@ def _require_object(function: Function) -> None:
 
 def _schema_of_call(index: int, function: Function) -> Json:
     place = f"#/anyOf/{index}/properties/arguments"
-    given = _moved(function.parameters, place)
+    own = {key: value for key, value in (function.parameters or {}).items() if key != "$id"}  # would lead elsewhere
+    given = _moved(own, place)
     arguments = {**given, "type": "object"} if given else {"type": "object", "additionalProperties": False}
     return {
         "type": "object",

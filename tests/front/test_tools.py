@@ -170,18 +170,21 @@ def test_a_choice_that_must_call_is_held_to_a_schema() -> None:
 def test_only_references_are_moved_with_a_schema() -> None:
     data = {"$ref": "#/a"}
     schema = {
+        "$id": "http://cities",
         "properties": {
             "const": {"$ref": "#/$defs/City"},
             "$ref": {"const": data, "enum": [data], "default": data, "examples": [data]},
             "all": {"allOf": [{"items": {"$ref": "#"}}]},
-        }
+        },
     }
     tool = Tool(type="function", function=Function(name="clock", parameters=schema))
     offer = offer_of([tool], "required", True)
     assert offer is not None
     assert offer.schema is not None
     place = "#/anyOf/0/properties/arguments"
-    assert offer.schema["anyOf"][0]["properties"]["arguments"]["properties"] == {
+    arguments = offer.schema["anyOf"][0]["properties"]["arguments"]
+    assert arguments.keys() == {"type", "properties"}
+    assert arguments["properties"] == {
         "const": {"$ref": f"{place}/$defs/City"},
         "$ref": {"const": data, "enum": [data], "default": data, "examples": [data]},
         "all": {"allOf": [{"items": {"$ref": place}}]},

@@ -17,7 +17,7 @@ MAX_KEPT_SCHEMAS = 256  # that were found good, and as many that were refused
 MAX_KEPT_BYTES = 200_000_000  # of the good ones, compiled: of ten to a thousand
 MAX_GROWN_BYTES = 1_000_000_000  # of this process, beyond the least that was seen
 LOOK_S = 1.0  # from one look at that to the next
-NUM_FORGOTTEN = 8  # at a look, the oldest: to free one may take 20 ms
+NUM_FORGOTTEN = 4  # at a look: to free one may take 20 ms
 REFUSAL_KEPT_S = 60.0  # on a busy machine a check may take too long by chance
 
 
@@ -46,8 +46,8 @@ class Verdict:
 class SchemaMemory:
     """Keeps verdicts. A flood of bad schemas drives out no good one. For any thread.
 
-    The library does not tell how many states a schema has. So where this process has grown much, the oldest go. If
-    something else grew, they are compiled anew, and the bytes of that time count as usual.
+    The library does not tell how many states a schema has. So where this process has grown much, those go that are kept
+    then, first the ones of which most tokens were followed. Where that was in vain, the bytes count as usual.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic, in_use: Callable[[], int] = bytes_in_use) -> None:
@@ -56,7 +56,7 @@ class SchemaMemory:
         self._in_use = in_use
         self._usual_bytes = float("inf")
         self._next_look_s = float("-inf")
-        self._num_to_forget = 0  # of those that were kept when this process was found to have grown
+        self._to_forget: list[str] = []  # since this process was found to have grown: the first to go at the end
         self._good: OrderedDict[str, Verdict] = OrderedDict()
         self._refused: OrderedDict[str, tuple[Verdict, float]] = OrderedDict()  # with the time of its end
         self._lock = threading.Lock()
@@ -94,14 +94,17 @@ class SchemaMemory:
         in_use = self._in_use()
         self._usual_bytes = min(self._usual_bytes, in_use)
         if in_use - self._usual_bytes <= MAX_GROWN_BYTES:
-            self._num_to_forget = 0
+            self._to_forget.clear()
             return
-        self._num_to_forget = self._num_to_forget or len(self._good)
-        for _ in range(min(NUM_FORGOTTEN, len(self._good))):
-            self._good.popitem(last=False)
-        self._num_to_forget -= NUM_FORGOTTEN
-        if self._num_to_forget <= 0:  # all of that time are gone
-            self._usual_bytes, self._num_to_forget = float("inf"), 0
+        self._to_forget = self._to_forget or sorted(self._good, key=self._num_followed)
+        for _ in range(min(NUM_FORGOTTEN, len(self._to_forget))):
+            self._good.pop(self._to_forget.pop(), None)
+        if not self._to_forget:
+            self._usual_bytes = float("inf")
+
+    def _num_followed(self, schema: str) -> int:
+        compiled = self._good[schema].compiled
+        return 0 if compiled is None else compiled.num_followed
 
 
 def _total_bytes(verdicts: Iterable[Verdict]) -> int:

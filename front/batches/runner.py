@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from itertools import takewhile
 
 from msgspec.structs import replace
 
@@ -185,14 +184,19 @@ class _Room:
         self._turn = asyncio.Lock()
         self._next_s = 0.0  # of the event loop's clock
         self._lack: str | None = None
+        self._holds_back = False
 
     def only_with(self, lines: Iterator[Line | None]) -> Iterator[Line | None]:
-        """Yield `lines` until no room is left."""
-        return takewhile(lambda _: self._lack is None, lines)
+        """Yield `lines` up to the first that finds no room."""
+        for line in lines:
+            if line is not None and self._lack is not None:
+                self._holds_back = True
+                return
+            yield line
 
     def require(self) -> None:
-        """Raise OSError, as a full disk does, where no room was left."""
-        if self._lack is not None:
+        """Raise OSError, as a full disk does, where a line found no room."""
+        if self._holds_back:
             raise OSError(errno.EDQUOT, self._lack)
 
     async def look(self) -> None:

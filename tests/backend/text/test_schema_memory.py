@@ -76,32 +76,33 @@ def test_a_spent_schema_is_forgotten() -> None:
     assert memory.find("a") == GOOD
 
 
-def test_where_the_process_has_grown_the_oldest_go() -> None:
+def test_where_the_process_has_grown_the_most_followed_go() -> None:
     """Requests add states to a schema that is kept. 256 of those took 15 GB at the worst."""
     time_s, in_use = [0.0], [5_000]
     memory = SchemaMemory(lambda: time_s[0], lambda: in_use[0])
     names = [str(index) for index in range(NUM_FORGOTTEN + 2)]
-    for name in names:
-        memory.keep(name, GOOD)
+    for index, name in enumerate(names):
+        memory.keep(name, Verdict(Compiled(None, 1, num_followed=-index)))
 
-    def left_after_a_look() -> int:
+    def left_after_a_look() -> list[str]:
         time_s[0] += LOOK_S
         memory.find("")
-        return len(memory._good)
+        return list(memory._good)
 
-    assert left_after_a_look() == len(names)
+    assert left_after_a_look() == names
     in_use[0] += MAX_GROWN_BYTES
-    assert left_after_a_look() == len(names)
+    assert left_after_a_look() == names
     in_use[0] += 1
     memory.find("")
-    assert len(memory._good) == len(names), "looked before its time"
-    assert left_after_a_look() == 2
-    assert memory.find(names[-1]) == GOOD
+    assert list(memory._good) == names, "looked before its time"
+    for name in reversed(names):  # in use now, and as followed as before
+        assert memory.find(name) is not None
+    assert left_after_a_look() == names[:-3:-1]
     memory.keep("new", GOOD)
-    assert left_after_a_look() == 0
+    assert left_after_a_look() == ["new"], "a schema of later is no part of that growth"
     for name in names:  # something else has grown, then
         memory.keep(name, GOOD)
-    assert left_after_a_look() == len(names)
+    assert left_after_a_look() == ["new", *names]
 
 
 def test_a_compiled_schema_counts_until_nobody_holds_it() -> None:

@@ -122,6 +122,22 @@ def test_a_batch_goes_on_where_room_comes_back_at_once(tmp_path: Path, monkeypat
     asyncio.run(main())
 
 
+def test_a_batch_without_another_line_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its answers were there, and it waited until it expired."""
+    room = iter([None] * NUM_LINES)
+    monkeypatch.setattr(Disk, "lack_of_room", lambda *_: next(room, "full"))
+
+    async def main() -> None:
+        async with opened(tmp_path) as batches:
+            batch_id = await begin(batches, "one")
+            await batches.join()
+            batch = await batches.batch("one", batch_id)
+            assert (batch.status, batch.counts.completed) == (Status.COMPLETED, NUM_LINES)
+            assert next(room, "full") == "full"
+
+    asyncio.run(main())
+
+
 def test_a_key_without_room_begins_no_batch(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(tmp_path) as batches:

@@ -138,9 +138,9 @@ def _check_object(name: str, value: dict[str, object], place: _Place) -> None:
 
 
 def _check_references(name: str, whole: dict[str, object], schema: dict[str, object]) -> None:
-    """Raise InvalidRequestError where a schema refers to what was not looked at as one: data, a name, another document.
+    """Raise InvalidRequestError where a schema refers to anything but a schema in the whole.
 
-    The library follows any path, also into the values of `default`.
+    The library follows any path, also into data, at which no check has looked as at a schema.
     """
     if base := next((key for key in _BASES if schema is not whole and isinstance(schema.get(key), str)), None):
         raise InvalidRequestError(f"{name}: {base} is for the whole schema only")

@@ -16,12 +16,14 @@ class Retry:
     max_wait_s: float = 10.0
 
     def wait_s(self, error: OverloadedError, attempt: int, spread: float) -> float | None:
-        """Return how long to wait after `attempt` (1, 2, …) was refused; None to give up. `spread` in [0, 1) lengthens
-        the wait by up to half, so that clients refused together do not come back together."""
+        """Return how long to wait after `attempt` (1, 2, …) was refused; None to give up.
+
+        `spread` in [0, 1) shortens the wait by up to a third: clients refused together do not come back together.
+        """
         if attempt >= self.max_attempts:
             return None
         advised_s: float = error.retry_after_s * 2 ** min(attempt - 1, 16)
-        return min(self.max_wait_s, advised_s * (1.0 + 0.5 * spread))
+        return min(self.max_wait_s, 1.5 * advised_s) * (1.0 - spread / 3.0)
 
 
 NEVER = Retry()

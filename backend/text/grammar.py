@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from backend.core.errors import BrosError, InvalidRequestError, OverloadedError, shorten
 from backend.core.request import PriorityClass
 from backend.text.schema_check import SchemaCheck
-from backend.text.schema_memory import Compiled, CompiledBytes, SchemaMemory, Verdict
+from backend.text.schema_memory import HUNGRY, Compiled, CompiledBytes, SchemaMemory, Verdict
 from backend.wire.json_schema import with_rust_patterns
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Grammar:
             return _refusal(reason)
         compiled.is_spent = True
         if compiled.num_followed == self._num_seen:
-            return _refusal(f"its texts or patterns take more than {_LIMITS['max_lexer_states']} states to follow")
+            return _refusal(HUNGRY)
         words = "json_schema: all requests with this schema have filled what it may take; it is compiled anew"
         return OverloadedError(words, retry_after_s=0.1)
 

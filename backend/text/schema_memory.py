@@ -17,7 +17,9 @@ MAX_KEPT_SCHEMAS = 256  # that were found good, and as many that were refused
 MAX_KEPT_BYTES = 200_000_000  # of the good ones, compiled: of ten to a thousand
 MAX_GROWN_BYTES = 1_000_000_000  # of this process, beyond the least that was seen
 LOOK_S = 1.0  # from one look at that to the next
+FEW_FOLLOWED = 10_000  # tokens, before which a schema that takes 15 states a token fills no lexer
 NUM_FORGOTTEN = 4  # at a look: to free one may take 20 ms
+HUNGRY = "its texts or patterns take too many states or expressions to follow"
 REFUSAL_KEPT_S = 60.0  # on a busy machine a check may take too long by chance
 
 
@@ -25,7 +27,7 @@ REFUSAL_KEPT_S = 60.0  # on a busy machine a check may take too long by chance
 class Compiled:
     """A schema that the library has compiled, to be copied for each request. A copy holds on to most of it.
 
-    num_bytes: at first. All copies add states to one lexer, up to 15 with a token, of some 400 bytes each.
+    num_bytes: at first. All copies add states to one lexer, most up to 15 with a token, of some 400 bytes each.
     num_followed: tokens of all copies. is_spent: the lexer is full, so that every copy fails.
     """
 
@@ -58,17 +60,22 @@ class SchemaMemory:
         self._next_look_s = float("-inf")
         self._to_forget: list[str] = []  # since this process was found to have grown: the first to go at the end
         self._good: OrderedDict[str, Verdict] = OrderedDict()
+        self._hungry: OrderedDict[str, None] = OrderedDict()  # that filled a lexer within few tokens
         self._refused: OrderedDict[str, tuple[Verdict, float]] = OrderedDict()  # with the time of its end
         self._lock = threading.Lock()
 
     def find(self, schema: str) -> Verdict | None:
-        """Return the verdict on a schema, where one is kept. A spent one is forgotten, to be compiled anew."""
+        """Return the verdict on a schema, where one is kept.
+
+        A spent one is forgotten, to be compiled anew; refused, where it was spent within few tokens again. Its requests
+        would fill one lexer after the other, and none would come to an end.
+        """
         with self._lock:
             self._look_at_memory()
             if (good := self._good.get(schema)) is not None and good.compiled is not None:
                 if good.compiled.is_spent:
                     del self._good[schema]
-                    return None
+                    return self._refused_again(schema, good.compiled)
                 self._good.move_to_end(schema)
                 return good
             refused, end_s = self._refused.get(schema, (None, 0.0))
@@ -78,14 +85,30 @@ class SchemaMemory:
         """Store a verdict, and drop the oldest beyond the limits."""
         with self._lock:
             if verdict.compiled is None:
-                self._refused.pop(schema, None)
-                self._refused[schema] = (verdict, self._now() + REFUSAL_KEPT_S)
+                self._refuse(schema, verdict)
             elif schema not in self._good:
                 self._good[schema] = verdict
             while len(self._good) > MAX_KEPT_SCHEMAS or _total_bytes(self._good.values()) > MAX_KEPT_BYTES:
                 self._good.popitem(last=False)
-            if len(self._refused) > MAX_KEPT_SCHEMAS:
-                self._refused.popitem(last=False)
+
+    def _refuse(self, schema: str, verdict: Verdict) -> None:
+        self._refused.pop(schema, None)
+        self._refused[schema] = (verdict, self._now() + REFUSAL_KEPT_S)
+        if len(self._refused) > MAX_KEPT_SCHEMAS:
+            self._refused.popitem(last=False)
+
+    def _refused_again(self, schema: str, spent: Compiled) -> Verdict | None:
+        """Return the refusal of a schema that was spent within few tokens twice in a row."""
+        was_hungry = self._hungry.pop(schema, self) is None
+        if spent.num_followed >= FEW_FOLLOWED:
+            return None
+        if was_hungry:
+            self._refuse(schema, verdict := Verdict(None, HUNGRY))
+            return verdict
+        self._hungry[schema] = None
+        if len(self._hungry) > MAX_KEPT_SCHEMAS:
+            self._hungry.popitem(last=False)
+        return None
 
     def _look_at_memory(self) -> None:
         if self._now() < self._next_look_s:

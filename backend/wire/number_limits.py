@@ -93,3 +93,5 @@ def _check_exact_limits(name: str, schema: dict[str, object]) -> None:
         is_kept = schema.get("type") == "integer" and limit == _INT64.get(key)
         if isinstance(limit, (int, float)) and not is_kept:
             check_exact(f"{name}: {key}", limit)
+            if key in _EXCLUSIVE and abs(limit) == MAX_EXACT:  # the library takes the next double, which is the same
+                raise InvalidRequestError(f"{name}: {key}: {show(limit)} would not be excluded")

@@ -12,7 +12,7 @@ import re
 _SURROGATES = r"\\u[Dd][89ABab][0-9A-Fa-f]{2}\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}"
 _ESCAPE = (
     rf"(?:{_SURROGATES}|"
-    r"\\(?:u\{[0-9A-Fa-f]{1,6}\}|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|c[A-Za-z]|[pP]\{\w+(?:=\w+)?\}|.))"
+    r"\\(?:u\{[0-9A-Fa-f]{1,6}\}|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|c[A-Za-z]|[pP]\{\w+(?:=\w+)?\}|0[0-9]*|.))"
 )
 _MEMBER = re.compile(rf"{_ESCAPE}|.", re.DOTALL)
 _GROUP = re.compile(r"\((?:\?:|\?P?<[A-Za-z_]\w*>|(?!\?))")  # `?P<`: as Python names one, and so pydantic
@@ -142,7 +142,7 @@ def _code(part: str, *, is_in_class: bool = False) -> int:
         return code
     if kind == "c" and digits:
         return ord(digits) % 32
-    if kind in _NAMED:
+    if kind in _NAMED and not digits:
         return _NAMED[kind]
     if kind == "b" and is_in_class:
         return 8

@@ -133,8 +133,11 @@ def test_async_retry_sends_again_until_accepted() -> None:
 def test_waits_grow_and_stay_bounded() -> None:
     retry = Retry(max_attempts=10, max_wait_s=1.0)
     error = OverloadedError("", retry_after_s=0.2)
-    waits = [retry.wait_s(error, attempt, spread=0.0) for attempt in range(1, 11)]
-    assert waits == [0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, None]
+    longest = [retry.wait_s(error, attempt, spread=0.0) for attempt in range(1, 11)]
+    assert longest[:-1] == pytest.approx([0.3, 0.6, *[1.0] * 7])
+    assert longest[-1] is None
+    shortest = [retry.wait_s(error, attempt, spread=1.0) for attempt in range(1, 10)]
+    assert shortest == pytest.approx([0.2, 0.4, *[2 / 3] * 7])
 
 
 def test_a_stream_without_a_final_response_is_an_error() -> None:

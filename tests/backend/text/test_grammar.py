@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -290,10 +291,28 @@ def test_requests_that_fill_a_shared_lexer_hurt_nobody_for_good(
             other.allowed(text[:6])
         alone = make(grammars, schema)
         assert alone.allowed(text[:5]).any()
-        with pytest.raises(InvalidRequestError, match="take more than 2000 states to follow"):
+        with pytest.raises(InvalidRequestError, match="take too many states or expressions to follow"):
             follows_to_the_end(alone, text)
     finally:
         grammars.close()
+
+
+def test_requests_that_fill_every_lexer_are_refused(grammars: Grammars) -> None:
+    """Each was asked to come again, since another had filled the lexer too: the lines of a batch, for a day."""
+    schema = {"type": "string", "pattern": "^(.{1,100}){1,100}$"}
+    text = [char + 3 for char in b'"' + b"a" * 100]
+    for _ in range(2):
+        both = [make(grammars, schema) for _ in range(2)]
+        with pytest.raises(OverloadedError):
+            follow_in_turns(both, text)
+    with pytest.raises(InvalidRequestError, match="take too many states or expressions to follow"):
+        make(grammars, schema)
+
+
+def follow_in_turns(grammars: Sequence[Grammar], output: list[int]) -> None:
+    for end in range(len(output)):
+        for each in grammars:
+            each.allowed(output[:end])
 
 
 def follows_to_the_end(grammar: Grammar, output: list[int]) -> None:

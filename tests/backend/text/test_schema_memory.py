@@ -6,6 +6,8 @@ import gc
 
 from backend.core.request import PriorityClass
 from backend.text.schema_memory import (
+    FEW_FOLLOWED,
+    HUNGRY,
     LOOK_S,
     MAX_GROWN_BYTES,
     MAX_KEPT_BYTES,
@@ -74,6 +76,23 @@ def test_a_spent_schema_is_forgotten() -> None:
     assert memory.find("a") is None
     memory.keep("a", GOOD)
     assert memory.find("a") == GOOD
+
+
+def test_a_schema_that_is_spent_within_few_tokens_again_is_refused() -> None:
+    time_s = [0.0]
+    memory = SchemaMemory(lambda: time_s[0])
+
+    def after_being_spent(num_followed: int) -> Verdict | None:
+        memory.keep("a", Verdict(Compiled(None, 1000, num_followed, is_spent=True)))
+        return memory.find("a")
+
+    few, many = FEW_FOLLOWED - 1, FEW_FOLLOWED
+    found = [after_being_spent(num_followed) for num_followed in (few, many, few, few)]
+    assert found == [None, None, None, Verdict(None, HUNGRY)]
+    assert memory.find("a") == found[-1]
+    time_s[0] += REFUSAL_KEPT_S
+    assert memory.find("a") is None
+    assert after_being_spent(few) is None
 
 
 def test_where_the_process_has_grown_the_most_followed_go() -> None:

@@ -74,6 +74,8 @@ def test_a_schema_within_the_bounds_is_taken_as_it_is() -> None:
         ('{"x-guidance": {}}', "x-guidance is no keyword of JSON Schema"),
         ('{"properties": {"properties": {"allOf": [{"x-guidance": 1}]}}}', "x-guidance is no keyword of JSON Schema"),
         (json.dumps({"const": 2**53 + 1}), "9007199254740993 is beyond"),
+        (json.dumps({"type": "integer", "exclusiveMinimum": 2**53}), "exclusiveMinimum: 9007199254740992 would not"),
+        (json.dumps({"exclusiveMaximum": -(2**53)}), "exclusiveMaximum: -9007199254740992 would not be excluded"),
         (
             json.dumps({"properties": {"a": {"enum": [{"id": [-1234567890123456789]}]}}}),
             "-1234567890123456789 is beyond",

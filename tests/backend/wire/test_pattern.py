@@ -54,6 +54,8 @@ def test_a_pattern_is_said_in_other_words(pattern: str, rust: str) -> None:
                 ("[", "["),
                 ("[^]", "[^]"),
                 ("[]a]", "[]"),
+                (r"[\01]", r"\01"),
+                (r"\00", r"\00"),
                 ("a\\", "\\"),
             )
         ),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import stat
 from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from pathlib import Path
@@ -18,6 +20,7 @@ from client.generation import PriorityClass
 from client.openai.errors import ApiError
 from client.openai.tiers import TIER_NAMES, Rule, classes_of
 
+_LOG = logging.getLogger(__name__)
 _MIN_KEY_CHARS = 8
 _SCHEME = "bearer"
 _IPV6_SITE_BITS = 64  # a site has as many addresses as it likes
@@ -87,6 +90,8 @@ def open_keys(path: Path | None, default: PriorityClass) -> Keys:
         return Keys(None, anyone)
     try:
         text = path.read_bytes()
+        if path.stat().st_mode & stat.S_IROTH:
+            _LOG.warning("everybody on this machine may read the API keys in %s: chmod o-r", path)
         tiers_by_key = msgspec.json.decode(text, type=dict[str, list[str]])
     except OSError as error:
         raise KeyFileError(f"cannot read the API keys {path}: {error.strerror}") from error

@@ -3,8 +3,10 @@
 It takes the socket first, then imports the engine. If several stubs start engines at once, one process gets the socket.
 The others end after loading the configuration only. Stubs may connect while the engine loads.
 
-SIGTERM or SIGINT drains: open requests get `service.drain_timeout_s` to finish. Exit codes: 0 stopped as asked, or
-another engine serves this socket already; 1 the engine failed; 2 wrong configuration.
+SIGTERM or SIGINT drains: open requests get `service.drain_timeout_s` to finish. A thread that an error ends takes the
+process with it. The launcher starts another, and no request waits for a thread that is gone.
+
+Exit codes: 0 stopped as asked, or another engine serves this socket already; 1 the engine failed; 2 wrong configuration.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -55,7 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         server = EngineServer(file, listener, options.exit_when_unused)
         _on_signals(lambda: sys.exit(0) if server.is_loading else server.request_stop())
-        return server.run()
+        threading.excepthook = _end_with_thread
+        try:
+            return server.run()
+        finally:
+            threading.excepthook = threading.__excepthook__
+
+
+def _end_with_thread(failure: threading.ExceptHookArgs) -> None:
+    name = "" if failure.thread is None else failure.thread.name
+    error = failure.exc_value
+    logger.critical("the thread %r failed, and the engine ends: %r", name, error, exc_info=error)
+    logging.shutdown()
+    os._exit(1)
 
 
 @contextmanager

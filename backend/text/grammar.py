@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from backend.core.errors import BrosError, InvalidRequestError, OverloadedError, shorten
 from backend.core.request import PriorityClass
+from backend.text.panics import panics_as_errors
 from backend.text.schema_check import SchemaCheck
 from backend.text.schema_memory import HUNGRY, Compiled, CompiledBytes, SchemaMemory, Verdict
 from backend.wire.json_schema import with_rust_patterns
@@ -86,7 +87,8 @@ class Grammars:
                 f"json_schema: compiled schemas of class {priority_class.value} take {num_bytes} bytes; the limit for "
             )
             raise OverloadedError(f"{words}a new one is {MAX_COMPILED_BYTES}", retry_after_s=1.0)
-        verdict = self._try(schema, priority_class)
+        with panics_as_errors("llguidance"):
+            verdict = self._try(schema, priority_class)
         self._memory.keep(schema, verdict)
         return verdict
 
@@ -118,11 +120,12 @@ class Grammar:
 
     def allowed(self, output: Sequence[int]) -> NDArray[np.bool_]:
         """Return by token id what may follow `output`; at the end of the grammar, the tokens that end a text."""
-        for token_id in output[self._num_seen :]:
-            self._matcher.consume_token(token_id)
-        self._compiled.num_followed += len(output) - self._num_seen
-        self._num_seen = len(output)
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        with panics_as_errors("llguidance"):
+            for token_id in output[self._num_seen :]:
+                self._matcher.consume_token(token_id)
+            self._compiled.num_followed += len(output) - self._num_seen
+            self._num_seen = len(output)
+            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             raise self._failure()
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)

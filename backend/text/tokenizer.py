@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from backend.core.errors import InvalidRequestError
 from backend.text.model_files import resolve_model
+from backend.text.panics import panics_as_errors
 from backend.text.token_bytes import byte_decoder, byte_level_bytes
 from backend.text.tokenizer_files import TokenizerParts, read_tokenizer
 
@@ -65,7 +66,8 @@ class Tokenizer:
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """A batch of one, since that lets other threads run meanwhile: `encode` holds Python's lock for seconds."""
-        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        with panics_as_errors("tokenizers"):
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encoding.ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:

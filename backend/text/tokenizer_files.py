@@ -13,6 +13,7 @@ from backend.text.chat_template import ChatTemplate
 from backend.text.gguf_file import GGUFFile, read_gguf
 from backend.text.gguf_vocabulary import GGUFVocabulary, gguf_eos_ids
 from backend.text.model_files import ModelFiles
+from backend.text.panics import panics_as_errors
 
 if TYPE_CHECKING:
     import tokenizers
@@ -60,7 +61,8 @@ def _from_directory(directory: Path) -> TokenizerParts:
     if not path.is_file():
         raise ConfigError(f"model {str(directory)!r} has no tokenizer.json")
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        with panics_as_errors("tokenizers"):
+            backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise ConfigError(f"{str(path)!r} cannot be read: {error}") from error
     _switch_off_training(backend)

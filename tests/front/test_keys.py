@@ -86,6 +86,17 @@ def test_a_file_that_cannot_be_used_is_one_clear_line(tmp_path: Path, text: str 
     assert "sk-long-enough" not in str(caught.value)
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_a_file_that_everybody_may_read_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text('{"sk-long-enough": ["flex"]}')
+    path.chmod(mode)
+    open_keys(path, "be")
+    assert ("everybody on this machine may read the API keys" in caplog.text) is (mode == 0o644)
+
+
 @pytest.mark.parametrize(
     ("caller", "host", "client"),
     [

@@ -189,7 +189,7 @@ class DirectorySource:
         self.stored(name)
         with safe_open(self._entries[name].file, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
-            return tensor
+            return tensor.clone()  # of the mapped file, which may be written anew while we serve
 
     def codes(self, name: str) -> Quantised | EightBit | None:  # noqa: ARG002 - a directory's tensors are dense
         return None

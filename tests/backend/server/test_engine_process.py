@@ -418,6 +418,22 @@ def test_a_second_process_for_a_socket_ends_quietly_before_it_loads_anything(fil
     assert "another engine serves" in second.stderr
 
 
+def test_a_thread_that_fails_takes_the_process_with_it(tmp_path: Path) -> None:
+    """Without it, requests waited for good: whoever watches the engine still had its answers."""
+    program = (
+        "import sys, threading; from backend.server import engine_process, socket_server\n"
+        "def run(self):\n"
+        "    threading.Thread(target=lambda: 1 / 0, name='lane').start()\n"
+        "    threading.Event().wait(600)\n"
+        "socket_server.EngineServer.run = run\n"
+        "sys.exit(engine_process.main())"
+    )
+    command = [sys.executable, "-c", program, "--config", str(make_file(tmp_path).path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY_ROOT, timeout=WAIT_S)
+    assert ended.returncode == 1
+    assert "the thread 'lane' failed, and the engine ends: ZeroDivisionError" in ended.stderr
+
+
 def test_sigterm_drains_and_ends_a_process(tmp_path: Path) -> None:
     file = make_file(tmp_path, SLOW)
     with start(file) as process, linked(file) as link:

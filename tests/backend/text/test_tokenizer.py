@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.core.errors import ConfigError, InvalidRequestError
+from backend.core.errors import BrosError, ConfigError, InvalidRequestError
 from backend.text.chat_template import ChatTemplate
 from backend.text.model_files import DEFAULT_MODEL_PACKAGE, resolve_model
 from backend.text.tokenizer import IncrementalDetokenizer, StopStrings, Tokenizer, load_tokenizer
@@ -187,6 +188,19 @@ def save_tokenizer(directory: Path, **config: object) -> Path:
     (directory / "config.json").write_text("{}")
     (directory / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>", **config}))
     return directory
+
+
+def test_a_panic_of_the_library_is_an_error_of_one_text(tmp_path: Path) -> None:
+    """It is no Exception: a thread that tokenised for many ended by it."""
+    path = save_tokenizer(tmp_path) / "tokenizer.json"
+    backend = tokenizers.Tokenizer.from_file(str(path))
+    backend.normalizer = tokenizers.normalizers.Strip()
+    backend.add_tokens([tokenizers.AddedToken("\n\n", normalized=True)])
+    backend.save(str(path))
+    tokenizer = load_tokenizer(str(tmp_path))
+    with pytest.raises(BrosError, match="tokenizers panicked: AddedVocabulary bad split"):
+        tokenizer.encode_chat_text("é")
+    assert tokenizer.encode_chat_text("a")
 
 
 def test_sentencepiece_bytes_become_whole_characters(tmp_path: Path) -> None:

@@ -221,6 +221,16 @@ def test_a_head_that_differs_from_its_embedding_by_rounding_is_a_head_of_its_own
 # --- Files ----------------------------------------------------------------------------------------------------------
 
 
+def test_weights_do_not_follow_a_file_that_is_written_anew(folder: Path) -> None:
+    """They were views of the mapped file: the next answer came from other weights, or the engine died."""
+    source, name = DirectorySource(folder), "model.embed_tokens.weight"
+    tensor = source.dense(name)
+    before = tensor.clone()
+    file = folder / SINGLE
+    file.write_bytes(bytes(file.stat().st_size))
+    assert torch.equal(tensor, before)
+
+
 def test_the_single_file_comes_before_the_index(folder: Path, tmp_path: Path) -> None:
     others = load_file(save_tiny_model(tmp_path / "other", seed=7) / SINGLE)
     shard(folder, {"a.safetensors": others}, dict.fromkeys(others, "a.safetensors"))

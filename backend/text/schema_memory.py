@@ -17,7 +17,7 @@ MAX_KEPT_SCHEMAS = 256  # that were found good, and as many that were refused
 MAX_KEPT_BYTES = 200_000_000  # of the good ones, compiled: of ten to a thousand
 MAX_GROWN_BYTES = 1_000_000_000  # of this process, beyond the least that was seen
 LOOK_S = 1.0  # from one look at that to the next
-FEW_FOLLOWED = 10_000  # tokens, before which a schema that takes 15 states a token fills no lexer
+FEW_FOLLOWED = 4_000  # tokens, before which a schema that takes 30 states a token fills no lexer
 NUM_FORGOTTEN = 4  # at a look: to free one may take 20 ms
 HUNGRY = "its texts or patterns take too many states or expressions to follow"
 REFUSAL_KEPT_S = 60.0  # on a busy machine a check may take too long by chance
@@ -27,7 +27,7 @@ REFUSAL_KEPT_S = 60.0  # on a busy machine a check may take too long by chance
 class Compiled:
     """A schema that the library has compiled, to be copied for each request. A copy holds on to most of it.
 
-    num_bytes: at first. All copies add states to one lexer, most up to 15 with a token, of some 400 bytes each.
+    num_bytes: at first. All copies add states to one lexer, most 15 to 30 with a token, of some 400 bytes each.
     num_followed: tokens of all copies. is_spent: the lexer is full, so that every copy fails.
     """
 
@@ -99,7 +99,8 @@ class SchemaMemory:
 
     def _refused_again(self, schema: str, spent: Compiled) -> Verdict | None:
         """Return the refusal of a schema that was spent within few tokens twice in a row."""
-        was_hungry = self._hungry.pop(schema, self) is None
+        was_hungry = schema in self._hungry
+        self._hungry.pop(schema, None)
         if spent.num_followed >= FEW_FOLLOWED:
             return None
         if was_hungry:

@@ -6,7 +6,8 @@ The others end after loading the configuration only. Stubs may connect while the
 SIGTERM or SIGINT drains: open requests get `service.drain_timeout_s` to finish. A thread that an error ends takes the
 process with it. The launcher starts another, and no request waits for a thread that is gone.
 
-Exit codes: 0 stopped as asked, or another engine serves this socket already; 1 the engine failed; 2 wrong configuration.
+Exit codes: 0 stopped as asked, or another engine serves this socket already; 1 the engine failed; 2 wrong
+configuration.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.policy.bros.kv_forecast import unused_of_block
+from backend.policy.bros.lending import longest_step_s
 from backend.policy.packing import Packing
 from backend.policy.state import table_loops
 from backend.policy.state.table_loops import Rows
@@ -31,11 +32,13 @@ class Sustainable(NamedTuple):
 class Budgets:
     """Seconds that this step may take: for real-time in time, for late real-time, for best-effort.
 
-    They tighten as requests with deadlines enter. None is ever below one step of all real-time decodes. Late and
-    best-effort work may use `SPARE_USE` of the decodes' slack only. Deadlines are cumulative, so steps become no
-    shorter by that in the long run. Slack settles at 1 / SPARE_USE, and the reserve lets in a long prompt.
+    They tighten as requests with deadlines enter. None is ever below one step of all real-time decodes. Prompts in time
+    may also use what the decodes can lend. Late and best-effort work may use `SPARE_USE` of the decodes' slack only.
+    Deadlines are cumulative, so steps become no shorter by that in the long run. Slack settles at 1 / SPARE_USE. The
+    reserve lets in a long prompt.
 
     use: part of a slack that may be planned with. The rest is a margin that grows with the model's own overshoot.
+    pace_s: the longest step that leaves the decodes in time, and does what a request that comes may ask for.
     """
 
     def __init__(self, view: SchedulerView, decodes: Rows, now_s: float) -> None:
@@ -47,17 +50,18 @@ class Budgets:
         self._decodes_s = self.decodes_s * (1.0 + ROUNDING)
         self._shortest_s = self._decodes_s / _DECODE_SHARE
         self._cap_s = cap_s = responsiveness_cap_s(view, now_s)
-        self.in_time_s = self.late_s = max(self._shortest_s, cap_s)
+        self.in_time_s = float("inf")
+        self.pace_s = self.late_s = max(self._shortest_s, cap_s)
         self._best_effort_s = max(self._decodes_s, cap_s)
         self._in_use_per_step_s = _in_use_per_step_s(view, now_s)
 
     def heed_decodes(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Tighten to what the decodes need; return their usable slack, and who of them is late."""
-        table, latency = self._view.table, self._view.latency
+        table, latency, rows = self._view.table, self._view.latency, self._decodes
         slack_s, is_late, (rt_s, be_s, half_s) = table_loops.urgency(
             table.counts,
             table.times,
-            self._decodes,
+            rows,
             self._now_s,
             self.use,
             latency.c0 + latency.c1,
@@ -65,7 +69,19 @@ class Budgets:
             self._shortest_s,
             SPARE_USE,
         )
-        self.in_time_s = max(self._decodes_s, min(self.in_time_s, rt_s))
+        with_loan_s = longest_step_s(
+            table.counts,
+            table.times,
+            rows,
+            slack_s,
+            self._now_s,
+            self.use,
+            self._view.traffic.rt_output_ratio,
+            self._decodes_s,
+            self._shortest_s,
+        )
+        self.in_time_s = max(self._decodes_s, min(self.in_time_s, max(rt_s, with_loan_s)))
+        self.pace_s = max(self._decodes_s, min(self.pace_s, rt_s))
         self.late_s = max(self._decodes_s, min(self.late_s, SPARE_USE * rt_s))
         be_s = min(SPARE_USE * be_s, self._lead_s(half_s))
         self._best_effort_s = max(self._decodes_s, min(self._best_effort_s, be_s))
@@ -88,6 +104,11 @@ class Budgets:
         """Return when best-effort work is to end in a step that takes `predicted_s` without it."""
         budget_s = min(self.late_s, self._best_effort_s, self.sustainable_s(predicted_s).by_kv_slots)
         return max(predicted_s, budget_s)
+
+    @property
+    def step_s(self) -> float:
+        """The longest time for this step, as plans tell it."""
+        return self.in_time_s if self.in_time_s < float("inf") else self.pace_s
 
     @property
     def are_longer_later(self) -> bool:

@@ -1,6 +1,7 @@
 """The BROS policy: real-time requests by deadline, best-effort work in what their deadlines leave.
 
 budgets      how long the step may take, and who may use how much of it
+lending      how much longer for prompts, where decodes can catch up before they end
 real_time    real-time requests enter the step, by deadline
 best_effort  best-effort requests enter in the rest
 """
@@ -62,7 +63,7 @@ class Bros:
         real_time.pack_late(late)
         packing.seqs_left += num_kept
         best_effort.pack(budgets.prefill_end_s(packing), credit_s)
-        return packing.plan(budgets.in_time_s)
+        return packing.plan(budgets.step_s)
 
     def decode_budget_s(
         self, view: SchedulerView, decodes: Rows, num: int, predicted_s: float, now_s: float
@@ -77,7 +78,7 @@ class Bros:
             end_s = max(budgets.best_effort_end_s(rt_s), rt_s + self._credit_s(budgets))
             if predicted_s * (1.0 + ROUNDING) > end_s:
                 return None
-        return budgets.in_time_s
+        return budgets.step_s
 
     def _credit_s(self, budgets: Budgets) -> float:
         """Return the time of this step that best-effort may claim."""

@@ -54,7 +54,7 @@ class RealTimeFill:
         if not len(rows):
             return
         slack_s, is_late = self._budgets.heed_decodes()
-        table, least_s = self._view.table, _DEFERRABLE_STEPS * self._budgets.in_time_s
+        table, least_s = self._view.table, _DEFERRABLE_STEPS * self._budgets.pace_s
         self._deferred = table_loops.deferrable(table.counts, rows, slack_s, least_s)
         if len(self._deferred) < len(rows):
             near = (slack_s <= least_s).nonzero()[0]

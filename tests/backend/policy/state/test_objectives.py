@@ -145,7 +145,7 @@ def test_a_pace_that_cannot_be_kept_beside_the_others_does_not_stop_them() -> No
 
 def test_a_pace_that_most_ask_for_still_binds() -> None:
     scheduler = make()
-    now_s = start_as_predicted(scheduler, *(rt(10, 50, tpot_slo_s=0.03) for _ in range(10)))
+    now_s = start_as_predicted(scheduler, *(rt(10, 4, tpot_slo_s=0.03) for _ in range(10)))
     scheduler.add(rt(2000, 2, arrival_s=now_s, ttft_slo_s=2.0), now_s)
     assert scheduler.plan(now_s).predicted_s <= 0.03
 

@@ -1,8 +1,8 @@
 """Lending: how long a step of real-time prompts may be, if the decodes catch up before they end.
 
-The objective of a decode is on the mean over all its tokens. One with n tokens to go that takes a step in less than its
-TPOT SLO can fall behind by n times the difference, and still end in time. A part of that is lent to prompts, since an
-output may end early, and another prompt may come. Best-effort work gets nothing of it.
+The objective of a decode is on the mean over all its tokens. In steps shorter than its TPOT SLO it gains the difference
+each time. So it can fall behind by as much as it gains until its end, and still end in time. A part of that is lent to
+prompts, since an output may end early, and another prompt may come. Best-effort work gets nothing of it.
 """
 
 # an element of an array is Any to mypy.
@@ -46,8 +46,8 @@ def longest_step_s(
     """Return the longest step after which real-time decodes `rows`, of usable slack `slack_s`, can catch up in steps of
     `step_s`.
 
-    output_ratio: part of max_tokens that is usually put out. An inter-token SLO lends nothing. A TPOT SLO below `step_s`
-    asks nothing. One below `odd_s` neither, unless most are.
+    output_ratio: part of max_tokens that is usually put out. An inter-token SLO lends nothing. A TPOT SLO below
+    `step_s` does not count. One below `odd_s` counts where most are.
     """
     all_s = usual_s = np.inf
     num_odd = 0

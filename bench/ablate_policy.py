@@ -201,6 +201,7 @@ MECHANISMS: dict[str, Switch] = {
     "about equal deadlines": constant(real_time, _SPAN_S=1e-9),
     "deferrable decodes": constant(real_time, _DEFERRABLE_STEPS=_FOREVER, SPARE_USE=0.0),
     "deposit": constant(policy, _DEPOSIT_S=0.0),
+    "lending": constant(budgets, longest_step_s=lambda *_: 0.0),
     "lead": constant(budgets.Budgets, _lead_s=lambda *_: _FOREVER),
     "pausing": constant(pausing.Pausing, make_room_for=lambda *_: False),
     "RT KV forecast": constant(kv_forecast.KVForecast, has_room_for=_rt_always_fits),

@@ -70,8 +70,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Load, calibrate, let the systems take turns under each load; return the result."""
     about = provenance()
     world = World(options.model, {} if options.dtype == "auto" else {"dtype": options.dtype})
-    overhead = measure_overhead(world)
-    _tell("; ".join(f"schedule() {where}: {_added(overhead[where])}" for where in ("alone", "beside_model")))
     scale = world.calibrate(options.seed, min(CALIBRATION_S, 4 * options.duration_s))
     slos = world.objectives(scale, options.seed, options.duration_s)
     _tell(f"{scale:.2f} BE requests/s; SLO {slos.ttft_slo_s:.2f} s, {1e3 * slos.tpot_slo_s:.0f} ms")
@@ -84,6 +82,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 run = world.run(system, arrivals, slos, options.duration_s)
                 runs.append({"load": name, "system": system, "round": turn, **run})
                 _tell(f"{name} under {system}: {_words(run)}")
+    overhead = measure_overhead(
+        world
+    )  # at the end: our latency model learns from its steps, some of which have no model
+    _tell("; ".join(f"schedule() {where}: {_added(overhead[where])}" for where in ("alone", "beside_model")))
     world.close()
     return {
         "provenance": about,

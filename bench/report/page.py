@@ -72,8 +72,8 @@ The bars of the simulated study:
 REASONS = """\
 Known reasons:
 
-- *RT met, tight SLOs on 70B and OPT-30B.* A prompt of 900 tokens meets a TTFT of 0.2 s only between few decodes. BE
-  work stretches steps, so more decodes run at once. Real-time alone meets 99.5 %.
+- *RT met, tight SLOs on 70B.* A long prompt needs most of a TTFT of 0.2 s. One that comes just after a long step has
+  begun is late.
 - *% of limit, near load 1.* The bound knows the future. A run must keep batch slots and KV slots free for RT requests
   that may arrive ([decision 0002](decisions/0002-littles-law.md)).
 - *Best equal baseline, at low load.* Time binds there, not KV, and every policy has the same time.

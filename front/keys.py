@@ -89,9 +89,7 @@ def open_keys(path: Path | None, default: PriorityClass) -> Keys:
     if path is None:
         return Keys(None, anyone)
     try:
-        text = path.read_bytes()
-        if path.stat().st_mode & stat.S_IROTH:
-            _LOG.warning("everybody on this machine may read the API keys in %s: chmod o-r", path)
+        text, mode = path.read_bytes(), path.stat().st_mode
         tiers_by_key = msgspec.json.decode(text, type=dict[str, list[str]])
     except OSError as error:
         raise KeyFileError(f"cannot read the API keys {path}: {error.strerror}") from error
@@ -102,6 +100,8 @@ def open_keys(path: Path | None, default: PriorityClass) -> Keys:
     callers = [_caller(path, number, key, tiers, default) for number, (key, tiers) in enumerate(tiers_by_key.items())]
     if not callers:
         raise KeyFileError(f"{path} holds no API key")
+    if mode & stat.S_IROTH:
+        _LOG.warning("everybody on this machine may read the API keys in %s: chmod o-r", path)
     return Keys(dict(zip(map(_digest, tiers_by_key), callers, strict=True)), anyone)
 
 

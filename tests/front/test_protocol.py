@@ -207,7 +207,7 @@ def test_an_ended_connection_leaves_nothing_to_the_collector(
 
 def num_left() -> int:
     kinds = (protocol.BoundedProtocol, RequestResponseCycle)
-    return sum(isinstance(each, kinds) for each in gc.get_objects())
+    return sum(issubclass(type(each), kinds) for each in gc.get_objects())  # asks no object: torch's may warn
 
 
 def test_trailers_are_bounded_like_headers(address: tuple[str, int]) -> None:

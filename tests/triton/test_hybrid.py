@@ -14,7 +14,8 @@ from tests.triton.streams import Answer, Stream
 
 pytestmark = pytest.mark.triton
 
-NUM_BE, BE_PROMPT_TOKENS, BE_MAX_TOKENS = 20, 250, 8
+NUM_BE, BE_PROMPT_TOKENS = 20, 250
+BE_MAX_TOKENS = range(8, 8 + NUM_BE)  # so that no two that begin at once end at once
 NUM_OVERTAKING = 4  # first come, first served: all 20
 
 
@@ -24,15 +25,15 @@ def test_a_real_time_request_starts_before_20_long_best_effort_ones_that_came_fi
     prompts = [[chance.randrange(1000, 20_000) for _ in range(BE_PROMPT_TOKENS)] for _ in range(NUM_BE)]
     with Stream(smollm.grpc_url) as be_stream, Stream(smollm.grpc_url) as rt_stream:
         background = [
-            be_stream.send({"input_ids": prompt, "max_tokens": BE_MAX_TOKENS, "ignore_eos": True}, "bros_be")
-            for prompt in prompts
+            be_stream.send({"input_ids": prompt, "max_tokens": max_tokens, "ignore_eos": True}, "bros_be")
+            for prompt, max_tokens in zip(prompts, BE_MAX_TOKENS, strict=True)
         ]
         wait_until(lambda: smollm.num_requests() == NUM_BE, "20 requests in the engine")
         num_overtaking = [num_ended_before_first_token(rt_stream, background) for _ in range(5)]
         assert not all(answer.is_final.is_set() for answer in background), "the background was over too soon"
         for answer in background:
             assert answer.is_final.wait(200.0)
-        assert [len(answer.token_ids) for answer in background] == [BE_MAX_TOKENS] * NUM_BE
+        assert [len(answer.token_ids) for answer in background] == list(BE_MAX_TOKENS)
     assert max(num_overtaking) <= NUM_OVERTAKING
 
 

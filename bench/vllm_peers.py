@@ -82,9 +82,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 run = world.run(system, arrivals, slos, options.duration_s)
                 runs.append({"load": name, "system": system, "round": turn, **run})
                 _tell(f"{name} under {system}: {_words(run)}")
-    overhead = measure_overhead(
-        world
-    )  # at the end: our latency model learns from its steps, some of which have no model
+    # At the end, since our latency model learns from these steps too, and some have no model.
+    overhead = measure_overhead(world)
     _tell("; ".join(f"schedule() {where}: {_added(overhead[where])}" for where in ("alone", "beside_model")))
     world.close()
     return {

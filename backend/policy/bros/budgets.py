@@ -38,7 +38,7 @@ class Budgets:
     reserve lets in a long prompt.
 
     use: part of a slack that may be planned with. The rest is a margin that grows with the model's own overshoot.
-    pace_s: the longest step that leaves the decodes in time, and does what a request that comes may ask for.
+    pace_s: the longest step without a loan, and below the cap that arrivals set.
     """
 
     def __init__(self, view: SchedulerView, decodes: Rows, now_s: float) -> None:

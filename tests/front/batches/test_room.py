@@ -106,20 +106,22 @@ def test_no_line_is_sent_again_where_the_room_runs_out(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+async def complete(tmp_path: Path) -> None:
+    """Run a batch to its end, where all its lines must have answers."""
+    async with opened(tmp_path) as batches:
+        batch_id = await begin(batches, "one")
+        await batches.join()
+        batch = await batches.batch("one", batch_id)
+        assert (batch.status, batch.counts.completed) == (Status.COMPLETED, NUM_LINES)
+
+
 def test_a_batch_goes_on_where_room_comes_back_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line that was begun already looked again, found room, and most lines were never sent."""
     lacks = [None] * 5 + ["full"]
     monkeypatch.setattr(Disk, "lack_of_room", lambda *_: lacks.pop(0) if lacks else None)
 
-    async def main() -> None:
-        async with opened(tmp_path) as batches:
-            batch_id = await begin(batches, "one")
-            await batches.join()
-            batch = await batches.batch("one", batch_id)
-            assert (batch.status, batch.counts.completed) == (Status.COMPLETED, NUM_LINES)
-            assert not lacks
-
-    asyncio.run(main())
+    asyncio.run(complete(tmp_path))
+    assert not lacks
 
 
 def test_a_batch_without_another_line_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,15 +129,8 @@ def test_a_batch_without_another_line_needs_no_room(tmp_path: Path, monkeypatch:
     room = iter([None] * NUM_LINES)
     monkeypatch.setattr(Disk, "lack_of_room", lambda *_: next(room, "full"))
 
-    async def main() -> None:
-        async with opened(tmp_path) as batches:
-            batch_id = await begin(batches, "one")
-            await batches.join()
-            batch = await batches.batch("one", batch_id)
-            assert (batch.status, batch.counts.completed) == (Status.COMPLETED, NUM_LINES)
-            assert next(room, "full") == "full"
-
-    asyncio.run(main())
+    asyncio.run(complete(tmp_path))
+    assert next(room, "full") == "full"
 
 
 def test_a_key_without_room_begins_no_batch(tmp_path: Path) -> None:

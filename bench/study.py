@@ -85,7 +85,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "chunking off": {"chunked_prefill": False},
     "sharing and checkpoints off": {"sharing": False, "checkpoints": False},
 }
-# Scenarios by name (bench/scenarios); no policy was tuned on them.
+# Scenarios by name (bench/scenarios). No policy was tuned on them. But lending was weighed on the last three.
 TRAFFIC = (
     "heavy_tail",
     "bursty_cv2",
@@ -98,7 +98,12 @@ TRAFFIC = (
     "long_be",
     "be_deadlines",
     "few_slots",
+    "azure_70b",
+    "azure_8b",
+    "tight_70b",
 )
+# What RT in time costs BE: the longest step beside BE, in seconds, on the traffic where BE costs RT most.
+PRICED, STEP_CAPS_S = "azure_70b", (0.05, 0.07, 0.09)
 SHARING_BLOCK_SIZES = (16, 32, 64, 128)
 # Pools in which slots run out before batch slots do: 50 to 80 requests of each length.
 SHARING_LENGTHS: dict[str, dict[str, Any]] = {
@@ -145,10 +150,17 @@ def traffic_runs(seeds: Iterable[int] = SEEDS) -> Iterator[Run]:
     """Traffic that nobody tuned for: real time alone, and beside best-effort work under two policies."""
     for seed in seeds:
         for name in TRAFFIC:
-            scenario = replace(Scenario.named(name), warmup_s=40.0, duration_s=200.0, seed=seed)
+            scenario = _traffic(name, seed)
             yield Run("traffic", scenario.without_be(), label=name)
             for policy in ("bros", "priority_tuned"):
                 yield Run("traffic", replace(scenario, policy=policy), label=name)
+        for cap_s in STEP_CAPS_S:
+            scenario = replace(_traffic(PRICED, seed), settings={"responsiveness_cap_s": cap_s})
+            yield Run("price", scenario, label=f"{cap_s:g} s")
+
+
+def _traffic(name: str, seed: int) -> Scenario:
+    return replace(Scenario.named(name), warmup_s=40.0, duration_s=200.0, seed=seed)
 
 
 def sharing_runs(seeds: Iterable[int] = SEEDS) -> Iterator[Run]:

@@ -30,7 +30,7 @@ from bench.report.tables import (
     on_all_seeds,
     verdict,
 )
-from bench.report.traffic import worst_traffic
+from bench.report.traffic import traffic_runs, worst_traffic
 from bench.report.vllm import vllm_summary
 from bench.study import GROUPED_QUERY, KV_BOUND, KV_BOUND_PAIRS, LOOSE, RT_CAPACITY
 
@@ -111,7 +111,7 @@ def _traffic(results: Path) -> list[str]:
     document = load_json(results / "study-traffic.json")
     if document is None:
         return []
-    name, (alone, bros, tuned) = worst_traffic(document["runs"])
+    name, (alone, bros, tuned) = worst_traffic(traffic_runs(document["runs"]))
     return [TRAFFIC.format(name=name, alone=alone, bros=bros, tuned=tuned)]
 
 

@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+
 from backend.core.numbers import whole
 from backend.core.request import Request
 from backend.policy import packing
-from backend.policy.bros import best_effort, budgets, kv_forecast, pausing, policy, real_time
+from backend.policy.bros import best_effort, budgets, decode_bounds, kv_forecast, pausing, policy, real_time
 from backend.policy.bros.budgets import Sustainable
 from backend.policy.state import latency_model, objectives, table_loops
 from backend.policy.view import SchedulerView
@@ -38,6 +40,7 @@ from bench.study import RESULTS, simulation_code
 _OUT = "policy-ablations.json"
 _BASE = Scenario(be_outstanding=256, warmup_s=40.0, duration_s=100.0, drain_s=200.0)
 _FULL_70B = replace(_BASE, pair="llama70b-a100-tp8", rt_rate=10.0)
+_TIGHT_70B = replace(_FULL_70B, rt_rate=7.5, ttft_slo_s=0.2, tpot_slo_s=0.05)
 _NOISY_CPU = "small CPU engine, noise of 30 %"
 _DEAR_PREFILLS = "first prefill of a step: 10 ms"
 CELLS: dict[str, Scenario] = {
@@ -48,7 +51,7 @@ CELLS: dict[str, Scenario] = {
     "70B, 1": _FULL_70B,
     "70B, 1, pool of 80k": replace(_FULL_70B, kv_tokens=80_000),
     "70B, 0.5, tight": replace(_FULL_70B, rt_rate=5.0, ttft_slo_s=0.2, tpot_slo_s=0.05),
-    "70B, 0.75, tight": replace(_FULL_70B, rt_rate=7.5, ttft_slo_s=0.2, tpot_slo_s=0.05),
+    "70B, 0.75, tight": _TIGHT_70B,
     "Azure, 70B": replace(_BASE, pair="llama70b-h100-tp4", rt_trace="trace_azure_conv.csv", duration_s=260.0),
     "pool of 10k": replace(_BASE, rt_rate=2.0, kv_tokens=10_000),
     "bursty, cv 4": replace(_BASE, rt_rate=8.0, rt_cv=4.0),
@@ -69,6 +72,25 @@ CELLS: dict[str, Scenario] = {
     "1 in 20 asks TPOT 11 ms": replace(_BASE, rt_rate=8.0, other_slo_share=0.05, other_tpot_slo_s=0.011),
     "70B, 1 in 20 asks TTFT 60 ms": replace(
         _BASE, pair="llama70b-h100-tp4", rt_rate=12.0, other_slo_share=0.05, other_ttft_slo_s=0.06
+    ),
+    "1 in 10 asks TTFT 10 s, 8,000 tokens": replace(
+        _BASE,
+        rt_rate=6.0,
+        ttft_slo_s=0.2,
+        tpot_slo_s=0.05,
+        other_slo_share=0.1,
+        other_ttft_slo_s=10.0,
+        other_tpot_slo_s=0.05,
+        other_prompt_tokens=8_000,
+    ),
+    "70B, 0.75, tight, ends unknown": replace(_TIGHT_70B, rt_max_tokens=1_024),
+    "70B, 0.75, tight, half end early": replace(
+        _TIGHT_70B,
+        rt_max_tokens=1_024,
+        other_slo_share=0.5,
+        other_ttft_slo_s=0.2,
+        other_tpot_slo_s=0.05,
+        other_output_tokens=8,
     ),
     "1,000 at once": Scenario(
         pair="opt13b-a100-tp2",
@@ -142,7 +164,7 @@ def both(*switches: Switch) -> Switch:
 
 _has_room_for, _sustainable_s = kv_forecast.KVForecast.has_room_for, budgets.Budgets.sustainable_s
 _cap_s = budgets.responsiveness_cap_s
-_urgency: Any = table_loops.urgency
+_decode_bounds: Any = decode_bounds.decode_bounds
 _pack_decodes = best_effort.BestEffortFill._pack_decodes
 
 
@@ -166,12 +188,22 @@ def _be_always_fits(forecast: kv_forecast.KVForecast, request: Request, *without
     return not forecast._is_rt or _has_room_for(forecast, request, *without, **rows)
 
 
-def _urgency_without_catch_up(*arguments: Any) -> Any:
-    return _urgency(*arguments[:-1], _FOREVER)
+def _without_catch_up(*arguments: Any) -> Any:
+    return _decode_bounds(*arguments[:-1], _FOREVER)
 
 
-def _urgency_without_odd_ones(*arguments: Any) -> Any:
-    return _urgency(*arguments[:-2], 0.0, arguments[-1])
+def _without_odd_ones(*arguments: Any) -> Any:
+    *others, _, ratios, catch_up = arguments
+    return _decode_bounds(*others, 0.0, ratios, catch_up)
+
+
+def _without_loans(*arguments: Any) -> Any:
+    return _decode_bounds(*arguments[:-2], np.zeros(0), arguments[-1])
+
+
+def _with_usual_ends(*arguments: Any) -> Any:
+    *others, ratios, catch_up = arguments
+    return _decode_bounds(*others, np.array([np.mean(ratios)]) if len(ratios) else ratios, catch_up)
 
 
 def _by_arrival(counts: table_loops.Counts, rows: table_loops.Rows) -> table_loops.Rows:
@@ -192,7 +224,7 @@ MECHANISMS: dict[str, Switch] = {
     "spare share": constant(budgets, SPARE_USE=1.0),
     "overshoot margin": constant(latency_model.LatencyModel, _track_error=lambda *_: None),
     "overshoot in the cap": constant(budgets, responsiveness_cap_s=_cap_without_overshoot),
-    "catch-up": constant(table_loops, urgency=_urgency_without_catch_up),
+    "catch-up": constant(budgets, decode_bounds=_without_catch_up),
     "Little's law, KV slots": constant(budgets.Budgets, sustainable_s=_by_batch_slots_only),
     "Little's law, batch slots": constant(budgets.Budgets, sustainable_s=_by_kv_slots_only),
     "unused ends of blocks": both(
@@ -201,14 +233,16 @@ MECHANISMS: dict[str, Switch] = {
     "about equal deadlines": constant(real_time, _SPAN_S=1e-9),
     "deferrable decodes": constant(real_time, _DEFERRABLE_STEPS=_FOREVER, SPARE_USE=0.0),
     "deposit": constant(policy, _DEPOSIT_S=0.0),
-    "lending": constant(budgets, longest_step_s=lambda *_: 0.0),
+    "lending": constant(budgets, decode_bounds=_without_loans),
+    "loans by the outputs that end early": constant(budgets, decode_bounds=_with_usual_ends),
+    "no loans for prompts that can wait": constant(budgets.Budgets, prompt_s=lambda step, _: step.in_time_s),
     "lead": constant(budgets.Budgets, _lead_s=lambda *_: _FOREVER),
     "pausing": constant(pausing.Pausing, make_room_for=lambda *_: False),
     "RT KV forecast": constant(kv_forecast.KVForecast, has_room_for=_rt_always_fits),
     "BE KV forecast": constant(kv_forecast.KVForecast, has_room_for=_be_always_fits),
     "early return of paused ones": constant(real_time.RealTimeFill, _resume=lambda *_: None),
     "later RT gives way": constant(packing.Packing, make_room_whole=lambda *_: False),
-    "one in a few asks for a fast pace": constant(table_loops, urgency=_urgency_without_odd_ones),
+    "one in a few asks for a fast pace": constant(budgets, decode_bounds=_without_odd_ones),
     "decodes take half of a step": constant(budgets, _DECODE_SHARE=1.0),
     "steps of an idle machine": constant(budgets, _IDLE_STEPS=0.0),
     "usual wait": constant(objectives, _WEIGHT=0.0),

@@ -38,7 +38,7 @@ from bench.common.workload import Arrival
 from bench.scenario_flags import FLAGS, NAMES, add_flags, given_fields, setting
 from bench.sim.as_if_alone import StepNote, lost, step_note
 from bench.sim.disturbance import disturbance
-from bench.sim.gpu_executor import GpuExecutor
+from bench.sim.gpu_executor import END_ID, GpuExecutor
 from bench.sim.limit import Load, max_be_tokens, min_steps, min_ttft_misses
 from bench.sim.scenario import Scenario
 from bench.sim.step_models import Pair
@@ -109,7 +109,7 @@ class Simulation:
             max_seqs_per_step=scenario.max_seqs,
             host_copy_s_per_token=machine.pair.host_copy_s_per_token,
         )
-        self.scheduler: Scheduler = make_scheduler(scenario.scheduler_settings, capacity)
+        self.scheduler: Scheduler = make_scheduler(scenario.scheduler_settings, capacity, frozenset({END_ID}))
         disturbed = disturbance(scenario.step_noise, scenario.slowdown, scenario.stall_s, scenario.seed)
         executor = GpuExecutor(machine.pair, capacity, self.clock, disturbed)
         self._engine = Engine(self.scheduler, executor, self.clock, self._emit, self._record)
@@ -264,15 +264,18 @@ class Simulation:
         scenario = self.scenario
         arrival_s = arrival.arrival_s if is_rt or scenario.is_be_timed else self.clock.now_s()
         slos = next(self._rt_slos) if is_rt else None
+        max_tokens = max(arrival.num_output, scenario.rt_max_tokens) if is_rt else arrival.num_output
         request = Request(
             request_id=RequestId(f"{'rt' if is_rt else 'be'}-{len(self.requests)}"),
             priority_class=PriorityClass.REAL_TIME if is_rt else PriorityClass.BEST_EFFORT,
             prompt_token_ids=(2 + len(self.requests), *[1] * (arrival.num_prompt - 1)),  # begins like no other
-            sampling=SamplingParams(max_tokens=arrival.num_output, ignore_eos=True),
+            sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=max_tokens == arrival.num_output),
             arrival_s=arrival_s,
             slo=Slo(slos.ttft_slo_s, slos.tpot_slo_s) if slos else None,
             deadline_s=arrival_s + scenario.be_finish_by_s if scenario.be_finish_by_s and not is_rt else None,
         )
+        if max_tokens > arrival.num_output:
+            self._executor.ends[request.request_id] = arrival.num_output
         self.requests[request.request_id] = request
         record = RequestRecord(request.request_id, is_rt, arrival_s, arrival.num_prompt, arrival.num_output)
         record.slos = slos if scenario.other_slo_share else None  # else a run may be scored by several SLOs

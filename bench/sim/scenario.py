@@ -43,6 +43,7 @@ class Scenario:
     rt_burst              factor of the rate in the first 10 s of each minute (then rt_cv is 1)
     rt_trace              instead: arrivals of this CSV file, sped up by `rt_trace_speed`
     rt_lengths            prompt and output lengths without a trace
+    rt_max_tokens         max_tokens of real-time requests, whose outputs end before; 0: as long as the output is
     be_outstanding        best-effort requests kept in the system: the next arrives when one completes
     be_backlog            instead: their number at time 0; be_rate: instead, per second, Poisson
     be_lengths, be_trace  their lengths: a distribution, or a CSV file taken in order and from the start again. Without
@@ -50,6 +51,7 @@ class Scenario:
     be_finish_by_s        deadline of each best-effort request, in seconds after its arrival
     ttft_slo_s, tpot_slo_s   objectives of real-time requests, but for
     other_slo_share       this part of them (0-1), which asks `other_ttft_slo_s` and `other_tpot_slo_s`
+    other_prompt_tokens, other_output_tokens   lengths of these; 0: as drawn
     kv_tokens, host_kv_tokens, max_seqs, max_tokens_per_step   limits; kv_tokens None: the pair's,
                           host_kv_tokens None: as many as kv_tokens
     block_size            positions of KV in a block
@@ -69,6 +71,7 @@ class Scenario:
     rt_trace: str | None = None
     rt_trace_speed: float = 1.0
     rt_lengths: str = "lengths_sharegpt.csv"
+    rt_max_tokens: int = 0
     be_outstanding: int = 0
     be_backlog: int = 0
     be_rate: float = 0.0
@@ -80,6 +83,8 @@ class Scenario:
     other_slo_share: float = 0.0
     other_ttft_slo_s: float = 0.4
     other_tpot_slo_s: float = 0.2
+    other_prompt_tokens: int = 0
+    other_output_tokens: int = 0
     kv_tokens: int | None = None
     host_kv_tokens: int | None = None
     block_size: int = 16
@@ -155,6 +160,21 @@ class Scenario:
 
     def rt_arrivals(self) -> list[Arrival]:
         """Real-time requests in [0, duration_s), by arrival. They depend on the seed only, not on policy or BE load."""
+        drawn = self._drawn_rt_arrivals()
+        if not (self.other_prompt_tokens or self.other_output_tokens):
+            return drawn
+        return [
+            replace(
+                arrival,
+                num_prompt=self.other_prompt_tokens or arrival.num_prompt,
+                num_output=self.other_output_tokens or arrival.num_output,
+            )
+            if is_other
+            else arrival
+            for arrival, is_other in zip(drawn, self._are_others(len(drawn)), strict=True)
+        ]
+
+    def _drawn_rt_arrivals(self) -> list[Arrival]:
         rng = np.random.default_rng([self.seed, 1])
         if self.rt_trace is not None:
             trace = scale_rate(read_trace(self.rt_trace), self.rt_trace_speed)
@@ -167,9 +187,14 @@ class Scenario:
 
     def rt_slos(self, num_requests: int) -> list[Slos]:
         """The objectives of the first `num_requests` real-time requests, in order of arrival."""
-        others = np.random.default_rng([self.seed, 3]).random(num_requests) < self.other_slo_share
         other = Slos(self.other_ttft_slo_s, self.other_tpot_slo_s)
-        return [other if is_other else self.slos for is_other in others]
+        return [other if is_other else self.slos for is_other in self._are_others(num_requests)]
+
+    def _are_others(self, num_requests: int) -> list[bool]:
+        others: list[bool] = (
+            np.random.default_rng([self.seed, 3]).random(num_requests) < self.other_slo_share
+        ).tolist()
+        return others
 
     def without_be(self) -> Scenario:
         """The same with real-time requests alone."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backend.core.request import FinishReason
 from bench.sim.scenario import SCENARIOS, Scenario
 from bench.simulate import Simulation, as_if_alone, simulate
 
@@ -80,6 +81,32 @@ def test_a_share_of_the_requests_is_judged_by_objectives_of_its_own() -> None:
     shares = simulate(mixed)["rt_attainment"]
     assert 0.2 < shares["ttft"] < 0.8
     assert simulate(replace(mixed, other_slo_share=1.0))["rt_attainment"]["ttft"] == 0.0
+
+
+def test_those_with_other_objectives_have_lengths_of_their_own() -> None:
+    lengths = {"other_prompt_tokens": 300, "other_output_tokens": 5}
+    run = Simulation(replace(SMALL, other_slo_share=0.5, other_ttft_slo_s=9.0, **lengths))
+    run.run()
+    is_other = [record.slos is not None and record.slos.ttft_slo_s == 9.0 for record in run.rt_records()]
+    assert any(is_other)
+    assert not all(is_other)
+    for record, drawn, other in zip(run.rt_records(), SMALL.rt_arrivals(), is_other, strict=True):
+        expected = (300, 5) if other else (drawn.num_prompt, drawn.num_output)
+        assert (record.num_prompt, record.num_output) == expected
+
+
+def test_outputs_may_end_before_max_tokens() -> None:
+    exact, unknown = Simulation(SMALL), Simulation(replace(SMALL, rt_max_tokens=4096))
+    for run in (exact, unknown):
+        run.run()
+    for request in (request for request in unknown.requests.values() if request.is_rt):
+        record = unknown.records[request.request_id]
+        assert request.sampling.max_tokens == 4096
+        assert len(record.token_times_s) == record.num_output
+        assert request.finish_reason is FinishReason.STOP
+    lengths = [sorted(record.num_output for record in run.rt_records()) for run in (exact, unknown)]
+    assert lengths[0] == lengths[1]
+    assert exact.scheduler.view.traffic.rt_output_ratio > unknown.scheduler.view.traffic.rt_output_ratio
 
 
 def test_bursts_come_in_the_first_ten_seconds_of_a_minute() -> None:

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.policy.bros.decode_bounds import decode_bounds
 from backend.policy.bros.kv_forecast import unused_of_block
-from backend.policy.bros.lending import longest_step_s
 from backend.policy.packing import Packing
-from backend.policy.state import table_loops
 from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
@@ -33,9 +32,9 @@ class Budgets:
     """Seconds that this step may take: for real-time in time, for late real-time, for best-effort.
 
     They tighten as requests with deadlines enter. None is ever below one step of all real-time decodes. Prompts in time
-    may also use what the decodes can lend. Late and best-effort work may use `SPARE_USE` of the decodes' slack only.
-    Deadlines are cumulative, so steps become no shorter by that in the long run. Slack settles at 1 / SPARE_USE. The
-    reserve lets in a long prompt.
+    may also use what the decodes can lend (`prompt_s`). Late and best-effort work may use `SPARE_USE` of the decodes'
+    slack only. Deadlines are cumulative, so steps become no shorter by that in the long run. Slack settles at
+    1 / SPARE_USE. The reserve lets in a long prompt.
 
     use: part of a slack that may be planned with. The rest is a margin that grows with the model's own overshoot.
     pace_s: the longest step without a loan, and below the cap that arrivals set.
@@ -57,32 +56,23 @@ class Budgets:
 
     def heed_decodes(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Tighten to what the decodes need; return their usable slack, and who of them is late."""
-        table, latency, rows = self._view.table, self._view.latency, self._decodes
-        slack_s, is_late, (rt_s, be_s, half_s) = table_loops.urgency(
+        table, latency = self._view.table, self._view.latency
+        slack_s, is_late, (loan_s, pace_s, be_s, half_s) = decode_bounds(
             table.counts,
             table.times,
-            rows,
+            self._decodes,
             self._now_s,
             self.use,
+            self._decodes_s,
             latency.c0 + latency.c1,
             latency.c2,
             self._shortest_s,
+            self._view.traffic.rt_output_ratios,
             SPARE_USE,
         )
-        with_loan_s = longest_step_s(
-            table.counts,
-            table.times,
-            rows,
-            slack_s,
-            self._now_s,
-            self.use,
-            self._view.traffic.rt_output_ratio,
-            self._decodes_s,
-            self._shortest_s,
-        )
-        self.in_time_s = max(self._decodes_s, min(self.in_time_s, max(rt_s, with_loan_s)))
-        self.pace_s = max(self._decodes_s, min(self.pace_s, rt_s))
-        self.late_s = max(self._decodes_s, min(self.late_s, SPARE_USE * rt_s))
+        self.in_time_s = max(self._decodes_s, min(self.in_time_s, loan_s))
+        self.pace_s = max(self._decodes_s, min(self.pace_s, pace_s))
+        self.late_s = max(self._decodes_s, min(self.late_s, SPARE_USE * pace_s))
         be_s = min(SPARE_USE * be_s, self._lead_s(half_s))
         self._best_effort_s = max(self._decodes_s, min(self._best_effort_s, be_s))
         return slack_s, is_late
@@ -94,6 +84,14 @@ class Budgets:
         A prompt that arrives has nearly the machine to itself then.
         """
         return half_s - self._view.traffic.rt_objectives.recent(self._now_s).longest_prefill_s
+
+    def prompt_s(self, deadline_s: float) -> float:
+        """Return the budget of a prompt in time that is due at `deadline_s`.
+
+        It may borrow, and the cap does not bind it, if it is due before any that may come in the meantime.
+        """
+        shortest_s = self._view.traffic.rt_objectives.recent(self._now_s).shortest_ttft_s
+        return self.in_time_s if deadline_s <= self._now_s + shortest_s else min(self.in_time_s, self.pace_s)
 
     def heed(self, slack_s: float) -> None:
         """Tighten to a prompt that must be gone on with within `slack_s`."""

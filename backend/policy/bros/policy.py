@@ -1,9 +1,9 @@
 """The BROS policy: real-time requests by deadline, best-effort work in what their deadlines leave.
 
-budgets      how long the step may take, and who may use how much of it
-lending      how much longer for prompts, where decodes can catch up before they end
-real_time    real-time requests enter the step, by deadline
-best_effort  best-effort requests enter in the rest
+budgets        how long the step may take, and who may use how much of it
+decode_bounds  how long it may be, so that the decodes end in time
+real_time      real-time requests enter the step, by deadline
+best_effort    best-effort requests enter in the rest
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class RealTimeFill:
                 continue  # a cut one may push its copies out of the host pool
             if self._is_late(request):
                 late.append(request)
-            elif not self._pack_prefill(request, self._budgets.in_time_s):
+            elif not self._pack_prefill(request, self._budgets.prompt_s(self._deadline_s(request))):
                 self._leave_time_for(request)
                 return late
         self._resume(early)
@@ -104,7 +104,7 @@ class RealTimeFill:
         for request in map(self._view.table.request, early):
             if self._packing.has_cuts or not self._forecast.has_room_for(request):
                 break
-            if not self._pack_prefill(request, self._budgets.in_time_s):
+            if not self._pack_prefill(request, self._budgets.prompt_s(self._deadline_s(request))):
                 break
 
     def _by_deadline(self, started: list[Request], waiting: Iterator[Request]) -> Iterator[Request]:

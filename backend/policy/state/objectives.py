@@ -27,18 +27,22 @@ def time_alone_s(request: Request, latency: LatencyModel) -> float:
 
 
 class Recent(NamedTuple):
-    """The requests of some seconds. shortest_wait_s: for the step under way; infinite where nobody came.
+    """The requests of some seconds. shortest_wait_s: for the step under way; infinite where nobody came, as is
+    shortest_ttft_s, the tightest TTFT SLO.
 
     longest_prefill_s: for a prompt and one in front of it, at most the TTFT SLO.
     """
 
     shortest_wait_s: float = math.inf
     longest_prefill_s: float = 0.0
+    shortest_ttft_s: float = math.inf
 
     def with_more(self, other: Recent) -> Recent:
         """Return what holds for the requests of both."""
         return Recent(
-            min(self.shortest_wait_s, other.shortest_wait_s), max(self.longest_prefill_s, other.longest_prefill_s)
+            min(self.shortest_wait_s, other.shortest_wait_s),
+            max(self.longest_prefill_s, other.longest_prefill_s),
+            min(self.shortest_ttft_s, other.shortest_ttft_s),
         )
 
 
@@ -68,7 +72,8 @@ class Objectives:
         wait_s = min(0.5 * slo.ttft_slo_s, slo.ttft_slo_s - alone_s)
         self.usual_wait_s += _WEIGHT * (wait_s - self.usual_wait_s)
         self._before, last = self._periods(now_s)
-        self._last = last.with_more(Recent(wait_s, min(slo.ttft_slo_s, _IN_A_ROW * alone_s)))
+        longest_s = min(slo.ttft_slo_s, _IN_A_ROW * alone_s)
+        self._last = last.with_more(Recent(wait_s, longest_s, slo.ttft_slo_s))
         self._period = _period(now_s)
 
     def recent(self, now_s: float) -> Recent:

@@ -108,51 +108,6 @@ def num_in_time(counts: Counts, rows: Rows, c1: float, c2: float, start_s: float
     return len(rows)
 
 
-@compiled(
-    f"Tuple((float64[::1], boolean[::1], UniTuple(float64, 3)))"
-    f"({_COUNTS}, {_TIMES}, {_ROWS}, float64, float64, float64, float64, float64, float64)"
-)
-def urgency(
-    counts: Counts,
-    times: Times,
-    rows: Rows,
-    now_s: float,
-    use: float,
-    needed_s: float,
-    c2: float,
-    odd_s: float,
-    catch_up: float,
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], tuple[float, float, float]]:
-    """Return the slack of real-time decodes times `use`, and whether that is less than the `needed_s` of a step.
-
-    The third value is the longest step that leaves all in time, for real-time and for best-effort. With it comes the
-    slack that half of them have at least, infinite without any.
-
-    A late one asks for no more than `catch_up` of its TPOT SLO. One whose TPOT SLO is below a step of its own is late,
-    and asks for nothing. Below `odd_s` it asks nothing of real-time, unless most ask for as little.
-    """
-    slack_s = np.empty(len(rows), np.float64)
-    is_late = np.empty(len(rows), np.bool_)
-    rt_s = be_s = np.inf
-    num_odd = 0
-    for index in range(len(rows)):
-        row = rows[index]
-        slack_s[index] = bound_s = (times[DEADLINE, row] - now_s) * use
-        is_late[index] = bound_s < needed_s
-        if times[TPOT_SLO, row] < needed_s + c2 * counts[NUM_COMPUTED, row]:
-            is_late[index] = True
-            continue
-        if is_late[index]:
-            bound_s = max(bound_s, catch_up * times[TPOT_SLO, row])
-        be_s = min(be_s, bound_s)
-        if times[TPOT_SLO, row] >= odd_s:
-            rt_s = min(rt_s, bound_s)
-        else:
-            num_odd += 1
-    half_s = np.sort(slack_s)[len(rows) // 2] if len(rows) else np.inf
-    return slack_s, is_late, (be_s if 2 * num_odd > len(rows) else rt_s, be_s, half_s)
-
-
 # What a step did
 
 

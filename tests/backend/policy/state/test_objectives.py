@@ -51,6 +51,11 @@ def test_a_looser_slo_takes_the_place_of_one_that_is_gone() -> None:
     assert objectives.recent(9.0).shortest_wait_s == 0.2
 
 
+def test_the_tightest_ttft_slo_is_forgotten_with_its_wait() -> None:
+    objectives = noted(rt(2500, ttft_slo_s=0.4, arrival_s=0.0), rt(4, ttft_slo_s=0.5, arrival_s=1.0))
+    assert [objectives.recent(now_s).shortest_ttft_s for now_s in (1.0, 7.0)] == [0.4, math.inf]
+
+
 @pytest.mark.parametrize("ttft_slo_s", [1e-6, 0.001, 0.01, 0.013])
 def test_a_ttft_slo_below_a_step_alone_is_not_counted(ttft_slo_s: float) -> None:
     hopeless = rt(32, ttft_slo_s=ttft_slo_s)  # alone it takes 13.2 ms

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from backend.policy.state import table_loops
 from backend.policy.state.request_table import RequestTable
@@ -78,15 +77,6 @@ def test_those_that_can_wait_by_arrival() -> None:
     expected = rows[slack_s > 0.3][table.arrival_index[rows[slack_s > 0.3]].argsort()]
     assert table_loops.deferrable(table.counts, rows, slack_s, 0.3).tolist() == expected.tolist()
     assert not len(table_loops.deferrable(table.counts, rows, slack_s, 1.0))
-
-
-@pytest.mark.parametrize("num_rows", [1, 2, 7, 40])
-def test_the_slack_that_half_of_the_decodes_have(num_rows: int) -> None:
-    table = filled()
-    table.deadline_s[:40] = np.random.default_rng(num_rows).integers(0, 9, 40)  # some are equal
-    rows = np.ascontiguousarray(table.rows()[:num_rows])
-    slack_s, _, (_, _, half_s) = table_loops.urgency(table.counts, table.times, rows, 1.0, 0.9, 0.01, 0.0, 0.0, 0.9)
-    assert half_s == np.sort(slack_s)[num_rows // 2]
 
 
 def test_who_decoded_one_token_is_brought_up_to_date_and_others_are_named() -> None:

@@ -1,0 +1,107 @@
+"""How long a step may be, so that the real-time decodes end in time.
+
+A decode has slack: the time until its next token is due. The objective is on the mean over all tokens, so a decode can
+also lend. In steps shorter than its TPOT SLO it gains the difference each time. So it can fall behind by as much as it
+gains until its end, and still end in time. The end is unknown. Nine in ten of the outputs that got as far have yet to
+see it, at the length that is counted on. Half of the time is lent, since another prompt may come before it is paid
+back. Only prompts borrow. Best-effort work gets nothing of it.
+"""
+
+# an element of an array is Any to mypy.
+# mypy: disable-error-code="no-any-return"
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.policy.state.table_loops import (
+    DEADLINE,
+    FIRST_TOKEN,
+    ITL_SLO,
+    MAX_TOTAL,
+    NUM_COMPUTED,
+    NUM_KNOWN,
+    NUM_PROMPT,
+    TPOT_SLO,
+    Counts,
+    Rows,
+    Times,
+)
+from kv.compiled import compiled
+
+_LENT = 0.5  # part of the time that a decode can catch up with until its end
+_EARLY = 0.1  # part of the outputs that got as far, and end before the length that is counted on
+
+
+@compiled("int64(float64, int64, float64[::1])")
+def num_sure(num_output: float, max_output: int, output_ratios: NDArray[np.float64]) -> int:
+    """Return the length of an output, in tokens, that a decode with `num_output` tokens is all but sure to reach.
+
+    output_ratios: length / max_tokens of the last outputs, ascending. Zero where none of them got as far.
+    """
+    num_short = np.searchsorted(output_ratios, num_output / max_output, side="right")
+    index = num_short + int(_EARLY * (len(output_ratios) - num_short))
+    return int(output_ratios[index] * max_output) if index < len(output_ratios) else 0
+
+
+@compiled(
+    "Tuple((float64[::1], boolean[::1], UniTuple(float64, 4)))(int64[:,::1], float64[:,::1], int64[::1], float64,"
+    " float64, float64, float64, float64, float64, float64[::1], float64)"
+)
+def decode_bounds(
+    counts: Counts,
+    times: Times,
+    rows: Rows,
+    now_s: float,
+    use: float,
+    step_s: float,
+    alone_s: float,
+    c2: float,
+    odd_s: float,
+    output_ratios: NDArray[np.float64],
+    catch_up: float,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], tuple[float, float, float, float]]:
+    """Return the slack of real-time decodes `rows` times `use`, and whether that is less than a step of each, alone.
+
+    The third value has the longest steps, in seconds, that leave all in time: for prompts, which may borrow; for
+    real-time without a loan; for best-effort. The last is the slack that half of them have at least. All are infinite
+    without any.
+
+    A late one asks for no more than `catch_up` of its TPOT SLO. One whose TPOT SLO is below a step of its own is late,
+    and asks for nothing. Below `odd_s` it asks nothing of real-time, unless most ask for as little. An inter-token SLO
+    lends nothing, nor does a decode without its first token.
+
+    step_s: of all these decodes; alone_s: of one without context, which adds c2 for each token of it.
+    """
+    slack_s = np.empty(len(rows), np.float64)
+    is_late = np.empty(len(rows), np.bool_)
+    loan_s = pace_s = odd_loan_s = be_s = np.inf
+    num_odd = 0
+    for index in range(len(rows)):
+        row = rows[index]
+        slo_s = times[TPOT_SLO, row]
+        slack_s[index] = bound_s = (times[DEADLINE, row] - now_s) * use
+        is_late[index] = bound_s < alone_s
+        if slo_s < alone_s + c2 * counts[NUM_COMPUTED, row]:
+            is_late[index] = True
+            continue
+        if is_late[index]:
+            bound_s = max(bound_s, catch_up * slo_s)
+        with_loan_s = bound_s
+        if times[FIRST_TOKEN, row] < np.inf and times[ITL_SLO, row] == np.inf:
+            num_output = counts[NUM_KNOWN, row] - counts[NUM_PROMPT, row]
+            most = num_sure(num_output, counts[MAX_TOTAL, row] - counts[NUM_PROMPT, row], output_ratios)
+            gained_s = max(0, most - num_output - 1) * max(0.0, use * slo_s - step_s)
+            with_loan_s = max(bound_s, slack_s[index] + _LENT * gained_s)
+        be_s = min(be_s, bound_s)
+        if slo_s >= odd_s:
+            pace_s = min(pace_s, bound_s)
+            loan_s = min(loan_s, with_loan_s)
+        else:
+            num_odd += 1
+            odd_loan_s = min(odd_loan_s, with_loan_s)
+    if 2 * num_odd > len(rows):
+        pace_s, loan_s = be_s, min(loan_s, odd_loan_s)
+    half_s = np.sort(slack_s)[len(rows) // 2] if len(rows) else np.inf
+    return slack_s, is_late, (loan_s, pace_s, be_s, half_s)

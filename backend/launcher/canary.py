@@ -36,7 +36,8 @@ async def ask_grpc(at: Endpoints, model: str) -> bytes:
         return await _first_of_stream(answer)
 
 
-REQUEST_PATHS: Mapping[str, RequestPath] = {"HTTP": ask_http, "gRPC": ask_grpc}
+HTTP, GRPC = "HTTP", "gRPC"
+REQUEST_PATHS: Mapping[str, RequestPath] = {HTTP: ask_http, GRPC: ask_grpc}
 
 
 @contextlib.asynccontextmanager

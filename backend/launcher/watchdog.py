@@ -4,6 +4,9 @@ The stub answers a canary itself, without the engine. So it passes HTTP or gRPC,
 thread of Triton that takes a stub's responses. A model is asked twice before it counts as silent. A server under more
 load than it can bear answers late; it is alive as long as it executes requests. A model whose stub holds requests back
 (`max_inflight`) is not judged while it may be doing so.
+
+Triton's HTTP threads can be busy for seconds with a few bodies of many keys, while gRPC serves all others. To restart
+it would end their streams. So HTTP alone has to be silent for several looks.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import asyncio
 import re
 from dataclasses import dataclass
 
-from backend.launcher.canary import REQUEST_PATHS, RequestPath, connection
+from backend.launcher.canary import HTTP, REQUEST_PATHS, RequestPath, connection
 from backend.launcher.endpoints import Endpoints
 from backend.launcher.launch import Launch
 from backend.wire import names as wire
@@ -20,15 +23,17 @@ from backend.wire import names as wire
 PERIOD_S = 5.0  # from the end of one look to the next
 METRICS_TIMEOUT_S = 2.0
 NUM_QUESTIONS = 2  # in a row, which share the time that a model has to answer
+NUM_HTTP_LOOKS = 6  # in a row, after which a model that answers over gRPC only counts as silent
 _MAX_INFLIGHT = re.compile(rf'"{wire.MODEL_MAX_INFLIGHT}"\s+value\s*{{\s*string_value:\s*"(\d+)"')
 
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """A model that gave no sign of life, and the request path on which it was asked."""
+    """A model that gave no sign of life, and the request path on which it was asked; is_total: on no path."""
 
     model: str
     path: str
+    is_total: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +45,17 @@ class _Counts:
 
 
 async def first_silence(launch: Launch) -> Silence:
-    """Return the first model of `launch` that gives no sign of life for `canary_timeout_s`."""
+    """Return the first model of `launch` that gives no sign of life for `canary_timeout_s`; on HTTP alone, for
+    NUM_HTTP_LOOKS times that."""
     models = watched_models(launch)
+    num_looks = dict.fromkeys(models, 0)
     while True:
         await asyncio.sleep(min(PERIOD_S, launch.canary_timeout_s))
         looks = (_silence(launch, model, max_inflight) for model, max_inflight in models.items())
-        for silence in await asyncio.gather(*looks):
-            if silence is not None:
+        for model, silence in zip(models, await asyncio.gather(*looks), strict=True):
+            num_looks[model] = num_looks[model] + 1 if silence is not None else 0
+            is_patient = silence is not None and silence.path == HTTP and not silence.is_total
+            if silence is not None and num_looks[model] >= (NUM_HTTP_LOOKS if is_patient else 1):
                 return silence
 
 
@@ -70,7 +79,9 @@ async def _silence(launch: Launch, model: str, max_inflight: int) -> Silence | N
     if max_inflight and any(counts.num_be >= max_inflight for counts in known):
         return None
     executes = len(known) == 2 and known[1].num_executed > known[0].num_executed
-    return None if executes and not any(are_heard) else Silence(model, list(REQUEST_PATHS)[are_heard.index(False)])
+    if executes and not any(are_heard):
+        return None
+    return Silence(model, list(REQUEST_PATHS)[are_heard.index(False)], is_total=not any(are_heard))
 
 
 async def _is_heard(launch: Launch, model: str, path: RequestPath) -> bool:

@@ -64,9 +64,9 @@ def decode_bounds(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], tuple[float, float, float, float]]:
     """Return the slack of real-time decodes `rows` times `use`, and whether that is less than a step of each, alone.
 
-    The third value has the longest steps, in seconds, that leave all in time: for prompts, which may borrow; for
-    real-time without a loan; for best-effort. The last is the slack that half of them have at least. All are infinite
-    without any.
+    The third value has the longest steps, in seconds, that leave all in time. The first is for prompts, which may
+    borrow. Real-time without a loan comes next, then best-effort. The last is the slack that half of them have at
+    least. All are infinite without any.
 
     A late one asks for no more than `catch_up` of its TPOT SLO. One whose TPOT SLO is below a step of its own is late,
     and asks for nothing. Below `odd_s` it asks nothing of real-time, unless most ask for as little. An inter-token SLO

@@ -106,18 +106,38 @@ def look_at(model: str) -> Callable[[Launch], Awaitable[object]]:
          "gRPC hangs while others are served"],
 )  # fmt: skip
 def test_silent_is_what_neither_answers_nor_executes(fake: FakeTriton, path: str | None, tmp_path: Path) -> None:
-    assert with_fake(fake, tmp_path, look_at("bros")) == (path and Silence("bros", path))
+    is_total = not fake.has_grpc and fake.answers == [None]
+    assert with_fake(fake, tmp_path, look_at("bros")) == (path and Silence("bros", path, is_total))
     assert fake.canaries[0] == b"POST /v2/models/bros/generate HTTP/1.1\r\n"
 
 
-@pytest.mark.parametrize(("num_be", "silence"), [(MAX_INFLIGHT - 1, Silence("bros_be", "HTTP")), (MAX_INFLIGHT, None)])
+@pytest.mark.parametrize(
+    ("num_be", "silence"), [(MAX_INFLIGHT - 1, Silence("bros_be", "HTTP", True)), (MAX_INFLIGHT, None)]
+)
 def test_a_model_that_holds_requests_back_is_not_silent(num_be: int, silence: Silence | None, tmp_path: Path) -> None:
     fake = FakeTriton(None, has_grpc=False, num_be=num_be)
     assert with_fake(fake, tmp_path, look_at("bros_be")) == silence
 
 
 def test_a_silent_model_is_named(tmp_path: Path) -> None:
-    assert with_fake(FakeTriton(None, has_grpc=False), tmp_path, watchdog.first_silence) == Silence("bros", "HTTP")
+    silent = FakeTriton(None, has_grpc=False)
+    assert with_fake(silent, tmp_path, watchdog.first_silence) == Silence("bros", "HTTP", True)
+
+
+def test_a_server_that_is_busy_with_http_alone_gets_more_time(tmp_path: Path) -> None:
+    busy = FakeTriton(None)
+    assert with_fake(busy, tmp_path, watchdog.first_silence) == Silence("bros", "HTTP", False)
+    num_http = sum(line.startswith(b"POST /v2/models/bros/") for line in busy.canaries)
+    assert num_http == watchdog.NUM_HTTP_LOOKS * watchdog.NUM_QUESTIONS
+
+
+def test_one_that_answers_http_again_is_not_silent(tmp_path: Path) -> None:
+    """It is silent in every other look, and hangs for good after the tenth."""
+    num_before = 10 * watchdog.NUM_QUESTIONS * 2
+    answers = [None] * watchdog.NUM_QUESTIONS * 2 + [OK] * 2
+    once_in_a_while = FakeTriton(*answers * 5, None)
+    assert with_fake(once_in_a_while, tmp_path, watchdog.first_silence) is not None
+    assert len(once_in_a_while.canaries) > num_before
 
 
 def test_a_server_that_is_gone_is_not_silent(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from backend.core.request import PriorityClass
 from backend.text.panics import panics_as_errors
 from backend.text.schema_check import SchemaCheck
 from backend.text.schema_memory import HUNGRY, Compiled, CompiledBytes, SchemaMemory, Verdict
-from backend.wire.json_schema import with_rust_patterns
+from backend.wire.json_schema import for_library
 
 if TYPE_CHECKING:
     import llguidance
@@ -94,8 +94,8 @@ class Grammars:
 
     def _try(self, schema: str, priority_class: PriorityClass) -> Verdict:
         try:
-            read = with_rust_patterns(schema)
-            grammar = self._library.LLMatcher.grammar_from_json_schema(read, overrides=_OPTIONS)  # type: ignore[arg-type]  # as above
+            text = for_library(schema)
+            grammar = self._library.LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS)  # type: ignore[arg-type]  # as above
         except ValueError as error:
             return Verdict(None, str(error) or "refused")
         trial = self._checks[priority_class].try_out(grammar)

@@ -1,14 +1,16 @@
 """Bounds on a client's JSON schema, which hold before anything compiles it. Pure.
 
 Texts and names become automata: one of 60,000 characters makes a step take a second. A schema that the library would
-follow wrongly is refused (`number_limits`; a repeated name counts twice), or said in other words (`pattern`).
+follow wrongly is refused (`number_limits`; a repeated name counts twice), or said in other words (`pattern`). The words
+that no check reads never reach the library (`for_library`).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from urllib.parse import unquote
 
@@ -22,7 +24,9 @@ MAX_SCHEMA_DEPTH = 32  # of nested lists and objects
 MAX_SCHEMA_TEXT_CHARS = 512  # of a name, and of a text that the output is compared with
 _COMPARED = frozenset({"const", "enum", "pattern", "required"})
 _LOOKED_AT = (str, int, list, dict)
-_BASES = ("$id", "id")  # of draft 4 the second: from here on, references lead elsewhere
+_DATA_NOTES = frozenset({"default", "example", "examples"})  # and what begins with `x-`
+_NAMES_OF_PLACES = frozenset({"$id", "id", "$anchor", "$dynamicAnchor"})  # which no permitted reference uses
+_NOTES = _NAMES_OF_PLACES | {"title", "description", "$comment", "deprecated", "readOnly", "writeOnly"}
 _OPTIONS = "x-guidance"  # how llguidance is to write JSON, or to read the schema; that is ours to say
 # Control characters that JSON writes with an escape \u only. The library drops them where a grammar has no such escape.
 _CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
@@ -34,25 +38,23 @@ def as_json_schema(name: str, value: object) -> str:
     schema = parse_json(name, text)
     if not isinstance(schema, dict):
         raise InvalidRequestError(f"{name}: expected a JSON object, got {show(schema)}")
-    _check_values(name, schema)
+    _check_values(name, schema, ("$id", "id") if "draft-04" in text else ("$id",))
     return text
 
 
-def with_rust_patterns(text: str) -> str:
-    """Return a schema that `as_json_schema` took, its patterns in the words of the library."""
-    schema = json.loads(text)
-    rewritten = _rewritten(_Found(schema))
-    return text if rewritten == schema else json.dumps(rewritten, ensure_ascii=False)
+def for_library(text: str) -> str:
+    """Return a schema that `as_json_schema` took, without notes, its patterns in the words of the library.
+
+    A note may change what the library follows: with `"$id": "#/default"` that was the default, which no check had read.
+    """
+    return json.dumps(_rewritten(_Found(json.loads(text))))
 
 
 def _rewritten(found: _Found) -> object:
     value = found.value
     if isinstance(value, dict):
         is_by_pattern = found.place is _Place.PATTERNS
-        return {
-            rust_pattern(key) if is_by_pattern else key: _rewritten(found.inner(item, key))
-            for key, item in value.items()
-        }
+        return {rust_pattern(key) if is_by_pattern else key: _rewritten(each) for key, each in found.items(value)}
     if isinstance(value, list):
         return [_rewritten(found.inner(item)) for item in value]
     return rust_pattern(value) if isinstance(value, str) and found.place is _Place.PATTERNS else value
@@ -69,7 +71,7 @@ class _Place(Enum):
 
 _BY_NAME = frozenset({_Place.NAMES, _Place.PATTERNS})
 _PLACES = (
-    dict.fromkeys(("const", "enum", "default", "examples"), _Place.DATA)
+    dict.fromkeys(("const", "enum"), _Place.DATA)
     | dict.fromkeys(("properties", "$defs", "definitions", "dependentSchemas"), _Place.NAMES)
     | dict.fromkeys(("pattern", "patternProperties"), _Place.PATTERNS)
 )
@@ -81,6 +83,17 @@ class _Found:
     depth: int = 1
     is_compared: bool = False
     place: _Place = _Place.KEYWORDS
+    has_base: bool = False  # it stands in a schema that names a URI: its references start there
+
+    def items(self, value: dict[str, object]) -> list[tuple[str, _Found]]:
+        """Return what this object, its value, holds without notes."""
+        return [(key, self.inner(item, key)) for key, item in value.items() if not self._is_note(key, item)]
+
+    def _is_note(self, key: str, item: object) -> bool:
+        """Return whether an item says nothing of the output. An object may be a schema that the client named so."""
+        if self.place is not _Place.KEYWORDS:
+            return False
+        return key in _DATA_NOTES or key.startswith("x-") or (key in _NOTES and not isinstance(item, dict))
 
     def inner(self, value: object, key: str | None = None) -> _Found:
         """Return a value inside this one."""
@@ -89,20 +102,21 @@ class _Found:
         place = _Place.KEYWORDS if key is not None and self.place in _BY_NAME else self.place
         if is_keyword:
             place = _PLACES.get(key or "", place)
-        return _Found(value, self.depth + 1, is_compared, place)
+        return _Found(value, self.depth + 1, is_compared, place, self.has_base)
 
     def step(self, token: str) -> _Found | None:
         """Return what a token of a JSON pointer leads to."""
         if isinstance(self.value, dict):
-            return self.inner(self.value[token], token) if token in self.value else None
+            is_there = token in self.value and not self._is_note(token, self.value[token])
+            return self.inner(self.value[token], token) if is_there else None
         if isinstance(self.value, list) and token.isdecimal() and len(token) <= len(str(len(self.value))):
             index = int(token)
             return self.inner(self.value[index]) if str(index) == token and index < len(self.value) else None
         return None
 
 
-def _check_values(name: str, schema: dict[str, object]) -> None:
-    """Look at every value, without recursion."""
+def _check_values(name: str, schema: dict[str, object], bases: Sequence[str]) -> None:
+    """Look at every value, without recursion. `bases`: keywords that name the URI where references start."""
     limits, left = NumberLimits(name), [_Found(schema)]
     while left:
         found = left.pop()
@@ -121,8 +135,10 @@ def _check_values(name: str, schema: dict[str, object]) -> None:
             _check_object(name, value, found.place)
             if found.place is _Place.KEYWORDS:
                 limits.add(value)
-                _check_references(name, schema, value)
-            left += [found.inner(item, key) for key, item in value.items() if isinstance(item, _LOOKED_AT)]
+                if value is not schema and any(isinstance(value.get(key), str) for key in bases):
+                    found = replace(found, has_base=True)
+                _check_reference(name, schema, value.get("$ref"), found.has_base)
+            left += [each for _, each in found.items(value) if isinstance(each.value, _LOOKED_AT)]
         elif isinstance(value, list):
             left += [found.inner(item) for item in value if isinstance(item, _LOOKED_AT)]
     limits.check()
@@ -137,15 +153,16 @@ def _check_object(name: str, value: dict[str, object], place: _Place) -> None:
         _check_min_properties(name, value)
 
 
-def _check_references(name: str, whole: dict[str, object], schema: dict[str, object]) -> None:
+def _check_reference(name: str, whole: dict[str, object], reference: object, has_base: bool) -> None:
     """Raise InvalidRequestError where a schema refers to anything but a schema in the whole.
 
     The library follows any path, also into data, at which no check has looked as at a schema.
     """
-    if base := next((key for key in _BASES if schema is not whole and isinstance(schema.get(key), str)), None):
-        raise InvalidRequestError(f"{name}: {base} is for the whole schema only")
-    reference = schema.get("$ref")
-    if not isinstance(reference, str) or reference == "#":
+    if not isinstance(reference, str):
+        return
+    if has_base:
+        raise InvalidRequestError(f"{name}: $ref {show(reference)} stands in a schema with an $id of its own")
+    if reference == "#":
         return
     head, *tokens = unquote(reference).split("/")
     found: _Found | None = _Found(whole) if head == "#" and "%2f" not in reference.lower() else None

@@ -26,7 +26,8 @@ _MAX_DEPTH = 32  # of parameters; what the engine takes of a schema
 _OPEN = "<tool_call>"
 _CLOSE = re.compile(r"</tool_call>|\Z")
 _BETWEEN = re.compile(r"[\s;,]*")
-_DATA = frozenset({"const", "enum", "default", "examples"})  # keywords of JSON Schema whose values are no schemas
+_DATA = frozenset({"const", "enum", "default", "example", "examples"})  # keywords whose values are no schemas
+_BASES = ("$id", "id")  # the URI of parameters. Inside the schema of a call, references would start there
 _BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _Name = Annotated[str, Meta(pattern="^[a-zA-Z0-9_.-]{1,64}$")]
 Json = dict[str, Any]
@@ -108,8 +109,8 @@ def _require_object(function: Function) -> None:
 
 def _schema_of_call(index: int, function: Function) -> Json:
     place = f"#/anyOf/{index}/properties/arguments"
-    own = {key: value for key, value in (function.parameters or {}).items() if key != "$id"}  # would lead elsewhere
-    given = _moved(own, place)
+    given = _moved(function.parameters or {}, place)
+    given = {key: value for key, value in given.items() if key not in _BASES or not isinstance(value, str)}
     arguments = {**given, "type": "object"} if given else {"type": "object", "additionalProperties": False}
     return {
         "type": "object",
@@ -132,7 +133,7 @@ def _moved(value: Any, place: str, depth: int = 1, is_schema: bool = True) -> An
         return value
     moved = {
         name: item
-        if is_schema and name in _DATA
+        if is_schema and (name in _DATA or name.startswith("x-"))
         else _moved(item, place, depth + 1, not is_schema or name not in _BY_NAME)
         for name, item in value.items()
     }

@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from backend.wire.json_schema import as_json_schema
 from client import FakeServer
 from client.openai.tools import Function, Offer, Reader, Tool, offer_of, read_calls
 from tests.front.door import Door, error_of, events_of
@@ -169,11 +170,12 @@ def test_a_choice_that_must_call_is_held_to_a_schema() -> None:
 
 def test_only_references_are_moved_with_a_schema() -> None:
     data = {"$ref": "#/a"}
-    schema = {
+    schema: dict[str, Any] = {
         "$id": "http://cities",
+        "id": {"type": "integer"},
         "properties": {
             "const": {"$ref": "#/$defs/City"},
-            "$ref": {"const": data, "enum": [data], "default": data, "examples": [data]},
+            "$ref": {"const": data, "enum": [data], "default": data, "example": data, "examples": [data], "x-a": data},
             "all": {"allOf": [{"items": {"$ref": "#"}}]},
         },
     }
@@ -183,12 +185,34 @@ def test_only_references_are_moved_with_a_schema() -> None:
     assert offer.schema is not None
     place = "#/anyOf/0/properties/arguments"
     arguments = offer.schema["anyOf"][0]["properties"]["arguments"]
-    assert arguments.keys() == {"type", "properties"}
+    assert arguments.keys() == {"type", "properties", "id"}
     assert arguments["properties"] == {
         "const": {"$ref": f"{place}/$defs/City"},
-        "$ref": {"const": data, "enum": [data], "default": data, "examples": [data]},
+        "$ref": schema["properties"]["$ref"],
         "all": {"allOf": [{"items": {"$ref": place}}]},
     }
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(depth):
+        schema = {"items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "note",
+    [{"$id": "http://a/b"}, {"id": "a"}, {"example": {"id": "a"}}]
+    + [{key: nested(40)} for key in ("default", "example", "examples", "x-a")],
+    ids=lambda note: str(note)[:30],
+)
+def test_parameters_have_the_notes_that_a_response_format_may_have(note: dict[str, Any]) -> None:
+    schema = {"properties": {"next": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"type": "null"}}, **note}
+    assert as_json_schema("json_schema", json.dumps(schema))
+    tool = Tool(type="function", function=Function(name="f", parameters=schema))
+    offer = offer_of([tool], "required", True)
+    assert offer is not None
+    assert as_json_schema("tools", json.dumps(offer.schema))
 
 
 @pytest.mark.parametrize(
@@ -229,9 +253,7 @@ def test_a_call_that_must_be_made_has_an_object_of_arguments() -> None:
 
 
 def test_parameters_without_bottom_are_refused() -> None:
-    parameters: dict[str, Any] = {}
-    for _ in range(100):
-        parameters = {"items": parameters}
+    parameters = nested(100)
     response = Door().chat(tools=[{"type": "function", "function": {"name": "deep", "parameters": parameters}}])
     assert response.status_code == 200
     tool = Tool(type="function", function=Function(name="deep", parameters=parameters))

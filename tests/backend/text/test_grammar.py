@@ -20,6 +20,7 @@ from backend.text import grammar
 from backend.text.grammar import Grammar, Grammars
 from backend.text.schema_check import SchemaCheck
 from backend.text.tokenizer import Tokenizer, load_tokenizer
+from backend.wire.json_schema import as_json_schema
 from tests.backend.text.following import follows, is_taken
 
 PERSON = {
@@ -225,6 +226,53 @@ def test_references_lead_into_a_schema_that_stands_inside_another(grammars: Gram
     output = [char + 3 for char in b'{"arguments":']
     assert grammar.allowed(output)[ord("7") + 3]
     assert not grammar.allowed(output)[ord("8") + 3]
+
+
+DRAFT_4 = "http://json-schema.org/draft-04/schema#"
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+DRAFT_2020 = "https://json-schema.org/draft/2020-12/schema"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        *(
+            {key: place, "type": "integer", "default": {"type": "string"}}
+            for key in ("$id", "id", "$anchor", "$dynamicAnchor")
+            for place in ("#/default", "/default", "default", "http://a/b#/default")
+        ),
+        {"$id": "#/$defs/a", "type": "integer", "$defs": {"a": {"const": "a"}}},
+        {"$ref": "#/$defs/a", "$defs": {"$id": "#/title", "a": {"type": "integer"}}, "title": "a"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$schema": DRAFT_4, "id": "#/default", "type": "integer"}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$id": "http://a/b", "id": "c", "type": "integer"}}},
+        {"$ref": "#/components/schemas/a", "components": {"id": "c", "schemas": {"a": {"type": "integer"}}}},
+        {"$ref": "#/$defs/a%20b~1~01", "$defs": {"a b/~1": {"type": "integer"}, "a b/": {"type": "string"}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [True]}}, "type": "integer"},
+        {"type": "integer", "nullable": True, "deprecated": True, "$comment": "c", "example": {"id": "e", "$ref": "f"}},
+        {
+            "type": "integer",
+            "x-a": {"id": "e", "$ref": "#/b"},
+            "examples": [{"$schema": "c"}],
+            "$vocabulary": {"a": True},
+        },
+    ],
+    ids=str,
+)
+def test_no_word_beside_a_schema_leads_to_another(grammars: Grammars, schema: dict[str, Any]) -> None:
+    """With `"$id": "#/default"` the library followed the default, at which no check had looked as at a schema."""
+    for draft in (None, DRAFT_4, DRAFT_7, DRAFT_2020):
+        text = as_json_schema("json_schema", json.dumps(schema | ({"$schema": draft} if draft else {})))
+        grammar = grammars.grammar(text, PriorityClass.REAL_TIME)
+        assert follows(grammar, b"5")
+        assert not follows(grammar, b'"')
+
+
+@pytest.mark.parametrize("key", ["$dynamicRef", "$recursiveRef"])
+@pytest.mark.parametrize("draft", [{}, {"$schema": DRAFT_2020}], ids=str)
+def test_references_that_no_check_follows_are_refused(grammars: Grammars, key: str, draft: dict[str, Any]) -> None:
+    schema = {**draft, key: "#/default", "type": "integer", "default": {"type": "string"}}
+    with pytest.raises(InvalidRequestError, match=rf'json_schema: Unimplemented keys: \["\{key}"\]'):
+        make(grammars, schema)
 
 
 @pytest.mark.parametrize("schema", [{}, {"additionalProperties": False, "patternProperties": {"^b": {}}}], ids=str)

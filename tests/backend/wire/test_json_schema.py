@@ -14,7 +14,7 @@ from backend.wire.json_schema import (
     MAX_SCHEMA_DEPTH,
     MAX_SCHEMA_TEXT_CHARS,
     as_json_schema,
-    with_rust_patterns,
+    for_library,
 )
 
 LONG = "x" * (MAX_SCHEMA_TEXT_CHARS + 1)
@@ -44,6 +44,10 @@ def test_a_schema_within_the_bounds_is_taken_as_it_is() -> None:
         {"items": {"$ref": "#/$defs/a%20b~1~01"}, "$defs": {"a b/~1": {"$ref": "#/patternProperties/^a"}}}
         | {"patternProperties": {"^a": {}}},
         {"const": {"$ref": "#/default", "$id": "a"}, "properties": {"$ref": {}}},
+        {"properties": {"id": {}}, "example": {"id": "a", "$ref": "b"}, "x-from": {"id": "a", "minProperties": 3}},
+        {"properties": {"a": {"$id": "/properties/a"}, "b": {"id": "b"}}, "items": {"$ref": "#"}},
+        {"$defs": {"a": {"id": "a", "items": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"},
+        {"$ref": "#/components/schemas/title", "components": {"schemas": {"title": {}}}},
         {"minProperties": 1, "items": {"minProperties": 2, "required": ["a", "b"]}},
         {"minProperties": 2, "additionalProperties": False, "patternProperties": {"a": False}},
         {"const": "\n\t\b\f\r", "description": "\0"},
@@ -130,10 +134,19 @@ def test_a_schema_within_the_bounds_is_taken_as_it_is() -> None:
                 ("", {}),
                 ("#a", {"$defs": {"b": {"$anchor": "a"}}}),
                 ("https://json-schema.org/draft/2020-12/schema", {}),
+                ("#/x-a", {"x-a": {"pattern": "."}}),
+                ("#/example", {"example": {"pattern": "."}}),
+                ("#/deprecated", {"deprecated": True}),
             )
         ),
-        ('{"allOf": [{"$id": "http://a/b", "default": {}}]}', "$id is for the whole schema only"),
-        ('{"$defs": {"a": {"id": "b"}}}', "id is for the whole schema only"),
+        *(
+            (json.dumps(schema), f"$ref '{reference}' stands in a schema with an $id of its own")
+            for reference, schema in (
+                ("#", {"allOf": [{"$id": "http://a/b", "$ref": "#"}]}),
+                ("#/$defs/a", {"items": {"$id": "b", "anyOf": [{"$ref": "#/$defs/a"}]}, "$defs": {"a": True}}),
+                ("#", {"$schema": "http://json-schema.org/draft-04/schema#", "items": {"id": "b", "$ref": "#"}}),
+            )
+        ),
         ('{"minProperties": 3}', "minProperties 3 exceeds the 0 names in required"),
         ('{"$defs": {"a": {"minProperties": 2, "required": ["b", "b"]}}}', "minProperties 2 exceeds the 1 names"),
         ('{"minProperties": 2, "additionalProperties": false, "patternProperties": {"a": {}}}', "minProperties 2"),
@@ -166,15 +179,36 @@ def test_limits_are_compared_in_the_time_of_a_sort() -> None:
     assert plain_s - began_s < 10 * (time.process_time() - plain_s)
 
 
+def as_the_library_reads(schema: dict[str, Any]) -> object:
+    return json.loads(for_library(json.dumps(schema)))
+
+
 def test_patterns_are_rewritten_where_they_stand_and_nothing_else() -> None:
     schema = {
         "properties": {"pattern": {"const": {"pattern": "."}, "pattern": r"\d"}},
-        "patternProperties": {r"^\w": {"enum": [r"\w"], "title": "."}},
+        "patternProperties": {r"^\w": {"enum": [r"\w"], "maxLength": 9}},
         "minimum": 0.5,
     }
-    assert json.loads(with_rust_patterns(json.dumps(schema))) == {
+    assert as_the_library_reads(schema) == {
         "properties": {"pattern": {"const": {"pattern": "."}, "pattern": "[0-9]"}},
-        "patternProperties": {"^[0-9A-Za-z_]": {"enum": [r"\w"], "title": "."}},
+        "patternProperties": {"^[0-9A-Za-z_]": {"enum": [r"\w"], "maxLength": 9}},
         "minimum": 0.5,
     }
-    assert with_rust_patterns('{ "pattern": "^a$" }') == '{ "pattern": "^a$" }'
+
+
+def test_the_library_reads_no_note_and_all_the_rest() -> None:
+    data = {"$id": "a", "title": "b", "default": 1, "x-c": {}}
+    notes: dict[str, Any] = dict.fromkeys(
+        ("title", "description", "$comment", "$id", "id", "$anchor", "$dynamicAnchor"), "#/default"
+    )
+    notes |= {"default": data, "example": data, "examples": [data], "x-source": data}
+    notes |= dict.fromkeys(("deprecated", "readOnly", "writeOnly"), True)
+    schema = {"$schema": "s", "const": data, "enum": [data], "properties": {"title": {"type": "null"}}}
+    schema |= {"components": {"schemas": {"title": {"type": "null"}}}, "required": ["id"]}
+    inside = schema | {"properties": dict.fromkeys(notes, schema), "anyOf": [schema]}
+    full = notes | schema | {"properties": dict.fromkeys(notes, notes | schema), "anyOf": [notes | schema]}
+    assert as_the_library_reads(full) == inside
+
+
+def test_the_library_reads_the_last_of_two_equal_keys_as_the_checks_do() -> None:
+    assert for_library(r'{"type": "string", "\u0074ype": "null"}') == '{"type": "null"}'

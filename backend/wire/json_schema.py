@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from urllib.parse import unquote
@@ -33,31 +33,36 @@ _CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
 
 
 def as_json_schema(name: str, value: object) -> str:
-    """Return the text of a JSON schema that is no larger and no deeper than allowed. Raises InvalidRequestError."""
+    """Return the text of a JSON schema that is no larger and no deeper than allowed, without its notes.
+
+    A note may change what a library follows: with `"$id": "#/default"` that was the default, which no check had read.
+    Raises InvalidRequestError.
+    """
     text = as_small_text(name, value, MAX_SCHEMA_BYTES)
     schema = parse_json(name, text)
     if not isinstance(schema, dict):
         raise InvalidRequestError(f"{name}: expected a JSON object, got {show(schema)}")
     _check_values(name, schema, ("$id", "id") if "draft-04" in text else ("$id",))
-    return text
+    return _rewritten(schema, str)
 
 
 def for_library(text: str) -> str:
-    """Return a schema that `as_json_schema` took, without notes, its patterns in the words of the library.
-
-    A note may change what the library follows: with `"$id": "#/default"` that was the default, which no check had read.
-    """
-    return json.dumps(_rewritten(_Found(json.loads(text))))
+    """Return a schema that `as_json_schema` took, its patterns in the words of the library."""
+    return _rewritten(json.loads(text), rust_pattern)
 
 
-def _rewritten(found: _Found) -> object:
-    value = found.value
-    if isinstance(value, dict):
-        is_by_pattern = found.place is _Place.PATTERNS
-        return {rust_pattern(key) if is_by_pattern else key: _rewritten(each) for key, each in found.items(value)}
-    if isinstance(value, list):
-        return [_rewritten(found.inner(item)) for item in value]
-    return rust_pattern(value) if isinstance(value, str) and found.place is _Place.PATTERNS else value
+def _rewritten(schema: object, in_words: Callable[[str], str]) -> str:
+    """Return the text of `schema` without notes, its patterns by `in_words`."""
+
+    def rewritten(found: _Found) -> object:
+        value, is_pattern = found.value, found.place is _Place.PATTERNS
+        if isinstance(value, dict):
+            return {in_words(key) if is_pattern else key: rewritten(each) for key, each in found.items(value)}
+        if isinstance(value, list):
+            return [rewritten(found.inner(item)) for item in value]
+        return in_words(value) if isinstance(value, str) and is_pattern else value
+
+    return json.dumps(rewritten(_Found(schema)))
 
 
 class _Place(Enum):

@@ -27,7 +27,23 @@ def nested(depth: int) -> dict[str, Any]:
     return schema
 
 
-def test_a_schema_within_the_bounds_is_taken_as_it_is() -> None:
+NOTES = {"title", "description", "default", "example", "examples", "x-from", "$id", "id"}
+
+
+def without_notes(schema: Any, key: str = "") -> Any:
+    """Return a schema of those below without its notes."""
+    if key in ("const", "enum"):
+        return schema
+    if isinstance(schema, list):
+        return [without_notes(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    is_by_name = key in ("properties", "patternProperties", "$defs", "schemas")
+    kept = {k: v for k, v in schema.items() if is_by_name or k not in NOTES}
+    return {k: without_notes(v, "" if is_by_name else k) for k, v in kept.items()}
+
+
+def test_a_schema_within_the_bounds_is_taken_without_its_notes() -> None:
     schemas = (
         nested(MAX_SCHEMA_DEPTH),
         {"description": LONG, "enum": [LONG[1:]], LONG[1:]: 1},
@@ -58,8 +74,8 @@ def test_a_schema_within_the_bounds_is_taken_as_it_is() -> None:
     )
     for schema in schemas:
         text = json.dumps(schema)
-        assert as_json_schema("json_schema", text) == text
-        assert as_json_schema("json_schema", text.encode()) == text
+        for given in (text, text.encode()):
+            assert json.loads(as_json_schema("json_schema", given)) == without_notes(schema)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +189,7 @@ def test_limits_are_compared_in_the_time_of_a_sort() -> None:
         schema = {"anyOf": [schema]}
     text = json.dumps(schema, separators=(",", ":"))
     began_s = time.process_time()
-    assert as_json_schema("json_schema", text) == text
+    assert json.loads(as_json_schema("json_schema", text)) == schema
     plain_s = time.process_time()
     assert as_json_schema("json_schema", text.replace("exclusiveMinimum", "minimum"))
     assert plain_s - began_s < 10 * (time.process_time() - plain_s)

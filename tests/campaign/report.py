@@ -59,12 +59,12 @@ The server inside `nvidia-pytriton` is Triton 2.51 (24.10). These faults are in 
 | JSON nested 1,000,000 deep over HTTP | its stack overflows | a stack of 256 MiB bears 200,000; started again |
 | a gRPC output with `classification` | SIGFPE: it divides by its size, 0 | it skips it: each response is an error |
 | a gRPC tensor of 2^62 elements | its size is 0 modulo 2^64: its stub ends | it counts in bounds: an error comes |
-| a gRPC message of 100,000 inputs | it lists them for seconds; 250,000 end it | it counts them: an error comes |
+| a gRPC message of 100,000 inputs | it lists them for seconds; 250,000 end it | an error comes; 300,000 hold gRPC up for 1 s |
 | a compressed gRPC message | it inflates it before it compares it with its limit | it takes none: an error comes |
 | gRPC messages of 100 MB and more | they hold up all others | it runs with a limit: 5 × `max_prompt_bytes` + 1 MiB |
 | a million strings in one tensor | its stub decodes all, for seconds | a decoder of ours stops after `max_stop_words` |
 | HTTP bodies of any length | it has no option to limit them | it ends connections at twice the limit of gRPC messages |
-| HTTP bodies of 100,000 keys, or that never end | it reads slowly, or waits | nothing: keep its port on loopback |
+| HTTP bodies of 100,000 keys, or that never end | it reads slowly, or waits | keep its port on loopback; gRPC goes on |
 | 20,000 requests at once to `bros` | its queue knows no class: real-time waits | use `bros_rt` and `bros_be` |
 | an integer beyond 32 bits over HTTP | it drops the upper bits for INT32 inputs | nothing: it is not seen here |
 | a form-encoded body of several MB | its default stack overflows | `bros-serve` gives it 256 MiB of stack |

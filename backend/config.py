@@ -190,7 +190,7 @@ def load_config(path: Path | None = None, model_directory: Path | None = None) -
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {chosen}: {error}") from error
     try:
-        return ConfigFile(chosen, parse_config(json.loads(text, object_pairs_hook=_section)))
+        return ConfigFile(chosen, parse_config(read_json(text)))
     except (ValueError, ConfigError) as error:
         raise ConfigError(f"{chosen}: {error}") from error
 
@@ -217,6 +217,14 @@ def parse_config(values: object) -> EngineConfig:
         return msgspec.convert(values, EngineConfig)
     except msgspec.ValidationError as error:
         raise ConfigError(str(error)) from error
+
+
+def read_json(text: str) -> object:
+    """Return what JSON says that gives no key twice. Raises ValueError and ConfigError."""
+    try:
+        return json.loads(text, object_pairs_hook=_section)
+    except RecursionError as error:
+        raise ConfigError("lists and objects are nested too deep") from error
 
 
 def _section(pairs: list[tuple[str, object]]) -> dict[str, object]:

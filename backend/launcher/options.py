@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backend.config import REPOSITORY_ROOT, ExecutorKind, ServiceSettings
+from backend.config import REPOSITORY_ROOT, ExecutorKind, ServiceSettings, read_json
 from backend.core.errors import ConfigError
 from backend.core.request import PriorityClass
 from backend.executors.torch_engine.settings import Dtype, TorchSettings
@@ -235,11 +234,13 @@ def engine_config(options: argparse.Namespace) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a JSON object")
     return values
@@ -248,7 +249,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _parse_value(text: str) -> object:
     """Read JSON where it is JSON (numbers, true, null, lists), else take the words as they are."""
     try:
-        return json.loads(text)
+        return read_json(text)
     except ValueError:
         return text
 

@@ -19,6 +19,7 @@ from backend.server.startup import measure_speed, memory_line, speed_line, speed
 from backend.text.grammar import Grammars
 from backend.text.sim_tokenizer import SimTokenizer
 from backend.text.tokenizer import Tokenizer, load_tokenizer
+from kv.errors import KVConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,10 @@ def load_runtime(
     capacity = executor.capacity()
     vocab_size = tokenizer.vocab_size if capacity.vocab_size is None else capacity.vocab_size
     check_vocabulary(tokenizer, vocab_size)
-    scheduler = make_scheduler(config.scheduler, capacity, tokenizer.eos_token_ids)
+    try:
+        scheduler = make_scheduler(config.scheduler, capacity, tokenizer.eos_token_ids)
+    except KVConfigError as error:
+        raise ConfigError(f"the KV cache: {error}") from error
     facts = _facts(config, executor, report)
     engine = Engine(scheduler, executor, clock, emit, record)
     close = executor.close

@@ -73,7 +73,7 @@ def open_folder(root: Path) -> Iterator[tuple[Folder, Store]]:
         make_own_folder(path)
     if is_foreign(folder.database):
         raise StoreError(f"{folder.database} belongs to another user")
-    with open(root / "lock", "ab", opener=own) as lock:
+    with open(root / "openai.lock", "ab", opener=own) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -129,6 +129,12 @@ def test_a_key_that_stands_twice_is_refused_by_its_name(tmp_path: Path) -> None:
         load_config(path)
 
 
+def test_what_is_nested_too_deep_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "engine.json", "[" * 100_000)
+    with pytest.raises(ConfigError, match=r"engine\.json: lists and objects are nested too deep$"):
+        load_config(path)
+
+
 def test_each_file_has_a_socket_of_its_own_unless_it_names_one(tmp_path: Path) -> None:
     one, two = ConfigFile(tmp_path / "a.json", EngineConfig()), ConfigFile(tmp_path / "b.json", EngineConfig())
     assert one.socket_path != two.socket_path

@@ -55,6 +55,15 @@ def test_a_malformed_assignment_is_refused(tmp_path: Path, arguments: tuple[str,
         parse(tmp_path, *arguments)
 
 
+def test_a_key_that_is_given_twice_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.json: executor: given twice"):
+        parse(tmp_path, text='{"executor": "sim", "executor": "torch"}')
+    with pytest.raises(ConfigError, match="seed: given twice"):
+        parse(tmp_path, "--set", 'sim={"seed": 1, "seed": 2}')
+    with pytest.raises(ConfigError, match="nested too deep"):
+        parse(tmp_path, "--set", "sim=" + "[" * 100_000)
+
+
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"engine\.json"):

@@ -6,8 +6,9 @@ import logging
 
 import pytest
 
+from backend.config import parse_config
 from backend.core.errors import ConfigError
-from backend.server.assembly import check_vocabulary
+from backend.server.assembly import check_vocabulary, load_runtime, make_tokenizer
 from backend.text.sim_tokenizer import SimTokenizer
 
 
@@ -32,3 +33,9 @@ def test_a_tokenizer_that_fits_is_not_spoken_of(caplog: pytest.LogCaptureFixture
 def test_a_model_that_can_serve_no_prompt_is_refused() -> None:
     with pytest.raises(ConfigError, match="puts token 256 into every prompt; the model knows 256 ids"):
         check_vocabulary(WithBos(257, 2), 256)
+
+
+def test_a_pool_beyond_what_can_be_numbered_is_refused_by_name() -> None:
+    config = parse_config({"executor": "sim", "sim": {"num_blocks": 999_999_999_999}})
+    with pytest.raises(ConfigError, match=r"num_blocks.* 999999999999 "):
+        load_runtime(config, make_tokenizer(config), print, print, print)

@@ -32,7 +32,7 @@ def test_a_folder_with_a_strange_database_is_refused(tmp_path: Path) -> None:
         check_folder(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["", "files", "parts", "lock", "state.sqlite3"])
+@pytest.mark.parametrize("name", ["", "files", "parts", "openai.lock", "state.sqlite3"])
 def test_what_another_user_planted_is_left_as_it_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (private := tmp_path / "private").mkdir()
     diary, planted = private / ("f" * 32), tmp_path / "state" / name

@@ -90,8 +90,8 @@ class Budgets:
 
         It may borrow, and the cap does not bind it, if it is due before any that may come in the meantime.
         """
-        shortest_s = self._view.traffic.rt_objectives.recent(self._now_s).shortest_ttft_s
-        return self.in_time_s if deadline_s <= self._now_s + shortest_s else min(self.in_time_s, self.pace_s)
+        next_due_s = self._now_s + self._view.traffic.rt_objectives.next_ttft_s(self._now_s)
+        return self.in_time_s if deadline_s <= next_due_s else min(self.in_time_s, self.pace_s)
 
     def heed(self, slack_s: float) -> None:
         """Tighten to a prompt that must be gone on with within `slack_s`."""
@@ -157,8 +157,5 @@ def responsiveness_cap_s(view: SchedulerView, now_s: float) -> float:
     TTFT, although the step may take longer than the model says."""
     wait_s = view.settings.responsiveness_cap_s
     if wait_s is None:
-        objectives = view.traffic.rt_objectives
-        wait_s = objectives.recent(now_s).shortest_wait_s
-        if wait_s == float("inf"):  # nobody came
-            wait_s = max(objectives.usual_wait_s, _IDLE_STEPS * view.latency.c0)
+        wait_s = view.traffic.rt_objectives.wait_s(now_s, _IDLE_STEPS * view.latency.c0)
     return wait_s / (1.0 + view.latency.overshoot_ratio)

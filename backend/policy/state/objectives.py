@@ -14,8 +14,9 @@ from backend.core.request import Request
 from backend.policy.state.latency_model import LatencyModel
 
 RECENT_S = 3.0  # seconds: the shortest wait of these and of up to as many before them counts
-_USUAL_WAIT_S = 0.25  # seconds, while nobody has said otherwise: half of the default TTFT SLO
-_WEIGHT = 0.1  # of an arrival in the usual wait: one odd request hardly moves it, a dozen alike make it theirs
+_USUAL_TTFT_S = 0.5  # seconds, while nobody has said otherwise
+_WEIGHT = 0.1  # of an arrival in the usual SLO: one odd request hardly moves it, a dozen alike make it theirs
+_ODD = 2.0  # times the usual SLO: no looser one counts, as it would let steps grow for all others
 _IN_A_ROW = 2.0  # prompts as long as its own that a request may have to wait for, itself among them
 
 
@@ -54,10 +55,10 @@ class Objectives:
     """How long the real-time requests that come can wait for the step under way, and what their prompts need.
 
     They can wait until half of their TTFT SLO, less where the prompt needs more than the other half. What cannot be
-    kept does not count. usual_wait_s: the mean of the last ten or so.
+    kept does not count. usual_ttft_s: the mean SLO of the last ten or so.
     """
 
-    usual_wait_s: float = _USUAL_WAIT_S
+    usual_ttft_s: float = _USUAL_TTFT_S
     _period: int = 0
     _before: Recent = _NOBODY  # of the period before
     _last: Recent = _NOBODY  # of the last one in which somebody came
@@ -70,11 +71,25 @@ class Objectives:
         if alone_s + 0.5 * step_s > slo.ttft_slo_s:
             return
         wait_s = min(0.5 * slo.ttft_slo_s, slo.ttft_slo_s - alone_s)
-        self.usual_wait_s += _WEIGHT * (wait_s - self.usual_wait_s)
+        self.usual_ttft_s += _WEIGHT * (min(slo.ttft_slo_s, self.loosest_ttft_s) - self.usual_ttft_s)
         self._before, last = self._periods(now_s)
         longest_s = min(slo.ttft_slo_s, _IN_A_ROW * alone_s)
         self._last = last.with_more(Recent(wait_s, longest_s, slo.ttft_slo_s))
         self._period = _period(now_s)
+
+    @property
+    def loosest_ttft_s(self) -> float:
+        """The loosest SLO that counts."""
+        return _ODD * self.usual_ttft_s
+
+    def wait_s(self, now_s: float, idle_s: float) -> float:
+        """Return how long one that comes now can wait; at least `idle_s` where nobody came for seconds."""
+        wait_s = self.recent(now_s).shortest_wait_s
+        return min(wait_s, 0.5 * self.loosest_ttft_s) if wait_s < math.inf else max(0.5 * self.usual_ttft_s, idle_s)
+
+    def next_ttft_s(self, now_s: float) -> float:
+        """Return the SLO that the next one may have."""
+        return min(self.recent(now_s).shortest_ttft_s, self.loosest_ttft_s)
 
     def recent(self, now_s: float) -> Recent:
         """Return what holds for the requests of the last seconds."""

@@ -70,8 +70,22 @@ def test_a_pace_below_a_step_alone_is_hopeless(knob: str, slo_s: float) -> None:
 
 
 def test_one_odd_request_hardly_moves_what_is_usual_and_dozens_do() -> None:
-    assert noted(rt(4, ttft_slo_s=0.05)).usual_wait_s == pytest.approx(0.25, rel=0.1)
-    assert noted(*(rt(4, ttft_slo_s=0.05) for _ in range(60))).usual_wait_s == pytest.approx(0.025, rel=0.1)
+    for odd_s in (0.05, 1e4):
+        assert noted(rt(4, ttft_slo_s=odd_s)).usual_ttft_s == pytest.approx(0.5, rel=0.11)
+    for usual_s in (0.05, 2.0):
+        assert noted(*(rt(4, ttft_slo_s=usual_s) for _ in range(60))).usual_ttft_s == pytest.approx(usual_s, rel=0.1)
+
+
+def test_a_loose_ttft_slo_lets_nobody_wait_for_long() -> None:
+    objectives = noted(rt(4, ttft_slo_s=1e4))
+    assert objectives.wait_s(0.0, 0.01) <= 0.55
+    assert objectives.wait_s(60.0, 0.01) <= 0.275
+    assert objectives.next_ttft_s(0.0) == objectives.next_ttft_s(60.0) == objectives.loosest_ttft_s <= 1.1
+
+
+def test_while_nobody_comes_the_wait_is_at_least_some_steps() -> None:
+    assert noted(rt(4, ttft_slo_s=0.5)).wait_s(60.0, 0.01) == 0.25
+    assert noted(rt(4, ttft_slo_s=0.5)).wait_s(60.0, 1.0) == 1.0
 
 
 def test_a_long_prompt_can_wait_for_less_than_half_of_its_slo() -> None:

@@ -3,8 +3,9 @@
 It takes the socket first, then imports the engine. If several stubs start engines at once, one process gets the socket.
 The others end after loading the configuration only. Stubs may connect while the engine loads.
 
-SIGTERM or SIGINT drains: open requests get `service.drain_timeout_s` to finish. A thread that an error ends takes the
-process with it. The launcher starts another, and no request waits for a thread that is gone.
+SIGTERM or SIGINT drains: open requests get `service.drain_timeout_s` to finish. An engine that breaks first tells its
+requests and stubs why. Any other thread that an error ends takes the process with it at once. The launcher starts
+another, and no request waits for a thread that is gone.
 
 Exit codes: 0 stopped as asked, or another engine serves this socket already; 1 the engine failed; 2 wrong
 configuration.

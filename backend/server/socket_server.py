@@ -185,6 +185,10 @@ class EngineServer:
             self._prefixes.start(engine.scheduler.kv)
         try:
             engine.run()
+        except BaseException as error:
+            if error is not engine.error:
+                raise
+            # The main thread tells it to every stub. An error of this thread would end the process before.
         finally:
             self._stop.set()
 

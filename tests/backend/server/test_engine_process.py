@@ -326,7 +326,6 @@ def test_an_engine_that_breaks_fails_its_requests_and_says_why(
     def broken(*_: object) -> None:
         raise RuntimeError("the fan is stuck")
 
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # the engine's thread ends by this error
     with ending(kept, 1), linked(kept) as link, connect(kept) as watcher, stub_reader(watcher) as reader:
         monkeypatch.setattr("backend.engine.scheduler.Scheduler.commit", broken)
         assert ask(link).end().error_code == "EXECUTOR_FAILED"
@@ -386,10 +385,12 @@ def test_a_stub_learns_why_the_engine_that_it_started_failed(tmp_path: Path) -> 
     link.close()
 
 
-def start(file: ConfigFile) -> subprocess.Popen[bytes]:
-    """Start an engine as a process and wait until its socket is there."""
+def start(file: ConfigFile, program: str = "") -> subprocess.Popen[bytes]:
+    """Start an engine as a process, by a program of the test's own if given, and wait until its socket is there."""
     read_fd, write_fd = os.pipe()
     arguments, environment = engine_command(file, write_fd)
+    if program:
+        arguments[1:3] = ["-c", program]
     process = subprocess.Popen(arguments, env=environment, pass_fds=(write_fd,), stderr=subprocess.DEVNULL)
     os.close(write_fd)
     os.read(read_fd, 1)
@@ -432,6 +433,36 @@ def test_a_thread_that_fails_takes_the_process_with_it(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY_ROOT, timeout=WAIT_S)
     assert ended.returncode == 1
     assert "the thread 'lane' failed, and the engine ends: ZeroDivisionError" in ended.stderr
+
+
+def test_a_process_whose_engine_breaks_tells_all_why_before_it_ends(tmp_path: Path) -> None:
+    """Its thread failed too, which ended the process: stubs were last told READY, some requests nothing.
+
+    The main thread begins to tell here when that thread has ended.
+    """
+    program = (
+        "import sys, threading\n"
+        "from backend.engine.scheduler import Scheduler\n"
+        "from backend.server import engine_process, socket_server\n"
+        "commit, drain = Scheduler.commit, socket_server.EngineServer._drain\n"
+        "def break_down(scheduler, plan):\n"
+        "    if len(plan.num_new_tokens) == 4: raise RuntimeError('the fan is stuck')\n"
+        "    return commit(scheduler, plan)\n"
+        "def drain_late(*arguments):\n"
+        "    [thread.join(20) for thread in threading.enumerate() if thread.name == 'engine']\n"
+        "    drain(*arguments)\n"
+        "Scheduler.commit, socket_server.EngineServer._drain = break_down, drain_late\n"
+        "sys.exit(engine_process.main())"
+    )
+    file = make_file(tmp_path, SLOW)
+    with start(file, program) as process:
+        with linked(file) as link, connect(file) as watcher, stub_reader(watcher) as reader:
+            ends = [answer.end() for answer in [ask(link, max_tokens=ENDLESS) for _ in range(4)]]
+            states = [message for message in reader if isinstance(message, EngineState)]
+        assert process.wait(WAIT_S) == 1
+    why = "the engine stopped: the fan is stuck"
+    assert {(end.error_code, end.error_message) for end in ends} == {("EXECUTOR_FAILED", why)}
+    assert (states[-1].stage, states[-1].detail) == (Stage.FAILED, why)
 
 
 def test_sigterm_drains_and_ends_a_process(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -37,13 +38,33 @@ def _watch(stub_pid: int, server_pid: int) -> None:
             return
         descriptors.callback(os.close, stub)
         descriptors.callback(os.close, server)
-        gone, _, _ = select.select([stub, server], [], [])
-        if stub not in gone and not select.select([stub], [], [], _GRACE_S)[0]:
+        gone = _wait_for_end([stub, server])
+        if stub not in gone and not _wait_for_end([stub], _GRACE_S):
             logger.warning("stub %d outlived its server %d; ending it", stub_pid, server_pid)
-            regions = _shared_memory_of(stub_pid)
-            signal.pidfd_send_signal(stub, signal.SIGKILL)
-            for region in regions:
-                region.unlink(missing_ok=True)
+            _end(stub_pid, stub)
+
+
+def _wait_for_end(processes: Sequence[int], timeout_s: float | None = None) -> list[int]:
+    """Wait until one of the processes has ended; return the descriptors of those. `select` takes none above 1,023."""
+    poll = select.poll()
+    for descriptor in processes:
+        poll.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in poll.poll(None if timeout_s is None else 1e3 * timeout_s)]
+
+
+def _end(stub_pid: int, stub: int) -> None:
+    """Kill a stub and remove its shared memory. It may have just ended, or be another user's."""
+    regions = _shared_memory_of(stub_pid)
+    try:
+        signal.pidfd_send_signal(stub, signal.SIGKILL)
+    except OSError as error:
+        logger.warning("stub %d was not ended: %s", stub_pid, error)
+        return
+    for region in regions:
+        try:
+            region.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("shared memory of stub %d stays: %s", stub_pid, error)
 
 
 def _shared_memory_of(pid: int) -> set[Path]:

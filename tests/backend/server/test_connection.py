@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import resource
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +100,49 @@ def test_a_stub_that_ends_before_its_server_is_left_alone() -> None:
         _watch(stub.pid, server.pid)
         assert server.poll() is None
         server.kill()
+
+
+def test_a_stub_is_watched_by_descriptors_of_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`select` takes none above 1,023: the thread that watched failed, and the engine's process ended by it."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 2_048), limits[1]))
+    monkeypatch.setattr("os.pidfd_open", lambda pid, opened=os.pidfd_open: with_large_number(opened(pid)))
+    try:
+        test_a_stub_that_outlives_its_server_is_ended(monkeypatch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def with_large_number(descriptor: int) -> int:
+    """Return the same under a number above 1,500."""
+    large = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 1_500)
+    os.close(descriptor)
+    return large
+
+
+def test_a_stub_that_cannot_be_ended_fails_no_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may have ended a moment ago, or be another user's. A thread that fails ends the engine's process."""
+
+    def too_late(*_: object) -> None:
+        raise ProcessLookupError("no such process")
+
+    monkeypatch.setattr("backend.server.orphans._GRACE_S", 0.0)
+    with sleeper() as stub, sleeper() as server:
+        server.kill()
+        with monkeypatch.context() as patched:
+            patched.setattr("signal.pidfd_send_signal", too_late)
+            _watch(stub.pid, server.pid)
+        stub.kill()
+    assert f"stub {stub.pid} was not ended: no such process" in caplog.text
+
+
+def test_shared_memory_that_cannot_be_removed_keeps_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    regions = [tmp_path / name for name in ("kept", "first", "second")]
+    regions[0].mkdir()  # which `unlink` refuses, as it does another user's file in a sticky folder
+    for region in regions[1:]:
+        region.touch()
+    monkeypatch.setattr("backend.server.orphans._shared_memory_of", lambda _: set(regions))
+    test_a_stub_that_outlives_its_server_is_ended(monkeypatch)
+    assert [region.exists() for region in regions] == [True, False, False]

@@ -3,6 +3,9 @@
     schema ──SchemaCheck, a process of its own──► compiled here, in the caller's thread ──► Grammar, one per request
                                                       └──► SchemaMemory: the next request with this schema gets a copy
 
+All copies add states to one lexer. Most schemas have few states. One that has filled its lexer is compiled for each
+request, so that what works alone works beside others.
+
 Some schemas take minutes or gigabytes to compile, and the library cannot be interrupted. So another process compiles
 each new one first, and ends if that takes long. The library lets other threads run while it compiles. Limits on its
 work bound a mask. Schemas made to be slow took 15 ms at most, and 41 ms where a table of 100,000 states grew.
@@ -11,6 +14,7 @@ work bound a mask. Schemas made to be slow took 15 ms at most, and 41 ms where a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +23,8 @@ from numpy.typing import NDArray
 from backend.core.errors import BrosError, InvalidRequestError, OverloadedError, shorten
 from backend.core.request import PriorityClass
 from backend.text.panics import panics_as_errors
-from backend.text.schema_check import SchemaCheck
-from backend.text.schema_memory import HUNGRY, Compiled, CompiledBytes, SchemaMemory, Verdict
+from backend.text.schema_check import SchemaCheck, Trial
+from backend.text.schema_memory import Compiled, CompiledBytes, SchemaMemory, Verdict
 from backend.wire.json_schema import for_library
 
 if TYPE_CHECKING:
@@ -38,13 +42,16 @@ _LIMITS = {
     "step_max_items": 20_000,
     "max_grammar_size": 6_000,  # of 700 optional properties, say
     "max_items_in_row": 4_000,  # more than so large a grammar makes
-    "max_lexer_states": 150_000,  # of all requests with one schema; a string of 10,000 characters takes some 100,000
+    "max_lexer_states": 150_000,  # of all copies; a string of 10,000 characters takes some 100,000
     "verbose_errors": False,
 }
 
 # Too many states, or expressions. The second is what it says where that comes while it takes a token.
 _FULL_LEXER = ("lexer error: too many", "parser stopped in consume_token")
 MAX_COMPILED_BYTES = 500_000_000  # of the schemas that one class brought, and that requests still hold
+FULL_LEXER_BYTES = 100_000_000  # 86 MB and 96 MB were seen with two patterns
+MAX_OWN_BYTES = 1_000_000_000  # the same of those that no two requests share, each with a full lexer: of ten
+HUNGRY = "its texts or patterns take too many states or expressions to follow"
 
 
 class Grammars:
@@ -59,18 +66,20 @@ class Grammars:
         self._limits = llguidance.LLParserLimits(**_LIMITS)  # type: ignore[arg-type]  # a dict of mixed values
         self._checks = {priority_class: SchemaCheck(_LIMITS) for priority_class in PriorityClass}
         self._memory = SchemaMemory()
-        self._compiled_bytes = CompiledBytes()
+        self._shared = CompiledBytes()
+        self._own = CompiledBytes()  # of those that no two requests share: they leave the others their room
 
     def grammar(self, schema: str, priority_class: PriorityClass) -> Grammar:
         """Return the grammar of a request.
 
-        Raises InvalidRequestError for a schema that cannot be followed, OverloadedError for a new one while those of
-        its class take too much memory.
+        Raises InvalidRequestError for a schema that cannot be followed, OverloadedError for one to be compiled while
+        those of its class take too much memory.
         """
         verdict = self._memory.find(schema) or self._check(schema, priority_class)
         if verdict.compiled is None:
             raise _refusal(verdict.reason)
-        return Grammar(verdict.compiled, self._tokenizer.vocab_size)
+        on_full = partial(self._memory.share_no_more, schema, verdict.compiled.num_bytes)
+        return Grammar(verdict.compiled, self._tokenizer.vocab_size, on_full)
 
     def is_checked(self, schema: str) -> bool:
         """Return whether no process has to try this schema: it is known to be good, or why it is not."""
@@ -82,40 +91,44 @@ class Grammars:
             check.close()
 
     def _check(self, schema: str, priority_class: PriorityClass) -> Verdict:
-        if (num_bytes := self._compiled_bytes.of(priority_class)) > MAX_COMPILED_BYTES:
-            words = (
-                f"json_schema: compiled schemas of class {priority_class.value} take {num_bytes} bytes; the limit for "
-            )
-            raise OverloadedError(f"{words}a new one is {MAX_COMPILED_BYTES}", retry_after_s=1.0)
+        own_bytes = self._memory.own_bytes(schema)
+        held, limit = (self._shared, MAX_COMPILED_BYTES) if own_bytes is None else (self._own, MAX_OWN_BYTES)
+        if (num_bytes := held.of(priority_class)) > limit:
+            kind = "compiled" if own_bytes is None else "unshared compiled"
+            words = f"json_schema: {kind} schemas of class {priority_class.value} take {num_bytes} bytes; the limit for"
+            raise OverloadedError(f"{words} a new one is {limit}", retry_after_s=1.0)
         with panics_as_errors("llguidance"):
-            verdict = self._try(schema, priority_class)
+            verdict = self._try(schema, priority_class, own_bytes)
+        if verdict.compiled is not None:
+            held.add(verdict.compiled, priority_class)
         self._memory.keep(schema, verdict)
         return verdict
 
-    def _try(self, schema: str, priority_class: PriorityClass) -> Verdict:
+    def _try(self, schema: str, priority_class: PriorityClass, own_bytes: int | None) -> Verdict:
+        """Compile a schema: for one request, if `own_bytes` are known from its trial in another process before."""
         try:
             text = for_library(schema)
             grammar = self._library.LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS)  # type: ignore[arg-type]  # as above
         except ValueError as error:
             return Verdict(None, str(error) or "refused")
-        trial = self._checks[priority_class].try_out(grammar)
+        trial = self._checks[priority_class].try_out(grammar) if own_bytes is None else Trial("", own_bytes)
         if trial.reason:
             return Verdict(None, trial.reason)
         matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             return Verdict(None, matcher.get_error())
-        compiled = Compiled(matcher, trial.num_bytes)
-        self._compiled_bytes.add(compiled, priority_class)
-        return Verdict(compiled)
+        return Verdict(Compiled(matcher, trial.num_bytes, 0 if own_bytes is None else FULL_LEXER_BYTES))
 
 
 class Grammar:
     """Follows one request's output; see `backend.core.request.Grammar`."""
 
-    def __init__(self, compiled: Compiled, vocab_size: int) -> None:
+    def __init__(self, compiled: Compiled, vocab_size: int, on_full: Callable[[], None]) -> None:
+        """on_full: called when the lexer that all copies share is full."""
         self._compiled = compiled  # counted as long as its copy shares it
         self._matcher: llguidance.LLMatcher = compiled.matcher.deep_copy()
         self._vocab_size = vocab_size
+        self._on_full = on_full
         self._num_seen = 0  # tokens of the output that it has followed
 
     def allowed(self, output: Sequence[int]) -> NDArray[np.bool_]:
@@ -131,14 +144,14 @@ class Grammar:
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
 
     def _failure(self) -> BrosError:
-        """Return why no mask comes. Where others filled the lexer too, the request may well succeed with a new one."""
+        """Return why no mask comes. Where others filled the lexer too, the request may well succeed with its own."""
         compiled, reason = self._compiled, self._matcher.get_error()
         if not any(words in reason for words in _FULL_LEXER):
             return _refusal(reason)
-        compiled.is_spent = True
+        self._on_full()
         if compiled.num_followed == self._num_seen:
             return _refusal(HUNGRY)
-        words = "json_schema: all requests with this schema have filled what it may take; it is compiled anew"
+        words = "json_schema: requests with this schema have together filled what it may take; each gets its own now"
         return OverloadedError(words, retry_after_s=0.1)
 
 

@@ -17,9 +17,7 @@ MAX_KEPT_SCHEMAS = 256  # that were found good, and as many that were refused
 MAX_KEPT_BYTES = 200_000_000  # of the good ones, compiled: of ten to a thousand
 MAX_GROWN_BYTES = 1_000_000_000  # of this process, beyond the least that was seen
 LOOK_S = 1.0  # from one look at that to the next
-FEW_FOLLOWED = 4_000  # tokens, before which a schema that takes 30 states a token fills no lexer
 NUM_FORGOTTEN = 4  # at a look: to free one may take 20 ms
-HUNGRY = "its texts or patterns take too many states or expressions to follow"
 REFUSAL_KEPT_S = 60.0  # on a busy machine a check may take too long by chance
 
 
@@ -27,14 +25,14 @@ REFUSAL_KEPT_S = 60.0  # on a busy machine a check may take too long by chance
 class Compiled:
     """A schema that the library has compiled, to be copied for each request. A copy holds on to most of it.
 
-    num_bytes: at first. All copies add states to one lexer, most 15 to 30 with a token, of some 400 bytes each.
-    num_followed: tokens of all copies. is_spent: the lexer is full, so that every copy fails.
+    All copies add states of some 600 bytes each to one lexer. Most schemas have few. num_bytes: at first. grown_bytes:
+    for the states that are to come. num_followed: tokens of all copies.
     """
 
     matcher: Any
     num_bytes: int
+    grown_bytes: int = 0
     num_followed: int = 0
-    is_spent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +46,8 @@ class Verdict:
 class SchemaMemory:
     """Keeps verdicts. A flood of bad schemas drives out no good one. For any thread.
 
+    A schema that has filled its lexer is shared no more: each request gets a compiled one of its own.
+
     The library does not tell how many states a schema has. So where this process has grown much, those go that are kept
     then, first the ones of which most tokens were followed. Where that was in vain, the bytes count as usual.
     """
@@ -60,22 +60,15 @@ class SchemaMemory:
         self._next_look_s = float("-inf")
         self._to_forget: list[str] = []  # since this process was found to have grown: the first to go at the end
         self._good: OrderedDict[str, Verdict] = OrderedDict()
-        self._hungry: OrderedDict[str, None] = OrderedDict()  # that filled a lexer within few tokens
+        self._unshared: OrderedDict[str, int] = OrderedDict()  # that have filled their lexer; bytes of each at first
         self._refused: OrderedDict[str, tuple[Verdict, float]] = OrderedDict()  # with the time of its end
         self._lock = threading.Lock()
 
     def find(self, schema: str) -> Verdict | None:
-        """Return the verdict on a schema, where one is kept.
-
-        A spent one is forgotten, to be compiled anew; refused, where it was spent within few tokens again. Its requests
-        would fill one lexer after the other, and none would come to an end.
-        """
+        """Return the verdict on a schema, where one is kept."""
         with self._lock:
             self._look_at_memory()
-            if (good := self._good.get(schema)) is not None and good.compiled is not None:
-                if good.compiled.is_spent:
-                    del self._good[schema]
-                    return self._refused_again(schema, good.compiled)
+            if (good := self._good.get(schema)) is not None:
                 self._good.move_to_end(schema)
                 return good
             refused, end_s = self._refused.get(schema, (None, 0.0))
@@ -86,30 +79,35 @@ class SchemaMemory:
         with self._lock:
             if verdict.compiled is None:
                 self._refuse(schema, verdict)
+            elif schema in self._unshared:
+                self._unshared.move_to_end(schema)
             elif schema not in self._good:
                 self._good[schema] = verdict
             while len(self._good) > MAX_KEPT_SCHEMAS or _total_bytes(self._good.values()) > MAX_KEPT_BYTES:
                 self._good.popitem(last=False)
+
+    def share_no_more(self, schema: str, num_bytes: int) -> None:
+        """Keep no compiled one of this schema any more. Its lexer is full, so that every copy fails.
+
+        num_bytes: of a compiled one, at first.
+        """
+        with self._lock:
+            self._good.pop(schema, None)
+            self._unshared[schema] = num_bytes
+            self._unshared.move_to_end(schema)
+            if len(self._unshared) > MAX_KEPT_SCHEMAS:
+                self._unshared.popitem(last=False)
+
+    def own_bytes(self, schema: str) -> int | None:
+        """Return the bytes of a compiled one at first where each request gets its own; None where they share one."""
+        with self._lock:
+            return self._unshared.get(schema)
 
     def _refuse(self, schema: str, verdict: Verdict) -> None:
         self._refused.pop(schema, None)
         self._refused[schema] = (verdict, self._now() + REFUSAL_KEPT_S)
         if len(self._refused) > MAX_KEPT_SCHEMAS:
             self._refused.popitem(last=False)
-
-    def _refused_again(self, schema: str, spent: Compiled) -> Verdict | None:
-        """Return the refusal of a schema that was spent within few tokens twice in a row."""
-        was_hungry = schema in self._hungry
-        self._hungry.pop(schema, None)
-        if spent.num_followed >= FEW_FOLLOWED:
-            return None
-        if was_hungry:
-            self._refuse(schema, verdict := Verdict(None, HUNGRY))
-            return verdict
-        self._hungry[schema] = None
-        if len(self._hungry) > MAX_KEPT_SCHEMAS:
-            self._hungry.popitem(last=False)
-        return None
 
     def _look_at_memory(self) -> None:
         if self._now() < self._next_look_s:
@@ -153,4 +151,4 @@ class CompiledBytes:
     def of(self, priority_class: PriorityClass) -> int:
         """Return the bytes of a class."""
         with self._lock:
-            return sum(compiled.num_bytes for compiled in self._held[priority_class])
+            return sum(compiled.num_bytes + compiled.grown_bytes for compiled in self._held[priority_class])

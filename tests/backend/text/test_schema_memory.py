@@ -6,8 +6,6 @@ import gc
 
 from backend.core.request import PriorityClass
 from backend.text.schema_memory import (
-    FEW_FOLLOWED,
-    HUNGRY,
     LOOK_S,
     MAX_GROWN_BYTES,
     MAX_KEPT_BYTES,
@@ -69,30 +67,26 @@ def test_large_schemas_drive_out_the_oldest() -> None:
     assert memory.find("too large") is None
 
 
-def test_a_spent_schema_is_forgotten() -> None:
-    memory, compiled = SchemaMemory(), Compiled(None, 1000)
-    memory.keep("a", Verdict(compiled))
-    compiled.is_spent = True
-    assert memory.find("a") is None
+def test_a_schema_that_has_filled_its_lexer_is_shared_no_more() -> None:
+    memory = SchemaMemory()
     memory.keep("a", GOOD)
-    assert memory.find("a") == GOOD
+    assert memory.own_bytes("a") is None
+    memory.share_no_more("a", num_bytes=1000)
+    memory.keep("a", GOOD)
+    assert (memory.find("a"), memory.own_bytes("a")) == (None, 1000)
 
 
-def test_a_schema_that_is_spent_within_few_tokens_again_is_refused() -> None:
-    time_s = [0.0]
-    memory = SchemaMemory(lambda: time_s[0])
-
-    def after_being_spent(num_followed: int) -> Verdict | None:
-        memory.keep("a", Verdict(Compiled(None, 1000, num_followed, is_spent=True)))
-        return memory.find("a")
-
-    few, many = FEW_FOLLOWED - 1, FEW_FOLLOWED
-    found = [after_being_spent(num_followed) for num_followed in (few, many, few, few)]
-    assert found == [None, None, None, Verdict(None, HUNGRY)]
-    assert memory.find("a") == found[-1]
-    time_s[0] += REFUSAL_KEPT_S
-    assert memory.find("a") is None
-    assert after_being_spent(few) is None
+def test_of_schemas_that_are_shared_no_more_the_ones_used_last_are_known() -> None:
+    memory = SchemaMemory()
+    names = [str(index) for index in range(MAX_KEPT_SCHEMAS)]
+    for name in names:
+        memory.share_no_more(name, 1)
+    memory.share_no_more("0", 1)
+    memory.keep("1", GOOD)
+    for name in ("new", "newer"):
+        memory.share_no_more(name, 1)
+    known = [name for name in (*names, "new", "newer") if memory.own_bytes(name) is not None]
+    assert known == [name for name in (*names, "new", "newer") if name not in ("2", "3")]
 
 
 def test_where_the_process_has_grown_the_most_followed_go() -> None:
@@ -125,7 +119,7 @@ def test_where_the_process_has_grown_the_most_followed_go() -> None:
 
 
 def test_a_compiled_schema_counts_until_nobody_holds_it() -> None:
-    held, other = Compiled(None, 500), Compiled(None, 70)
+    held, other = Compiled(None, 100, grown_bytes=400), Compiled(None, 70)
     compiled_bytes = CompiledBytes()
     compiled_bytes.add(held, PriorityClass.BEST_EFFORT)
     compiled_bytes.add(other, PriorityClass.REAL_TIME)

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from backend.core.errors import InvalidRequestError, OverloadedError
+from backend.core.errors import BrosError, InvalidRequestError, OverloadedError
 from backend.core.request import PriorityClass
 from backend.text import grammar
 from backend.text.grammar import Grammar, Grammars
@@ -433,3 +434,33 @@ def test_a_row_that_nothing_may_follow_says_so(grammars: Grammars) -> None:
     grammar = make(grammars, PERSON)
     with pytest.raises(InvalidRequestError, match="json_schema: "):
         grammar.allowed([ord("x") + 3])
+
+
+class PanicException(BaseException):  # each Rust library has one of this name
+    """As the library raises where it panics, which no text is known to make it do."""
+
+
+def panic(*_: object, **__: object) -> None:
+    raise PanicException("index out of bounds")
+
+
+def test_a_panic_of_the_library_is_an_error_of_one_schema(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no Exception: the thread that compiles for many ended by it."""
+    schema = {"const": "panic"}
+    with monkeypatch.context() as patched:
+        patched.setattr(grammars._library, "LLMatcher", SimpleNamespace(grammar_from_json_schema=panic))
+        with pytest.raises(BrosError, match="llguidance panicked: index out of bounds"):
+            make(grammars, schema)
+    assert make(grammars, schema).allowed([]).any()
+
+
+@pytest.mark.parametrize("call", ["consume_token", "compute_bitmask"])
+def test_a_panic_of_the_library_is_an_error_of_one_request(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """It is no Exception: the thread that steps the engine ended by it."""
+    grammar, other = make(grammars, PERSON), make(grammars, PERSON)
+    monkeypatch.setattr(grammar, "_matcher", SimpleNamespace(**{"consume_token": lambda _: 0, call: panic}))
+    with pytest.raises(BrosError, match="llguidance panicked: index out of bounds"):
+        grammar.allowed([ord("{") + 3])
+    assert other.allowed([ord("{") + 3]).any()

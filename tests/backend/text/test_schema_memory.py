@@ -118,6 +118,27 @@ def test_where_the_process_has_grown_the_most_followed_go() -> None:
     assert left_after_a_look() == ["new", *names]
 
 
+def test_what_was_to_go_in_a_growth_that_is_over_is_no_more_to_go() -> None:
+    time_s, in_use = [0.0], [0]
+    memory = SchemaMemory(lambda: time_s[0], lambda: in_use[0])
+    compiled = {str(index): Compiled(None, 1) for index in range(2 * NUM_FORGOTTEN + 1)}
+    for name, each in compiled.items():
+        memory.keep(name, Verdict(each))
+
+    def look(bytes_in_use: int) -> None:
+        time_s[0], in_use[0] = time_s[0] + LOOK_S, bytes_in_use
+        memory.find("")
+
+    for bytes_in_use in (5_000, 5_001 + MAX_GROWN_BYTES, 5_000):
+        look(bytes_in_use)
+    left = list(memory._good)
+    assert len(left) == NUM_FORGOTTEN + 1
+    for name in left[:-1]:
+        compiled[name].num_followed = 1
+    look(5_001 + MAX_GROWN_BYTES)
+    assert list(memory._good) == left[-1:], "the order is that of the growth before"
+
+
 def test_a_compiled_schema_counts_until_nobody_holds_it() -> None:
     held, other = Compiled(None, 100, grown_bytes=400), Compiled(None, 70)
     compiled_bytes = CompiledBytes()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -14,10 +15,10 @@ import pytest
 from client.openai.asked import Json
 from client.openai.errors import ApiError
 from front.batches.disk import Disk
-from front.batches.objects import Status
+from front.batches.objects import Batch, Status, StoredFile
 from front.batches.service import Batches, open_batches
 from front.batches.settings import BatchSettings
-from front.batches.store import Cut
+from front.batches.store import Cut, Store
 from front.batches.uploads import Upload
 
 SETTINGS = BatchSettings(
@@ -110,7 +111,8 @@ async def complete(tmp_path: Path) -> None:
     """Run a batch to its end, where all its lines must have answers."""
     async with opened(tmp_path) as batches:
         batch_id = await begin(batches, "one")
-        await batches.join()
+        async with asyncio.timeout(30.0):  # one that waits for room waits for a day
+            await batches.join()
         batch = await batches.batch("one", batch_id)
         assert (batch.status, batch.counts.completed) == (Status.COMPLETED, NUM_LINES)
 
@@ -131,6 +133,28 @@ def test_a_batch_without_another_line_needs_no_room(tmp_path: Path, monkeypatch:
 
     asyncio.run(complete(tmp_path))
     assert next(room, "full") == "full"
+
+
+def test_a_batch_that_is_taken_up_with_all_its_answers_needs_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lines with answers counted as lines without room, and it waited until it expired."""
+    room = iter([None] * NUM_LINES)
+    monkeypatch.setattr(Disk, "lack_of_room", lambda *_: next(room, "full"))
+    monkeypatch.setattr("client.batch.run._SKIPPED_BYTES", 0)  # of lines with answers, from one pause to the next
+    moves = [Status.FINALIZING]  # that the disk refuses
+
+    def move(
+        store: Store, batch: Batch, *files: Sequence[StoredFile], real: Callable[..., Batch] = Store.move
+    ) -> Batch:
+        if batch.status in moves:
+            moves.remove(batch.status)
+            raise OSError(errno.EIO, "refused")
+        return real(store, batch, *files)
+
+    monkeypatch.setattr(Store, "move", move)
+    asyncio.run(complete(tmp_path))
+    assert not moves
 
 
 def test_a_key_without_room_begins_no_batch(tmp_path: Path) -> None:

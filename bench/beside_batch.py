@@ -14,12 +14,12 @@ import json
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 
 from backend.core.numbers import positive, whole
@@ -28,6 +28,7 @@ from bench.common.output import put_out
 from bench.common.provenance import provenance
 from bench.live.door import Post, door_client
 from bench.live.server import running_server
+from client.transports.loopback import direct_mounts
 
 CHAT_PATH = "/v1/chat/completions"
 _POLL_S = 0.2
@@ -188,9 +189,10 @@ def begin_batch(url: str, lines: bytes) -> dict[str, Any]:
 
 def get(url: str, path: str, content: bytes | None = None, media_type: str = "application/json") -> dict[str, Any]:
     """Return what a path answers, asked by POST where there is content."""
-    request = urllib.request.Request(f"{url}{path}", content, {"Content-Type": media_type})
-    with urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT_S) as answer:
-        return dict(json.load(answer))
+    method = "GET" if content is None else "POST"
+    with httpx2.Client(timeout=_ANSWER_TIMEOUT_S, mounts=direct_mounts(url)) as http:
+        answer = http.request(method, f"{url}{path}", content=content, headers={"Content-Type": media_type})
+    return dict(answer.raise_for_status().json())
 
 
 def _await_batch(url: str, batch: dict[str, Any], has_ended: threading.Event) -> None:

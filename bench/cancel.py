@@ -46,6 +46,7 @@ from client.generation import Options, PriorityClass, encode
 from client.prometheus import scrape
 from client.snapshot import Snapshot
 from client.transports.grpc import GrpcTransport
+from client.transports.loopback import direct_mounts
 
 SIM_STEP_S = 0.01
 NUM_STREAMS = 16  # of the load, of each class
@@ -174,7 +175,7 @@ def pay_visits(leave: Leave, num_visits: int, inspect: Callable[[], Snapshot]) -
 def check_counted(address: ServerAddress, num_left: int) -> None:
     """Wait until the server has counted all that left as cancelled; raise AssertionError where it does not."""
     give_up_s = time.monotonic() + _COUNTED_S
-    with httpx2.Client() as http:
+    with httpx2.Client(mounts=direct_mounts(address.metrics_url)) as http:
         while True:
             samples = scrape(http, address.metrics_url)
             num_counted = samples.sum("bros_requests_total", **{"class": "rt"}, outcome="cancelled")

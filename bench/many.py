@@ -19,13 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 
 from backend.core.numbers import above, positive, real, whole
@@ -37,6 +37,7 @@ from bench.common.workload import CHAT_SMALL, PAPER_BE, Arrival, gamma_arrivals,
 from bench.live.counting import CountingTarget, count
 from bench.live.load import MAX_LATE_S, Mix, drive
 from bench.live.server import free_port
+from client.transports.loopback import direct_mounts
 
 REPLICAS = 4
 RT_RATE, BE_RATE = 6.0, 25.0  # requests per second, for all replicas
@@ -177,8 +178,9 @@ async def _kill(url: str, victim: int, after_s: float) -> Death:
 
 
 def _instances(url: str) -> set[int]:
-    with urllib.request.urlopen(f"{url}/health", timeout=10.0) as answer:
-        return {instance["instance_id"] for instance in json.load(answer)["instances"]}
+    with httpx2.Client(timeout=10.0, mounts=direct_mounts(url)) as http:
+        answer = http.get(f"{url}/health").raise_for_status().json()
+    return {instance["instance_id"] for instance in answer["instances"]}
 
 
 def run_way(way: Way, seed: int, mix: Mix, max_late_s: float) -> dict[str, Any]:

@@ -59,6 +59,7 @@ from bench.report.overhead import (
     compare,
     describe,
 )
+from client.transports.loopback import channel_options
 
 PROMPT_TOKENS = 32
 NUM_STREAMS = 32
@@ -297,7 +298,8 @@ def _lean_client(url: str) -> grpc_client.InferenceServerClient:
     """
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    return grpc_client.InferenceServerClient(url)
+    unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    return grpc_client.InferenceServerClient(url, channel_args=[*unlimited, *channel_options(url)])
 
 
 def _inputs(prompt: Sequence[int], num_tokens: int, priority_class: PriorityClass) -> list[Any]:

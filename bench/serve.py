@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import gzip
 import json
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import psutil  # type: ignore[import-untyped]  # ships no types
 
@@ -36,6 +35,7 @@ from bench.common.score import RequestRecord, Slos, Window, score_be, score_rt
 from bench.common.workload import CHAT_SMALL, PAPER_BE, closed_loop, open_loop, poisson_arrivals
 from bench.live.load import BrosTarget, Mix, OpenAITarget, Target, drive
 from bench.live.server import ServerAddress, running_server
+from client.transports.loopback import direct_mounts
 
 SLOS = (Slos(0.5, 0.06), Slos(1.0, 0.1), Slos(2.0, 0.2))  # all are scored; the middle one is what requests ask for
 ASKED = SLOS[1]
@@ -213,8 +213,8 @@ def _rotated(policies: Sequence[str], by: int) -> list[str]:
 
 def _server_counters(address: ServerAddress) -> dict[str, float]:
     """Sums over labels of every bros_ counter on the metrics endpoint."""
-    with contextlib.closing(urllib.request.urlopen(address.metrics_url, timeout=10)) as response:
-        lines = response.read().decode().splitlines()
+    with httpx2.Client(timeout=10, mounts=direct_mounts(address.metrics_url)) as http:
+        lines = http.get(address.metrics_url).raise_for_status().text.splitlines()
     counters: dict[str, float] = {}
     for line in lines:
         name, _, value = line.rpartition(" ")

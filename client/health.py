@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from client import wire
 from client.transports import scheme_of
+from client.transports.loopback import direct_mounts
 
 _TIMEOUT_S = 5.0
 _PORTS_TO_METRICS = {"grpc": 1, "grpcs": 1, "http": 2, "https": 2}  # as bros-serve's ports lie, unless told otherwise
@@ -77,7 +78,7 @@ def _over_grpc(url: str) -> Iterator[tuple[bool, Ask]]:
 def _over_http(url: str) -> Iterator[tuple[bool, Ask]]:
     import httpx2
 
-    with httpx2.Client(base_url=url, timeout=_TIMEOUT_S) as http:
+    with httpx2.Client(base_url=url, timeout=_TIMEOUT_S, mounts=direct_mounts(url)) as http:
 
         def is_ok(path: str) -> bool:
             try:

@@ -46,7 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave torch one thread in each worker: those of several would spin for each other's cores."""
+    """Leave torch one thread in each worker: those of several would spin for each other's cores. Forget proxies."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]
     if is_worker(config):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -47,6 +47,7 @@ policy_classes:
   - {name: rt, policy_family: rt, cache_bucket: all, queue_policy: fcfs, quantum: 8}
   - {name: be, policy_family: be, cache_bucket: all, queue_policy: fcfs, quantum: 1}
 """
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # takes no proxy to our own children
 _HINT = """\
 Serving {name} on {url} with {replicas} replicas ({executor} executor). Type:
   curl -N {url}/v1/chat/completions -H 'content-type: application/json' -H 'x-dynamo-meta-policy-class: rt' \\
@@ -185,7 +186,7 @@ class _Many:
 
     def _num_instances(self) -> int:
         try:
-            with urllib.request.urlopen(f"{self._url}/health", timeout=2.0) as answer:
+            with _OPENER.open(f"{self._url}/health", timeout=2.0) as answer:
                 instances = json.load(answer).get("instances", [])
         except (OSError, ValueError):
             return 0
@@ -197,7 +198,7 @@ class _Many:
         headers = {"content-type": "application/json", "x-dynamo-meta-policy-class": "rt"}
         request = urllib.request.Request(f"{self._url}/v1/completions", body, headers)
         try:
-            with urllib.request.urlopen(request, timeout=10.0):
+            with _OPENER.open(request, timeout=10.0):
                 return True
         except OSError:
             return False

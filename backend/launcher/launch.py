@@ -86,7 +86,9 @@ class Launch:
         arguments = [sys.executable, "-m", "front.main", *where, *self.front_options]
         arguments += ["--drain-timeout-s", str(self.drain_timeout_s + EXTRA_EXIT_S)]
         log = self.log_directory / "openai.log"
-        return Command("bros-openai", arguments, self._environment(), log, {"openai": at.openai_port})
+        # Whatever address of this machine it is: the door reaches it without the proxy that the environment may name.
+        environment = self._environment() | {"no_grpc_proxy": at.host}
+        return Command("bros-openai", arguments, environment, log, {"openai": at.openai_port})
 
     def _flags(self) -> list[str]:
         at = self.endpoints

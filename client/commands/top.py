@@ -7,7 +7,8 @@ import itertools
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -23,6 +24,7 @@ from client.prometheus import scrape
 from client.top.history import Frame, History
 from client.top.record import Recording
 from client.top.view import render
+from client.transports.loopback import direct_mounts
 
 INTERVAL_S = 0.5  # between two looks, unless told otherwise
 _TIMEOUT_S = 5.0
@@ -57,9 +59,10 @@ def run(args: argparse.Namespace) -> int:
         print("bros: --svg needs --for-s", file=sys.stderr)
         return 2
     history = History(args.window_s)
+    url = args.metrics_url or metrics_url(args.url)
     try:
-        with Client(args.url) as client, httpx2.Client(timeout=_TIMEOUT_S) as http:
-            looks = _looks(client, http, args)
+        with Client(args.url) as client, httpx2.Client(timeout=_TIMEOUT_S, mounts=direct_mounts(url or "")) as http:
+            looks = _looks(partial(look, client, http, url), args)
             first = next(looks)
             if first.snapshot is None and first.samples is None:
                 print(f"bros: {first.problem}", file=sys.stderr)
@@ -93,13 +96,13 @@ def look(client: Client, http: httpx2.Client, url: str | None) -> Frame:
     return Frame(time.monotonic(), snapshot, samples, "; ".join(problems) or None)
 
 
-def _looks(client: Client, http: httpx2.Client, args: argparse.Namespace) -> Iterator[Frame]:
+def _looks(look_once: Callable[[], Frame], args: argparse.Namespace) -> Iterator[Frame]:
     """Yield a look every interval; a slow one delays the next, it does not crowd it."""
     lead_s = args.window_s if args.svg else 0.0
     end_s = time.monotonic() + lead_s + (args.for_s or float("inf"))
     pause = threading.Event()
     while (started_s := time.monotonic()) < end_s:
-        yield look(client, http, args.metrics_url or metrics_url(args.url))
+        yield look_once()
         pause.wait(max(0.0, started_s + args.interval_s - time.monotonic()))
 
 

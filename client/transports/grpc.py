@@ -26,6 +26,7 @@ from client import wire
 from client.errors import ClientError, InvalidRequestError, parse_error, readable
 from client.generation import Call, Outputs, Scalar
 from client.transports import MAX_MESSAGE_BYTES
+from client.transports.loopback import channel_options
 
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
@@ -71,10 +72,11 @@ class AsyncGrpcTransport:
 
     def __init__(self, url: str = wire.DEFAULT_GRPC_URL) -> None:
         scheme, _, address = url.rpartition("://")
+        options = (*_CHANNEL_OPTIONS, *channel_options(address))
         self._channel = (
-            grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), _CHANNEL_OPTIONS)
+            grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options)
             if scheme == "grpcs"
-            else grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS)
+            else grpc.aio.insecure_channel(address, options)
         )
         self._infer = self._channel.unary_stream(_METHOD, *_CODECS)
 
@@ -101,9 +103,10 @@ class AsyncGrpcTransport:
 def make_channel(url: str) -> grpc.Channel:
     """Return a connection, for threads, to `[grpc[s]://]host:port`."""
     scheme, _, address = url.rpartition("://")
+    options = (*_CHANNEL_OPTIONS, *channel_options(address))
     if scheme == "grpcs":
-        return grpc.secure_channel(address, grpc.ssl_channel_credentials(), _CHANNEL_OPTIONS)
-    return grpc.insecure_channel(address, _CHANNEL_OPTIONS)
+        return grpc.secure_channel(address, grpc.ssl_channel_credentials(), options)
+    return grpc.insecure_channel(address, options)
 
 
 def encode_request(call: Call) -> service_pb2.ModelInferRequest:

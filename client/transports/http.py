@@ -17,6 +17,7 @@ import httpx2
 from client import wire
 from client.errors import CancelledError, UnavailableError, parse_error, readable
 from client.generation import Call, Outputs
+from client.transports.loopback import direct_mounts
 from client.transports.reading import (
     AS_IT_IS,
     MAX_ERROR_BYTES,
@@ -35,7 +36,7 @@ class HttpTransport:
     """Transport over HTTP, for threads. A timeout is noticed when something arrives, or when none came for as long."""
 
     def __init__(self, url: str = wire.DEFAULT_HTTP_URL, http: httpx2.Client | None = None) -> None:
-        self._http = http or httpx2.Client(base_url=url, limits=_LIMITS)
+        self._http = http or httpx2.Client(base_url=url, limits=_LIMITS, mounts=direct_mounts(url))
 
     def stream(self, call: Call) -> Generator[Outputs, None, None]:
         """See `Transport.stream`."""
@@ -60,7 +61,7 @@ class AsyncHttpTransport:
     """Transport over HTTP, for one event loop."""
 
     def __init__(self, url: str = wire.DEFAULT_HTTP_URL, http: httpx2.AsyncClient | None = None) -> None:
-        self._http = http or httpx2.AsyncClient(base_url=url, limits=_LIMITS)
+        self._http = http or httpx2.AsyncClient(base_url=url, limits=_LIMITS, mounts=direct_mounts(url))
 
     async def stream(self, call: Call) -> AsyncGenerator[Outputs, None]:
         """See `AsyncTransport.stream`."""

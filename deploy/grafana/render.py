@@ -16,17 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import matplotlib.pyplot as plt
 from make_dashboard import PANELS, PANELS_PER_ROW, Panel
 from matplotlib.axes import Axes
 
 from client.colors import CLASS_COLORS
+from client.transports.loopback import direct_mounts
 
 RATE_INTERVAL = "10s"
 START_TIMEOUT_S = 30.0
@@ -69,8 +68,8 @@ def wait_until_ready(address: str) -> None:
     end_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < end_s:
         try:
-            urllib.request.urlopen(f"http://{address}/-/ready", timeout=1).close()
-        except (urllib.error.URLError, OSError):
+            ask(address, "/-/ready", timeout_s=1.0)
+        except httpx2.HTTPError:
             time.sleep(0.2)
         else:
             return
@@ -91,7 +90,7 @@ def plot(panel: Panel, axis: Axes, address: str, span_s: tuple[float, float]) ->
     """Draw one panel."""
     lines = {}
     for legend, query in panel.queries.items():
-        for series in ask(address, query, span_s):
+        for series in series_of(address, query, span_s):
             name = legend
             for label, value in series["metric"].items():
                 name = name.replace(f"{{{{{label}}}}}", value)
@@ -120,12 +119,17 @@ def colors(names: list[str]) -> list[str]:
     return [fixed.get(name.split()[0]) or next(others) for name in names]
 
 
-def ask(address: str, query: str, span_s: tuple[float, float]) -> list[dict[str, Any]]:
+def ask(address: str, path: str, timeout_s: float = 30.0, **parameters: str | float) -> httpx2.Response:
+    """Return what Prometheus answers. Raises httpx2.HTTPError."""
+    with httpx2.Client(timeout=timeout_s, mounts=direct_mounts(address)) as http:
+        return http.get(f"http://{address}{path}", params=parameters).raise_for_status()
+
+
+def series_of(address: str, query: str, span_s: tuple[float, float]) -> list[dict[str, Any]]:
     """Return the series of a range query, one sample a second."""
     query = query.replace("$__rate_interval", RATE_INTERVAL).replace("$instance", ".*")
-    parameters = urllib.parse.urlencode({"query": query, "start": span_s[0], "end": span_s[1], "step": 1})
-    with urllib.request.urlopen(f"http://{address}/api/v1/query_range?{parameters}", timeout=30) as response:
-        return list(json.load(response)["data"]["result"])
+    answer = ask(address, "/api/v1/query_range", query=query, start=span_s[0], end=span_s[1], step=1)
+    return list(answer.json()["data"]["result"])
 
 
 if __name__ == "__main__":

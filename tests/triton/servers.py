@@ -21,6 +21,8 @@ from backend.config import CONFIG_VARIABLE, REPOSITORY_ROOT
 from backend.launcher.triton_install import find_triton
 
 START_TIMEOUT_S = 120.0
+# Processes of one machine find each other whatever proxy the environment names; nobody listens at this one.
+DEAD_PROXY = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
 PATIENCE_S = 30.0  # for what takes milliseconds, on a machine that may stall: a limit for a hang, never the claim
 
 
@@ -87,7 +89,11 @@ def serving(log: Path, *options: str) -> Iterator[Server]:
     ports = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]
     ports += [] if "--openai-port" in options else ["--openai-port", "off"]
     command = [sys.executable, "-m", "backend.launcher.serve", "--json", "--die-with-parent", *ports, *options]
-    with log.open("w") as words, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words) as process:
+    environment = os.environ | DEAD_PROXY
+    with (
+        log.open("w") as words,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, env=environment) as process,
+    ):
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line, f"the server did not start:\n{log.read_text()}"

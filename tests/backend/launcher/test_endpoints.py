@@ -15,8 +15,12 @@ from backend.launcher.triton_install import TritonInstall
 ANY = {"http": 0, "grpc": 0, "metrics": 0}
 
 
+def launch(at: Endpoints) -> Launch:
+    return Launch(Path("/run"), Path("/log"), TritonInstall(Path("/bin/true")), at, 1.0, 1.0)
+
+
 def flags(at: Endpoints) -> list[str]:
-    return list(Launch(Path("/run"), Path("/log"), TritonInstall(Path("/bin/true")), at, 1.0, 1.0).server().arguments)
+    return list(launch(at).server().arguments)
 
 
 def test_a_name_is_resolved_since_triton_does_not() -> None:
@@ -39,6 +43,14 @@ def test_an_ipv6_address_is_written_for_each_reader(host: str, monkeypatch: pyte
     assert at.is_loopback
     assert (at.http_url, at.grpc_url) == (f"http://[::1]:{at.http_port}", f"[::1]:{at.grpc_port}")
     assert {"--http-address=ipv6:::1", "--grpc-address=[::1]", "--metrics-address=ipv6:::1"} <= set(flags(at))
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7", "fd00::7"])
+def test_the_front_door_reaches_its_own_machine_without_a_proxy(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_grpc_proxy", "box.example")
+    door = launch(Endpoints(host, 1, 2, 3, 4)).front()
+    assert door is not None
+    assert door.environment["no_grpc_proxy"] == host  # gRPC 1.85 compares it without brackets
 
 
 def refuse(*_: object, **__: object) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _JSON_CALL = re.compile(r"""\{\s*\\*["'](name|arguments)\\*["']\s*:""")
 _XML_CALLS = ("<function=", "<arg_key>")
 _LLAMA_CALL = '"parameters": dictionary'
+DEFAULT, TOOL_USE = "default", "tool_use"  # a model may have several templates by name; the library asks for these two
 # Names under which a message may bring its reasoning; templates read the first, gpt-oss's the second.
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
@@ -66,6 +67,18 @@ class ChatTemplate:
             raise InvalidRequestError(f"tools: {why}")
         if any(message.get("tool_calls") or message.get("role") == "tool" for message in messages):
             raise InvalidRequestError(f"messages: they hold calls of tools; {why}")
+
+
+def choose_template(templates: Mapping[str, ChatTemplate], has_tools: bool) -> ChatTemplate:
+    """Return the template of a request, as the library's `get_chat_template` does: tools have their own where there is
+    one. Raises InvalidRequestError where there is none."""
+    if has_tools and TOOL_USE in templates:
+        return templates[TOOL_USE]
+    if DEFAULT in templates:
+        return templates[DEFAULT]
+    names = ", ".join(map(shorten, sorted(templates)))
+    why = f"templates named {names}, but none named {DEFAULT!r}" if names else "no chat template"
+    raise InvalidRequestError(f"the model has {why}: send a prompt instead of messages")
 
 
 def _with_reasoning(message: object) -> object:

@@ -6,7 +6,7 @@ import codecs
 import os
 from collections.abc import Mapping, Sequence
 
-from backend.core.errors import InvalidRequestError
+from backend.text.chat_template import choose_template
 from backend.text.model_files import resolve_model
 from backend.text.panics import panics_as_errors
 from backend.text.token_bytes import byte_decoder, byte_level_bytes
@@ -54,11 +54,9 @@ class Tokenizer:
     def render_chat(self, messages: Sequence[Mapping[str, object]], tools: Sequence[Mapping[str, object]] = ()) -> str:
         """Return a conversation (`role` and `content` each) as text, up to where the assistant speaks.
 
-        Raises InvalidRequestError where the model has no chat template or the messages do not fit it.
+        Raises InvalidRequestError where the model has no chat template for them or they do not fit it.
         """
-        if self._parts.chat_template is None:
-            raise InvalidRequestError("the model has no chat template: send a prompt instead of messages")
-        return self._parts.chat_template.render(messages, tools)
+        return choose_template(self._parts.chat_templates, has_tools=bool(tools)).render(messages, tools)
 
     def encode_chat_text(self, text: str) -> list[int]:
         """Return the token ids of what `render_chat` gave, which names its special tokens itself."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.core.errors import ConfigError
-from backend.text.chat_template import ChatTemplate
+from backend.text.chat_template import DEFAULT, ChatTemplate
 from backend.text.gguf_file import GGUFFile, read_gguf
 from backend.text.gguf_vocabulary import GGUFVocabulary, gguf_eos_ids
 from backend.text.model_files import ModelFiles
@@ -18,6 +18,8 @@ from backend.text.panics import panics_as_errors
 if TYPE_CHECKING:
     import tokenizers
 
+_MORE_TEMPLATES = "additional_chat_templates"  # the library's folder of those that are not the default one
+_GGUF_TEMPLATE = "tokenizer.chat_template"  # the default one's key; `.NAME` follows in those of others
 _GENERATION = "generation_config.json"
 _OLDER = "special_tokens_map.json"
 _MORE_SPECIAL = ("extra_special_tokens", "additional_special_tokens")  # the first that has any counts
@@ -34,7 +36,7 @@ class TokenizerParts:
     eos_token_ids: frozenset[int]
     bos_token_id: int | None
     adds_bos: bool
-    chat_template: ChatTemplate | None
+    chat_templates: Mapping[str, ChatTemplate]  # by name
 
 
 def read_tokenizer(files: ModelFiles) -> TokenizerParts:
@@ -78,7 +80,7 @@ def _from_directory(directory: Path) -> TokenizerParts:
         eos_token_ids=_configured_eos_ids(directory) | _known_ids(backend, special.get("eos_token")),
         bos_token_id=backend.token_to_id(bos) if bos else None,
         adds_bos=False,
-        chat_template=_directory_template(directory, config, special),
+        chat_templates=_with_tokens(_directory_templates(directory, config), special),
     )
 
 
@@ -190,25 +192,32 @@ def _known_ids(backend: tokenizers.Tokenizer, token: str | None) -> frozenset[in
     return frozenset() if token_id is None else frozenset({token_id})
 
 
-def _directory_template(
-    directory: Path, config: Mapping[str, object], special: Mapping[str, str]
-) -> ChatTemplate | None:
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        return ChatTemplate(file.read_text(encoding="utf-8"), special)
+def _with_tokens(sources: Mapping[str, str], special: Mapping[str, str]) -> dict[str, ChatTemplate]:
+    return {name: ChatTemplate(source, special) for name, source in sources.items() if source}
+
+
+def _directory_templates(directory: Path, config: Mapping[str, object]) -> dict[str, str]:
+    """Return the chat templates by name. Where any file holds one, those of the configuration do not count."""
+    files = {DEFAULT: directory / "chat_template.jinja"} if (directory / "chat_template.jinja").is_file() else {}
+    files |= {file.stem: file for file in sorted((directory / _MORE_TEMPLATES).glob("*.jinja"))}
+    if files:
+        return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
     source = config.get("chat_template")
-    if isinstance(source, list):  # several named templates
-        source = next((entry["template"] for entry in source if entry["name"] == "default"), None)
-    return ChatTemplate(str(source), special) if source else None
+    if isinstance(source, list):
+        source = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+    named = source if isinstance(source, dict) else {DEFAULT: source}
+    return {str(name): str(template) for name, template in named.items() if template}
 
 
 def _from_gguf(gguf: GGUFFile) -> TokenizerParts:
     vocabulary = GGUFVocabulary(gguf)
-    template = gguf.fields.get("tokenizer.chat_template")
+    special = vocabulary.special_tokens()
+    keys = [key for key in gguf.fields if key == _GGUF_TEMPLATE or key.startswith(f"{_GGUF_TEMPLATE}.")]
+    sources = {key.removeprefix(_GGUF_TEMPLATE).removeprefix(".") or DEFAULT: str(gguf.fields[key]) for key in keys}
     return TokenizerParts(
         backend=vocabulary.backend(),
         eos_token_ids=gguf_eos_ids(gguf),
         bos_token_id=vocabulary.bos_id,
         adds_bos=vocabulary.adds_bos,
-        chat_template=ChatTemplate(str(template), vocabulary.special_tokens()) if template else None,
+        chat_templates=_with_tokens(sources, special),
     )

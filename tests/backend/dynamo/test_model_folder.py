@@ -13,6 +13,8 @@ from backend.core.errors import ConfigError
 from backend.dynamo.model_folder import model_folder
 from backend.text.sim_tokenizer import SimTokenizer
 from backend.text.tokenizer import load_tokenizer
+from tests.backend.text.gguf_files import write_gguf
+from tests.backend.text.test_gguf_vocabulary import FIELDS
 from tests.backend.text.test_tokenizer import needs_default_model
 
 TEXTS = ("Hello, world", "naïve café 🙂", "", "a\n\tb", "user: Hi\n")
@@ -38,6 +40,18 @@ def test_a_gguf_vocabulary_is_the_same_as_a_file(tmp_path: Path) -> None:
         assert written.encode(text).ids == own.encode(text)
     template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
     assert "assistant" in template
+
+
+def test_all_templates_of_a_gguf_file_are_written(tmp_path: Path) -> None:
+    fields = FIELDS | {"tokenizer.chat_template.tool_use": "T"}
+    model = write_gguf(tmp_path / "m.gguf", fields)
+    config = parse_config({"executor": "torch", "torch": {"model_path": str(model)}})
+    folder = model_folder(config, tmp_path / "model")
+    written = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    assert {entry["name"]: entry["template"] for entry in written} == {
+        "default": FIELDS["tokenizer.chat_template"],
+        "tool_use": "T",
+    }
 
 
 def test_a_hugging_face_directory_is_taken_as_it_is(tmp_path: Path) -> None:

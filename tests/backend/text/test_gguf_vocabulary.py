@@ -65,6 +65,15 @@ def test_template_ends_by_the_eos_that_the_file_names(tmp_path: Path) -> None:
     assert tokenizer.eos_token_ids == frozenset({EOS, EOT})
 
 
+def test_tools_have_the_template_that_the_file_names_for_them(tmp_path: Path) -> None:
+    source = "{{ tools[0].function.name }}<tool_call>{'name': ..}"
+    fields = FIELDS | {"tokenizer.chat_template.tool_use": source, "tokenizer.chat_templates": ["tool_use"]}
+    tokenizer = load_tokenizer(str(write_gguf(tmp_path / "m.gguf", fields)))
+    messages = [{"role": "user", "content": "c"}]
+    assert tokenizer.render_chat(messages, [{"function": {"name": "f"}}]).startswith("f<tool_call>")
+    assert tokenizer.render_chat(messages) == "<|bos|>c<|eot|>"
+
+
 @pytest.mark.parametrize("kind", [NORMAL, USER_DEFINED])
 def test_ends_are_no_text_whatever_kind_of_token_the_file_calls_them(kind: int, tmp_path: Path) -> None:
     tokenizer = vocabulary(tmp_path, token_type=[NORMAL] * (len(TOKENS) - 3) + [kind] * 3)

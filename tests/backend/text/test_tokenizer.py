@@ -362,6 +362,56 @@ def test_chat_template_is_found_wherever_it_is_written(tmp_path: Path, form: str
     assert tokenizer.encode_chat([{}, {}])[0] == tokenizer.bos_token_id
 
 
+TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}]
+PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
+SHOWING = "{% if tools %}{{ tools | tojson }}<tool_call>{'name': .., 'arguments': ..}</tool_call>{% endif %}" + PLAIN
+FOLDER = "additional_chat_templates"
+
+
+def named(**templates: str) -> dict[str, object]:
+    return {"chat_template": [{"name": name, "template": source} for name, source in templates.items()]}
+
+
+# How a model may have several templates: its configuration, and its files.
+NAMED_TEMPLATES: dict[str, tuple[dict[str, object], dict[str, str]]] = {
+    "one that shows tools": ({"chat_template": SHOWING}, {}),
+    "a list": (named(default=PLAIN + "D", tool_use=SHOWING + "T"), {}),
+    "a list whose default shows tools": (named(default=SHOWING + "D", tool_use=SHOWING + "T", rag=PLAIN + "R"), {}),
+    "a list without one for tools": (named(default=SHOWING + "D", rag=PLAIN + "R"), {}),
+    "an object": ({"chat_template": {"default": PLAIN + "D", "tool_use": SHOWING + "T"}}, {}),
+    "files": ({}, {"chat_template.jinja": PLAIN + "D", f"{FOLDER}/tool_use.jinja": SHOWING + "T"}),
+    "one file": ({}, {"chat_template.jinja": SHOWING}),
+    "files beside a list": (named(default=PLAIN + "D", tool_use=SHOWING + "T"), {"chat_template.jinja": SHOWING + "F"}),
+    "a default in the folder": ({}, {f"{FOLDER}/default.jinja": SHOWING + "A"}),
+    "two defaults": ({}, {"chat_template.jinja": PLAIN + "D", f"{FOLDER}/default.jinja": SHOWING + "A"}),
+    "no default": (named(tool_use=SHOWING + "T"), {}),
+    "no default beside a file": ({"chat_template": PLAIN + "D"}, {f"{FOLDER}/tool_use.jinja": SHOWING + "T"}),
+    "neither": (named(rag=PLAIN + "R"), {}),
+}
+
+
+@pytest.mark.parametrize("has_tools", [False, True], ids=["without tools", "with tools"])
+@pytest.mark.parametrize("name", NAMED_TEMPLATES)
+def test_tools_choose_among_named_templates_as_in_the_library(name: str, has_tools: bool, tmp_path: Path) -> None:
+    import transformers
+
+    config, files = NAMED_TEMPLATES[name]
+    save_tokenizer(tmp_path, tokenizer_class="PreTrainedTokenizerFast", **config)
+    (tmp_path / FOLDER).mkdir()
+    for file, source in files.items():
+        (tmp_path / file).write_text(source)
+    messages, tools = [{"role": "user", "content": "hi"}], TOOLS if has_tools else []
+    own = load_tokenizer(str(tmp_path))
+    library = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    try:
+        expected = library.apply_chat_template(messages, tools or None, tokenize=False, add_generation_prompt=True)
+    except ValueError:
+        with pytest.raises(InvalidRequestError, match=r"the model has templates named .+, but none named 'default'"):
+            own.render_chat(messages, tools)
+    else:
+        assert own.render_chat(messages, tools) == expected
+
+
 # --- Model paths ----------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
 """Raw tensors and parameters in, a checked `Generation` out, or one clear InvalidRequestError.
 
-A value may come as an input tensor, as a request parameter of the same name, or inside `sampling_parameters`. They win
-in this order. The generate endpoints make a parameter of every key that is no input. Pure: no Triton, no clock, no
+A value may come as an input tensor, or as a request parameter of the same name, which the tensor wins over. It may also
+come inside `sampling_parameters`; beside one of the others it must be equal there. The generate endpoints make a
+parameter of every key that is no input. Pure: no Triton, no clock, no
 tokenizer (what messages hold, and whether a prompt fits the model, is seen by `backend.server.intake`, in the engine
 process).
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +45,7 @@ MAX_SALT_CHARS = 128
 _MAX_BYTES_PER_CHAR = 4  # of UTF-8
 _MAX_JSON_CHARS_PER_CHAR = 12  # two escapes, `\ud83d\ude00`
 _MICROSECONDS = 1e6
+_FP32_ROUNDING = 1e-7  # of a fraction that comes as a tensor, relative to it
 
 # What else vLLM's sampling parameters may hold: only the value that changes nothing is accepted.
 _VLLM_FIXED: Mapping[str, tuple[object, ...]] = {
@@ -61,6 +64,7 @@ _VLLM_FIXED: Mapping[str, tuple[object, ...]] = {
     "bad_words": (None, [], ""),
 }
 _VLLM_NAMES = {"stop": "stop_words", "stop_token_ids": "stop_token_ids", "logprobs": "return_log_probs"}
+_WHETHER_TOLD = "return_log_probs"  # vLLM's backend takes it beside `logprobs`, which says how many there are to tell
 _SAMPLING_NAMES = (
     "max_tokens",
     "min_tokens",
@@ -178,8 +182,16 @@ class _Values:
 
     def get(self, name: str, convert: Callable[[str, object], T], default: D) -> T | D:
         """Return the value of `name` converted, or `default` when nobody gave one."""
-        given_as, value = self._direct.get(name) or self._nested.get(name) or (name, None)
-        return default if value is None else convert(given_as, value)
+        given = [each for each in (self._direct.get(name), self._nested.get(name)) if each and each[1] is not None]
+        if not given:
+            return default
+        if name == _WHETHER_TOLD:
+            del given[1:]
+        values = [convert(given_as, value) for given_as, value in given]
+        if not _is_same(values[0], values[-1]):
+            (one, _), (other, _) = given
+            raise InvalidRequestError(f"{one}: {show(values[0])} contradicts {other}: {show(values[1])}")
+        return values[0]
 
 
 def _put(values: dict[str, _Named], field: wire.Field, value: object, *, overwrite: bool = True) -> None:
@@ -199,6 +211,12 @@ def _plain(value: object) -> str:
     value = value.item() if isinstance(value, np.generic) else value
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     return {"true": "1", "false": "0"}.get(text.lower(), text)
+
+
+def _is_same(one: object, other: object) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=_FP32_ROUNDING)
+    return one == other
 
 
 def _is_known_parameter(name: str) -> bool:
@@ -343,7 +361,7 @@ def _sampling(values: _Values, service: ServiceSettings) -> Sampling:
         return _in_range(name, values.get(name, as_float, default), low, high)
 
     top_p = real("top_p", 1.0, 0.0, 1.0)
-    top_k = max(0, whole("top_k", 0, -1, MAX_TOKENS))
+    top_k = _in_range("top_k", values.get("top_k", _as_top_k, 0), 0, MAX_TOKENS)
     temperature = real("temperature", 0.0, 0.0, 100.0)
     if top_p == 0.0:  # TensorRT-LLM's "not set": top_k alone chooses, and without one the likeliest token
         top_p, temperature = 1.0, temperature if top_k else 0.0
@@ -390,6 +408,11 @@ def _require_readable(sampling: Sampling, service: ServiceSettings) -> None:
         raise InvalidRequestError(f"{words}{MAX_WHOLE_LOG_PROBS}, the most in an answer without stream")
 
 
+def _as_top_k(name: str, value: object) -> int:
+    """-1 and 0 both keep all tokens."""
+    return 0 if (top_k := as_int(name, value)) == -1 else top_k
+
+
 N = TypeVar("N", int, float)
 
 
@@ -421,8 +444,6 @@ def _sampling_parameters(value: object) -> dict[str, _Named]:
 
 def _stop_words(values: _Values, service: ServiceSettings) -> tuple[str, ...]:
     words = values.get("stop_words", partial(_as_texts, service), ())
-    if words == ("",):  # how TensorRT-LLM's clients say "none"
-        return ()
     for word in words:
         if not word:
             raise InvalidRequestError("stop_words: a stop word is empty")
@@ -447,7 +468,8 @@ def _as_texts(service: ServiceSettings, name: str, value: object) -> tuple[str, 
     if isinstance(value, np.ndarray):
         value = value.reshape(-1).tolist()
     items = value if isinstance(value, list) else [value]
-    return tuple(as_text(name, item, _MAX_BYTES_PER_CHAR * service.max_stop_word_chars) for item in items)
+    texts = tuple(as_text(name, item, _MAX_BYTES_PER_CHAR * service.max_stop_word_chars) for item in items)
+    return () if texts == ("",) else texts  # how TensorRT-LLM's clients say "none"
 
 
 def _listed(text: str, service: ServiceSettings) -> str | list[str]:

@@ -42,7 +42,12 @@ INPUTS = (
     Field("min_length", "INT32", 1, "Alias of min_tokens (TensorRT-LLM).", alias_of="min_tokens"),
     Field("stream", "BOOL", 1, "true: a response for every new piece of text; false (default): one, with the whole."),
     Field("streaming", "BOOL", 1, "Alias of stream (TensorRT-LLM).", alias_of="stream"),
-    Field("sampling_parameters", "STRING", 1, "The sampling fields below as one JSON object (vLLM backend)."),
+    Field(
+        "sampling_parameters",
+        "STRING",
+        1,
+        "Sampling fields as one JSON object (vLLM backend). One that is also sent by itself must be equal.",
+    ),
     Field("temperature", "FP32", 1, "0 (default) is greedy."),
     Field("top_k", "INT32", 1, "Sample among the k likeliest tokens; 0 or -1 keeps all."),
     Field("top_p", "FP32", 1, "Sample among the likeliest tokens that together reach this probability."),

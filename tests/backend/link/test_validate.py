@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -128,10 +129,67 @@ def test_vllm_names_and_harmless_values_are_taken() -> None:
     assert generation.wants_log_probs
 
 
-def test_an_input_wins_over_a_parameter_and_that_over_sampling_parameters() -> None:
-    nested = json.dumps({"max_tokens": 3, "top_k": 3, "seed": 3})
-    generation = check({"max_tokens": 1, "sampling_parameters": nested}, {"max_tokens": 2, "top_k": 2})
-    assert (generation.sampling.max_tokens, generation.sampling.top_k, generation.sampling.seed) == (1, 2, 3)
+def test_an_input_wins_over_a_parameter() -> None:
+    generation = check({"max_tokens": 1}, {"max_tokens": 2, "top_k": 2})
+    assert (generation.sampling.max_tokens, generation.sampling.top_k) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "key", "other"),
+    [
+        ("max_tokens", 2, "max_tokens", 5),
+        ("max_tokens", 2, "max_tokens", "5"),
+        ("min_length", 1, "min_tokens", 2),
+        ("temperature", 1.5, "temperature", 0.0),
+        ("temperature", 0.0, "temperature", 1),
+        ("top_k", 1, "top_k", -1),
+        ("top_p", 0.9, "top_p", 0.8),
+        ("seed", 1, "seed", 2**63),
+        ("random_seed", 1, "seed", 0),
+        ("stop_words", ["x"], "stop", "y"),
+        ("stop_words", ["x"], "stop", []),
+        ("stop_words", ["x", "y"], "stop", ["x"]),
+        ("ignore_eos", False, "ignore_eos", True),
+    ],
+)
+def test_a_field_that_contradicts_sampling_parameters_is_refused(
+    name: str, value: object, key: str, other: object
+) -> None:
+    nested = {"sampling_parameters": json.dumps({key: other})}
+    asked = [check] if name == "stop_words" else [check, lambda inputs: check(nested, {name: inputs[name]})]
+    for ask in asked:
+        with pytest.raises(InvalidRequestError) as refusal:
+            ask({name: value, **nested})
+        assert re.match(rf"{name}: .+ contradicts sampling_parameters\.{key}: ", str(refusal.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "key", "other"),
+    [
+        ("max_tokens", 5, "max_tokens", "5"),
+        ("max_tokens", 5, "max_tokens", 5.0),
+        ("max_tokens", 5, "max_tokens", None),
+        ("temperature", 0.7, "temperature", 0.7),  # as FP32 it is 0.699999988
+        ("temperature", 1.0, "temperature", 1),
+        ("top_k", 0, "top_k", -1),
+        ("seed", 2**64 - 1, "seed", 2**64 - 1),
+        ("stop_words", ["x"], "stop", "x"),
+        ("stop_words", ["x", "y"], "stop", ["x", "y"]),
+        ("stop_words", [""], "stop", []),
+        ("ignore_eos", True, "ignore_eos", "true"),
+        ("return_log_probs", False, "logprobs", 1),
+        ("return_log_probs", True, "logprobs", 5),  # which Triton's OpenAI front end sends
+        ("return_log_probs", True, "logprobs", None),
+    ],
+)
+def test_a_field_that_equals_sampling_parameters_is_taken(name: str, value: object, key: str, other: object) -> None:
+    nested = json.dumps({key: other})
+    assert check({name: value, "sampling_parameters": nested}) == check({name: value})
+
+
+def test_a_wrong_value_in_sampling_parameters_is_refused_whatever_stands_beside_it() -> None:
+    with pytest.raises(InvalidRequestError, match=r"^sampling_parameters\.top_k: expected a whole number, got 'x'$"):
+        check({"top_k": 1, "sampling_parameters": '{"top_k": "x"}'})
 
 
 @pytest.mark.parametrize("field", [spec for spec in wire.INPUTS if spec.alias_of], ids=lambda spec: spec.name)

@@ -114,7 +114,7 @@ class Outbox:
             connection=connection,
             generation=generation,
             request=request,
-            detokenizer=IncrementalDetokenizer(self._tokenizer, bool(echo)),  # type: ignore[arg-type]  # needs token_bytes only
+            detokenizer=IncrementalDetokenizer(self._tokenizer, self._follows_text(generation, request)),
             stop_strings=StopStrings(generation.stop_words),
             text=echo,
         )
@@ -165,6 +165,11 @@ class Outbox:
             if not self._streams:
                 self._has_changed.notify_all()
         return stream
+
+    def _follows_text(self, generation: Generation, request: Request) -> bool:
+        """Return whether an answer goes on with the text of its prompt. That to messages does where it repeats them."""
+        is_alone = generation.messages is not None and not generation.echoes_prompt
+        return not is_alone and any(map(self._tokenizer.token_bytes, request.prompt_token_ids))
 
     # --- the outbox thread --------------------------------------------------------------------------------------
 

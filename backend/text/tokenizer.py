@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from backend.text.chat_template import choose_template
 from backend.text.model_files import resolve_model
@@ -93,10 +94,18 @@ class Tokenizer:
         return token.encode() if is_plain else self._bytes_of(token)
 
 
+class TokenTexts(Protocol):
+    """What a detokenizer asks of a tokenizer."""
+
+    strips_first_space: bool
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
 class IncrementalDetokenizer:
     """Turns tokens into text as they come, holding back the bytes of a character until it is whole."""
 
-    def __init__(self, tokenizer: Tokenizer, follows_text: bool = False) -> None:
+    def __init__(self, tokenizer: TokenTexts, follows_text: bool = False) -> None:
         """`follows_text`: other text stands in front, so that a first space is one between words."""
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

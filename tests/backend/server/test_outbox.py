@@ -20,6 +20,8 @@ from tests.backend.serving import WAIT_S
 
 TOKENIZER = SimTokenizer(vocab_size=32_000, eos_token_id=2)
 NEVER_S = 1e6
+BOS_ID = 1  # special: it shows no text
+SAY_IDS = (BOS_ID, *TOKENIZER.encode("say"))
 
 
 class Mailbox:
@@ -69,14 +71,20 @@ def outbox(make_outbox: Callable[[float], Outbox]) -> Outbox:
 
 
 def open_stream(
-    outbox: Outbox, mailbox: Mailbox, handle: int = 1, echo: str = "", stop_ids: Iterable[int] = (), **options: Any
+    outbox: Outbox,
+    mailbox: Mailbox,
+    handle: int = 1,
+    echo: str = "",
+    stop_ids: Iterable[int] = (),
+    prompt_ids: tuple[int, ...] = (5,),
+    **options: Any,
 ) -> Request:
     """Open a stream; return its request."""
     generation = Generation(**{"priority_class": "rt", "is_streamed": True, **options})
     priority_class = PriorityClass(generation.priority_class)
     slo = Slo(1.0, 1.0) if priority_class is PriorityClass.REAL_TIME else None
     params = SamplingParams(stop_token_ids=frozenset(stop_ids))
-    request = Request(RequestId(f"r{handle}"), priority_class, (5,), params, arrival_s=0.0, slo=slo)
+    request = Request(RequestId(f"r{handle}"), priority_class, prompt_ids, params, arrival_s=0.0, slo=slo)
     outbox.open(handle, cast(Connection, mailbox), generation, request, echo)
     return request
 
@@ -233,15 +241,64 @@ def test_a_whole_answer_has_the_prompt_in_front_when_repeated(outbox: Outbox, ma
     assert mailbox.next()[0].text == "say it"
 
 
-@pytest.mark.parametrize(("echo", "expected"), [("say", "say it"), ("", "it")])
+CHAT = {"messages": '[{"role": "user", "content": "say"}]'}
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt_ids", "expected"),
+    [
+        ({"text": "say"}, SAY_IDS, " it"),
+        ({"token_ids": SAY_IDS}, SAY_IDS, " it"),
+        ({"token_ids": (BOS_ID,)}, (BOS_ID,), "it"),
+        (CHAT, SAY_IDS, "it"),
+        ({**CHAT, "echoes_prompt": True}, SAY_IDS, "say it"),
+        ({"text": "say", "echoes_prompt": True}, SAY_IDS, "say it"),
+        ({"token_ids": (BOS_ID,), "echoes_prompt": True}, (BOS_ID,), "it"),
+    ],
+)
+@pytest.mark.parametrize("is_streamed", [False, True])
 def test_first_space_of_an_answer_goes_only_where_it_begins_the_text(
-    echo: str, expected: str, outbox: Outbox, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any],
+    prompt_ids: tuple[int, ...],
+    expected: str,
+    is_streamed: bool,
+    outbox: Outbox,
+    mailbox: Mailbox,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(SimTokenizer, "strips_first_space", True)
-    request = open_stream(outbox, mailbox, echo=echo, is_streamed=False)
+    echo = TOKENIZER.decode(prompt_ids) if "echoes_prompt" in options else ""
+    request = open_stream(outbox, mailbox, echo=echo, prompt_ids=prompt_ids, is_streamed=is_streamed, **options)
     outbox.emit(tokens(request, " it"))
     outbox.emit(finished(request))
-    assert mailbox.next()[0].text == expected
+    assert whole_answer(mailbox) == (expected, "length")
+
+
+@pytest.mark.parametrize("stop_word", [" it", "it", "i", " ", "x"])
+def test_a_stop_word_sees_the_same_text_whether_or_not_the_prompt_is_repeated(
+    stop_word: str, outbox: Outbox, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimTokenizer, "strips_first_space", True)
+    answers = []
+    for echo in ("", "say"):
+        options: dict[str, Any] = {"text": "say", "echoes_prompt": bool(echo), "stop_words": (stop_word,)}
+        request = open_stream(outbox, mailbox, echo=echo, prompt_ids=SAY_IDS, **options)
+        outbox.emit(tokens(request, " it"))
+        outbox.emit(finished(request))
+        text, reason = whole_answer(mailbox)
+        answers.append((text.removeprefix(echo), reason))
+    assert answers[0] == answers[1]
+    assert answers[0][1] == ("length" if stop_word == "x" else "stop")
+
+
+def whole_answer(mailbox: Mailbox) -> tuple[str, str]:
+    """Wait for the end of the one open stream; return its text and finish reason."""
+    text = ""
+    while True:
+        for chunk in mailbox.next():
+            text += chunk.text
+            if chunk.end is not None:
+                return text, str(chunk.end.finish_reason)
 
 
 def test_log_probs_come_only_when_wanted(outbox: Outbox, mailbox: Mailbox) -> None:

@@ -193,17 +193,20 @@ def _without_catch_up(*arguments: Any) -> Any:
 
 
 def _without_odd_ones(*arguments: Any) -> Any:
-    *others, _, ratios, catch_up = arguments
-    return _decode_bounds(*others, 0.0, ratios, catch_up)
+    *others, _, ratios, num_ratios, catch_up = arguments
+    return _decode_bounds(*others, 0.0, ratios, num_ratios, catch_up)
 
 
 def _without_loans(*arguments: Any) -> Any:
-    return _decode_bounds(*arguments[:-2], np.zeros(0), arguments[-1])
+    *others, num_ratios, catch_up = arguments
+    return _decode_bounds(*others, np.zeros_like(num_ratios), catch_up)
 
 
 def _with_usual_ends(*arguments: Any) -> Any:
-    *others, ratios, catch_up = arguments
-    return _decode_bounds(*others, np.array([np.mean(ratios)]) if len(ratios) else ratios, catch_up)
+    *others, ratios, num_ratios, catch_up = arguments
+    sums = np.where(np.isfinite(ratios), ratios, 0.0).sum(axis=1, keepdims=True)
+    usual = np.repeat(sums / np.maximum(1, num_ratios)[:, None], ratios.shape[1], axis=1)
+    return _decode_bounds(*others, usual, num_ratios, catch_up)
 
 
 def _by_arrival(counts: table_loops.Counts, rows: table_loops.Rows) -> table_loops.Rows:

@@ -182,6 +182,8 @@ class Scheduler:
         request = self._requests.get(request_id)
         if request is None:
             return StepOutput()
+        if request.num_output and reason is not FinishReason.ERROR:
+            self.view.traffic.note_end(request)
         self._release({request: reason})
         return StepOutput(finished=(request,))
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from backend.core.plan import StepPlan
 from backend.core.request import Request
@@ -16,13 +12,12 @@ from backend.policy.state.alike import Alike
 from backend.policy.state.arrival_rate import ArrivalRate
 from backend.policy.state.latency_model import LatencyModel
 from backend.policy.state.objectives import Objectives
+from backend.policy.state.output_lengths import OutputLengths
 from backend.policy.state.request_table import RequestTable
 from backend.policy.state.waiting_queue import Key, WaitingQueue
 from kv.budget import KVBudget
 from kv.prefixes import Prefix
 from kv.types import KVUsage, Row
-
-_NUM_RATIOS = 128  # outputs whose lengths tell how long others will be
 
 
 class KVReader(Protocol):
@@ -55,8 +50,8 @@ class Traffic:
 
     step_s: mean time of the last few hundred steps. rt_output_ratio, be_output_ratio: moving averages of tokens
     produced / max_tokens of finished requests; best-effort starts with caution, real-time with what preemption can
-    mend. rt_output_ratios: those of the last real-time requests to finish, ascending. rt_arrivals: what arrives per
-    second. rt_objectives: the SLOs it asks for.
+    mend. rt_lengths: of the last real-time requests to finish. rt_arrivals: what arrives per second. rt_objectives: the
+    SLOs it asks for.
     """
 
     rt_output_ratio: float = 0.25
@@ -64,8 +59,7 @@ class Traffic:
     step_s: float = 0.02
     num_rt_ended: int = 0
     num_be_ended: int = 0
-    rt_output_ratios: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    _last_ratios: deque[float] = field(default_factory=lambda: deque(maxlen=_NUM_RATIOS))
+    rt_lengths: OutputLengths = field(default_factory=OutputLengths)
     rt_arrivals: ArrivalRate = field(default_factory=ArrivalRate)
     rt_objectives: Objectives = field(default_factory=Objectives)
 
@@ -76,12 +70,11 @@ class Traffic:
             self.rt_arrivals.note(request)
 
     def note_end(self, request: Request) -> None:
-        """Learn from a request that ended by itself."""
+        """Learn from a request that ended after a token or more: by itself, or because its client stopped it."""
         ratio = request.num_output / request.sampling.max_tokens
         if request.is_rt:
             self.num_rt_ended += 1
-            self._last_ratios.append(ratio)
-            self.rt_output_ratios = np.sort(np.array(self._last_ratios))
+            self.rt_lengths.note(request.num_output, request.sampling.max_tokens)
             self.rt_output_ratio += max(0.02, 1.0 / (self.num_rt_ended + 3)) * (ratio - self.rt_output_ratio)
         else:
             self.num_be_ended += 1

@@ -56,7 +56,7 @@ class Budgets:
 
     def heed_decodes(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Tighten to what the decodes need; return their usable slack, and who of them is late."""
-        table, latency = self._view.table, self._view.latency
+        table, latency, lengths = self._view.table, self._view.latency, self._view.traffic.rt_lengths
         slack_s, is_late, (loan_s, pace_s, be_s, half_s) = decode_bounds(
             table.counts,
             table.times,
@@ -67,7 +67,8 @@ class Budgets:
             latency.c0 + latency.c1,
             latency.c2,
             self._shortest_s,
-            self._view.traffic.rt_output_ratios,
+            lengths.ratios,
+            lengths.counts,
             SPARE_USE,
         )
         self.in_time_s = max(self._decodes_s, min(self.in_time_s, loan_s))

@@ -34,20 +34,24 @@ _LENT = 0.5  # part of the time that a decode can catch up with until its end
 _EARLY = 0.1  # part of the outputs that got as far, and end before the length that is counted on
 
 
-@compiled("int64(float64, int64, float64[::1])")
-def num_sure(num_output: float, max_output: int, output_ratios: NDArray[np.float64]) -> int:
+@compiled("int64(int64, int64, float64[:,::1], int64[::1])")
+def num_sure(num_output: int, max_output: int, ratios: NDArray[np.float64], counts: Counts) -> int:
     """Return the length of an output, in tokens, that a decode with `num_output` tokens is all but sure to reach.
 
-    output_ratios: length / max_tokens of the last outputs, ascending. Zero where none of them got as far.
+    ratios, counts: as in OutputLengths. Zero where no output of that size got as far.
     """
-    num_short = np.searchsorted(output_ratios, num_output / max_output, side="right")
-    index = num_short + int(_EARLY * (len(output_ratios) - num_short))
-    return int(output_ratios[index] * max_output) if index < len(output_ratios) else 0
+    size, rest = 0, max_output
+    while rest and size < len(counts) - 1:  # the bits of max_output
+        size, rest = size + 1, rest >> 1
+    num_known = counts[size]
+    num_short = np.searchsorted(ratios[size, :num_known], num_output / max_output, side="right")
+    index = num_short + int(_EARLY * (num_known - num_short))
+    return int(ratios[size, index] * max_output) if index < num_known else 0
 
 
 @compiled(
     "Tuple((float64[::1], boolean[::1], UniTuple(float64, 4)))(int64[:,::1], float64[:,::1], int64[::1], float64,"
-    " float64, float64, float64, float64, float64, float64[::1], float64)"
+    " float64, float64, float64, float64, float64, float64[:,::1], int64[::1], float64)"
 )
 def decode_bounds(
     counts: Counts,
@@ -59,7 +63,8 @@ def decode_bounds(
     alone_s: float,
     c2: float,
     odd_s: float,
-    output_ratios: NDArray[np.float64],
+    ratios: NDArray[np.float64],
+    num_ratios: Counts,
     catch_up: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], tuple[float, float, float, float]]:
     """Return the slack of real-time decodes `rows` times `use`, and whether that is less than a step of each, alone.
@@ -72,7 +77,8 @@ def decode_bounds(
     and asks for nothing. Below `odd_s` it asks nothing of real-time, unless most ask for as little. An inter-token SLO
     lends nothing, nor does a decode without its first token.
 
-    step_s: of all these decodes; alone_s: of one without context, which adds c2 for each token of it.
+    step_s: of all these decodes; alone_s: of one without context, which adds c2 for each token of it. ratios,
+    num_ratios: as in OutputLengths.
     """
     slack_s = np.empty(len(rows), np.float64)
     is_late = np.empty(len(rows), np.bool_)
@@ -91,7 +97,7 @@ def decode_bounds(
         with_loan_s = bound_s
         if times[FIRST_TOKEN, row] < np.inf and times[ITL_SLO, row] == np.inf:
             num_output = counts[NUM_KNOWN, row] - counts[NUM_PROMPT, row]
-            most = num_sure(num_output, counts[MAX_TOTAL, row] - counts[NUM_PROMPT, row], output_ratios)
+            most = num_sure(num_output, counts[MAX_TOTAL, row] - counts[NUM_PROMPT, row], ratios, num_ratios)
             gained_s = max(0, most - num_output - 1) * max(0.0, use * slo_s - step_s)
             with_loan_s = max(bound_s, slack_s[index] + _LENT * gained_s)
         be_s = min(be_s, bound_s)

@@ -258,3 +258,14 @@ def test_a_plan_is_refused_once_the_cache_has_changed() -> None:
     scheduler.cancel(RequestId("a"), 0.1)
     with pytest.raises(AssertionError, match="the cache has changed"):
         scheduler.commit(plan)
+
+
+@pytest.mark.parametrize(("reason", "is_learned"), [("STOP", True), ("CANCELLED", True), ("ERROR", False)])
+def test_the_length_of_an_output_that_is_ended_from_outside_is_learned(reason: str, is_learned: bool) -> None:
+    scheduler = make_scheduler_for_test()
+    scheduler.add(rt(4, 8, request_id="begun"), 0.0)
+    step(scheduler, 0.0)
+    scheduler.add(rt(4, 8, request_id="waits"), 0.1)
+    for name in ("begun", "waits"):
+        scheduler.finish(RequestId(name), FinishReason[reason], 0.1)
+    assert scheduler.view.traffic.rt_lengths.counts[0] == is_learned

@@ -23,15 +23,12 @@ def test_output_ratios_are_learned_by_class() -> None:
     assert traffic.be_output_ratio == pytest.approx(0.2, abs=0.02)
 
 
-def test_the_lengths_of_the_last_real_time_outputs_are_kept_in_order() -> None:
+def test_the_lengths_of_real_time_outputs_are_kept() -> None:
     traffic = Traffic()
-    for num_output in (9, 2, 5):
-        traffic.note_end(ended(rt(10, 10), num_output))
-        traffic.note_end(ended(be(10, 10), 1))
-    assert traffic.rt_output_ratios.tolist() == [0.2, 0.5, 0.9]
-    for _ in range(200):
-        traffic.note_end(ended(rt(10, 10), 10))
-    assert set(traffic.rt_output_ratios.tolist()) == {1.0}
+    traffic.note_end(ended(be(10, 10), 1))
+    assert not traffic.rt_lengths.counts.any()
+    traffic.note_end(ended(rt(10, 10), 9))
+    assert traffic.rt_lengths.counts[0] == 1
 
 
 def test_the_step_time_is_a_moving_average() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from backend.engine.scheduler import Scheduler
@@ -59,7 +58,8 @@ def test_late_and_best_effort_work_leave_a_part_of_the_slack() -> None:
     scheduler = make(responsiveness_cap_s=1.0)
     start(scheduler, rt(10, 50, tpot_slo_s=0.3))
     step_budgets = budgets(scheduler, 0.001)
-    scheduler.view.traffic.rt_output_ratios = np.ones(20)
+    for _ in range(20):
+        scheduler.view.traffic.rt_lengths.note(50, 50)
     step_budgets.heed_decodes()
     assert step_budgets.in_time_s > step_budgets.pace_s == pytest.approx(0.3)
     assert step_budgets.late_s == pytest.approx(0.9 * 0.3)
@@ -69,7 +69,8 @@ def test_late_and_best_effort_work_leave_a_part_of_the_slack() -> None:
 def test_a_prompt_borrows_if_it_is_due_before_any_that_may_come() -> None:
     scheduler = make(responsiveness_cap_s=0.08)
     start(scheduler, rt(10, 50, ttft_slo_s=0.2, tpot_slo_s=0.3))
-    scheduler.view.traffic.rt_output_ratios = np.ones(20)
+    for _ in range(20):
+        scheduler.view.traffic.rt_lengths.note(50, 50)
     step_budgets = budgets(scheduler, 0.001)
     step_budgets.heed_decodes()
     assert step_budgets.prompt_s(0.2) == step_budgets.in_time_s > 1.0

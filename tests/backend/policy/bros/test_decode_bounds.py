@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from backend.engine.scheduler import Scheduler
 from backend.policy.bros.decode_bounds import decode_bounds, num_sure
+from backend.policy.state.output_lengths import OutputLengths
 from tests.backend.factories import rt
 from tests.backend.policy.driving import make, start, start_as_predicted, step
 
@@ -19,12 +20,25 @@ NOW_S, STEP_S = 0.001, 0.01
 EXACT = (1.0,) * 20  # all outputs before were as long as max_tokens
 
 
+def known(ratios: Sequence[float]) -> OutputLengths:
+    """Return what is known after outputs that ended after these parts of 400 tokens."""
+    return of_lengths([(round(ratio * 400), 400) for ratio in ratios])
+
+
+def of_lengths(ended: Sequence[tuple[int, int]]) -> OutputLengths:
+    """Return what is known after outputs of (length, max_tokens)."""
+    lengths = OutputLengths()
+    for length, most in ended:
+        lengths.note(length, most)
+    return lengths
+
+
 def loan_s(scheduler: Scheduler, ratios: Sequence[float] = EXACT, *, use: float = 1.0, odd_s: float = 0.0) -> float:
     """Return the longest step for prompts."""
-    table = scheduler.view.table
+    table, lengths = scheduler.view.table, known(ratios)
     rows = table.groups().rt_decodes
     _, _, (longest_s, *_) = decode_bounds(
-        table.counts, table.times, rows, NOW_S, use, STEP_S, 0.0, 0.0, odd_s, np.array(ratios), 0.9
+        table.counts, table.times, rows, NOW_S, use, STEP_S, 0.0, 0.0, odd_s, lengths.ratios, lengths.counts, 0.9
     )
     return longest_s
 
@@ -36,30 +50,38 @@ def slack_s(scheduler: Scheduler, row: int = 0) -> float:
 # The length that is counted on
 
 
-def twin_num_sure(num_output: int, max_output: int, ratios: Sequence[float]) -> int:
-    """Of the outputs that got as far, leave out the shortest tenth; return the shortest of the rest."""
-    longer = sorted(ratio for ratio in ratios if ratio > num_output / max_output)
+def twin_num_sure(num_output: int, max_output: int, ended: Sequence[tuple[int, int]]) -> int:
+    """Of the outputs that were allowed as much and got as far, leave out the shortest tenth; take the shortest then."""
+    alike = [length / most for length, most in ended if most.bit_length() >= max_output.bit_length()]
+    longer = sorted(ratio for ratio in alike if ratio > num_output / max_output)
     rest = longer[math.floor(0.1 * len(longer)) :]
     return int(rest[0] * max_output) if rest else 0
 
 
 @given(
-    ratios=st.lists(st.integers(1, 100).map(lambda percent: percent / 100), max_size=60),
+    ended=st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)).map(sorted).map(tuple), max_size=60),
     num_output=st.integers(0, 400),
     max_output=st.integers(1, 400),
 )
 def test_nine_in_ten_of_the_outputs_that_got_as_far_are_as_long(
-    ratios: list[float], num_output: int, max_output: int
+    ended: list[tuple[int, int]], num_output: int, max_output: int
 ) -> None:
-    counted_on = num_sure(num_output, max_output, np.sort(np.array(ratios)))
-    assert counted_on == twin_num_sure(num_output, max_output, ratios)
+    lengths = of_lengths(ended)
+    counted_on = num_sure(num_output, max_output, lengths.ratios, lengths.counts)
+    assert counted_on == twin_num_sure(num_output, max_output, ended)
 
 
 def test_half_of_the_outputs_end_early_so_a_young_one_may_too() -> None:
-    ratios = np.sort(np.array([0.01] * 50 + [1.0] * 50))
-    assert num_sure(1, 1000, ratios) == 10
-    assert num_sure(10, 1000, ratios) == 1000, "it is none of these"
-    assert num_sure(1000, 1000, ratios) == 0
+    lengths = of_lengths([(10, 1000), (1000, 1000)] * 20)
+    assert num_sure(1, 1000, lengths.ratios, lengths.counts) == 10
+    assert num_sure(10, 1000, lengths.ratios, lengths.counts) == 1000, "it is none of these"
+    assert num_sure(1000, 1000, lengths.ratios, lengths.counts) == 0
+
+
+def test_requests_for_a_single_token_say_nothing_of_long_ones() -> None:
+    lengths = of_lengths([(10, 1000)] * 9 + [(1, 1)] * 60)
+    assert num_sure(1, 1000, lengths.ratios, lengths.counts) == 10
+    assert num_sure(0, 10**9, lengths.ratios, lengths.counts) == 0, "nobody was allowed as much"
 
 
 # Loans
@@ -116,8 +138,9 @@ def test_the_slack_that_half_of_the_decodes_have(num_rows: int) -> None:
     table = scheduler.view.table
     table.deadline_s[:40] = np.random.default_rng(num_rows).integers(0, 9, 40)  # some are equal
     rows = np.ascontiguousarray(table.rows()[:num_rows])
+    lengths = known(EXACT)
     slacks_s, _, (*_, half_s) = decode_bounds(
-        table.counts, table.times, rows, 1.0, 0.9, STEP_S, 0.0, 0.0, 0.0, np.array(EXACT), 0.9
+        table.counts, table.times, rows, 1.0, 0.9, STEP_S, 0.0, 0.0, 0.0, lengths.ratios, lengths.counts, 0.9
     )
     assert half_s == (np.sort(slacks_s)[num_rows // 2] if num_rows else math.inf)
 
@@ -126,7 +149,7 @@ def test_the_slack_that_half_of_the_decodes_have(num_rows: int) -> None:
 
 
 def learn_that_outputs_are_exact(scheduler: Scheduler) -> None:
-    scheduler.view.traffic.rt_output_ratios = np.array(EXACT)
+    scheduler.view.traffic.rt_lengths = known(EXACT)
 
 
 @pytest.mark.parametrize("lends", [True, False])

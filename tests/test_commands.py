@@ -52,7 +52,7 @@ WRONG = (
     ("bench.simulate --kv-tokens 4", "kv_tokens 4 is less than a block of 16"),
     ("bench.simulate --block-size 0", "argument --block-size: 0 is below 1"),
     ("bench.simulate --seed one", "argument --seed: 'one' is not a whole number"),
-    ("bench.simulate --scenario nope", "argument --scenario: invalid choice: 'nope' (choose from 'azure_conversation'"),
+    ("bench.simulate --scenario nope", "argument --scenario: invalid choice: 'nope' (choose from 'azure_70b'"),
     ("bench.simulate --set nope", "argument --set: 'nope': write NAME=JSON; names are max_waiting_rt"),
     ("bench.simulate --set nope=1", "argument --set: 'nope=1': write NAME=JSON; names are max_waiting_rt"),
     ("bench.simulate --set sharing=1", "argument --set: 'sharing=1': Expected `bool`"),

@@ -49,8 +49,10 @@ _LIMITS = {
 # Too many states, or expressions. The second is what it says where that comes while it takes a token.
 _FULL_LEXER = ("lexer error: too many", "parser stopped in consume_token")
 MAX_COMPILED_BYTES = 500_000_000  # of the schemas that one class brought, and that requests still hold
-FULL_LEXER_BYTES = 100_000_000  # 86 MB and 96 MB were seen with two patterns
-MAX_OWN_BYTES = 1_000_000_000  # the same of those that no two requests share, each with a full lexer: of ten
+FULL_LEXER_BYTES = 260_000_000  # 86 MB for a pattern, 253 beside names that tell all bytes apart
+MAX_OWN_BYTES = 1_000_000_000  # the same of those that no two requests share, each with a full lexer: of four
+HUNGRY_BYTES = 200_000  # of states that a token adds; most schemas add none, one with a full lexer to come 400,000
+NUM_HUNGRY_TOKENS = 8  # after which a request ends while this process is short of memory
 HUNGRY = "its texts or patterns take too many states or expressions to follow"
 
 
@@ -79,7 +81,7 @@ class Grammars:
         if verdict.compiled is None:
             raise _refusal(verdict.reason)
         on_full = partial(self._memory.share_no_more, schema, verdict.compiled.num_bytes)
-        return Grammar(verdict.compiled, self._tokenizer.vocab_size, on_full)
+        return Grammar(verdict.compiled, self._tokenizer.vocab_size, on_full, self._memory)
 
     def is_checked(self, schema: str) -> bool:
         """Return whether no process has to try this schema: it is known to be good, or why it is not."""
@@ -123,16 +125,19 @@ class Grammars:
 class Grammar:
     """Follows one request's output; see `backend.core.request.Grammar`."""
 
-    def __init__(self, compiled: Compiled, vocab_size: int, on_full: Callable[[], None]) -> None:
+    def __init__(self, compiled: Compiled, vocab_size: int, on_full: Callable[[], None], memory: SchemaMemory) -> None:
         """on_full: called when the lexer that all copies share is full."""
         self._compiled = compiled  # counted as long as its copy shares it
         self._matcher: llguidance.LLMatcher = compiled.matcher.deep_copy()
         self._vocab_size = vocab_size
         self._on_full = on_full
+        self._memory = memory
         self._num_seen = 0  # tokens of the output that it has followed
+        self._num_hungry = 0  # of these, those that took memory while there was little
 
     def allowed(self, output: Sequence[int]) -> NDArray[np.bool_]:
         """Return by token id what may follow `output`; at the end of the grammar, the tokens that end a text."""
+        before = self._memory.bytes_in_use() if self._memory.is_short() else None
         with panics_as_errors("llguidance"):
             for token_id in output[self._num_seen :]:
                 self._matcher.consume_token(token_id)
@@ -141,7 +146,16 @@ class Grammar:
             bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             raise self._failure()
+        if before is not None and self._memory.bytes_in_use() - before > HUNGRY_BYTES:
+            self._refuse_while_short()
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
+
+    def _refuse_while_short(self) -> None:
+        """Raise OverloadedError where this is not the first token that takes memory."""
+        self._num_hungry += 1
+        if self._num_hungry >= NUM_HUNGRY_TOKENS:
+            words = "json_schema: each token takes memory to follow, of which there is little now"
+            raise OverloadedError(words, retry_after_s=1.0)
 
     def _failure(self) -> BrosError:
         """Return why no mask comes. Where others filled the lexer too, the request may well succeed with its own."""

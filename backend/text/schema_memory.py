@@ -18,6 +18,8 @@ MAX_KEPT_BYTES = 200_000_000  # of the good ones, compiled: of ten to a thousand
 MAX_GROWN_BYTES = 1_000_000_000  # of this process, beyond the least that was seen
 LOOK_S = 1.0  # from one look at that to the next
 NUM_FORGOTTEN = 4  # at a look: to free one may take 20 ms
+NUM_LOOKS_IN_VAIN = 10  # with nothing left to forget, after which what this process takes counts as usual
+UNSHARED_S = 60.0  # from the last time that one of its lexers was full
 REFUSAL_KEPT_S = 60.0  # on a busy machine a check may take too long by chance
 
 
@@ -46,23 +48,33 @@ class Verdict:
 class SchemaMemory:
     """Keeps verdicts. A flood of bad schemas drives out no good one. For any thread.
 
-    A schema that has filled its lexer is shared no more: each request gets a compiled one of its own.
+    A schema that has filled its lexer is not shared for a while: each request gets a compiled one of its own.
 
     The library does not tell how many states a schema has. So where this process has grown much, those go that are kept
-    then, first the ones of which most tokens were followed. Where that was in vain, the bytes count as usual.
+    then, first the ones of which most tokens were followed. Where that was in vain for some time, the bytes count as
+    usual.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic, in_use: Callable[[], int] = bytes_in_use) -> None:
         """in_use: the bytes of this process."""
+        self.bytes_in_use = in_use
         self._now = now
-        self._in_use = in_use
+        self._num_in_vain = 0
         self._usual_bytes = float("inf")
         self._next_look_s = float("-inf")
+        self._is_short = False
         self._to_forget: list[str] = []  # since this process was found to have grown: the first to go at the end
         self._good: OrderedDict[str, Verdict] = OrderedDict()
-        self._unshared: OrderedDict[str, int] = OrderedDict()  # that have filled their lexer; bytes of each at first
+        self._unshared: OrderedDict[str, tuple[int, float]] = OrderedDict()  # bytes at first; the time of its end
         self._refused: OrderedDict[str, tuple[Verdict, float]] = OrderedDict()  # with the time of its end
         self._lock = threading.Lock()
+
+    def is_short(self) -> bool:
+        """Return whether this process has grown much at the last look."""
+        if self._now() >= self._next_look_s:
+            with self._lock:
+                self._look_at_memory()
+        return self._is_short
 
     def find(self, schema: str) -> Verdict | None:
         """Return the verdict on a schema, where one is kept."""
@@ -79,7 +91,7 @@ class SchemaMemory:
         with self._lock:
             if verdict.compiled is None:
                 self._refuse(schema, verdict)
-            elif schema in self._unshared:
+            elif self._own_bytes(schema) is not None:
                 self._unshared.move_to_end(schema)
             elif schema not in self._good:
                 self._good[schema] = verdict
@@ -87,13 +99,13 @@ class SchemaMemory:
                 self._good.popitem(last=False)
 
     def share_no_more(self, schema: str, num_bytes: int) -> None:
-        """Keep no compiled one of this schema any more. Its lexer is full, so that every copy fails.
+        """Keep no compiled one of this schema for a while. Its lexer is full, so that every copy fails.
 
         num_bytes: of a compiled one, at first.
         """
         with self._lock:
             self._good.pop(schema, None)
-            self._unshared[schema] = num_bytes
+            self._unshared[schema] = (num_bytes, self._now() + UNSHARED_S)
             self._unshared.move_to_end(schema)
             if len(self._unshared) > MAX_KEPT_SCHEMAS:
                 self._unshared.popitem(last=False)
@@ -101,7 +113,11 @@ class SchemaMemory:
     def own_bytes(self, schema: str) -> int | None:
         """Return the bytes of a compiled one at first where each request gets its own; None where they share one."""
         with self._lock:
-            return self._unshared.get(schema)
+            return self._own_bytes(schema)
+
+    def _own_bytes(self, schema: str) -> int | None:
+        num_bytes, end_s = self._unshared.get(schema, (None, 0.0))
+        return num_bytes if self._now() < end_s else None
 
     def _refuse(self, schema: str, verdict: Verdict) -> None:
         self._refused.pop(schema, None)
@@ -113,16 +129,20 @@ class SchemaMemory:
         if self._now() < self._next_look_s:
             return
         self._next_look_s = self._now() + LOOK_S
-        in_use = self._in_use()
+        in_use = self.bytes_in_use()
         self._usual_bytes = min(self._usual_bytes, in_use)
-        if in_use - self._usual_bytes <= MAX_GROWN_BYTES:
+        self._is_short = in_use - self._usual_bytes > MAX_GROWN_BYTES
+        if not self._is_short:
             self._to_forget.clear()
+            self._num_in_vain = 0
             return
-        self._to_forget = self._to_forget or sorted(self._good, key=self._num_followed)
+        if not self._to_forget and not self._num_in_vain:
+            self._to_forget = sorted(self._good, key=self._num_followed)
         for _ in range(min(NUM_FORGOTTEN, len(self._to_forget))):
             self._good.pop(self._to_forget.pop(), None)
-        if not self._to_forget:
-            self._usual_bytes = float("inf")
+        self._num_in_vain += not self._to_forget
+        if self._num_in_vain >= NUM_LOOKS_IN_VAIN:
+            self._usual_bytes, self._num_in_vain = float("inf"), 0
 
     def _num_followed(self, schema: str) -> int:
         compiled = self._good[schema].compiled

@@ -43,7 +43,10 @@ def as_json_schema(name: str, value: object) -> str:
     if not isinstance(schema, dict):
         raise InvalidRequestError(f"{name}: expected a JSON object, got {show(schema)}")
     _check_values(name, schema, ("$id", "id") if "draft-04" in text else ("$id",))
-    return _rewritten(schema, str)
+    try:
+        return _rewritten(schema, str)
+    except ValueError as error:
+        raise InvalidRequestError(f"{name}: a number is too large to be written: {error}") from error
 
 
 def for_library(text: str) -> str:
@@ -62,7 +65,7 @@ def _rewritten(schema: object, in_words: Callable[[str], str]) -> str:
             return [rewritten(found.inner(item)) for item in value]
         return in_words(value) if isinstance(value, str) and is_pattern else value
 
-    return json.dumps(rewritten(_Found(schema)))
+    return json.dumps(rewritten(_Found(schema)), allow_nan=False)
 
 
 class _Place(Enum):
@@ -77,7 +80,8 @@ class _Place(Enum):
 _BY_NAME = frozenset({_Place.NAMES, _Place.PATTERNS})
 _PLACES = (
     dict.fromkeys(("const", "enum"), _Place.DATA)
-    | dict.fromkeys(("properties", "$defs", "definitions", "dependentSchemas"), _Place.NAMES)
+    | dict.fromkeys(("properties", "$defs", "definitions", "schemas"), _Place.NAMES)
+    | dict.fromkeys(("dependentSchemas", "dependentRequired", "dependencies"), _Place.NAMES)
     | dict.fromkeys(("pattern", "patternProperties"), _Place.PATTERNS)
 )
 

@@ -7,7 +7,11 @@ httpx2 read it in different ways. Every other address keeps what the environment
 from __future__ import annotations
 
 import ipaddress
+import socket
 from urllib.parse import urlsplit
+
+_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+_GRPC_SCHEMES = ("dns:", "ipv4:", "ipv6:")
 
 
 def is_loopback(url: str) -> bool:
@@ -18,11 +22,11 @@ def is_loopback(url: str) -> bool:
     if url.startswith(("unix:", "unix-abstract:")):
         return True
     host = _host(url).removesuffix(".")
-    if host == "localhost" or host.endswith(".localhost"):
+    if host in _NAMES or host.endswith(".localhost"):
         return True
     try:
-        address = ipaddress.ip_address(host)
-    except ValueError:  # a name
+        address = ipaddress.ip_address(_plain(host))
+    except ValueError:  # another name
         return False
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
@@ -42,8 +46,19 @@ def direct_mounts(url: str) -> dict[str, None]:
     return {f"all://[{host}]" if ":" in host else f"all://{host}": None}
 
 
+def _plain(host: str) -> str:
+    """Return an IPv4 address with all of its four numbers, where `host` is another spelling of one, as 127.1 is."""
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return host
+
+
 def _host(url: str) -> str:
     """Return the host in lower case; empty where there is none."""
+    for scheme in _GRPC_SCHEMES:
+        if url.startswith(scheme):
+            url = url.removeprefix(scheme).lstrip("/")
     try:
         return urlsplit(url if "://" in url else f"//{url}").hostname or ""
     except ValueError:  # brackets without an address

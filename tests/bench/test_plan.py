@@ -73,7 +73,7 @@ def test_a_fitted_step_model_is_read() -> None:
         (["--rt-rate", "1", "--step-model", "absent.json", "--kv-tokens", "1000"], "absent.json"),
         (
             ["--scenario", "absent"],
-            "argument --scenario: absent: no such file, and no scenario; there are azure_conversation",
+            "argument --scenario: absent: no such file, and no scenario; there are azure_70b",
         ),
         (["--rt-rate", "-1"], "argument --rt-rate: -1 is below 0"),
         (["--rt-rate", "1", "--step-model", "README.md", "--kv-tokens", "900"], "--step-model README.md is not JSON"),

@@ -1,4 +1,4 @@
-"""How long outputs become, beside how long they may: what is known of one that has begun."""
+"""How long outputs become, beside how long they may."""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ from backend.text.schema_memory import (
     MAX_KEPT_BYTES,
     MAX_KEPT_SCHEMAS,
     NUM_FORGOTTEN,
+    NUM_LOOKS_IN_VAIN,
     REFUSAL_KEPT_S,
+    UNSHARED_S,
     Compiled,
     CompiledBytes,
     SchemaMemory,
@@ -116,6 +118,36 @@ def test_where_the_process_has_grown_the_most_followed_go() -> None:
     for name in names:  # something else has grown, then
         memory.keep(name, GOOD)
     assert left_after_a_look() == ["new", *names]
+
+
+def test_this_process_is_short_of_memory_until_it_has_tried_in_vain_for_long_to_forget() -> None:
+    time_s, in_use = [0.0], [0]
+    memory = SchemaMemory(lambda: time_s[0], lambda: in_use[0])
+    assert not memory.is_short()
+    in_use[0] = MAX_GROWN_BYTES + 1
+    assert not memory.is_short(), "looked before its time"
+    found = []
+    for _ in range(NUM_LOOKS_IN_VAIN + 2):
+        time_s[0] += LOOK_S
+        found.append(memory.is_short())
+    assert found == [True] * NUM_LOOKS_IN_VAIN + [False] * 2
+    in_use[0] *= 2
+    time_s[0] += LOOK_S
+    assert memory.is_short(), "another growth of as much"
+    in_use[0] = 0
+    time_s[0] += LOOK_S
+    assert not memory.is_short()
+
+
+def test_a_schema_is_shared_again_after_a_while() -> None:
+    time_s = [0.0]
+    memory = SchemaMemory(lambda: time_s[0])
+    memory.share_no_more("a", 7)
+    memory.keep("a", GOOD)
+    assert (memory.own_bytes("a"), memory.find("a")) == (7, None)
+    time_s[0] = UNSHARED_S
+    memory.keep("a", GOOD)
+    assert (memory.own_bytes("a"), memory.find("a")) == (None, GOOD)
 
 
 def test_what_was_to_go_in_a_growth_that_is_over_is_no_more_to_go() -> None:

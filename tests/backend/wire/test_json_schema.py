@@ -30,6 +30,9 @@ def nested(depth: int) -> dict[str, Any]:
 NOTES = {"title", "description", "default", "example", "examples", "x-from", "$id", "id"}
 
 
+BY_NAME = {"properties", "patternProperties", "$defs", "schemas", "dependentRequired", "dependencies"}
+
+
 def without_notes(schema: Any, key: str = "") -> Any:
     """Return a schema of those below without its notes."""
     if key in ("const", "enum"):
@@ -38,7 +41,7 @@ def without_notes(schema: Any, key: str = "") -> Any:
         return [without_notes(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    is_by_name = key in ("properties", "patternProperties", "$defs", "schemas")
+    is_by_name = key in BY_NAME
     kept = {k: v for k, v in schema.items() if is_by_name or k not in NOTES}
     return {k: without_notes(v, "" if is_by_name else k) for k, v in kept.items()}
 
@@ -64,6 +67,8 @@ def test_a_schema_within_the_bounds_is_taken_without_its_notes() -> None:
         {"properties": {"a": {"$id": "/properties/a"}, "b": {"id": "b"}}, "items": {"$ref": "#"}},
         {"$defs": {"a": {"id": "a", "items": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"},
         {"$ref": "#/components/schemas/title", "components": {"schemas": {"title": {}}}},
+        {"$ref": "#/components/schemas/example", "components": {"schemas": {"example": {"type": "null"}}}},
+        {"dependentRequired": {"title": ["default"], "default": ["x-from"]}, "dependencies": {"x-from": ["title"]}},
         {"minProperties": 1, "items": {"minProperties": 2, "required": ["a", "b"]}},
         {"minProperties": 2, "additionalProperties": False, "patternProperties": {"a": False}},
         {"const": "\n\t\b\f\r", "description": "\0"},
@@ -82,6 +87,7 @@ def test_a_schema_within_the_bounds_is_taken_without_its_notes() -> None:
     ("schema", "reason"),
     [
         ("{", "not valid JSON"),
+        ('{"enum": [1e400]}', "a number is too large"),
         ("[" * MAX_SCHEMA_BYTES, "nested too deep"),
         ('"object"', "expected a JSON object"),
         ("true", "expected a JSON object"),

@@ -21,12 +21,12 @@ EXACT = (1.0,) * 20  # all outputs before were as long as max_tokens
 
 
 def known(ratios: Sequence[float]) -> OutputLengths:
-    """Return what is known after outputs that ended after these parts of 400 tokens."""
+    """Learn from outputs that ended after these parts of 400 tokens."""
     return of_lengths([(round(ratio * 400), 400) for ratio in ratios])
 
 
 def of_lengths(ended: Sequence[tuple[int, int]]) -> OutputLengths:
-    """Return what is known after outputs of (length, max_tokens)."""
+    """Learn from outputs of (length, max_tokens)."""
     lengths = OutputLengths()
     for length, most in ended:
         lengths.note(length, most)

@@ -385,12 +385,26 @@ def test_processes_of_a_launch_write_no_bytecode_which_a_full_disk_would_cut_sho
 
 
 def test_an_engine_that_cannot_start_is_a_failure_with_its_last_words(base: Path) -> None:
-    with serve(base, "--set", "sim.block_size=100000") as launch:  # more than a block of the cache may have
+    python = base / "python"
+    python.write_text("#!/bin/sh\necho no such thing as an engine >&2\nexit 3\n")
+    python.chmod(0o755)
+    (base / "config.json").write_text("{}")
+    model = ("--set", f"vllm.python={python}", "--set", f"vllm.model={base}")
+    with serve(base, "--executor", "vllm", *model) as launch:
         _, words = launch.process.communicate(timeout=TIMEOUT_S)
     assert launch.process.returncode == 1
-    assert re.search("^bros-serve: (the engine could not start|engine ended with code)", words, re.MULTILINE)
-    assert "it last wrote:" in words  # as soon as it is heard at all: it may end before it tells
+    assert re.search(
+        "^bros-serve: engine ended with code 3; it last wrote:\nno such thing as an engine$", words, re.MULTILINE
+    )
     assert not list(base.glob("bros-*/run/*/"))
+
+
+def test_a_pool_that_cannot_be_is_named_without_a_traceback(base: Path) -> None:
+    with serve(base, "--set", "sim.block_size=100000") as launch:
+        _, words = launch.process.communicate(timeout=TIMEOUT_S)
+    assert launch.process.returncode == 1
+    assert words.splitlines()[-1].endswith("the KV cache: block_size: 100000 is not in [1, 4096]")
+    assert "Traceback" not in words  # it may end before it tells
 
 
 def test_a_model_that_cannot_be_loaded_is_one_clear_line(base: Path) -> None:

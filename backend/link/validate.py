@@ -2,9 +2,8 @@
 
 A value may come as an input tensor, or as a request parameter of the same name, which the tensor wins over. It may also
 come inside `sampling_parameters`; beside one of the others it must be equal there. The generate endpoints make a
-parameter of every key that is no input. Pure: no Triton, no clock, no
-tokenizer (what messages hold, and whether a prompt fits the model, is seen by `backend.server.intake`, in the engine
-process).
+parameter of every key that is no input. Pure: no Triton, no clock, no tokenizer (what messages hold, and whether a
+prompt fits the model, is seen by `backend.server.intake`, in the engine process).
 
 The class of a request, first match wins:
     1. the model's own (`bros_rt`, `bros_be`: config.pbtxt); a request that names the other class is refused

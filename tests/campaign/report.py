@@ -59,7 +59,7 @@ The server inside `nvidia-pytriton` is Triton 2.51 (24.10). These faults are in 
 | JSON nested 1,000,000 deep over HTTP | its stack overflows | a stack of 256 MiB bears 200,000; started again |
 | a gRPC output with `classification` | SIGFPE: it divides by its size, 0 | it skips it: each response is an error |
 | a gRPC tensor of 2^62 elements | its size is 0 modulo 2^64: its stub ends | it counts in bounds: an error comes |
-| a gRPC message of 100,000 inputs | it lists them for seconds; 250,000 end it | an error; 300,000 hold gRPC up 1 s |
+| a gRPC message of 100,000 inputs | it lists them for seconds; 250,000 end it | an error, once it has unpacked them |
 | a compressed gRPC message | it inflates it before it compares it with its limit | it takes none: an error comes |
 | gRPC messages of 100 MB and more | they hold up all others | it runs with a limit: 5 × `max_prompt_bytes` + 1 MiB |
 | a million strings in one tensor | its stub decodes all, for seconds | a decoder of ours stops after `max_stop_words` |

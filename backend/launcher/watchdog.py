@@ -35,6 +35,11 @@ class Silence:
     path: str
     is_total: bool
 
+    @property
+    def num_looks(self) -> int:
+        """Looks in a row after which it counts."""
+        return 1 if self.is_total or self.path != HTTP else NUM_HTTP_LOOKS
+
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
@@ -54,8 +59,7 @@ async def first_silence(launch: Launch) -> Silence:
         looks = (_silence(launch, model, max_inflight) for model, max_inflight in models.items())
         for model, silence in zip(models, await asyncio.gather(*looks), strict=True):
             num_looks[model] = num_looks[model] + 1 if silence is not None else 0
-            is_patient = silence is not None and silence.path == HTTP and not silence.is_total
-            if silence is not None and num_looks[model] >= (NUM_HTTP_LOOKS if is_patient else 1):
+            if silence is not None and num_looks[model] >= silence.num_looks:
                 return silence
 
 

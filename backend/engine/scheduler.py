@@ -182,8 +182,6 @@ class Scheduler:
         request = self._requests.get(request_id)
         if request is None:
             return StepOutput()
-        if request.num_output and reason is not FinishReason.ERROR:
-            self.view.traffic.note_end(request)
         self._release({request: reason})
         return StepOutput(finished=(request,))
 
@@ -384,6 +382,7 @@ class Scheduler:
             was_waiting = request.state is RequestState.WAITING
             request.state = RequestState.FINISHED
             request.finish_reason = reason
+            self.view.traffic.note_end(request, has_failed=reason is FinishReason.ERROR)
             del self._requests[request.request_id]
             for token_id in self._stops.pop(request):
                 self._num_stops[token_id] -= 1
@@ -453,8 +452,6 @@ class Scheduler:
             token_ids.append(token_id)
         ended = set(full).union(self._stopped(sampled))
         finished = [requests[index] for index in sorted(ended)]
-        for request in finished:
-            self.view.traffic.note_end(request)
         self._release({request: self._reason(request) for request in finished})
         return finished
 

@@ -69,8 +69,12 @@ class Traffic:
             self.rt_objectives.note(request, latency, now_s, rt_step_s)
             self.rt_arrivals.note(request)
 
-    def note_end(self, request: Request) -> None:
-        """Learn from a request that ended after a token or more: by itself, or because its client stopped it."""
+    def note_end(self, request: Request, *, has_failed: bool = False) -> None:
+        """Learn from a request that ended: by itself, because its client stopped it, or in an error."""
+        if request.is_rt:
+            self.rt_arrivals.note_end(request)
+        if has_failed or not request.num_output:
+            return  # it tells nothing about how long outputs become
         ratio = request.num_output / request.sampling.max_tokens
         if request.is_rt:
             self.num_rt_ended += 1

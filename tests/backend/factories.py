@@ -62,6 +62,12 @@ def be(num_prompt: int = 32, max_tokens: int = 8, **knobs: object) -> Request:
     return make_request(BE, num_prompt, max_tokens, **knobs)  # type: ignore[arg-type]  # passed through
 
 
+def ended(request: Request, num_output: int) -> Request:
+    """Return `request` with an output of `num_output` tokens."""
+    request.token_ids.extend([7] * num_output)
+    return request
+
+
 def _split(knobs: dict[str, object]) -> tuple[SchedulerSettings, SimSettings]:
     names = {field.name for field in fields(SchedulerSettings)}
     scheduler = {name: value for name, value in knobs.items() if name in names}

@@ -295,11 +295,11 @@ class Mirror(Generic[H]):
         del self._by_request[request]
         was_waiting = request.state is RequestState.WAITING
         request.state = RequestState.FINISHED
+        self.traffic.note_end(request)
         if was_waiting:
             self.queues.note_left(request)
         if request.row is not None:
             self._started = None
-            self.traffic.note_end(request)
             self.table.leave(request.row)
             self.kv.close(Row(request.row))
             request.row = None

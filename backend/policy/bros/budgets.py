@@ -149,7 +149,7 @@ class Budgets:
 
 def _in_use_per_step_s(view: SchedulerView, now_s: float) -> tuple[float, float]:
     """Return the batch slots and the KV slots that arriving real-time will use at once, a second of step time."""
-    batch_slots, kv_slots = view.traffic.rt_arrivals.per_step_s(now_s, view.traffic.rt_output_ratio)
+    batch_slots, kv_slots = view.traffic.rt_arrivals.per_step_s(now_s)
     return batch_slots, kv_slots + batch_slots * unused_of_block(view)
 
 

@@ -13,6 +13,7 @@ from backend.policy.bros.kv_forecast import KVForecast
 from backend.policy.bros.pausing import Pausing
 from backend.policy.packing import Packing
 from backend.policy.state import table_loops
+from backend.policy.state.objectives import time_alone_s
 from backend.policy.state.table_loops import Rows
 from backend.policy.state.waiting_queue import Key
 from backend.policy.view import SchedulerView
@@ -78,15 +79,17 @@ class RealTimeFill:
     # Prompts, and preempted requests
 
     def pack_prefills(self) -> list[Request]:
-        """Take prefills in time by deadline, chunked; return those found late."""
+        """Take prefills in time by deadline, chunked; return those found late, and those that can wait for late ones."""
         late: list[Request] = []
+        has_late = next(self._view.rt_waiting.relegated(), None) is not None
         early = self._pausing.early
         started = self._prefills[~np.isin(self._prefills, early)] if early else self._prefills
         for request in self._by_deadline(self._view.table.requests_in(started), self._view.rt_waiting.in_time()):
             if self._packing.has_cuts and self._pausing.is_due(request):
                 continue  # a cut one may push its copies out of the host pool
-            if self._is_late(request):
+            if self._is_late(request) or (has_late and self._can_wait(request)):
                 late.append(request)
+                has_late = True
             elif not self._pack_prefill(request, self._budgets.prompt_s(self._deadline_s(request))):
                 self._leave_time_for(request)
                 return late
@@ -94,7 +97,7 @@ class RealTimeFill:
         return late
 
     def pack_late(self, late: list[Request]) -> None:
-        """Take late prefills by deadline with the rest; they bind nothing."""
+        """Take prefills that are late, or wait for such, by deadline with the rest; they bind nothing."""
         for request in self._by_deadline(late, self._view.rt_waiting.relegated()):
             if not self._pack_prefill(request, self._budgets.late_s):
                 break
@@ -126,6 +129,14 @@ class RealTimeFill:
         needed_s = self._packing.predicted_s + self._packing.any_prefill_s
         needed_s += self._view.latency.prefill_s(request.num_uncomputed, request.num_computed)
         return needed_s > self._slack_s(request)
+
+    def _can_wait(self, request: Request) -> bool:
+        """Return whether half of its slack is enough for `request`, and more than others ask for.
+
+        Otherwise prompts with an SLO of minutes would hold up one that is late by a second, and needs a moment.
+        """
+        least_s = max(self._view.traffic.rt_objectives.loosest_ttft_s, time_alone_s(request, self._view.latency))
+        return 0.5 * self._slack_s(request) > least_s
 
     def _pack_prefill(self, request: Request, budget_s: float) -> bool:
         """Take as large a chunk as time, tokens and slots allow; False if nothing of it fits."""

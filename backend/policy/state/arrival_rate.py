@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from backend.core.request import Request
 from backend.policy.state.objectives import RECENT_S
 
 _MEMORY_S = 20.0  # seconds that the rates go back
+_FIRST_PART = 0.25  # of what a request may hold, before any has ended: preemption can mend as much
 
 
 def kept(last_s: float, now_s: float, memory_s: float) -> float:
@@ -21,39 +25,56 @@ def rate_of_one(elapsed_s: float, last_s: float, now_s: float, memory_s: float) 
     return kept(last_s, now_s, memory_s) / (memory_s * (1.0 - math.exp(-elapsed_s / memory_s)))
 
 
+def _use(request: Request, num_output: int) -> NDArray[np.float64]:
+    """Return how many batch slots and KV slots `request` holds with an output of n tokens, each times the steps.
+
+    With a prompt of p tokens it holds a batch slot for n steps, and Σ (p + i) ≈ n·(p + n/2) KV slots · steps.
+    """
+    return np.array([num_output, num_output * (request.num_prompt + 0.5 * num_output)])
+
+
 @dataclass(slots=True, eq=False)
 class ArrivalRate:
-    """What the arrivals of one class ask for per second, averaged over the last _MEMORY_S or so.
+    """What the arrivals of one class will hold, averaged over the last _MEMORY_S or so.
 
-    With a prompt of p tokens and n output tokens, a request holds a batch slot for n steps. It holds
-    Σ (p + i) ≈ n·(p + n/2) KV slots · steps.
+    Outputs are often shorter than they may be. What those that ended did hold, in parts of what they might have, says by
+    how much. They count by what they might have held. Otherwise many short outputs of one client with a large
+    max_tokens would speak for the requests of all.
     """
 
     _first_s: float = float("inf")
     _last_s: float = 0.0
-    _tokens: float = 0.0  # decayed sums over arrivals, of the most tokens m that each may put out,
-    _prompt_products: float = 0.0  # of m·p
-    _half_squares: float = 0.0  # of m²/2
+    _most: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))  # decayed sums: of arrivals, at most
+    _ended_most: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))  # of those that ended, at most
+    _ended: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))  # of those that ended
+    _expected: tuple[float, float] = (0.0, 0.0)  # of arrivals
 
     def note(self, request: Request) -> None:
         """Count an arrival."""
         self._first_s = min(self._first_s, request.arrival_s)
         left = kept(self._last_s, request.arrival_s, _MEMORY_S)
         self._last_s = max(self._last_s, request.arrival_s)
-        num_tokens = request.sampling.max_tokens
-        self._tokens = left * self._tokens + num_tokens
-        self._prompt_products = left * self._prompt_products + num_tokens * request.num_prompt
-        self._half_squares = left * self._half_squares + 0.5 * num_tokens**2
+        self._most = left * self._most + _use(request, request.sampling.max_tokens)
+        self._ended_most, self._ended = left * self._ended_most, left * self._ended
+        self._expect()
 
-    def per_step_s(self, now_s: float, output_ratio: float) -> tuple[float, float]:
-        """Return the batch slots and the KV slots that will be in use at once for each second that a step takes.
+    def note_end(self, request: Request) -> None:
+        """Count the end of a request that came before, whatever ended it."""
+        self._ended_most += _use(request, request.sampling.max_tokens)
+        self._ended += _use(request, request.num_output)
+        self._expect()
 
-        output_ratio: part of max_tokens that is usually put out.
-        """
-        if not self._tokens:
+    def _expect(self) -> None:
+        parts = np.full(2, _FIRST_PART)
+        np.divide(self._ended, self._ended_most, out=parts, where=self._ended_most > 0.0)
+        batch_slots, kv_slots = self._most * parts
+        self._expected = float(batch_slots), float(kv_slots)
+
+    def per_step_s(self, now_s: float) -> tuple[float, float]:
+        """Return the batch slots and the KV slots that will be in use at once for each second that a step takes."""
+        batch_slots, kv_slots = self._expected
+        if not batch_slots:
             return 0.0, 0.0
         elapsed_s = max(now_s - self._first_s, RECENT_S)  # the first few say little about a rate
         rate = rate_of_one(elapsed_s, self._last_s, now_s, _MEMORY_S)
-        batch_slots = rate * output_ratio * self._tokens
-        products = output_ratio * self._prompt_products + output_ratio**2 * self._half_squares
-        return batch_slots, rate * products
+        return rate * batch_slots, rate * kv_slots

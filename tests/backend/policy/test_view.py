@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from backend.core.request import Request
 from backend.policy.view import Traffic
-from tests.backend.factories import be, rt
-
-
-def ended(request: Request, num_output: int) -> Request:
-    request.token_ids.extend([7] * num_output)
-    return request
+from tests.backend.factories import be, ended, rt
 
 
 def test_output_ratios_are_learned_by_class() -> None:
@@ -21,6 +15,14 @@ def test_output_ratios_are_learned_by_class() -> None:
         traffic.note_end(ended(be(10, 10), 2))
     assert traffic.rt_output_ratio == pytest.approx(0.5, abs=0.02)
     assert traffic.be_output_ratio == pytest.approx(0.2, abs=0.02)
+
+
+def test_requests_that_failed_or_put_nothing_out_say_nothing_about_lengths() -> None:
+    traffic = Traffic()
+    traffic.note_end(ended(rt(10, 10), 5), has_failed=True)
+    traffic.note_end(rt(10, 10))
+    assert traffic.rt_output_ratio == Traffic().rt_output_ratio
+    assert not traffic.rt_lengths.counts.any()
 
 
 def test_the_lengths_of_real_time_outputs_are_kept() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from backend.core.request import Request
 from backend.policy.state.objectives import time_alone_s
 from tests.backend.factories import Harness, be, rt
@@ -24,10 +26,29 @@ def test_a_late_request_does_not_drag_down_those_in_time() -> None:
     assert list(scheduler.plan(0.2).num_new_tokens) == [on_time]
 
 
+@pytest.mark.parametrize(("ttft_slo_s", "has_turn"), [(0.4, True), (100.0, False)])
+def test_one_in_time_gives_way_to_a_late_one_only_if_it_can_wait_long(ttft_slo_s: float, has_turn: bool) -> None:
+    scheduler = make(max_tokens_per_step=32)
+    late, on_time = rt(32, 2, ttft_slo_s=0.1), rt(32, 2, arrival_s=0.2, ttft_slo_s=ttft_slo_s)
+    for request in (late, on_time):
+        scheduler.add(request, 0.2)
+    assert list(scheduler.plan(0.2).num_new_tokens) == [on_time if has_turn else late]
+
+
+def test_one_that_gave_way_is_first_again_when_half_of_its_slack_is_gone() -> None:
+    scheduler = make(max_tokens_per_step=32, num_blocks=1000)
+    long = rt(400, 2, ttft_slo_s=20.0)
+    scheduler.add(long, 0.0)
+    for now_s in (0.5, 19.0):
+        scheduler.add(rt(32, 2, arrival_s=now_s - 0.2, ttft_slo_s=0.1), now_s)
+        is_first = list(scheduler.plan(now_s).num_new_tokens) == [long]
+        assert is_first == (now_s == 19.0)
+
+
 def test_no_late_request_begins_while_one_in_time_waits_for_a_batch_slot() -> None:
     scheduler = make(max_seqs_per_step=2)
     start(scheduler, *(rt(10, 50, tpot_slo_s=0.012) for _ in range(2)))  # a token in each step: none can spare its slot
-    late, on_time = rt(10, 2, ttft_slo_s=0.09), rt(10, 2, arrival_s=0.1, ttft_slo_s=5.0)
+    late, on_time = rt(10, 2, ttft_slo_s=0.09), rt(10, 2, arrival_s=0.1, ttft_slo_s=0.8)
     for request in (late, on_time):
         scheduler.add(request, 0.1)
     assert not {late, on_time} & set(scheduler.plan(0.1).num_new_tokens)

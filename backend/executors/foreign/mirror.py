@@ -39,13 +39,15 @@ _TOKEN = 0  # stands for every output token: a policy counts tokens and reads no
 @dataclass(slots=True, eq=False)
 class Twin(Generic[H]):
     """Our copy of a request inside the engine. `handle` is the one there, `request` what the policy sees.
-    `num_reached`: the most positions that were computed when KV was lost. `num_kept`: those of a victim that are still
+    `num_reached`: the most positions that were computed when KV was lost. `num_seen`: those that a step has brought it
+    to since. `num_kept`: those of a victim that are still
     to be had (None: all)."""
 
     handle: H
     ticket: Ticket
     request: Request
     num_reached: int = 0
+    num_seen: int = 0
     num_kept: int | None = None
 
 
@@ -335,7 +337,7 @@ class Mirror(Generic[H]):
         if request.state is RequestState.PREEMPTED:
             self.total_restored += num_restored
             self.total_recomputed += max(0, min(end, twin.num_reached) - start)
-        twin.num_reached = max(twin.num_reached, end)
+        twin.num_reached, twin.num_seen = max(twin.num_reached, end), end
         return Adopted(request, scheduled.num_tokens, start, num_restored)
 
     def _note_prefix(self, twin: Twin[H], num_cached: int) -> None:
@@ -353,6 +355,7 @@ class Mirror(Generic[H]):
         if num_computed < request.num_computed:
             self._lose(twin, row, num_computed)
         if request.state is RequestState.PREEMPTED:
+            self.total_restored += max(0, num_computed - max(request.num_computed, twin.num_seen))  # while it waited
             twin.num_kept = self._source.num_kept(twin.handle)
         num_held = self._num_held(request)
         if num_held > num_computed + 1:  # a position may be in flight
@@ -368,7 +371,7 @@ class Mirror(Generic[H]):
     def _lose(self, twin: Twin[H], row: Row, num_computed: int) -> None:
         """Note that the engine took KV from a request, which keeps `num_computed` positions."""
         request = twin.request
-        twin.num_reached = max(twin.num_reached, self._num_held(request))
+        twin.num_reached, twin.num_seen = max(twin.num_reached, self._num_held(request)), num_computed
         self.kv.shrink(row, num_computed, checkpoint=self._source.keeps_kv)
         self.table.cut(row, num_computed)
         if request.state is not RequestState.PREEMPTED:

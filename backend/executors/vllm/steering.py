@@ -153,7 +153,12 @@ class Steering:
         withheld = [twin.handle for twin in held if twin.request not in gone]
         is_plain = not (newcomers or plan.restores or plan.reclaims or gone) and set(caps.values()) == {1}
         self._decodes = dict(caps) if is_plain else None
-        caps.update((request.request_id, _WHOLE) for request in (*not_ours, *scheduler.kv_holding_waiting))
+        caps.update((request.request_id, _WHOLE) for request in not_ours)
+        for (
+            request
+        ) in scheduler.kv_holding_waiting:  # for what a connector brings; vLLM asks for them first, one by one
+            least = 1 if request.request_id in mirror.by_key else _WHOLE  # 0 would keep the newcomers out as well
+            caps[request.request_id] = max(least, caps.get(request.request_id, 0))
         self._caps = caps
         self._bind_caps(do_bind=True)
         scheduler.running = [*not_ours, *running, *reversed(withheld)]
@@ -259,7 +264,8 @@ class Steering:
             ),
             plan.budget_s,
         )
-        self._is_stalled = bool(plan.requests) and not output.num_scheduled_tokens
+        is_loading = bool(self._scheduler.kv_holding_waiting)
+        self._is_stalled = bool(plan.requests) and not output.num_scheduled_tokens and not is_loading
 
     def _give_up(self, error: Exception) -> None:
         logger.exception("our scheduler failed; vLLM schedules by itself from here on: %s", error)

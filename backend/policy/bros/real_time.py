@@ -79,7 +79,7 @@ class RealTimeFill:
     # Prompts, and preempted requests
 
     def pack_prefills(self) -> list[Request]:
-        """Take prefills in time by deadline, chunked; return those found late, and those that can wait for late ones."""
+        """Take prefills in time by deadline, chunked; return those found late, and those that can wait for such."""
         late: list[Request] = []
         has_late = next(self._view.rt_waiting.relegated(), None) is not None
         early = self._pausing.early

@@ -37,9 +37,9 @@ def _use(request: Request, num_output: int) -> NDArray[np.float64]:
 class ArrivalRate:
     """What the arrivals of one class will hold, averaged over the last _MEMORY_S or so.
 
-    Outputs are often shorter than they may be. What those that ended did hold, in parts of what they might have, says by
-    how much. They count by what they might have held. Otherwise many short outputs of one client with a large
-    max_tokens would speak for the requests of all.
+    Outputs are often shorter than they may be. By how much, those that ended tell: by what they held, in parts of what
+    they might have held. One ratio of lengths for all would let many short outputs of one client, with a large
+    max_tokens, speak for the requests of others.
     """
 
     _first_s: float = float("inf")

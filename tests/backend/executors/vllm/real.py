@@ -133,7 +133,7 @@ class World:
 
     def steer(self, settings: SchedulerSettings, schedule: Schedule | None = None) -> Steering:
         """Put a new steering in, whose books are empty, and forget what the prefix cache has."""
-        self.llm.reset_prefix_cache()
+        self.llm.reset_prefix_cache(reset_connector=self.scheduler.connector is not None)
         steering = Steering(self.scheduler, self.tickets, settings, self.clock)
         if schedule is not None:
             steering.pilot.policy = Scheduled(schedule)
@@ -243,12 +243,23 @@ def fall_back(world: World, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     return {"fall_back": {"ends": sorted(set(world.client.ends.values())), "honours_plans": steering.honours_plans}}
 
 
+def _transfer_config(*, is_async: bool) -> dict[str, Any]:
+    return {
+        "kv_connector": "HostConnector",
+        "kv_connector_module_path": "tests.backend.executors.vllm.host_connector",
+        "kv_connector_extra_config": {"is_async": is_async},
+        "kv_role": "kv_both",
+    }
+
+
 def main() -> None:
     """Run all, print the findings."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--no-prefix-cache", action="store_true")
+    parser.add_argument("--num-blocks", type=int, default=NUM_BLOCKS)
+    parser.add_argument("--connector", choices=("sync", "async"))
     parser.add_argument("--schedules", nargs="*", default=[*SCHEDULES, "bros"])
     options = parser.parse_args()
     world = World(
@@ -256,13 +267,14 @@ def main() -> None:
         {
             "dtype": "float32",
             "block_size": BLOCK_SIZE,
-            "num_gpu_blocks_override": NUM_BLOCKS,
+            "num_gpu_blocks_override": options.num_blocks,
             "max_model_len": 1024,
             "max_num_batched_tokens": 512,
             "max_num_seqs": 64,
             "kv_cache_memory_bytes": 256 << 20,
             "tensor_parallel_size": options.ranks,
             "enable_prefix_caching": not options.no_prefix_cache,
+            "kv_transfer_config": options.connector and _transfer_config(is_async=options.connector == "async"),
         },
     )
     prompts = list(random_prompts(NUM_PROMPTS, MAX_PROMPT, VOCAB_SIZE, seed=1))

@@ -17,6 +17,7 @@ from tests.backend.executors.vllm.table import SCHEDULES
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 # No module of ours as the main one: a rank's process imports that first, and then vLLM finds our compiled loops there.
+BLOCK_SIZE = 32  # of `real`
 RUN = "from tests.backend.executors.vllm.real import main; main()"
 PREEMPTING = [name for name in SCHEDULES if "preempted" in name]
 
@@ -68,6 +69,31 @@ def test_requests_of_different_salts_share_no_kv(found: dict[str, Any]) -> None:
 
 def test_an_error_of_ours_ends_no_request(found: dict[str, Any]) -> None:
     assert found["fall_back"] == {"ends": ["length"], "honours_plans": False}
+
+
+@pytest.fixture(scope="session")
+def in_a_small_pool(model: Path) -> dict[str, Any]:
+    return dict(run_real(model, "--num-blocks", "60", "--schedules", *PREEMPTING)["schedules"])
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_connector_gives_back_what_the_prefix_cache_lost(
+    kind: str, model: Path, in_a_small_pool: dict[str, Any]
+) -> None:
+    """Asynchronous: a request waits in a queue of vLLM's own for what comes in, with blocks but without a step."""
+    schedules = run_real(model, "--num-blocks", "60", "--connector", kind, "--schedules", *PREEMPTING, "bros")[
+        "schedules"
+    ]
+    for each in schedules.values():
+        assert each["wrong"] == []
+        assert (each["num_cancelled"], each["honours_plans"], each["free_blocks"]) == (5, True, 59)
+    without, kept = (
+        {key: sum(found[name][key] for name in PREEMPTING) for key in ("recomputed", "given_back", "num_preempted")}
+        for found in (in_a_small_pool, schedules)
+    )
+    assert kept["recomputed"] < BLOCK_SIZE * kept["num_preempted"], "at most what a victim had in an unfinished block"
+    assert without["recomputed"] > BLOCK_SIZE * without["num_preempted"]
+    assert kept["given_back"] > without["given_back"]
 
 
 def test_the_prefix_cache_gives_back_what_victims_computed(model: Path, found: dict[str, Any]) -> None:

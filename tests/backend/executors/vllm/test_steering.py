@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from backend.core.plan import StepPlan
 from backend.core.request import PrefixSource, Request, RequestId, RequestState
 from backend.policy.settings import POLICY_NAMES
 from tests.backend.executors.vllm.driver import Rig, make_rig
@@ -62,6 +65,33 @@ def test_a_withheld_request_keeps_its_kv_and_does_not_run() -> None:
     rig.engine.step()
     assert list(rig.runtime.batches[-1]) == ["a"]
     assert {request.request_id for request in rig.scheduler.running} == {"a", "b"}
+
+
+@pytest.mark.parametrize(("num_planned", "num_allowed"), [(0, 1), (7, 7)])
+def test_what_a_connector_loads_runs_as_planned_and_shuts_nobody_out(num_planned: int, num_allowed: int) -> None:
+    """vLLM asks for those first. A cap of 0 would end its walk before the newcomers."""
+    rig = make_rig()
+    rig.post(be(request_id="a"), be(request_id="b"))
+    rig.engine.step()
+    scheduler, pilot = rig.scheduler, rig.steering.pilot
+    loading = scheduler.requests["b"]
+    scheduler.running.remove(loading)
+    scheduler.kv_holding_waiting.append(loading)
+    a, b = (twin.request for twin in pilot.mirror.twins())
+    planned = StepPlan([a, b], [1, num_planned]) if num_planned else StepPlan([a], [1])
+    pilot.policy.plan = lambda *_: planned  # type: ignore[method-assign]
+    allowed: dict[str, int] = {}
+
+    def own() -> SimpleNamespace:
+        allowed.update(
+            (request_id, rig.steering.cap(request, 50)) for request_id, request in scheduler.requests.items()
+        )
+        return SimpleNamespace(num_scheduled_tokens={})
+
+    for _ in range(2):
+        rig.steering.schedule(own)
+    assert allowed == {"a": 1, "b": num_allowed}
+    assert scheduler.num_preempted == 0, "a step that only loads is not one that is stuck"
 
 
 @pytest.mark.parametrize(("has_cache", "is_kept"), [(True, True), (False, False)])

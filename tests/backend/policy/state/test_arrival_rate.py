@@ -55,8 +55,8 @@ def test_before_any_has_ended_a_part_of_what_they_may_hold_counts() -> None:
 
 
 def test_short_outputs_that_may_be_long_speak_for_themselves_only() -> None:
-    """60 requests/s of 10,000 tokens at most, which put out 5 or are cancelled, beside 5 of 40 tokens: their ratio
-    taken for all, or that of all for them, is off by far."""
+    """60 requests/s of 10,000 tokens at most, which put out 5 or are cancelled, beside 5 requests/s of 40 tokens. One
+    ratio for all is off by far."""
     arrivals = ArrivalRate()
     running = []  # 2 s each, and the short ones half of one
     for index in range(6500):

@@ -20,7 +20,7 @@ from backend.executors.vllm.seeds import hide_generators_of_unfinished
 from backend.executors.vllm.settings import VllmSettings
 from backend.executors.vllm.steering import Steering
 from backend.executors.vllm.surface import require_known
-from backend.executors.vllm.trial import Room, trial_coefficients
+from backend.executors.vllm.trial import Room, trial_coefficients, warm_up
 from backend.policy.settings import SchedulerSettings
 from backend.policy.state.latency_model import LatencyModel
 
@@ -62,7 +62,10 @@ def load_engine(
     version = str(getattr(vllm, "__version__", "of unknown version"))
     directory = model_directory(settings, report)
     report(f"loading {directory} with vLLM {version}", None)
-    llm = _make_engine(version, {"model": str(directory), **engine_arguments(settings)})
+    arguments = engine_arguments(settings)
+    if arguments.get("enforce_eager") and _import("vllm.platforms").current_platform.is_cpu():
+        _compile_nothing()
+    llm = _make_engine(version, {"model": str(directory), **arguments})
     if _import("vllm.platforms").current_platform.is_cpu():
         llm.collective_rpc(hide_generators_of_unfinished)
     scheduler = llm.engine_core.engine_core.scheduler
@@ -70,9 +73,8 @@ def load_engine(
     tickets: dict[str, Ticket] = {}
     runtime = VllmRuntime(llm, _make_params, tickets, eos_token_ids)
     vocab_size = int(llm.model_config.get_vocab_size())
-    if scheduler_settings.latency_coefficients is None:
-        report("measuring steps", None)
-        scheduler_settings = _measured(runtime, scheduler, vocab_size, scheduler_settings, clock)
+    report("measuring steps", None)
+    scheduler_settings = _measured(runtime, scheduler, vocab_size, scheduler_settings, clock)
     steering = scheduler.steering = Steering(scheduler, tickets, scheduler_settings, clock)
     facts = _facts(version, scheduler, steering, scheduler_settings.policy)
     logger.info("%s", facts)
@@ -88,14 +90,18 @@ def load_engine(
 def _measured(
     runtime: VllmRuntime, scheduler: Any, vocab_size: int, settings: SchedulerSettings, clock: Clock
 ) -> SchedulerSettings:
-    """Return the settings with what trial steps cost here."""
+    """Warm vLLM up; return the settings with what trial steps cost here, unless they say it themselves."""
     room = Room(
         max_tokens=scheduler.max_num_scheduled_tokens,
         max_seqs=scheduler.max_num_running_reqs,
         max_seq_len=scheduler.max_model_len,
         num_slots=(scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1) * scheduler.block_size,
+        block_size=scheduler.block_size,
     )
     try:
+        warm_up(runtime, room, vocab_size)
+        if settings.latency_coefficients is not None:
+            return settings
         measured = trial_coefficients(runtime, room, vocab_size, clock)
     except Exception as error:
         raise ExecutorError(f"vLLM cannot run a step: {error}") from error
@@ -126,6 +132,15 @@ def _on_cpu(settings: VllmSettings) -> dict[str, Any]:
     if "VLLM_CPU_KVCACHE_SPACE" not in os.environ and "gpu_memory_utilization" not in settings.engine_args:
         arguments["kv_cache_memory_bytes"] = _CPU_KV_BYTES
     return arguments
+
+
+def _compile_nothing() -> None:
+    """Keep PyTorch from compiling the few functions that vLLM leaves to it even where it is eager.
+
+    A step would wait for that for up to 17 s, and fail where no C++ compiler is found.
+    """
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # in the processes of other ranks
+    _import("torch._dynamo.config").disable = True
 
 
 def _make_engine(version: str, arguments: dict[str, Any]) -> Any:

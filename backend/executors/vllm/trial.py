@@ -38,12 +38,13 @@ class TrialRuntime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The most that a step, a request and the KV pool hold: tokens, requests, tokens, tokens."""
+    """The most that a step, a request and the KV pool hold: tokens, requests, tokens, tokens. And the KV of a block."""
 
     max_tokens: int
     max_seqs: int
     max_seq_len: int
     num_slots: int
+    block_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,26 @@ class Trial:
 
 
 Sample = tuple[StepFeatures, float]  # what a step held, and its seconds
+
+
+def warm_up(runtime: TrialRuntime, room: Room, vocab_size: int) -> None:
+    """Run what vLLM compiles when it is first asked for: sampling and log-probabilities, of one to three requests.
+
+    The first client to ask would stall the streams of all others for seconds. PyTorch compiles for a batch of one, for
+    that of another size, and then for any.
+    """
+    prompts = _Prompts(vocab_size)
+    sampling = SamplingParams(max_tokens=1, temperature=1.0, ignore_eos=True, wants_log_probs=True)
+    for num_requests in range(1, min(3, room.max_seqs, room.max_tokens, room.num_slots // room.block_size) + 1):
+        requests = [prompts.request(1, sampling) for _ in range(num_requests)]
+        for request in requests:
+            runtime.submit(Ticket(request))
+        num_left = num_requests
+        while num_left:
+            num_left -= len(runtime.step())
+        for request in requests:
+            runtime.forget(request.request_id)
+    runtime.drop_prefixes()
 
 
 def trial_coefficients(runtime: TrialRuntime, room: Room, vocab_size: int, clock: Clock) -> Coefficients | None:
@@ -95,17 +116,17 @@ class _Prompts:
         self._vocab_size = vocab_size
         self._num_made = 0
 
-    def request(self, num_prompt: int, max_tokens: int) -> Request:
+    def request(self, num_prompt: int, sampling: SamplingParams) -> Request:
         self._num_made += 1
         prompt = tuple(self._rng.integers(self._vocab_size, size=num_prompt).tolist())
-        sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
         request_id = RequestId(f"trial{self._num_made}")
         return Request(request_id, PriorityClass.BEST_EFFORT, prompt, sampling, arrival_s=0.0)
 
 
 def _run(runtime: TrialRuntime, trial: Trial, prompts: _Prompts, clock: Clock) -> list[Sample]:
     """Run a trial; return its samples."""
-    requests = [prompts.request(trial.num_prompt, trial.num_output) for _ in range(trial.num_requests)]
+    sampling = SamplingParams(max_tokens=trial.num_output, ignore_eos=True)
+    requests = [prompts.request(trial.num_prompt, sampling) for _ in range(trial.num_requests)]
     has_decodes = trial.num_output > 1
     for request in requests:
         runtime.submit(Ticket(request))

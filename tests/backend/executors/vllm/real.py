@@ -87,11 +87,13 @@ class Client:
 
     def __init__(self) -> None:
         self.token_ids: dict[str, list[int]] = {}
+        self.log_probs: dict[str, list[object]] = {}
         self.ends: dict[str, str] = {}
 
     def emit(self, output: StepOutput) -> None:
-        for request, token_id, _ in output.tokens:
+        for request, token_id, log_prob in output.tokens:
             self.token_ids.setdefault(request.request_id, []).append(token_id)
+            self.log_probs.setdefault(request.request_id, []).append(log_prob)
         for request in output.finished:
             assert request.finish_reason is not None
             self.ends[request.request_id] = request.finish_reason.value
@@ -220,6 +222,16 @@ def _long_seeds(world: World) -> list[list[int]]:
     return drawn
 
 
+def log_probs(world: World) -> dict[str, Any]:
+    """Return how many log-probabilities came of each of three requests that sample."""
+    world.steer(SchedulerSettings())
+    sampling = SamplingParams(max_tokens=4, temperature=1.0, ignore_eos=True, wants_log_probs=True)
+    requests = make_requests([range(3, 20)] * 3, world.clock.now_s(), "likely")
+    world.run([replace(request, sampling=sampling) for request in requests])
+    found = world.client.log_probs.values()
+    return {"num_log_probs": [sum(log_prob is not None for log_prob in each) for each in found]}
+
+
 def salts(world: World) -> dict[str, Any]:
     """Return how many tokens of one prompt vLLM had cached, under the salts a, b, none and a again."""
     world.steer(SchedulerSettings())
@@ -279,6 +291,6 @@ def main() -> None:
     )
     prompts = list(random_prompts(NUM_PROMPTS, MAX_PROMPT, VOCAB_SIZE, seed=1))
     found = {"facts": world.loaded.facts, **under_schedules(world, prompts, options.schedules)}
-    found |= {**seeds(world), **salts(world), **fall_back(world, prompts)}
+    found |= {**seeds(world), **log_probs(world), **salts(world), **fall_back(world, prompts)}
     world.engine._runtime.close()
     print("\n" + json.dumps(found), flush=True)

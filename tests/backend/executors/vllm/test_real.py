@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 # No module of ours as the main one: a rank's process imports that first, and then vLLM finds our compiled loops there.
 BLOCK_SIZE = 32  # of `real`
+NO_COMPILER = {"CXX": "/nonexistent/c++", "TORCHINDUCTOR_CACHE_DIR": "/nonexistent"}  # what is compiled, fails
 RUN = "from tests.backend.executors.vllm.real import main; main()"
 PREEMPTING = [name for name in SCHEDULES if "preempted" in name]
 
@@ -30,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_real(model: Path, *options: str) -> dict[str, Any]:
     command = [str(vllm_python()), "-c", RUN, str(model), *options]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **NO_COMPILER}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -59,6 +60,12 @@ def test_a_seed_draws_the_same_after_a_prompt_of_several_steps(found: dict[str, 
     whole, in_steps = found["long_seeds"]
     assert whole == in_steps
     assert len(whole) == 8
+
+
+def test_nothing_that_a_client_may_ask_for_is_compiled_in_a_step(found: dict[str, Any]) -> None:
+    """vLLM leaves sampling and log-probabilities to PyTorch's compiler: 17 s for the first client, and for all others.
+    Without a C++ compiler it ended the engine."""
+    assert found["num_log_probs"] == [4, 4, 4]
 
 
 def test_requests_of_different_salts_share_no_kv(found: dict[str, Any]) -> None:

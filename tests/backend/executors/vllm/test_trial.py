@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -13,11 +14,11 @@ from backend.core.clock import VirtualClock
 from backend.core.request import Request, RequestId
 from backend.executors.foreign.source import Ticket
 from backend.executors.vllm.surface import RequestOutput
-from backend.executors.vllm.trial import LIMIT_S, Room, trial_coefficients, trials
+from backend.executors.vllm.trial import LIMIT_S, Room, trial_coefficients, trials, warm_up
 from backend.policy.state.latency_model import Coefficients, LatencyModel, StepFeatures
 
 COSTS: Coefficients = (0.03, 1e-3, 2e-6, 5e-7, 10e-6, 4e-3)
-ROOM = Room(max_tokens=512, max_seqs=128, max_seq_len=4096, num_slots=12_288)
+ROOM = Room(max_tokens=512, max_seqs=128, max_seq_len=4096, num_slots=12_288, block_size=16)
 
 
 @dataclass
@@ -93,6 +94,30 @@ STEPS = [
     StepFeatures(300, 0, 0.5 * 300**2, 0, True),
     StepFeatures(512, 12 * 200, 500 * (900 + 250.0), 0, True),
 ]
+
+
+@pytest.mark.parametrize(
+    ("room", "num_requests"),
+    [
+        (ROOM, [1, 2, 3]),
+        (replace(ROOM, max_seqs=2), [1, 2]),
+        (replace(ROOM, max_tokens=1), [1]),
+        (replace(ROOM, num_slots=16), [1]),
+    ],
+)
+@pytest.mark.parametrize("lag", [0, 1])
+def test_sampling_and_log_probabilities_are_asked_for_before_a_client_does(
+    room: Room, num_requests: list[int], lag: int
+) -> None:
+    machine = Machine(VirtualClock(), room=room, lag=lag)
+    machine.submit = submit = Mock(side_effect=machine.submit)  # type: ignore[method-assign]
+    warm_up(machine, room, 49_152)
+    asked = [call.args[0].request for call in submit.call_args_list]
+    assert len(asked) == sum(num_requests)
+    assert all(request.sampling.wants_log_probs and request.sampling.temperature == 1.0 for request in asked)
+    assert machine.has_dropped
+    assert not machine.ids
+    assert not machine.computed
 
 
 def test_the_machine_is_measured_as_it_is() -> None:

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 # No module of ours as the main one: a rank's process imports that first, and then vLLM finds our compiled loops there.
 BLOCK_SIZE = 32  # of `real`
-NO_COMPILER = {"CXX": "/nonexistent/c++", "TORCHINDUCTOR_CACHE_DIR": "/nonexistent"}  # what is compiled, fails
+NO_COMPILER = {"CXX": "/nonexistent/c++", "TORCHINDUCTOR_CACHE_DIR": "/nonexistent"}  # so that compiling fails
 RUN = "from tests.backend.executors.vllm.real import main; main()"
 PREEMPTING = [name for name in SCHEDULES if "preempted" in name]
 

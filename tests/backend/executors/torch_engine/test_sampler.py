@@ -62,6 +62,46 @@ def test_cuts_leave_the_most_likely_tokens(sampling: dict[str, object], allowed:
     assert set(draws(**sampling)) == allowed
 
 
+def kept_by_sorting(probabilities: list[float], top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> list[int]:
+    """The slow twin: the tokens that the cuts leave, of equals the first ones."""
+    order = sorted(range(len(probabilities)), key=lambda token_id: (-probabilities[token_id], token_id))
+    order = order[: top_k or None]
+    total, before, kept = sum(probabilities[token_id] for token_id in order), 0.0, []
+    for token_id in order:
+        own = probabilities[token_id]
+        if kept and (before >= top_p * total or own < min_p * probabilities[order[0]]):
+            break
+        kept.append(token_id)
+        before += own
+    return kept
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"top_k": 300},
+        {"top_p": 0.97},
+        {"min_p": 0.02},
+        {"top_k": 300, "top_p": 0.9, "min_p": 0.001},
+        {"top_k": 599, "top_p": 0.999},
+        {"top_k": 400, "top_p": 1e-9},
+    ],
+    ids=str,
+)
+def test_cuts_that_leave_many_tokens_leave_those_that_sorting_would(cut: dict[str, float]) -> None:
+    """Many are equally likely: there the first ones count as likelier."""
+    logits = torch.from_numpy(np.random.default_rng(5).normal(size=600).round(1)).float()
+    probabilities = torch.softmax(logits.double(), -1)
+    kept = kept_by_sorting(probabilities.tolist(), **cut)
+    requests = [make_request("r", [0], temperature=1.0, seed=seed, **cut) for seed in range(6000)]
+    counts = np.bincount(Sampler({EOS}).sample(logits.repeat(6000, 1), requests).token_ids, minlength=600)
+    assert set(counts.nonzero()[0]) <= set(kept)
+    expected = np.zeros(600)
+    expected[kept] = probabilities[kept] / probabilities[kept].sum()
+    order = np.argsort(expected, kind="stable")
+    assert np.abs(counts[order].cumsum() / 6000 - expected[order].cumsum()).max() < 0.025, "Kolmogorov, p < 0.1 %"
+
+
 def test_low_temperature_is_nearly_greedy() -> None:
     assert sample(make_request("r", [0], temperature=0.01)) == [EOS]
 
@@ -102,10 +142,10 @@ def test_log_probability_is_the_models_own() -> None:
 
 
 def test_uniform_numbers_differ_by_seed_and_by_position() -> None:
-    numbers = [uniform(seed, position) for seed in range(30) for position in range(30)]
+    numbers = [next(uniform(seed, position)) for seed in range(30) for position in range(30)]
     assert len(set(numbers)) == 900
     assert 0.45 < np.mean(numbers) < 0.55
-    assert uniform(-1, 3) == uniform(2**64 - 1, 3)
+    assert next(uniform(-1, 3)) == next(uniform(2**64 - 1, 3))
 
 
 def test_the_likeliest_tokens_come_with_a_log_probability_where_they_are_wanted() -> None:

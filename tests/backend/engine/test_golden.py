@@ -13,7 +13,7 @@ from tests.backend.factories import Harness, be, rt
 
 GOLDEN = {
     "mixed": "e17959a087c884f2",
-    "memory": "b5d298605e52c4d7",
+    "memory": "eb8e89d380180b06",
     "baseline": "699cab6bcd3c5750",
 }
 KNOBS: dict[str, dict[str, object]] = {

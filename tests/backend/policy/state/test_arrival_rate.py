@@ -47,11 +47,24 @@ def test_outputs_count_as_long_as_they_became(num_output: int, num_held: float) 
     assert kv_slots == pytest.approx(5.0 * num_output * num_held, rel=0.05)
 
 
-def test_before_any_has_ended_a_part_of_what_they_may_hold_counts() -> None:
+def test_before_any_has_ended_each_counts_as_a_quarter_as_long_as_it_may_become() -> None:
     arrivals = ArrivalRate()
     for index in range(300):
         arrivals.note(rt(100, 40, arrival_s=index / 5.0))
-    assert arrivals.per_step_s(60.0)[0] == pytest.approx(0.25 * 200.0, rel=0.05)
+    batch_slots, kv_slots = arrivals.per_step_s(60.0)
+    assert batch_slots == pytest.approx(5.0 * 10, rel=0.05)
+    assert kv_slots == pytest.approx(5.0 * 10 * 105.0, rel=0.05)
+
+
+def test_a_short_one_that_ends_says_little_about_long_ones_that_run() -> None:
+    """By its whole length alone they would hold 16 times as many KV slots, and best-effort found no room."""
+    arrivals = ArrivalRate()
+    for _ in range(4):
+        arrivals.note(rt(1, 4000))
+    arrivals.note(short := rt(1, 1))
+    before = arrivals.per_step_s(1.0)
+    arrivals.note_end(ended(short, 1))
+    assert arrivals.per_step_s(1.0) == pytest.approx(before, rel=0.01)
 
 
 def test_short_outputs_that_may_be_long_speak_for_themselves_only() -> None:

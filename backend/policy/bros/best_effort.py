@@ -58,8 +58,8 @@ class BestEffortFill:
             self._is_short |= not has_room
 
     def pack(self, prefill_end_s: float, credit_s: float) -> None:
-        """Fill the step: decodes, those nearest their end first, but for one batch slot; then what has begun, the
-        oldest first. New ones follow in order of arrival, and decodes take the batch slots that these left.
+        """Fill the step: decodes, in turn the one nearest its end and the oldest, but for one batch slot. What has
+        begun comes next, the oldest first. New ones follow by arrival; decodes take the batch slots that these left.
 
         Prefills are to end in `prefill_end_s`. `credit_s` may be taken beyond the ends.
         """
@@ -68,7 +68,7 @@ class BestEffortFill:
         self._end_s = max(self._end_s, with_credit_s)
         self._prefill_end_s = max(min(self._end_s, prefill_end_s), with_credit_s)
         has_prefills = len(self._prefills) > 0 or len(self._view.be_waiting) > 0
-        left = self._pack_decodes(table_loops.by_end(self._view.table.counts, self._decodes), int(has_prefills))
+        left = self._pack_decodes(table_loops.by_end_and_age(self._view.table.counts, self._decodes), int(has_prefills))
         if self._continue_started() and not self._is_short:
             self._admit_waiting()
         self._pack_decodes(left)

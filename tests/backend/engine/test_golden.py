@@ -12,8 +12,8 @@ from backend.engine.engine import Engine
 from tests.backend.factories import Harness, be, rt
 
 GOLDEN = {
-    "mixed": "e17959a087c884f2",
-    "memory": "eb8e89d380180b06",
+    "mixed": "37780bff792b12ee",
+    "memory": "3c211cc0d57457c3",
     "baseline": "699cab6bcd3c5750",
 }
 KNOBS: dict[str, dict[str, object]] = {

@@ -56,6 +56,22 @@ def test_a_preempted_request_waits_until_all_it_lost_fits() -> None:
     assert len(harness.tokens[victim.request_id]) == 3
 
 
+def test_short_requests_do_not_keep_a_long_one_waiting() -> None:
+    """A client whose short requests never ended coming made another's stream stand still for as long as it liked."""
+    scheduler = make(max_seqs_per_step=16, num_blocks=2000, responsiveness_cap_s=0.0108)  # time for eight tokens
+    long = be(16, 500)
+    now_s = start_as_predicted(scheduler, long)
+    num_before, num_steps, num_short = long.num_output, 200, 0
+    for _ in range(num_steps):
+        while len(scheduler.view.table.rows()) + len(scheduler.view.be_waiting) < 16:
+            scheduler.add(be(1, 30, arrival_s=now_s), now_s)
+        plan = step(scheduler, now_s)
+        now_s += plan.predicted_s
+        num_short += len(plan.num_new_tokens) - (long in plan.num_new_tokens)
+    assert long.num_output - num_before > 0.9 * num_steps
+    assert num_short > 2 * num_steps
+
+
 def test_a_best_effort_decode_takes_a_free_batch_slot_where_no_prompt_may_begin() -> None:
     """At this arrival rate real-time requests fill the batch slots even at the shortest steps."""
     scheduler = make(max_seqs_per_step=8, num_blocks=2000)

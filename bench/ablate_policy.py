@@ -27,7 +27,8 @@ from backend.core.request import Request
 from backend.policy import packing
 from backend.policy.bros import best_effort, budgets, decode_bounds, kv_forecast, pausing, policy, real_time
 from backend.policy.bros.budgets import Sustainable
-from backend.policy.state import latency_model, objectives, table_loops
+from backend.policy.state import latency_model, objectives
+from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 from bench.common.command import as_command, read_part
 from bench.common.provenance import provenance
@@ -209,12 +210,7 @@ def _with_usual_ends(*arguments: Any) -> Any:
     return _decode_bounds(*others, usual, num_ratios, catch_up)
 
 
-def _by_arrival(counts: table_loops.Counts, rows: table_loops.Rows) -> table_loops.Rows:
-    ordered: table_loops.Rows = rows[counts[table_loops.ARRIVAL_INDEX, rows].argsort()]
-    return ordered
-
-
-def _pack_all_decodes(fill: best_effort.BestEffortFill, rows: table_loops.Rows, *_: int) -> table_loops.Rows:
+def _pack_all_decodes(fill: best_effort.BestEffortFill, rows: Rows, *_: int) -> Rows:
     return _pack_decodes(fill, rows)
 
 
@@ -250,7 +246,6 @@ MECHANISMS: dict[str, Switch] = {
     "steps of an idle machine": constant(budgets, _IDLE_STEPS=0.0),
     "usual TTFT SLO": constant(objectives, _WEIGHT=0.0),
     "a prompt in front": constant(objectives, _IN_A_ROW=1.0),
-    "BE decodes by end": constant(table_loops, by_end_and_age=_by_arrival),
     "batch slot for a BE prompt": constant(best_effort.BestEffortFill, _pack_decodes=_pack_all_decodes),
     "prefill pacing": constant(budgets.Budgets, prefill_end_s=lambda *_: _FOREVER),
     "dear prefills": constant(best_effort, _WORTH=0.0),

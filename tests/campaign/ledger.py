@@ -110,7 +110,7 @@ def group(faults: list[Fault]) -> list[dict[str, Any]]:
     """Return the faults by kind, the most frequent first, with one example each."""
     counts = Counter(fault.kind for fault in faults)
     examples = {fault.kind: fault.example for fault in reversed(faults)}
-    return [{"kind": kind, "count": count, "example": examples[kind][:600]} for kind, count in counts.most_common()]
+    return [{"kind": kind, "count": count, "example": examples[kind][:2000]} for kind, count in counts.most_common()]
 
 
 def _end_of(entry: Entry) -> str:

@@ -12,7 +12,6 @@ from backend.core.request import Request
 from backend.policy.bros.finish_by import Job, urgent
 from backend.policy.bros.kv_forecast import KVForecast
 from backend.policy.packing import Packing
-from backend.policy.state import table_loops
 from backend.policy.state.request_table import Running
 from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
@@ -58,8 +57,8 @@ class BestEffortFill:
             self._is_short |= not has_room
 
     def pack(self, prefill_end_s: float, credit_s: float) -> None:
-        """Fill the step: decodes, in turn the one nearest its end and the oldest, but for one batch slot. What has
-        begun comes next, the oldest first. New ones follow by arrival; decodes take the batch slots that these left.
+        """Fill the step, the oldest first: decodes, but for one batch slot, then prompts that have begun, then new
+        ones. Decodes take the batch slots that these left.
 
         Prefills are to end in `prefill_end_s`. `credit_s` may be taken beyond the ends.
         """
@@ -68,7 +67,7 @@ class BestEffortFill:
         self._end_s = max(self._end_s, with_credit_s)
         self._prefill_end_s = max(min(self._end_s, prefill_end_s), with_credit_s)
         has_prefills = len(self._prefills) > 0 or len(self._view.be_waiting) > 0
-        left = self._pack_decodes(table_loops.by_end_and_age(self._view.table.counts, self._decodes), int(has_prefills))
+        left = self._pack_decodes(self._oldest_first(self._decodes), int(has_prefills))
         if self._continue_started() and not self._is_short:
             self._admit_waiting()
         self._pack_decodes(left)
@@ -169,12 +168,13 @@ class BestEffortFill:
 
     def _continue_started(self) -> bool:
         """Go on with what has begun; return whether nothing that has begun was left waiting for room."""
-        table = self._view.table
-        if not len(self._prefills):
-            return True
-        rows = self._prefills[table.arrival_index[self._prefills].argsort()]
-        has_room = [self._continue(request) for request in table.requests_in(rows)]
+        begun = self._view.table.requests_in(self._oldest_first(self._prefills))
+        has_room = [self._continue(request) for request in begun]
         return all(has_room)
+
+    def _oldest_first(self, rows: Rows) -> Rows:
+        ordered: Rows = rows[self._view.table.arrival_index[rows].argsort()]
+        return ordered
 
     def _continue(self, request: Request) -> bool:
         """Take a chunk of a request that has a row; False for lack of slots.

@@ -67,31 +67,6 @@ def groups(counts: Counts, times: Times, flags: Flags) -> tuple[Counts, Rows]:
 # In order
 
 
-@compiled(f"{_ROWS}({_COUNTS}, {_ROWS})")
-def by_end_and_age(counts: Counts, rows: Rows) -> Rows:
-    """Return `rows` in turn: the one that can become longer by the fewest tokens, the oldest, the next of each.
-
-    Of equals the oldest goes first. By their ends alone, short requests without end would keep a long one waiting.
-    """
-    num = len(rows)
-    ages = counts[ARRIVAL_INDEX][rows]
-    ends = np.empty(num, np.int64)
-    for index in range(num):
-        row = rows[index]
-        ends[index] = (counts[MAX_TOTAL, row] - counts[NUM_KNOWN, row] << 32) + ages[index]
-    by_end, by_age = np.argsort(ends), np.argsort(ages)
-    is_taken = np.zeros(num, np.bool_)
-    in_turn = np.empty(num, np.int64)
-    num_taken = 0
-    for turn in range(num):
-        for index in (by_end[turn], by_age[turn]):
-            if not is_taken[index]:
-                is_taken[index] = True
-                in_turn[num_taken] = rows[index]
-                num_taken += 1
-    return in_turn
-
-
 @compiled(f"{_ROWS}({_COUNTS}, {_ROWS}, float64[::1], float64)")
 def deferrable(counts: Counts, rows: Rows, slack_s: NDArray[np.float64], least_s: float) -> Rows:
     """Return those of `rows` with a slack above `least_s`, by arrival."""

@@ -12,8 +12,8 @@ from backend.engine.engine import Engine
 from tests.backend.factories import Harness, be, rt
 
 GOLDEN = {
-    "mixed": "37780bff792b12ee",
-    "memory": "3c211cc0d57457c3",
+    "mixed": "54ea3e2d5505e45d",
+    "memory": "962500227a18d071",
     "baseline": "699cab6bcd3c5750",
 }
 KNOBS: dict[str, dict[str, object]] = {

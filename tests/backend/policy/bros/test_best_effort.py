@@ -1,4 +1,4 @@
-"""Best-effort work enters in what real-time leaves: nearest its end first, then by age."""
+"""Best-effort work enters in what real-time leaves, the oldest first."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ def test_late_requests_stay_ahead_of_best_effort() -> None:
     assert list(scheduler.plan(1.0).num_new_tokens) == [late]
 
 
-def test_best_effort_nearest_its_end_goes_first() -> None:
+def test_the_oldest_best_effort_decode_goes_first() -> None:
     scheduler = make(responsiveness_cap_s=10.0)
-    long, short = be(10, 90), be(10, 20)
-    start(scheduler, long, short)
+    older, younger, youngest = be(10, 90), be(10, 20), be(10, 50)
+    start(scheduler, older)
+    start(scheduler, younger)
+    start(scheduler, youngest)
+    scheduler.cancel(older.request_id, 0.0)
+    scheduler.add(newest := be(10, 30), 0.0)  # takes the row of the oldest
+    step(scheduler, 0.0)
     scheduler.add(rt(4, 5), 0.0)
-    plan = scheduler.plan(0.0)
-    order = [request for request in plan.num_new_tokens if not request.is_rt]
-    assert order == [short, long]
+    order = [request for request in scheduler.plan(0.0).num_new_tokens if not request.is_rt]
+    assert order == [younger, youngest, newest]
 
 
 def test_an_urgent_finish_by_deadline_overtakes_older_best_effort() -> None:

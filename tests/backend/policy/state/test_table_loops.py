@@ -62,18 +62,6 @@ def test_as_many_decodes_as_the_budget_holds_from_the_first_on() -> None:
         assert table_loops.num_in_time(table.counts, rows, 1e-3, 1e-5, 0.01, budget_s) == expected
 
 
-def test_rows_in_turn_by_what_is_to_go_and_by_arrival() -> None:
-    table = filled()
-    table.arrival_index[:] = np.random.default_rng(5).permutation(len(table.arrival_index))
-    rows = np.ascontiguousarray(table.rows()[::-1])
-    to_go = table.max_total[rows] - table.num_known[rows]
-    by_end = rows[np.lexsort((table.arrival_index[rows], to_go))]
-    by_age = rows[table.arrival_index[rows].argsort()]
-    expected = dict.fromkeys(row for pair in zip(by_end.tolist(), by_age.tolist(), strict=True) for row in pair)
-    assert table_loops.by_end_and_age(table.counts, rows).tolist() == list(expected)
-    assert not len(table_loops.by_end_and_age(table.counts, rows[:0]))
-
-
 def test_those_that_can_wait_by_arrival() -> None:
     table = filled()
     table.arrival_index[:] = np.random.default_rng(5).permutation(len(table.arrival_index))

@@ -61,6 +61,7 @@ def make_router(settings: Settings) -> APIRouter:
     """Return the routes. They find the engine at `app.state.engine`, which lives as long as the event loop."""
     router = APIRouter()
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", tags=["server"])
     async def health(request: Request) -> Response:
         """Whether a token comes back from the engine. Asks for no key."""
@@ -68,6 +69,7 @@ def make_router(settings: Settings) -> APIRouter:
             raise ApiError("no answer from the engine", status=503, kind="server_error", code="engine_down")
         return json_response({"status": "ok"})
 
+    @router.head("/v1/models", include_in_schema=False, dependencies=[Depends(caller_of)])
     @router.get("/v1/models", tags=["models"], dependencies=[Depends(caller_of)])
     async def models() -> Response:
         return json_response({"object": "list", "data": [_model(name) for name in wire.MODELS]})

@@ -36,6 +36,13 @@ async def ask_grpc(at: Endpoints, model: str) -> bytes:
         return await _first_of_stream(answer)
 
 
+async def ask_front(at: Endpoints) -> bytes:
+    """Return the first line of the front door's answer, which it gives without Triton. Raises OSError as `ask_http`."""
+    assert at.openai_port is not None
+    async with connection(at.host, at.openai_port, b"GET /v1/models HTTP/1.1\r\nHost: bros\r\n\r\n") as answer:
+        return await answer.readline()
+
+
 HTTP, GRPC = "HTTP", "gRPC"
 REQUEST_PATHS: Mapping[str, RequestPath] = {HTTP: ask_http, GRPC: ask_grpc}
 

@@ -104,7 +104,8 @@ def make_parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=10.0,
         metavar="S",
-        help="start Triton again when a model gives no sign of life for so long; 0: never (default: %(default)s)",
+        help="start Triton again when a model gives no sign of life for so long, or the front door six times as long; "
+        "0: never (default: %(default)s)",
     )
     server.add_argument(
         "--engine-timeout-s",

@@ -28,7 +28,7 @@ from backend.launcher.log_bound import keep_short
 from backend.launcher.memory_watch import first_excess
 from backend.launcher.probe import answers_canary, front_answers, is_ready
 from backend.launcher.reaper import sweep_shared_memory
-from backend.launcher.watchdog import first_silence, watched_models
+from backend.launcher.watchdog import NUM_HTTP_LOOKS, first_silence, until_front_silent, watched_models
 from backend.wire.protocol import Stage
 
 MAX_FAILURES = 5  # in a row, without being of use in between
@@ -180,6 +180,8 @@ class Supervisor:
             await self._end_when_broken()
         elif child is self._engine and self._launch.engine_timeout_s:
             await self._end_when_silent()
+        elif child in self._fronts and self._launch.canary_timeout_s:
+            await self._end_when_front_silent(child)
 
     async def _recover(self, child: Child) -> None:
         """Tell when `child`, started again, is of use; end it when it takes too long."""
@@ -212,6 +214,13 @@ class Supervisor:
         await until_silent(self._launch.socket_path, self._launch.engine_timeout_s)
         self._report.news(f"the engine gave no answer for {self._launch.engine_timeout_s:g} s; ending it")
         await self._engine.kill()
+
+    async def _end_when_front_silent(self, front: Child) -> None:
+        """End a front door that hangs; its connections end, and `_keep` starts it again."""
+        await until_front_silent(self._launch)
+        timeout_s = NUM_HTTP_LOOKS * self._launch.canary_timeout_s
+        self._report.news(f"{front.command.name} gave no answer for {timeout_s:g} s; ending it")
+        await front.kill()
 
     async def _end_when_crashed(self, server: Child) -> None:
         """End a server that says it has crashed: it may hang instead of ending (2.51)."""

@@ -6,16 +6,19 @@ load than it can bear answers late; it is alive as long as it executes requests.
 (`max_inflight`) is not judged while it may be doing so.
 
 Triton's HTTP threads can be busy for seconds with a few bodies of many keys, while gRPC serves all others. To restart
-it would end their streams. So HTTP alone has to be silent for several looks.
+it would end their streams. So HTTP alone has to be silent for several looks. The front door, which serves all from one
+thread, gets as many.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
-from backend.launcher.canary import HTTP, REQUEST_PATHS, RequestPath, connection
+from backend.launcher.canary import HTTP, REQUEST_PATHS, ask_front, connection
 from backend.launcher.endpoints import Endpoints
 from backend.launcher.launch import Launch
 from backend.wire import names as wire
@@ -63,6 +66,15 @@ async def first_silence(launch: Launch) -> Silence:
                 return silence
 
 
+async def until_front_silent(launch: Launch) -> None:
+    """Return when the front door has given no sign of life for NUM_HTTP_LOOKS times `canary_timeout_s`."""
+    num_looks = 0
+    while num_looks < NUM_HTTP_LOOKS:
+        await asyncio.sleep(min(PERIOD_S, launch.canary_timeout_s))
+        is_heard = await _is_heard(partial(ask_front, launch.endpoints), launch.canary_timeout_s)
+        num_looks = 0 if is_heard else num_looks + 1
+
+
 def watched_models(launch: Launch) -> dict[str, int]:
     """Return the models, each with the number of requests from which on its stub takes no more; 0: no such number."""
     texts = {path.parent.name: path.read_text(errors="replace") for path in launch.models.glob("*/config.pbtxt")}
@@ -75,7 +87,8 @@ async def _silence(launch: Launch, model: str, max_inflight: int) -> Silence | N
     late."""
     at = launch.endpoints
     before = await _counts(at, model)
-    are_heard = await asyncio.gather(*(_is_heard(launch, model, path) for path in REQUEST_PATHS.values()))
+    asks = (partial(path, at, model) for path in REQUEST_PATHS.values())
+    are_heard = await asyncio.gather(*(_is_heard(ask, launch.canary_timeout_s) for ask in asks))
     if all(are_heard):
         return None
     after = await _counts(at, model)
@@ -88,12 +101,12 @@ async def _silence(launch: Launch, model: str, max_inflight: int) -> Silence | N
     return Silence(model, list(REQUEST_PATHS)[are_heard.index(False)], is_total=not any(are_heard))
 
 
-async def _is_heard(launch: Launch, model: str, path: RequestPath) -> bool:
+async def _is_heard(ask: Callable[[], Awaitable[object]], timeout_s: float) -> bool:
     """Ask until there is an answer. A server that is not there is not silent."""
     for _ in range(NUM_QUESTIONS):
         try:
-            async with asyncio.timeout(launch.canary_timeout_s / NUM_QUESTIONS):
-                await path(launch.endpoints, model)
+            async with asyncio.timeout(timeout_s / NUM_QUESTIONS):
+                await ask()
         except TimeoutError:
             continue
         except OSError:

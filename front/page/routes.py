@@ -34,7 +34,7 @@ def make_router() -> APIRouter:
     """Return the routes. They find the engine's watch at `app.state.watch`. The files ask for no key."""
     router = APIRouter()
     for path, (name, media_type) in _FILES.items():
-        router.add_api_route(path, _serve(name, media_type), methods=["GET"], include_in_schema=False)
+        router.add_api_route(path, _serve(name, media_type), methods=["GET", "HEAD"], include_in_schema=False)
 
     @router.get("/snapshot", tags=["server"], dependencies=[Depends(caller_of)])
     async def snapshot(request: Request) -> Response:

@@ -48,6 +48,20 @@ def _is_whole(answer: bytes) -> bool:
     return bool(end) and bool(lengths) and len(body) >= int(lengths[0])
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models"])
+def test_monitors_that_ask_for_the_head_alone_get_no_body(address: tuple[str, int], path: str) -> None:
+    """The answer to the next request on the connection begins where the head ends."""
+    request = f"{{}} {path} HTTP/1.1\r\nhost: localhost\r\n{{}}\r\n"
+    with socket.create_connection(address, timeout=20.0) as connection:
+        connection.sendall((request.format("HEAD", "") + request.format("GET", "connection: close\r\n")).encode())
+        answers = b"".join(iter(lambda: connection.recv(65536), b""))
+    first, _, second = answers.partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert second.startswith(b"HTTP/1.1 200 OK\r\n")
+    length = int(first.lower().partition(b"content-length: ")[2].split()[0])
+    assert length == len(second.partition(b"\r\n\r\n")[2]) > 0
+
+
 def status_of(answer: bytes) -> int:
     assert json.loads(answer.partition(b"\r\n\r\n")[2])
     return int(answer.split()[1])

@@ -292,6 +292,16 @@ def test_an_engine_that_hangs_is_started_again_and_its_streams_end(base: Path) -
         launch.wait_for("engine is ready again")
 
 
+def test_a_front_door_that_hangs_is_started_again_and_streams_of_triton_go_on(base: Path) -> None:
+    options = (*SLOW_STEPS, "--canary-timeout-s", "0.5", "--openai-data-dir", str(base / "data"))
+    with serve(base, *options) as launch, open_stream(launch.wait_until_ready(), 8_000) as stream:
+        launch.child("front.main").suspend()
+        launch.wait_for("bros-openai gave no answer for 3 s; ending it")
+        launch.wait_for("bros-openai is ready again")
+        assert stream.readline()
+        assert launch.child("front.main").status() != psutil.STATUS_STOPPED
+
+
 def test_it_comes_up_on_ipv6_with_a_temporary_directory_that_triton_cannot_name(base: Path) -> None:
     (base / "mein Büro").mkdir()
     with serve(base / "mein Büro", "--host", "::1") as launch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,9 @@ def with_fake(fake: FakeTriton, tmp_path: Path, look: Callable[[Launch], Awaitab
             for serve in (fake.http, fake.grpc, fake.metrics):
                 server = await stack.enter_async_context(await asyncio.start_server(serve, "127.0.0.1", 0))
                 ports.append(server.sockets[0].getsockname()[1])
-            return await look(make_launch(tmp_path, *ports))
+            found = await look(make_launch(tmp_path, *ports))
+            await asyncio.sleep(0.05)  # the fake sees that its last client has left
+            return found
 
     return asyncio.run(run())
 
@@ -138,6 +141,20 @@ def test_one_that_answers_http_again_is_not_silent(tmp_path: Path) -> None:
     once_in_a_while = FakeTriton(*answers * 5, None)
     assert with_fake(once_in_a_while, tmp_path, watchdog.first_silence) is not None
     assert len(once_in_a_while.canaries) > num_before
+
+
+@pytest.mark.parametrize("num_others", [0, 3])
+def test_a_front_door_that_answers_in_none_of_some_looks_is_silent(num_others: int, tmp_path: Path) -> None:
+    """It answers the second question of every other look before."""
+    front = FakeTriton(*([None, OK] * num_others), None)
+
+    async def look(launch: Launch) -> None:
+        at = replace(launch.endpoints, openai_port=launch.endpoints.http_port)
+        await watchdog.until_front_silent(replace(launch, endpoints=at))
+
+    with_fake(front, tmp_path, look)
+    num_questions = 2 * num_others + watchdog.NUM_HTTP_LOOKS * watchdog.NUM_QUESTIONS
+    assert front.canaries == [b"GET /v1/models HTTP/1.1\r\n"] * num_questions
 
 
 def test_a_server_that_is_gone_is_not_silent(tmp_path: Path) -> None:

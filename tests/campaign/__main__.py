@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.core.numbers import positive, whole
-from bench.common.command import CommandError, as_command
+from bench.common.command import CommandError, UsageError, as_command, read_part
 from bench.common.provenance import provenance
 from tests.campaign import __doc__ as PACKAGE
 from tests.campaign.canary import canary
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.replay is not None:
         return asyncio.run(_replay(args.seed, args.replay))
     names = args.only or list(PHASES)
+    before = _phases_before(args)
     results: dict[str, Any] = {}
     was_interrupted = False
     try:
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         was_interrupted = True
         print("interrupted: what ran is reported, every server is stopped", file=sys.stderr)
-    document = _document(args, results)
+    document = _document(args.seed, before, results)
     if args.out is not None:
         args.out.write_text(json.dumps(document, indent=1) + "\n")
     print(table(document))
@@ -77,16 +78,23 @@ def run_phase(name: str, args: argparse.Namespace, results: dict[str, Any]) -> N
         results[name] = course.result(phase.allowed, was_interrupted) | {"unit": phase.unit}
 
 
-def _document(args: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
-    """Return the results with where they come from, and the phases of `--out` that were not run anew."""
-    before = (
-        json.loads(args.out.read_text())["phases"] if args.out is not None and args.only and args.out.exists() else {}
-    )
-    run = {name: {**result, "provenance": provenance(), "seed": args.seed} for name, result in results.items()}
+def _phases_before(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the phases that `--out` keeps, before an hour is spent. Raises UsageError where it is another file."""
+    if args.out is None:
+        return {}
+    if not args.out.parent.is_dir():
+        raise UsageError(f"--out {args.out}: there is no folder {args.out.parent}")
+    has_more = args.only and args.out.exists()
+    return dict(read_part("--out", args.out, "phases")) if has_more else {}
+
+
+def _document(seed: int, before: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """Return the results with where they come from, and the phases of `before` that were not run anew."""
+    run = {name: {**result, "provenance": provenance(), "seed": seed} for name, result in results.items()}
     phases = before | run
     return {
         "provenance": provenance(),
-        "seed": args.seed,
+        "seed": seed,
         "phases": {name: phases[name] for name in PHASES if name in phases},
     }
 

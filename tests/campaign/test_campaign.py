@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.campaign.__main__ import main
 from tests.campaign.limits import ATTACKS, MAY_END_THE_SERVER
 from tests.campaign.phases import PHASES
 from tests.campaign.report import WHAT, is_current, render, table
@@ -89,6 +90,21 @@ def test_the_document_names_its_source_and_the_limits_of_triton() -> None:
     assert "Seed 3." in text
     assert "| engine | engine | 100 → 100 | 7 → 7 | 3 → 3 | 2 → 2 |" in text
     assert "What Triton 2.51 itself does not survive" in text
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "no JSON"])
+def test_a_file_of_another_command_is_refused_before_an_hour_is_spent(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "other.json"
+    out.write_text(content)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--only", "wire", "--out", str(out)])
+    assert str(out) in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["--out", str(tmp_path / "none" / "out.json")])
+    assert "there is no folder" in capsys.readouterr().err
+    assert out.read_text() == content
 
 
 def test_the_document_is_what_the_published_result_says() -> None:

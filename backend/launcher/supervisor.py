@@ -25,6 +25,7 @@ from backend.launcher.engine_states import engine_states
 from backend.launcher.engine_watch import until_silent
 from backend.launcher.launch import EXTRA_EXIT_S, Launch
 from backend.launcher.log_bound import keep_short
+from backend.launcher.lost_stub import first_lost_stub
 from backend.launcher.memory_watch import first_excess
 from backend.launcher.probe import answers_canary, front_answers, is_ready
 from backend.launcher.reaper import sweep_shared_memory
@@ -165,8 +166,12 @@ class Supervisor:
         if child is self._server:
             sweep_shared_memory(self._launch.run_directory)
         await child.start()
-        log_duty = self._end_when_crashed(child) if child is self._server else keep_short(child.command.log)
-        watches = [asyncio.create_task(duty) for duty in (self._watch(child), log_duty)]
+        duties = [self._watch(child)]
+        if child is self._server:
+            duties += self._end_when_crashed(child), self._end_when_stub_is_lost(child)
+        else:
+            duties.append(keep_short(child.command.log))
+        watches = [asyncio.create_task(duty) for duty in duties]
         try:
             return await child.exited()
         finally:
@@ -227,6 +232,13 @@ class Supervisor:
         number = await first_crash(server.command.log, server.log_start)
         self._report.news(f"{server.command.name} crashed with signal {number}; ending it")
         await server.kill()
+
+    async def _end_when_stub_is_lost(self, server: Child) -> None:
+        """End a server that does not become ready, as it waits for the end of a stub that lives (2.51)."""
+        model = await first_lost_stub(server.pid, lambda: server in self._of_use)
+        if model is not None:
+            self._report.news(f"{server.command.name} gave up a stub of model {model!r} that lives; ending it")
+            await server.kill()
 
     async def _dead_stub(self) -> str:
         """Wait until a stub has died; say whose.

@@ -20,6 +20,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
@@ -110,6 +111,7 @@ SHARING_LENGTHS: dict[str, dict[str, Any]] = {
     "short": {"rt_lengths": "short", "be_lengths": "short", "rt_rate": 20.0, "kv_tokens": 4096},
     "long": {"rt_lengths": "lengths_sharegpt.csv", "be_lengths": "paper_be", "rt_rate": 3.5},
 }
+_TELL_S = 10.0  # from one line to the next, where no bar is drawn
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # A run begins empty, and its first part is not scored. The number of real-time requests takes 70 s to settle on the
 # slowest pair. Until then throughput depends on the requests begun early, while the machine fills.
@@ -336,11 +338,15 @@ def run_study(runs: list[Run], out: Path, num_workers: int, limit_s: float | Non
     try:
         with Progress(*columns) as progress, worker_processes(num_workers, _start_worker) as pool:
             task = progress.add_task("study", total=len(runs), completed=len(runs) - len(missing))
+            tell_s = time.monotonic()
             futures = [pool.submit(execute, same, _source(same[0], facts)) for same in simulations(missing)]
             for future in as_completed(futures, limit_s):
                 for entry in future.result():
                     journal.add(entry)
                     progress.advance(task)
+                if not progress.console.is_terminal and time.monotonic() > tell_s:  # no bar is drawn in a file
+                    tell_s = time.monotonic() + _TELL_S
+                    print(f"{progress.tasks[0].completed:,.0f} of {len(runs):,} runs", file=sys.stderr, flush=True)
     except TimeoutError:
         pass  # unfinished simulations are lost
     except KeyboardInterrupt:

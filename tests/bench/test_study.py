@@ -74,7 +74,7 @@ def entry_of(run: Run, code: str) -> dict[str, Any]:
     return {"commit": "0" * 12, "code": code, **fields, "kept": True}
 
 
-def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [Run("load", replace(TINY, seed=seed), load=0.5) for seed in range(2)]
     out = tmp_path / "study.json"
     journal = Journal(out)
@@ -87,6 +87,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert entries[0] == kept
     assert entries[1]["scenario"]["seed"] == 1
     assert not journal.path.exists()
+    assert "2 of 2 runs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("is_same_code", [False, True])

@@ -30,8 +30,9 @@ from backend.policy.state.table_loops import (
 )
 from kv.compiled import compiled
 
-_LENT = 0.5  # part of the time that a decode can catch up with until its end
-_EARLY = 0.1  # part of the outputs that got as far, and end before the length that is counted on
+_LENT = 0.5  # Part of the time that a decode can catch up with until its end.
+_TURN = 10.0  # Steps of all decodes. In one of these, prompts get time although the decodes cannot be caught up.
+_EARLY = 0.1  # Part of the outputs that got as far, and end before the length that is counted on.
 
 
 @compiled("int64(int64, int64, float64[:,::1], int64[::1])")
@@ -74,16 +75,19 @@ def decode_bounds(
     least. All are infinite without any.
 
     A late one asks for no more than `catch_up` of its TPOT SLO. One whose TPOT SLO is below a step of its own is late,
-    and asks for nothing. Below `odd_s` it asks nothing of real-time, unless most ask for as little. An inter-token SLO
-    lends nothing, nor does a decode without its first token.
+    and asks for nothing. Below `odd_s` it asks nothing of real-time, unless most ask for as little. Where not
+    even steps of nothing else can catch it up, prompts get one step in ten of `odd_s`. With none, a few long streams
+    would stop all prompts; with more, an overload would go on as prompts become decodes. An inter-token SLO lends
+    nothing, nor does a decode without its first token.
 
     step_s: of all these decodes; alone_s: of one without context, which adds c2 for each token of it. ratios,
     num_ratios: as in OutputLengths.
     """
     slack_s = np.empty(len(rows), np.float64)
     is_late = np.empty(len(rows), np.bool_)
-    loan_s = pace_s = odd_loan_s = be_s = np.inf
+    loan_s = pace_s = odd_loan_s = odd_pace_s = be_s = np.inf
     num_odd = 0
+    is_turn = now_s % (_TURN * step_s) < step_s if len(rows) else False
     for index in range(len(rows)):
         row = rows[index]
         slo_s = times[TPOT_SLO, row]
@@ -106,8 +110,10 @@ def decode_bounds(
             loan_s = min(loan_s, with_loan_s)
         else:
             num_odd += 1
-            odd_loan_s = min(odd_loan_s, with_loan_s)
+            least_s = odd_s if is_turn and catch_up * slo_s < step_s else 0.0
+            odd_pace_s = min(odd_pace_s, max(bound_s, least_s))
+            odd_loan_s = min(odd_loan_s, max(with_loan_s, least_s))
     if 2 * num_odd > len(rows):
-        pace_s, loan_s = be_s, min(loan_s, odd_loan_s)
+        pace_s, loan_s = min(pace_s, odd_pace_s), min(loan_s, odd_loan_s)
     half_s = np.sort(slack_s)[len(rows) // 2] if len(rows) else np.inf
     return slack_s, is_late, (loan_s, pace_s, be_s, half_s)

@@ -31,7 +31,7 @@ from backend.policy.state.table_loops import (
 from kv.compiled import compiled
 
 _LENT = 0.5  # Part of the time that a decode can catch up with until its end.
-_TURN = 10.0  # Steps of all decodes. In one of these, prompts get time although the decodes cannot be caught up.
+_TURN = 10.0  # Steps of all decodes. In one of these, prompts get time although such decodes leave none.
 _EARLY = 0.1  # Part of the outputs that got as far, and end before the length that is counted on.
 
 
@@ -75,10 +75,11 @@ def decode_bounds(
     least. All are infinite without any.
 
     A late one asks for no more than `catch_up` of its TPOT SLO. One whose TPOT SLO is below a step of its own is late,
-    and asks for nothing. Below `odd_s` it asks nothing of real-time, unless most ask for as little. Where not
-    even steps of nothing else can catch it up, prompts get one step in ten of `odd_s`. With none, a few long streams
-    would stop all prompts; with more, an overload would go on as prompts become decodes. An inter-token SLO lends
-    nothing, nor does a decode without its first token.
+    and asks for nothing. Below `odd_s` it asks nothing of real-time, unless most ask for as little. Some leave
+    prompts no time in any step: those that not even steps of nothing else can catch up, and inter-token SLOs below
+    `odd_s`. In one step of _TURN they bind nothing below `odd_s`. With none, a few long streams would stop all prompts.
+    With more, an overload would go on, as prompts become decodes. An inter-token SLO lends nothing, nor does a decode
+    without its first token.
 
     step_s: of all these decodes; alone_s: of one without context, which adds c2 for each token of it. ratios,
     num_ratios: as in OutputLengths.
@@ -105,14 +106,15 @@ def decode_bounds(
             gained_s = max(0, most - num_output - 1) * max(0.0, use * slo_s - step_s)
             with_loan_s = max(bound_s, slack_s[index] + _LENT * gained_s)
         be_s = min(be_s, bound_s)
+        if is_turn and (catch_up * slo_s < step_s or times[ITL_SLO, row] < odd_s):
+            bound_s, with_loan_s = max(bound_s, odd_s), max(with_loan_s, odd_s)
         if slo_s >= odd_s:
             pace_s = min(pace_s, bound_s)
             loan_s = min(loan_s, with_loan_s)
         else:
             num_odd += 1
-            least_s = odd_s if is_turn and catch_up * slo_s < step_s else 0.0
-            odd_pace_s = min(odd_pace_s, max(bound_s, least_s))
-            odd_loan_s = min(odd_loan_s, max(with_loan_s, least_s))
+            odd_pace_s = min(odd_pace_s, bound_s)
+            odd_loan_s = min(odd_loan_s, with_loan_s)
     if 2 * num_odd > len(rows):
         pace_s, loan_s = min(pace_s, odd_pace_s), min(loan_s, odd_loan_s)
     half_s = np.sort(slack_s)[len(rows) // 2] if len(rows) else np.inf

@@ -131,12 +131,15 @@ def test_a_pace_that_few_ask_for_binds_no_prompt() -> None:
     assert loan_s(scheduler) < 0.1
 
 
-@pytest.mark.parametrize("tpot_slo_s", [0.0102, 0.0105, 0.0107, 0.0109, 0.0115, 0.0125])
+@pytest.mark.parametrize("pace_s", [0.0102, 0.0105, 0.0107, 0.0109, 0.0115, 0.0125])
+@pytest.mark.parametrize("knob", ["tpot_slo_s", "itl_slo_s"])
 @pytest.mark.parametrize("num_prompt", [3, 400])
-def test_decodes_that_ask_for_a_pace_that_all_cannot_keep_stop_no_prompt(tpot_slo_s: float, num_prompt: int) -> None:
+def test_decodes_that_ask_for_a_pace_that_all_cannot_keep_stop_no_prompt(
+    pace_s: float, knob: str, num_prompt: int
+) -> None:
     """One of them takes 10.1 ms a step and all eight take 10.8 ms: no prompt had a token until they ended."""
     scheduler = make(num_blocks=4000)
-    now_s = start_as_predicted(scheduler, *(rt(10, 4000, tpot_slo_s=tpot_slo_s) for _ in range(8)))
+    now_s = start_as_predicted(scheduler, *(rt(10, 4000, **{knob: pace_s}) for _ in range(8)))
     for _ in range(200):
         now_s += step(scheduler, now_s).predicted_s
     prompt = rt(num_prompt, 5, arrival_s=now_s, ttft_slo_s=0.5)

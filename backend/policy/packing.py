@@ -14,7 +14,7 @@ from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 from kv.types import Row, Side
 
-_MIN_CHUNK = 16  # tokens; a smaller chunk is not worth its batch slot, unless it ends the prompt
+MIN_CHUNK = 16  # tokens; a smaller chunk is not worth its batch slot, unless it ends the prompt
 
 
 def side_of(request: Request) -> Side:
@@ -122,8 +122,8 @@ class Packing:
             return whole if fits and whole <= max_tokens else 0
         context = request.num_computed + num_restored
         by_time = self._view.latency.max_chunk(time_left_s - self.any_prefill_s, context, wanted)
-        if by_time < min(wanted, _MIN_CHUNK):
-            return min(wanted, _MIN_CHUNK, max_tokens) if is_alone else 0
+        if by_time < min(wanted, MIN_CHUNK):
+            return min(wanted, MIN_CHUNK, max_tokens) if is_alone else 0
         return min(wanted, by_time, max_tokens)
 
     def chunk_by(self, request: Request, end_s: float, max_tokens: int) -> tuple[int, int]:

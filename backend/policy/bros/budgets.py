@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from backend.policy.bros.decode_bounds import decode_bounds
 from backend.policy.bros.kv_forecast import unused_of_block
-from backend.policy.packing import Packing
+from backend.policy.packing import MIN_CHUNK, Packing
 from backend.policy.state.table_loops import Rows
 from backend.policy.view import SchedulerView
 
@@ -57,6 +57,7 @@ class Budgets:
     def heed_decodes(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Tighten to what the decodes need; return their usable slack, and who of them is late."""
         table, latency, lengths = self._view.table, self._view.latency, self._view.traffic.rt_lengths
+        with_chunk_s = self._decodes_s + latency.c5 + latency.prefill_s(MIN_CHUNK, 0)
         slack_s, is_late, (loan_s, pace_s, be_s, half_s) = decode_bounds(
             table.counts,
             table.times,
@@ -66,7 +67,7 @@ class Budgets:
             self._decodes_s,
             latency.c0 + latency.c1,
             latency.c2,
-            self._shortest_s,
+            max(self._shortest_s, with_chunk_s / SPARE_USE),
             lengths.ratios,
             lengths.counts,
             SPARE_USE,

@@ -14,7 +14,7 @@ from backend.engine.scheduler import Scheduler
 from backend.policy.bros.decode_bounds import decode_bounds, num_sure
 from backend.policy.state.output_lengths import OutputLengths
 from tests.backend.factories import rt
-from tests.backend.policy.driving import make, start, start_as_predicted, step
+from tests.backend.policy.driving import FIT, make, start, start_as_predicted, step
 
 NOW_S, STEP_S = 0.001, 0.01
 EXACT = (1.0,) * 20  # all outputs before were as long as max_tokens
@@ -133,18 +133,22 @@ def test_a_pace_that_few_ask_for_binds_no_prompt() -> None:
 
 @pytest.mark.parametrize("pace_s", [0.0102, 0.0105, 0.0107, 0.0109, 0.0115, 0.0125])
 @pytest.mark.parametrize("knob", ["tpot_slo_s", "itl_slo_s"])
+@pytest.mark.parametrize("first_prefill_s", [0.0, 0.03])
 @pytest.mark.parametrize("num_prompt", [3, 400])
 def test_decodes_that_ask_for_a_pace_that_all_cannot_keep_stop_no_prompt(
-    pace_s: float, knob: str, num_prompt: int
+    pace_s: float, knob: str, num_prompt: int, first_prefill_s: float
 ) -> None:
-    """One of them takes 10.1 ms a step and all eight take 10.8 ms: no prompt had a token until they ended."""
-    scheduler = make(num_blocks=4000)
+    """One of them takes 10.1 ms a step, and all eight take 10.8 ms: no prompt had a token until they ended.
+
+    A step with a prompt takes up to 30 ms more.
+    """
+    scheduler = make(num_blocks=4000, latency_coefficients=(*FIT[:5], first_prefill_s))
     now_s = start_as_predicted(scheduler, *(rt(10, 4000, **{knob: pace_s}) for _ in range(8)))
     for _ in range(200):
         now_s += step(scheduler, now_s).predicted_s
-    prompt = rt(num_prompt, 5, arrival_s=now_s, ttft_slo_s=0.5)
+    prompt = rt(num_prompt, 5, arrival_s=now_s, ttft_slo_s=1.0)
     scheduler.add(prompt, now_s)
-    end_s = now_s + 0.5
+    end_s = now_s + 1.0
     while not prompt.num_output and now_s < end_s:
         now_s += step(scheduler, now_s).predicted_s
     assert now_s <= end_s
